@@ -1,0 +1,176 @@
+"""The privacy loss of one release, as probability masses of cells of loss.
+
+For neighbours with output laws P and Q the privacy loss is L = log(dP/dQ), drawn
+under P. Each law here answers one question: how much of P, and how much of Q, has a
+loss in each cell between given edges. A direction says which neighbour is P.
+Source of the pairs: Zhu, Dong & Wang 2022, arXiv:2106.08567, Table 1 and Proposition 30.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from dpaudit.accountants.releases import shift_over_noise
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.errors import UnsupportedMechanism
+from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, RandomizedResponse, Release
+
+Array = NDArray[np.float64]
+
+UNIT_ROUNDOFF = 2.0**-53
+
+
+class Direction(Enum):
+    """Which of the two neighbours is P, the one whose outputs are seen."""
+
+    REMOVE = "remove"
+    """P has the record, Q lacks it."""
+
+    ADD = "add"
+    """P lacks the record, Q has it."""
+
+
+@dataclass(frozen=True)
+class CellMasses:
+    """Probability of each cell under P and Q, shape ``(cells,)``, and a bound on P's rounding."""
+
+    p: Array
+    q: Array
+    p_rounding: Array
+
+
+class LossLaw(Protocol):
+    """The law of one release's privacy loss."""
+
+    def reach(self, tail: float) -> tuple[float, float]:
+        """Return losses between which all but a P-probability of ``tail`` lies."""
+
+    def masses(self, edges: Array) -> CellMasses:
+        """Return the masses of the cells between rising ``edges``, shape ``(cells + 1,)``."""
+
+    def edge_rounding(self, largest: float) -> float:
+        """Bound by how much the loss at an edge, at most ``largest`` in size, is misplaced."""
+
+
+def _normal_cells(edges: Array) -> tuple[Array, Array]:
+    """Return N(0, 1)'s masses between rising edges and a bound on their rounding."""
+    # Difference the smaller tail: the other one loses all digits of a far cell.
+    lower, upper = ndtr(edges), ndtr(-edges)
+    right = edges[:-1] > 0
+    cells = np.where(right, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
+    larger = np.where(right, upper[:-1], lower[1:])
+    return np.maximum(cells, 0.0), 4 * UNIT_ROUNDOFF * larger
+
+
+@dataclass(frozen=True)
+class SampledGaussianLoss:
+    """N(0, 1) against (1 - rate) N(0, 1) + rate N(shift, 1), both in units of the noise."""
+
+    shift: float
+    rate: float
+    direction: Direction
+
+    def _loss(self, y: float) -> float:
+        exponent = self.shift * y - self.shift**2 / 2
+        if self.rate == 1:
+            return exponent
+        return float(np.logaddexp(math.log1p(-self.rate), math.log(self.rate) + exponent))
+
+    def _observation(self, losses: Array) -> Array:
+        """Return the y at which log(1 - rate + rate exp(shift y - shift^2/2)) is ``losses``."""
+        if self.rate == 1:
+            exponent = losses
+        else:
+            small = np.minimum(losses, 30.0)
+            large = np.maximum(losses, 30.0)
+            with np.errstate(divide="ignore"):  # log 0: below the least loss there is
+                near = np.log(np.maximum(np.expm1(small) + self.rate, 0.0) / self.rate)
+            far = large - math.log(self.rate) + np.log1p(-(1 - self.rate) * np.exp(-large))
+            exponent = np.where(losses < 30.0, near, far)
+        return np.asarray(exponent / self.shift + self.shift / 2)
+
+    def reach(self, tail: float) -> tuple[float, float]:
+        sigmas = -float(ndtri(tail / 2))
+        if self.direction is Direction.REMOVE:
+            return self._loss(-sigmas), self._loss(self.shift + sigmas)
+        return -self._loss(sigmas), -self._loss(-sigmas)
+
+    def masses(self, edges: Array) -> CellMasses:
+        if self.direction is Direction.ADD:  # L = -loss(y) falls in y: mirror, then swap
+            mirrored = self._mixture_and_base(-edges[::-1])
+            _, _, base, base_rounding = mirrored
+            return CellMasses(base[::-1], mirrored[0][::-1], base_rounding[::-1])
+        mixture, mixture_rounding, base, _ = self._mixture_and_base(edges)
+        return CellMasses(mixture, base, mixture_rounding)
+
+    def _mixture_and_base(self, edges: Array) -> tuple[Array, Array, Array, Array]:
+        y = self._observation(edges)
+        base, base_rounding = _normal_cells(y)
+        moved, moved_rounding = _normal_cells(y - self.shift)
+        mixture = (1 - self.rate) * base + self.rate * moved
+        rounding = (1 - self.rate) * base_rounding + self.rate * moved_rounding
+        return mixture, rounding, base, base_rounding
+
+    def edge_rounding(self, largest: float) -> float:
+        sizes = 1 + largest + self.shift**2 - math.log(self.rate)
+        return 16 * UNIT_ROUNDOFF * sizes
+
+
+@dataclass(frozen=True)
+class RandomizedResponseLoss:
+    """Losses +e, -e and, with more than two categories, 0; the same in both directions."""
+
+    truth: float
+    other: float
+    categories: int
+
+    @property
+    def _atoms(self) -> tuple[Array, Array, Array]:
+        e = math.log(self.truth) - math.log(self.other)
+        rest = (self.categories - 2) * self.other
+        return (
+            np.array([e, -e, 0.0]),
+            np.array([self.truth, self.other, rest]),
+            np.array([self.other, self.truth, rest]),
+        )
+
+    def reach(self, tail: float) -> tuple[float, float]:
+        largest = float(self._atoms[0][0])
+        return -largest, largest
+
+    def masses(self, edges: Array) -> CellMasses:
+        losses, p, q = self._atoms
+        cell = np.clip(np.searchsorted(edges, losses, side="left") - 1, 0, len(edges) - 2)
+        cells = len(edges) - 1
+        p_cells = np.bincount(cell, p, cells)
+        return CellMasses(p_cells, np.bincount(cell, q, cells), 4 * UNIT_ROUNDOFF * p_cells)
+
+    def edge_rounding(self, largest: float) -> float:
+        return 8 * UNIT_ROUNDOFF * (1 + largest)
+
+
+def loss_law(release: Release, adjacency: Adjacency, direction: Direction) -> LossLaw:
+    """Return the loss law of one release for the worst pair of neighbours.
+
+    Raises:
+        UnsupportedMechanism: no such pair is known here.
+    """
+    match release:
+        case Gaussian():
+            return SampledGaussianLoss(shift_over_noise(release, adjacency), 1.0, direction)
+        case PoissonSampled(Gaussian() as inner, sampling_rate) if (
+            adjacency is not Adjacency.REPLACE_ONE
+        ):
+            shift = shift_over_noise(inner, adjacency)
+            return SampledGaussianLoss(shift, sampling_rate, direction)
+        case RandomizedResponse(truth, categories) if adjacency is Adjacency.REPLACE_ONE:
+            return RandomizedResponseLoss(truth, (1 - truth) / (categories - 1), categories)
+        case _:
+            raise UnsupportedMechanism(release, f"no pair of laws under {adjacency.value}")

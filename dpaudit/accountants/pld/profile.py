@@ -1,0 +1,126 @@
+"""delta(epsilon) and epsilon(delta) of a mechanism: chooses the form that fits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dpaudit.accountants import gaussian
+from dpaudit.accountants.pld import grid
+from dpaudit.accountants.invert import largest_with_at_least, smallest_with_at_most
+from dpaudit.accountants.pld.laws import Direction, loss_law
+from dpaudit.accountants.pld.randomized_response import BinaryResponses
+from dpaudit.accountants.releases import (
+    Releases,
+    count_releases,
+    refuse_unpriced,
+    shift_over_noise,
+)
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit, require_positive
+from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, RandomizedResponse
+
+
+def profile(
+    mechanism: Mechanism,
+    *,
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
+    relative_width: float = 0.005,
+) -> PldProfile:
+    """Return the privacy profile of ``mechanism``.
+
+    Args:
+        mechanism: A release or a composition whose schedule was fixed in advance.
+        adjacency: Which data sets are neighbours.
+        relative_width: Aim for the width of epsilon's interval over epsilon. The
+            interval is valid whatever this is; closed forms are sharper by themselves.
+
+    Raises:
+        UnsupportedMechanism: a part has no valid statement under ``adjacency``.
+        InvalidArgument: ``relative_width`` is not above 0 and finite.
+    """
+    require_positive("relative_width", relative_width)
+    releases = count_releases(mechanism)
+    refuse_unpriced(releases, adjacency)
+    return PldProfile(releases, adjacency, relative_width)
+
+
+@dataclass(frozen=True)
+class PldProfile:
+    """The worst delta(epsilon) over both directions of a neighbouring pair."""
+
+    releases: Releases
+    adjacency: Adjacency
+    relative_width: float
+
+    def epsilon(self, *, delta: float) -> Bound:
+        """Return the interval of the least epsilon at ``delta``, ``0 < delta < 1``."""
+        require_open_unit("delta", delta)
+        if (mu := self._gaussian_mu()) is not None:
+            return gaussian.epsilon(delta, mu=mu)
+        if (responses := self._binary_responses()) is not None:
+            return responses.epsilon(delta)
+        return _worst([self._epsilon_one_way(delta, way) for way in self._directions()])
+
+    def delta(self, *, epsilon: float) -> Bound:
+        """Return the interval of the least delta at ``epsilon``, ``0 <= epsilon``."""
+        if not 0 <= epsilon < math.inf:
+            raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
+        if (mu := self._gaussian_mu()) is not None:
+            return gaussian.delta(epsilon, mu=mu)
+        if (responses := self._binary_responses()) is not None:
+            return responses.delta(epsilon)
+        return _worst([self._delta_one_way(epsilon, way) for way in self._directions()])
+
+    def _gaussian_mu(self) -> float | None:
+        squares = 0.0
+        for release, times in self.releases.items():
+            if not isinstance(release, Gaussian):
+                return None
+            squares += times * shift_over_noise(release, self.adjacency) ** 2
+        return math.sqrt(squares)
+
+    def _binary_responses(self) -> BinaryResponses | None:
+        match list(self.releases.items()):
+            case [(RandomizedResponse(categories=2) as release, times)]:
+                return BinaryResponses(release, times)
+            case _:
+                return None
+
+    def _directions(self) -> tuple[Direction, ...]:
+        if any(isinstance(release, PoissonSampled) for release in self.releases):
+            return Direction.REMOVE, Direction.ADD
+        return (Direction.REMOVE,)  # every other pair is its own mirror image
+
+    def _laws(self, direction: Direction) -> grid.Laws:
+        return [
+            (loss_law(release, self.adjacency, direction), times)
+            for release, times in self.releases.items()
+        ]
+
+    def _epsilon_one_way(self, delta: float, direction: Direction) -> Bound:
+        laws = self._laws(direction)
+        plan = grid.plan_for_delta(laws, delta)
+        composition = grid.compose(laws, plan, self.relative_width)
+        # Chernoff's epsilon is an upper bound up to what the lattice adds.
+        ceiling = 1.1 * plan.epsilon_guess + 1.0
+        eta = delta * grid.ETA_SHARE
+        resolution = 0.01 * self.relative_width
+        upper = smallest_with_at_most(composition.delta_upper, delta, 0.0, ceiling, resolution)
+        lower = largest_with_at_least(
+            lambda e: composition.delta_lower(e, eta), delta, 0.0, upper, resolution
+        )
+        return Bound(lower, upper)
+
+    def _delta_one_way(self, epsilon: float, direction: Direction) -> Bound:
+        laws = self._laws(direction)
+        plan = grid.plan_for_epsilon(laws, epsilon)
+        composition = grid.compose(laws, plan, self.relative_width)
+        upper = composition.delta_upper(epsilon)
+        lower = composition.delta_lower(epsilon, max(upper * grid.ETA_SHARE, 1e-300))
+        return Bound(lower, upper)
+
+
+def _worst(ways: list[Bound]) -> Bound:
+    return Bound(max(way.lower for way in ways), max(way.upper for way in ways))

@@ -1,0 +1,1 @@
+"""Policy and verdict: pure functions of evidence that was read elsewhere."""

@@ -1,0 +1,1 @@
+"""What people read: HTML and text made from a run's evidence."""

@@ -1,0 +1,39 @@
+"""A privacy claim: epsilon and delta, and everything without which they mean nothing."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.ledger import Randomness, Sampling
+
+
+class EpsilonAnswer(msgspec.Struct, frozen=True):
+    """What one accountant says; ``methods`` holds its variants, the best of which it says."""
+
+    accountant: str
+    adjacency: Adjacency
+    delta: float
+    epsilon: Bound
+    methods: dict[str, Bound]
+    sampling: Sampling = Sampling.POISSON
+    schema_version: str = SCHEMA_VERSION
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """The epsilon of a ledger at a delta, by one accountant, with its assumptions."""
+
+    epsilon: Bound
+    delta: float
+    accountant: str
+    adjacency: Adjacency
+    sampling: Sampling
+    randomness: Randomness
+    releases: int
+    ledger_head: str
+    dpaudit_version: str
+    leaves_out: tuple[str, ...] = ()
+    takes_as_public: tuple[str, ...] = ()
+    schema_version: str = SCHEMA_VERSION

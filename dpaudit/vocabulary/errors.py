@@ -1,0 +1,102 @@
+"""Everything that dpaudit raises on purpose, and the exit code that each one becomes.
+
+DpauditError
+    InvalidArgument     a value that is not allowed          exit code 2
+        UnsupportedMechanism   a question this accountant must not answer
+    MissingExtra        an optional library is not installed exit code 2
+    RunExists           a run would be overwritten           exit code 2
+    IntegrityError      a file is missing, torn or altered   exit code 4
+    AccountingError     no number that is certainly true     exit code 70
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the ``dpaudit`` process says to the shell that called it."""
+
+    HOLDS = 0
+    VIOLATED = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    INTEGRITY = 4
+    BUG = 70
+
+
+class DpauditError(Exception):
+    """Base of every error that dpaudit raises on purpose."""
+
+    exit_code = ExitCode.BUG
+
+
+class InvalidArgument(DpauditError, ValueError):
+    """An argument is outside of what is allowed; the message names all three."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        super().__init__(f"{name} must be {allowed}, got {value!r}")
+        self.name = name
+
+
+class UnsupportedMechanism(InvalidArgument):
+    """An accountant has no valid statement about this mechanism under this adjacency."""
+
+    def __init__(self, mechanism: object, why: str) -> None:
+        ValueError.__init__(self, f"{mechanism!r}: {why}")
+        self.name = "mechanism"
+
+
+class MissingExtra(DpauditError, ImportError):
+    """A command needs libraries that the light core does not install."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed: pip install 'dpaudit[{extra}]'")
+
+
+class RunExists(DpauditError):
+    """A run directory would be overwritten without being asked to."""
+
+    exit_code = ExitCode.USAGE
+
+
+class IntegrityError(DpauditError):
+    """A file of a run is missing, incomplete or not what its hashes say."""
+
+    exit_code = ExitCode.INTEGRITY
+
+
+class AccountingError(DpauditError, ArithmeticError):
+    """Raised where going on would print a privacy number that is not true."""
+
+
+# Written so that NaN is refused too: every comparison with NaN is false.
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse anything but a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise InvalidArgument(name, value, "above 0 and finite")
+
+
+def require_sampling_rate(name: str, value: float) -> None:
+    """Refuse anything but a probability above 0."""
+    if not 0 < value <= 1:
+        raise InvalidArgument(name, value, "above 0 and at most 1")
+
+
+def require_open_unit(name: str, value: float) -> None:
+    """Refuse anything but a number strictly between 0 and 1."""
+    if not 0 < value < 1:
+        raise InvalidArgument(name, value, "above 0 and below 1")
+
+
+def require_count(name: str, value: int, *, least: int = 1) -> None:
+    """Refuse anything but a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgument(name, value, f"a whole number of at least {least}")

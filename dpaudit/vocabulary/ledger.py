@@ -1,0 +1,106 @@
+"""What a training run released, step by step: the ground that every claim stands on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+
+import msgspec
+
+from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
+
+
+class Sampling(Enum):
+    """How the records of a step were chosen."""
+
+    POISSON = "poisson"
+    """Each record joins each step by its own coin."""
+
+    FULL_BATCH = "full-batch"
+    """Every record joins every step."""
+
+    SHUFFLED = "shuffled"
+    """Passes over a shuffled data set in batches of one size: no amplification is claimed."""
+
+
+class Randomness(Enum):
+    """Where noise and sampling come from."""
+
+    SECURE = "secure"
+    """A keystream under a fresh key of the operating system, which is never stored."""
+
+    SEEDED = "seeded"
+    """Reproducible, for tests: whoever knows the seed knows the noise."""
+
+
+class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
+    """What holds for the whole run; carries no count and no digest of the records."""
+
+    adjacency: Adjacency
+    sampling: Sampling
+    randomness: Randomness
+    schedule_fixed_in_advance: bool
+    clip_norm: float
+    versions: dict[str, str]
+    run: str
+    leaves_out: tuple[str, ...] = ()
+    takes_as_public: tuple[str, ...] = ()
+    schema_version: str = SCHEMA_VERSION
+
+
+class BookedRelease(msgspec.Struct, frozen=True, tag_field="kind", tag="release"):
+    """One release, on disk before its noise was used."""
+
+    what: str
+    mechanism: Release
+    step: int | None = None
+
+
+class Resumed(msgspec.Struct, frozen=True, tag_field="kind", tag="resumed"):
+    """A process took over at ``step``; steps from there on may be booked twice."""
+
+    step: int
+    randomness: Randomness
+
+
+class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
+    """The run has ended: how many releases there were, and the digests of its files."""
+
+    releases: int
+    files: dict[str, str]
+
+
+LedgerLine = LedgerHeader | BookedRelease | Resumed | Seal
+
+
+class PrivacyLedger(msgspec.Struct, frozen=True):
+    """A ledger that was read and verified.
+
+    Attributes:
+        header: What holds for the whole run.
+        lines: Everything after the header, in order.
+        head: Hash of the last line, which every earlier line enters.
+    """
+
+    header: LedgerHeader
+    lines: tuple[BookedRelease | Resumed | Seal, ...]
+    head: str
+
+    @property
+    def releases(self) -> tuple[BookedRelease, ...]:
+        """The booked releases, in order."""
+        return tuple(line for line in self.lines if isinstance(line, BookedRelease))
+
+    @property
+    def seal(self) -> Seal | None:
+        """The seal, or None while the run goes on."""
+        last = self.lines[-1] if self.lines else None
+        return last if isinstance(last, Seal) else None
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """All releases as one mechanism; at least one must be booked."""
+        counts = Counter(release.mechanism for release in self.releases)
+        return Composed(tuple(Repeated(release, times) for release, times in counts.items()))
