@@ -1,0 +1,114 @@
+"""Canaries: records of our own making, each included by a fair coin, whose trace is measured.
+
+Gradient canaries each own one coordinate appended to the released sum. Their gradient
+is zero elsewhere, no record's gradient enters theirs, and no parameter moves by them:
+they cost no accuracy, and see the clipping, the sampling and the noise that every
+coordinate gets. Input canaries are held-out records with a wrong label, trained on like
+any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.files import read_arrays, write_arrays
+from dpaudit.trainer.data import Records, Split
+from dpaudit.trainer.engine import clipped_sum
+from dpaudit.trainer.randomness import Keystream, Purpose
+from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.settings import CanarySettings
+
+# A canary's raw gradient is this much longer than the clip norm: it must be clipped.
+EXCESS = 16.0
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """All canaries of a run, with their inclusion bits.
+
+    Attributes:
+        gradient_included: Shape ``(m,)``, the bit of each gradient canary.
+        inputs: The mislabelled records.
+        inputs_included: Shape ``(k,)``, the bit of each of them.
+    """
+
+    gradient_included: NDArray[np.bool_]
+    inputs: Records
+    inputs_included: NDArray[np.bool_]
+
+    @property
+    def trained_inputs(self) -> Records:
+        """The input canaries that train."""
+        return self.inputs[self.inputs_included]
+
+    def write(self, run: RunDirectory) -> None:
+        """Write the included ones for a trainer, and all with their bits for the auditor."""
+        trained = self.trained_inputs
+        write_arrays(
+            run.canaries,
+            gradient_coordinates=np.flatnonzero(self.gradient_included),
+            input_features=trained.features,
+            input_labels=trained.labels,
+        )
+        write_arrays(
+            run.secret_canaries,
+            gradient_included=self.gradient_included,
+            input_features=self.inputs.features,
+            input_labels=self.inputs.labels,
+            inputs_included=self.inputs_included,
+        )
+
+    @classmethod
+    def read(cls, run: RunDirectory) -> Canaries:
+        """Read all canaries with their bits."""
+        arrays = read_arrays(run.secret_canaries)
+        inputs = Records(arrays["input_features"], arrays["input_labels"])
+        return cls(arrays["gradient_included"], inputs, arrays["inputs_included"])
+
+
+def make_canaries(
+    settings: CanarySettings, split: Split, stream: Keystream
+) -> tuple[Canaries, Records]:
+    """Return the canaries, and the held-out records that are left.
+
+    Raises:
+        InvalidArgument: more than half of the held-out records would become canaries.
+    """
+    most = len(split.heldout) // 2
+    if settings.inputs > most:
+        raise InvalidArgument(
+            "input_canaries", settings.inputs, f"at most {most}, half of the held-out records"
+        )
+    taken = np.arange(len(split.heldout)) < settings.inputs
+    base = split.heldout[taken]
+    shifts = stream.words(Purpose.CANARY_LABELS, 0, settings.inputs) % np.uint64(
+        len(split.classes) - 1
+    )
+    wrong = (base.labels + 1 + shifts.astype(np.int64)) % len(split.classes)
+    coins = stream.coins(Purpose.CANARY_COINS, 0, settings.gradient + settings.inputs, 0.5)
+    canaries = Canaries(
+        gradient_included=coins[: settings.gradient],
+        inputs=Records(base.features, wrong),
+        inputs_included=coins[settings.gradient :],
+    )
+    return canaries, split.heldout[~taken]
+
+
+def gradient_canary_sum(joined: NDArray[np.bool_], clip_norm: float) -> Tensor:
+    """Return what the gradient canaries that joined a step add to their coordinates.
+
+    Args:
+        joined: Shape ``(m,)``: included, and drawn by this step's sampling.
+        clip_norm: Largest norm of one canary's gradient, clipped like any record's.
+
+    Returns:
+        Shape ``(m,)``.
+    """
+    rows = torch.eye(len(joined))[torch.from_numpy(joined)] * (EXCESS * clip_norm)
+    return clipped_sum(rows, clip_norm)

@@ -1,0 +1,93 @@
+"""Checkpoints: model, optimizer, observations and step; never a key.
+
+A folder counts once its marker is there, which is written last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.files import read_arrays, read_json, write_arrays, write_bytes, write_json
+from dpaudit.vocabulary import SCHEMA_VERSION
+
+MARKER = "COMPLETE"
+KEPT = 2
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far the run had come, and its public normaliser."""
+
+    steps_done: int
+    expected_batch_size: float
+    schema_version: str = SCHEMA_VERSION
+
+
+def write_checkpoint(
+    run: RunDirectory,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    observations: list[NDArray[np.float32]],
+) -> None:
+    """Write a checkpoint and remove all but the newest few."""
+    folder = run.checkpoints / f"step-{progress.steps_done}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_model(model, str(folder / "model.safetensors"))
+    save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+    write_arrays(folder / "observations.npz", rows=np.array(observations, dtype=np.float32))
+    write_json(folder / "progress.json", progress)
+    write_bytes(folder / MARKER, b"")
+    for old in _complete(run)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def read_newest_checkpoint(
+    run: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, list[NDArray[np.float32]]] | None:
+    """Fill ``model`` and ``optimizer`` from the newest complete checkpoint, if there is one."""
+    folders = _complete(run)
+    if not folders:
+        return None
+    newest = folders[-1]
+    progress = read_json(newest / "progress.json", Progress)
+    load_model(model, newest / "model.safetensors")
+    _fill_optimizer(optimizer, load_file(newest / "optimizer.safetensors"))
+    return progress, list(read_arrays(newest / "observations.npz")["rows"])
+
+
+def _complete(run: RunDirectory) -> list[Path]:
+    """Return the complete checkpoints, oldest first."""
+    if not run.checkpoints.is_dir():
+        return []
+    folders = [folder for folder in run.checkpoints.iterdir() if (folder / MARKER).exists()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's state as "parameter.entry" to tensor."""
+    return {
+        f"{index}.{entry}": torch.as_tensor(value).contiguous()
+        for index, entries in optimizer.state_dict()["state"].items()
+        for entry, value in entries.items()
+        if value is not None
+    }
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, entry = name.split(".", 1)
+        state.setdefault(int(index), {})[entry] = tensor
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)

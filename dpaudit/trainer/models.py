@@ -1,0 +1,83 @@
+"""The models that come with the trainer, and how a user's own is found."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import torch
+from torch import nn
+
+from dpaudit.vocabulary.errors import InvalidArgument
+
+Shape = tuple[int, ...]
+
+IMAGE_SIDE = 16  # from this side on, ``auto`` takes convolutions
+
+
+def linear(shape: Shape, classes: int) -> nn.Module:
+    """Return multinomial logistic regression."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
+
+
+def mlp(shape: Shape, classes: int) -> nn.Module:
+    """Return one hidden layer; tanh keeps activations, and so gradients, bounded."""
+    hidden = 64
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(shape), hidden), nn.Tanh(), nn.Linear(hidden, classes)
+    )
+
+
+def cnn(shape: Shape, classes: int) -> nn.Module:
+    """Return two convolutions and two linear layers with tanh.
+
+    The small network of Papernot et al. 2020, arXiv:2007.14191, Table 1.
+    """
+    if len(shape) not in {2, 3}:
+        raise InvalidArgument("model", "cnn", f"for records of 2 or 3 dimensions, not {shape}")
+    channels = shape[0] if len(shape) == 3 else 1
+    body = nn.Sequential(
+        nn.Unflatten(1, (1, shape[0])) if len(shape) == 2 else nn.Identity(),
+        nn.Conv2d(channels, 16, 8, stride=2, padding=3),
+        nn.Tanh(),
+        nn.MaxPool2d(2, stride=1),
+        nn.Conv2d(16, 32, 4, stride=2),
+        nn.Tanh(),
+        nn.MaxPool2d(2, stride=1),
+        nn.Flatten(),
+    )
+    with torch.no_grad():
+        features = body(torch.zeros(1, *shape)).shape[1]
+    return nn.Sequential(body, nn.Linear(features, 32), nn.Tanh(), nn.Linear(32, classes))
+
+
+BUILT_IN = {"linear": linear, "mlp": mlp, "cnn": cnn}
+
+
+def make_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
+    """Return the model called ``name``, initialised from ``seed``.
+
+    Raises:
+        InvalidArgument: no such model, or the user's factory does not return a module.
+    """
+    if name == "auto":
+        image = len(shape) in {2, 3} and min(shape[-2:]) >= IMAGE_SIDE
+        name = "cnn" if image else "mlp"
+    factory = BUILT_IN.get(name) or _imported(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = factory(shape, classes)
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument("model", name, "a factory that returns a torch.nn.Module")
+    return model
+
+
+def _imported(name: str):  # type: ignore[no-untyped-def]
+    allowed = f"auto, {', '.join(BUILT_IN)} or package.module:factory that can be imported"
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise InvalidArgument("model", name, allowed)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InvalidArgument("model", name, f"{allowed} ({error})") from error

@@ -1,0 +1,119 @@
+"""DP-SGD: Poisson sampling, clipped per-record gradients, noise once, a public normaliser.
+
+Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, with independent sampling of records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dpaudit.runs.ledger_file import LedgerWriter
+from dpaudit.trainer.canaries import Canaries, gradient_canary_sum
+from dpaudit.trainer.data import Records
+from dpaudit.trainer.engine import PerRecordGradients
+from dpaudit.trainer.randomness import Keystream, Purpose
+from dpaudit.vocabulary.ledger import BookedRelease
+from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
+from dpaudit.vocabulary.settings import PrivacySettings, SpeedSettings
+
+GRADIENT_SUM = "gradient sum"
+RECORD_COUNT = "record count"
+
+
+def per_record_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return each record's loss, shape ``(records,)``."""
+    return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+
+def make_optimizer(
+    model: nn.Module, name: str, learning_rate: float, momentum: float
+) -> torch.optim.Optimizer:
+    """Return a standard PyTorch optimizer: what follows the noisy sum is post-processing."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr=learning_rate)
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
+
+
+def release_expected_batch_size(
+    records: int, privacy: PrivacySettings, stream: Keystream, ledger: LedgerWriter
+) -> float:
+    """Return the public normaliser: the one that was given, else one from a noisy count.
+
+    How many records there are is a secret where one may be added or removed; so the count
+    is released like anything else, with noise and booked.
+    """
+    if privacy.expected_batch_size is not None:
+        return privacy.expected_batch_size
+    ledger.book(BookedRelease(RECORD_COUNT, Gaussian(privacy.count_noise_multiplier)))
+    noise = float(stream.normals(Purpose.COUNT_NOISE, 0, 1)[0])
+    count = records + privacy.count_noise_multiplier * noise
+    return max(1.0, privacy.sampling_rate * count)
+
+
+@dataclass
+class PrivateSgd:
+    """The state of one run between two steps."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    records: Records
+    canaries: Canaries
+    privacy: PrivacySettings
+    speed: SpeedSettings
+    stream: Keystream
+    ledger: LedgerWriter
+    expected_batch_size: float
+
+    def __post_init__(self) -> None:
+        self._gradients = PerRecordGradients(self.model, per_record_cross_entropy)
+        self._features = torch.from_numpy(self.records.features)
+        self._labels = torch.from_numpy(self.records.labels)
+
+    def step(self, number: int) -> NDArray[np.float32]:
+        """Take one step; return what it showed on the canaries' coordinates, over the clip norm.
+
+        The release is on disk in the ledger before its noise is drawn. An empty batch
+        takes a step like any other.
+        """
+        privacy = self.privacy
+        release = PoissonSampled(Gaussian(privacy.noise_multiplier), privacy.sampling_rate)
+        self.ledger.book(BookedRelease(GRADIENT_SUM, release, step=number))
+        noisy = self._clipped_sum(number) + self._noise(number)
+        self._descend(noisy[: self._gradients.size] / self.expected_batch_size)
+        return np.asarray(noisy[self._gradients.size :] / privacy.clip_norm)
+
+    def _clipped_sum(self, number: int) -> Tensor:
+        """Return the sum over the sampled records and canaries, shape ``(d + m,)``."""
+        rate, clip_norm = self.privacy.sampling_rate, self.privacy.clip_norm
+        drawn = self.stream.coins(Purpose.RECORD_SAMPLING, number, len(self.records), rate)
+        batch = torch.from_numpy(np.flatnonzero(drawn))
+        by_records = self._gradients.clipped_sum(
+            self._features[batch], self._labels[batch], clip_norm, self.speed.physical_batch_size
+        )
+        included = self.canaries.gradient_included
+        joined = included & self.stream.coins(
+            Purpose.CANARY_SAMPLING, number, len(included), rate
+        )
+        return torch.cat([by_records, gradient_canary_sum(joined, clip_norm)])
+
+    def _noise(self, number: int) -> Tensor:
+        """Return the step's noise, shape ``(d + m,)``: entered once, whatever the chunks."""
+        size = self._gradients.size + len(self.canaries.gradient_included)
+        draws = self.stream.normals(Purpose.GRADIENT_NOISE, number, size)
+        deviation = self.privacy.noise_multiplier * self.privacy.clip_norm
+        return torch.from_numpy((deviation * draws).astype(np.float32))
+
+    def _descend(self, gradient: Tensor) -> None:
+        start = 0
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                part = gradient[start : start + parameter.numel()]
+                parameter.grad = part.view_as(parameter).clone()
+                start += parameter.numel()
+        self.optimizer.step()

@@ -1,0 +1,89 @@
+"""Noise and coins from an AES-256-CTR keystream, addressed by purpose and step.
+
+Secure mode draws a fresh key from the operating system in every process and never
+stores it; so a resumed run cannot use a noise again. Seeded mode derives the key from a
+seed: the same stream, reproducible, for tests. A block's address is its purpose, its
+step and a counter: no two draws share a block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from enum import Enum
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from dpaudit.vocabulary.ledger import Randomness
+
+WORDS_PER_BLOCK = 2
+
+
+class Purpose(Enum):
+    """What a stream is drawn for; each purpose has a stream of its own."""
+
+    GRADIENT_NOISE = 1
+    RECORD_SAMPLING = 2
+    CANARY_SAMPLING = 3
+    CANARY_COINS = 4
+    CANARY_LABELS = 5
+    COUNT_NOISE = 6
+    MODEL = 7
+
+
+class Keystream:
+    """Random words that depend on the key, the purpose and the step alone."""
+
+    def __init__(self, key: bytes, randomness: Randomness) -> None:
+        self._key = key
+        self.randomness = randomness
+
+    @classmethod
+    def secure(cls) -> Keystream:
+        """Return a stream under a fresh key of the operating system."""
+        return cls(os.urandom(32), Randomness.SECURE)
+
+    @classmethod
+    def seeded(cls, seed: int) -> Keystream:
+        """Return the stream of ``seed``."""
+        return cls(hashlib.sha256(f"dpaudit seed {seed}".encode()).digest(), Randomness.SEEDED)
+
+    @classmethod
+    def of(cls, seed: int | None) -> Keystream:
+        """Return the stream of ``seed``, or a secure one for None."""
+        return cls.secure() if seed is None else cls.seeded(seed)
+
+    def words(self, purpose: Purpose, step: int, count: int) -> NDArray[np.uint64]:
+        """Return ``count`` uniform 64-bit words, shape ``(count,)``."""
+        # 2 + 6 bytes of address before 8 bytes of block counter, which AES-CTR counts up.
+        address = struct.pack(">H", purpose.value) + step.to_bytes(6, "big") + bytes(8)
+        cipher = Cipher(algorithms.AES256(self._key), modes.CTR(address)).encryptor()
+        return np.frombuffer(cipher.update(bytes(8 * count)), dtype="<u8")
+
+    def coins(self, purpose: Purpose, step: int, count: int, bias: float) -> NDArray[np.bool_]:
+        """Return ``count`` coins that show True with probability ``bias``, rounded down to 2^-64.
+
+        Coin i depends on the key, the purpose, the step and i alone.
+        """
+        if bias == 1:
+            return np.ones(count, dtype=np.bool_)
+        threshold = np.uint64(int(bias * 2**64))
+        return np.asarray(self.words(purpose, step, count) < threshold)
+
+    def normals(self, purpose: Purpose, step: int, count: int) -> NDArray[np.float64]:
+        """Return ``count`` draws of N(0, 1), shape ``(count,)``, by Box and Muller's transform.
+
+        In float64 the uniforms have 53 bits, so the tails reach 8.6 standard deviations.
+        """
+        words = self.words(purpose, step, 2 * ((count + 1) // 2))
+        uniforms = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        radius, angle = np.sqrt(-2 * np.log(uniforms[::2])), 2 * np.pi * uniforms[1::2]
+        draws = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return np.asarray(draws[:count])
+
+    def seed_for(self, purpose: Purpose) -> int:
+        """Return a 63-bit seed for what must be random but keeps no secret."""
+        return int(self.words(purpose, 0, 1)[0] >> np.uint64(1))

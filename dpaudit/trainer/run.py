@@ -1,0 +1,203 @@
+"""One training run from its settings to a sealed run directory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_model
+from torch import nn
+
+import dpaudit
+from dpaudit.runs.directory import RunDirectory, create_run, open_run, remove_run
+from dpaudit.runs.files import sha256, write_arrays, write_toml
+from dpaudit.runs.ledger_file import LedgerWriter
+from dpaudit.trainer.canaries import Canaries, make_canaries
+from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
+from dpaudit.trainer.data import Records, Split, load
+from dpaudit.trainer.independence import require_independent_records
+from dpaudit.trainer.models import make_model
+from dpaudit.trainer.private_sgd import (
+    PrivateSgd,
+    make_optimizer,
+    release_expected_batch_size,
+)
+from dpaudit.trainer.randomness import Keystream, Purpose
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.ledger import LedgerHeader, Resumed, Sampling
+from dpaudit.vocabulary.settings import RunConfig
+
+OnStep = Callable[[int], None]
+"""Called after each step with the number of steps done."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can fail on bad input, done before a file is touched."""
+
+    config: RunConfig
+    split: Split
+    model: nn.Module
+    stream: Keystream
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Read the records, make the model and check that it keeps records apart.
+
+    Raises:
+        InvalidArgument: data, model or a setting is not usable.
+    """
+    split = load(config.data)
+    stream = Keystream.of(config.privacy.seed)
+    seed = stream.seed_for(Purpose.MODEL)
+    model = make_model(config.model.model, split.shape, len(split.classes), seed)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidArgument("model", config.model.model, "a model with a trainable parameter")
+    model.train()
+    require_independent_records(model, split.shape)
+    return Prepared(config, split, model, stream)
+
+
+def train(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
+    """Train into a new run directory; it must not exist."""
+    config = prepared.config
+    canaries, _ = make_canaries(config.canaries, prepared.split, prepared.stream)
+    run = create_run(out)
+    write_toml(run.config, config)
+    canaries.write(run)
+    with LedgerWriter.create(run.ledger, _header(prepared)) as ledger:
+        sgd = _new_sgd(prepared, canaries, ledger)
+        _save_progress(run, sgd, [])
+        _finish(run, sgd, [], on_step)
+    return run
+
+
+def train_over(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
+    """Train in place of an earlier run, which is removed; anything else is refused."""
+    make_canaries(prepared.config.canaries, prepared.split, prepared.stream)  # may refuse
+    remove_run(out)
+    return train(prepared, out, on_step)
+
+
+def resume(out: Path, on_step: OnStep) -> RunDirectory:
+    """Go on with an interrupted run, from its newest checkpoint and its own settings.
+
+    A secure run draws a fresh key, so no noise is used twice; steps since the checkpoint
+    are taken, and booked, again.
+
+    Raises:
+        IntegrityError: a file of the run is missing or altered.
+        RunExists: the run is finished.
+    """
+    run = open_run(out)
+    prepared = prepare(run.read_config())
+    canaries = Canaries.read(run)
+    optimizer = _optimizer(prepared)
+    found = read_newest_checkpoint(run, prepared.model, optimizer)
+    step = found[0].steps_done if found else 0
+    resumed = Resumed(step, prepared.stream.randomness)
+    with LedgerWriter.resume(run.ledger, resumed) as ledger:
+        if found is None:  # it died before its first checkpoint: nothing but the count is lost
+            sgd, observations = _new_sgd(prepared, canaries, ledger), []
+        else:
+            progress, observations = found
+            sgd = _sgd(prepared, canaries, ledger, optimizer, progress.expected_batch_size)
+        _finish(run, sgd, observations, on_step)
+    return run
+
+
+def heldout_records(run: RunDirectory, split: Split) -> Records:
+    """Return the held-out records that did not become canaries."""
+    taken = np.arange(len(split.heldout)) < run.read_config().canaries.inputs
+    return split.heldout[~taken]
+
+
+def _header(prepared: Prepared) -> LedgerHeader:
+    privacy = prepared.config.privacy
+    public = ["feature shape", "label set", "hyper-parameters"]
+    if privacy.expected_batch_size is not None:
+        public.append("expected batch size")
+    return LedgerHeader(
+        adjacency=Adjacency.ADD_OR_REMOVE_ONE,
+        sampling=Sampling.FULL_BATCH if privacy.sampling_rate == 1 else Sampling.POISSON,
+        randomness=prepared.stream.randomness,
+        schedule_fixed_in_advance=True,
+        clip_norm=privacy.clip_norm,
+        versions={
+            "dpaudit": dpaudit.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
+        run=os.urandom(16).hex(),
+        leaves_out=privacy.leaves_out,
+        takes_as_public=tuple(public),
+    )
+
+
+def _optimizer(prepared: Prepared) -> torch.optim.Optimizer:
+    asked = prepared.config.model
+    return make_optimizer(prepared.model, asked.optimizer, asked.learning_rate, asked.momentum)
+
+
+def _new_sgd(prepared: Prepared, canaries: Canaries, ledger: LedgerWriter) -> PrivateSgd:
+    records = len(prepared.split.train) + len(canaries.trained_inputs)
+    normaliser = release_expected_batch_size(
+        records, prepared.config.privacy, prepared.stream, ledger
+    )
+    return _sgd(prepared, canaries, ledger, _optimizer(prepared), normaliser)
+
+
+def _sgd(
+    prepared: Prepared,
+    canaries: Canaries,
+    ledger: LedgerWriter,
+    optimizer: torch.optim.Optimizer,
+    expected_batch_size: float,
+) -> PrivateSgd:
+    inputs, train = canaries.trained_inputs, prepared.split.train
+    return PrivateSgd(
+        model=prepared.model,
+        optimizer=optimizer,
+        records=Records(
+            np.concatenate([train.features, inputs.features]),
+            np.concatenate([train.labels, inputs.labels]),
+        ),
+        canaries=canaries,
+        privacy=prepared.config.privacy,
+        speed=prepared.config.speed,
+        stream=prepared.stream,
+        ledger=ledger,
+        expected_batch_size=expected_batch_size,
+    )
+
+
+def _save_progress(
+    run: RunDirectory, sgd: PrivateSgd, observations: list[NDArray[np.float32]], done: int = 0
+) -> None:
+    progress = Progress(done, sgd.expected_batch_size)
+    write_checkpoint(run, progress, sgd.model, sgd.optimizer, observations)
+
+
+def _finish(
+    run: RunDirectory, sgd: PrivateSgd, observations: list[NDArray[np.float32]], on_step: OnStep
+) -> None:
+    """Take the steps that are left, save what ships and seal the ledger."""
+    for number in range(len(observations), sgd.privacy.steps):
+        observations.append(sgd.step(number))
+        done = number + 1
+        if done % sgd.speed.checkpoint_every == 0 and done < sgd.privacy.steps:
+            _save_progress(run, sgd, observations, done)
+        on_step(done)
+    sgd.model.eval()
+    save_model(sgd.model, str(run.model))
+    write_arrays(run.observations, rows=np.array(observations, dtype=np.float32))
+    sgd.ledger.seal({path.name: sha256(path) for path in run.sealed_files})
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
