@@ -47,7 +47,7 @@ Array = NDArray[np.float64]
 
 UNIT_ROUNDOFF = 2.0**-53
 INTEGER_ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 768, 1024)
-REAL_ORDERS = tuple(float(order) for order in 1 + np.geomspace(0.02, 2000, 120))
+REAL_ORDERS = (*(float(order) for order in 1 + np.geomspace(0.02, 2000, 120)), *INTEGER_ORDERS)
 WIDEST_STRIP = 8.0  # in standard deviations; wider gains nothing
 TARGET_LOG_ERROR = -35.0
 

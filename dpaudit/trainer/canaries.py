@@ -19,7 +19,7 @@ from torch import Tensor
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_arrays, write_arrays
 from dpaudit.trainer.data import Records, Split
-from dpaudit.trainer.engine import clipped_sum
+from dpaudit.trainer.engine import clip_factors
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.settings import CanarySettings
@@ -110,5 +110,7 @@ def gradient_canary_sum(joined: NDArray[np.bool_], clip_norm: float) -> Tensor:
     Returns:
         Shape ``(m,)``.
     """
-    rows = torch.eye(len(joined))[torch.from_numpy(joined)] * (EXCESS * clip_norm)
-    return clipped_sum(rows, clip_norm)
+    raw = torch.full((len(joined),), EXCESS * clip_norm, dtype=torch.float64)
+    # Each row of the canaries' gradient matrix has this one entry, so it is its own norm.
+    clipped = clip_factors(raw, clip_norm) * raw
+    return (clipped * torch.from_numpy(joined)).float()

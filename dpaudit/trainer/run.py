@@ -23,7 +23,7 @@ from dpaudit.trainer.canaries import Canaries, make_canaries
 from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
 from dpaudit.trainer.data import Records, Split, load
 from dpaudit.trainer.independence import require_independent_records
-from dpaudit.trainer.models import make_model
+from dpaudit.trainer.models import default_learning_rate, make_model
 from dpaudit.trainer.private_sgd import (
     PrivateSgd,
     make_optimizer,
@@ -87,26 +87,34 @@ def train_over(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     return train(prepared, out, on_step)
 
 
-def resume(out: Path, on_step: OnStep) -> RunDirectory:
-    """Go on with an interrupted run, from its newest checkpoint and its own settings.
+def prepare_resume(out: Path) -> Prepared:
+    """Make ready to go on with an interrupted run, by its own settings.
+
+    Raises:
+        InvalidArgument: there is no such run, or its data are gone.
+        IntegrityError: its settings are missing or altered.
+    """
+    return prepare(open_run(out).read_config())
+
+
+def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
+    """Go on with an interrupted run, from its newest checkpoint.
 
     A secure run draws a fresh key, so no noise is used twice; steps since the checkpoint
     are taken, and booked, again.
 
     Raises:
         IntegrityError: a file of the run is missing or altered.
-        RunExists: the run is finished.
+        RunExists: the run is finished, or another process writes it.
     """
     run = open_run(out)
-    prepared = prepare(run.read_config())
-    canaries = Canaries.read(run)
-    optimizer = _optimizer(prepared)
+    canaries, optimizer = Canaries.read(run), _optimizer(prepared)
     found = read_newest_checkpoint(run, prepared.model, optimizer)
     step = found[0].steps_done if found else 0
-    resumed = Resumed(step, prepared.stream.randomness)
-    with LedgerWriter.resume(run.ledger, resumed) as ledger:
-        if found is None:  # it died before its first checkpoint: nothing but the count is lost
+    with LedgerWriter.resume(run.ledger, Resumed(step, prepared.stream.randomness)) as ledger:
+        if found is None:  # it died before its first checkpoint
             sgd, observations = _new_sgd(prepared, canaries, ledger), []
+            _save_progress(run, sgd, observations)
         else:
             progress, observations = found
             sgd = _sgd(prepared, canaries, ledger, optimizer, progress.expected_batch_size)
@@ -144,7 +152,10 @@ def _header(prepared: Prepared) -> LedgerHeader:
 
 def _optimizer(prepared: Prepared) -> torch.optim.Optimizer:
     asked = prepared.config.model
-    return make_optimizer(prepared.model, asked.optimizer, asked.learning_rate, asked.momentum)
+    learning_rate = asked.learning_rate or default_learning_rate(
+        asked.model, prepared.split.shape, asked.optimizer
+    )
+    return make_optimizer(prepared.model, asked.optimizer, learning_rate, asked.momentum)
 
 
 def _new_sgd(prepared: Prepared, canaries: Canaries, ledger: LedgerWriter) -> PrivateSgd:

@@ -94,17 +94,18 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         model: ``auto``, ``linear``, ``mlp``, ``cnn``, or ``package.module:factory``, called
             with the shape of one record and the number of classes.
         optimizer: ``sgd`` or ``adam``.
-        learning_rate: Of the optimizer.
+        learning_rate: Of the optimizer; None for the model's default.
         momentum: Of ``sgd``.
     """
 
     model: str = "auto"
     optimizer: str = "sgd"
-    learning_rate: float = 1.0
+    learning_rate: float | None = None
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        require_positive("learning_rate", self.learning_rate)
+        if self.learning_rate is not None:
+            require_positive("learning_rate", self.learning_rate)
         if self.optimizer not in {"sgd", "adam"}:
             raise InvalidArgument("optimizer", self.optimizer, "sgd or adam")
         if not 0 <= self.momentum < 1:

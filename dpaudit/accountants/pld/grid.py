@@ -39,6 +39,7 @@ Laws = Sequence[tuple[LossLaw, int]]
 
 COARSE_CELLS = 2000
 LARGEST_FFT = 2**21
+LOSS_SHARE = 0.02
 LOG_WRAP = math.log(1e-12)  # tilted probability that the sum leaves the FFT's window
 CUT = 30.0  # f is summed up to exp(-CUT)
 ORDERS = np.geomspace(1e-2, 1e4, 241)
@@ -194,8 +195,9 @@ def compose(laws: Laws, plan: Plan, relative_width: float) -> Composition:
     """Compose ``laws`` so that epsilon's interval is about ``relative_width`` wide."""
     steps = sum(times for _, times in laws)
     log_eta = plan.log_delta_guess + math.log(ETA_SHARE)
-    wanted_shift = relative_width * max(plan.epsilon_guess, 1e-9)
     bottom, top = plan.window
+    # Around epsilon 0 the width that matters is that of the loss itself.
+    wanted_shift = relative_width * max(plan.epsilon_guess, LOSS_SHARE * (top - bottom))
     spacing = max(
         wanted_shift / math.sqrt(steps * -log_eta / 2),
         (top - bottom) / LARGEST_FFT,

@@ -1,0 +1,64 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dpaudit.vocabulary.errors import InvalidArgument
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+T = TypeVar("T")
+
+RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+
+OUTPUT = click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write to this file instead of standard output.",
+)
+
+
+def format_option(*formats: str) -> Callable[[Command], Command]:
+    """Return the option ``--format``, text by default."""
+    return click.option(
+        "--format",
+        "format_",
+        type=click.Choice(formats),
+        default=formats[0],
+        show_default=True,
+        help="How to print the result.",
+    )
+
+
+def emit(text: str, output: Path | None) -> None:
+    """Print ``text``, or write it to ``output``."""
+    if output is None:
+        click.echo(text)
+        return
+    try:
+        output.write_text(text + "\n")
+    except OSError as error:
+        raise InvalidArgument("output", str(output), f"writable ({error.strerror})") from error
+
+
+def option_name(parameter: str) -> str:
+    """Return how a parameter is spelled on the command line."""
+    return "--" + parameter.replace("_", "-")
+
+
+def was_given(ctx: click.Context, parameter: str) -> bool:
+    """Return whether the user gave the parameter, rather than its default."""
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name in {"COMMANDLINE", "ENVIRONMENT"}
+
+
+def required(parameter: str, value: T | None) -> T:
+    """Return ``value``, or say which option is missing."""
+    if value is None:
+        raise click.UsageError(f"missing option {option_name(parameter)}")
+    return value

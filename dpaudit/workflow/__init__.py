@@ -1,0 +1,1 @@
+"""What each command does, without its words: joins trainer, accountants, attacks and gate."""
