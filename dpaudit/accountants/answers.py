@@ -10,7 +10,7 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.errors import IntegrityError, UnsupportedMechanism
-from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, Resumed
+from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, Resumed, Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 
 Methods = dict[str, Bound]
@@ -45,15 +45,22 @@ ACCOUNTANTS: Mapping[str, Callable[[Mechanism, float, Adjacency], Methods]] = {
 
 
 def epsilon_by(
-    accountant: str, mechanism: Mechanism, delta: float, adjacency: Adjacency
+    accountant: str,
+    mechanism: Mechanism,
+    delta: float,
+    adjacency: Adjacency,
+    sampling: Sampling,
 ) -> EpsilonAnswer:
-    """Return what one accountant says of epsilon at ``delta``: the best of its methods."""
+    """Return what one accountant says of epsilon at ``delta``: the best of its methods.
+
+    ``sampling`` is how the batches were drawn, for the record: the mechanism says it all.
+    """
     methods = ACCOUNTANTS[accountant](mechanism, delta, adjacency)
     best = Bound(
         max(bound.lower for bound in methods.values()),
         min(bound.upper for bound in methods.values()),
     )
-    return EpsilonAnswer(accountant, adjacency, delta, best, methods)
+    return EpsilonAnswer(accountant, adjacency, delta, best, methods, sampling)
 
 
 def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
@@ -71,7 +78,9 @@ def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
         raise UnsupportedMechanism(
             ledger.mechanism, "its schedule was chosen during the run, which no accountant here prices"
         )
-    answer = epsilon_by(accountant, ledger.mechanism, delta, header.adjacency)
+    answer = epsilon_by(
+        accountant, ledger.mechanism, delta, header.adjacency, header.sampling
+    )
     seeded = header.randomness is Randomness.SEEDED or any(
         isinstance(line, Resumed) and line.randomness is Randomness.SEEDED for line in ledger.lines
     )

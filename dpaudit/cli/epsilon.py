@@ -17,6 +17,18 @@ from dpaudit.cli.options import (
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.ledger import Sampling
 
+PLAN = (
+    "sampling_rate",
+    "noise_multiplier",
+    "steps",
+    "dataset_size",
+    "batch_size",
+    "epochs",
+    "sampling",
+    "adjacency",
+)
+"""The options that a run answers by itself."""
+
 
 @click.command()
 @click.argument("run", metavar="[RUN]", required=False, type=click.Path(path_type=Path))
@@ -79,10 +91,7 @@ def epsilon(
     from dpaudit.report import text
     from dpaudit.workflow import questions
 
-    plan_options = (
-        "sampling_rate noise_multiplier steps dataset_size batch_size epochs sampling adjacency"
-    ).split()
-    given = [name for name in plan_options if was_given(ctx, name)]
+    given = [name for name in PLAN if was_given(ctx, name)]
     if run is not None:
         if given:
             raise click.UsageError(
@@ -126,7 +135,7 @@ def _rate_and_steps(
         return required("sampling_rate", sampling_rate), required("steps", steps)
     if sampling_rate is not None or steps is not None:
         raise click.UsageError(
-            "give --sampling-rate and --steps, or --dataset-size, --batch-size and --epochs; not both"
+            "give --sampling-rate and --steps, or --dataset-size, --batch-size and --epochs"
         )
     size, batch, passes = (required(name, value) for name, value in by_sizes.items())
     return rate_and_steps(int(size), int(batch), float(passes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,19 @@ def emit(text: str, output: Path | None) -> None:
         output.write_text(text + "\n")
     except OSError as error:
         raise InvalidArgument("output", str(output), f"writable ({error.strerror})") from error
+
+
+def with_options(
+    options: Sequence[Callable[[Command], Command]],
+) -> Callable[[Command], Command]:
+    """Return one decorator for many options, in the order in which help shows them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def option_name(parameter: str) -> str:

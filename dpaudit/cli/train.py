@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpaudit.cli.options import option_name, required, was_given
+from dpaudit.cli.options import option_name, required, was_given, with_options
+from dpaudit.cli.train_options import TRAIN_OPTIONS
 
 if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
     from dpaudit.runs.directory import RunDirectory
     from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
 
@@ -18,36 +23,9 @@ Options = dict[str, Any]
 
 
 @click.command()
-@click.option("--data", default="digits", show_default=True, help="digits; a .npz, .csv or .parquet file; IDX files; or a folder of images by class.")  # fmt: skip
-@click.option("--label", help="Column of the label in a table.  [default: label, else the last]")
-@click.option("--feature-range", type=(float, float), help="Public least and greatest feature value, scaled to 0 and 1.")  # fmt: skip
-@click.option("--test-fraction", type=float, default=0.2, show_default=True, help="Share held out, unless the data have a test set.")  # fmt: skip
-@click.option("--split-seed", type=int, default=0, show_default=True, help="Seed of the held-out split.")  # fmt: skip
-@click.option("--model", default="auto", show_default=True, help="auto, linear, mlp, cnn, or package.module:factory.")  # fmt: skip
-@click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
-@click.option("--learning-rate", type=float, help="[default: 1 for linear, 2 for others; 0.01 for adam]")  # fmt: skip
-@click.option("--momentum", type=float, default=0.9, show_default=True)
-@click.option("--target-epsilon", type=float, help="Use the least noise that keeps epsilon at most this.")  # fmt: skip
-@click.option("--noise-multiplier", type=float, help="Noise's standard deviation / clip norm.")
-@click.option("--delta", type=float, default=1e-5, show_default=True)
-@click.option("--clip-norm", type=float, default=0.5, show_default=True, help="Largest L2 norm of one record's gradient.")  # fmt: skip
-@click.option("--sampling-rate", type=float, default=0.1, show_default=True, help="Probability that a record joins a step.")  # fmt: skip
-@click.option("--steps", type=int, default=100, show_default=True)
-@click.option("--expected-batch-size", type=float, help="Public number that the noisy sum is divided by.  [default: from a noisy record count, booked]")  # fmt: skip
-@click.option("--dataset-size", type=int, help="Public number of records N; with --batch-size and --epochs.")  # fmt: skip
-@click.option("--batch-size", type=int, help="Expected batch size B: rate B/N, normaliser B.")
-@click.option("--epochs", type=float, help="Epochs E: ceil(E N/B) steps.")
-@click.option("--seed", type=int, help="Reproducible noise, for tests; no claim from it passes a gate.")  # fmt: skip
-@click.option("--leaves-out", multiple=True, help="Name what else touched the records and is not in the claim, e.g. hyperparameter-tuning.")  # fmt: skip
-@click.option("--canaries", type=int, default=0, show_default=True, help="Gradient-space canaries, scored at every step.")  # fmt: skip
-@click.option("--input-canaries", type=int, help="Mislabelled training records.  [default: one for 10 canaries]")  # fmt: skip
-@click.option("--physical-batch-size", type=int, default=256, show_default=True, help="Records in memory at once; a matter of speed alone.")  # fmt: skip
-@click.option("--checkpoint-every", type=int, default=100, show_default=True, help="Steps between checkpoints.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.  [default: runs/NAME of the data]")  # fmt: skip
-@click.option("--overwrite", "if_exists", flag_value="overwrite", help="Replace the run directory.")
-@click.option("--resume", "if_exists", flag_value="resume", help="Go on with an interrupted run, by its own settings.")  # fmt: skip
+@with_options(TRAIN_OPTIONS)
 @click.pass_context
-def train(ctx: click.Context, **options: Any) -> None:
+def train(ctx: click.Context, /, **options: Any) -> None:
     """Train a model with DP-SGD; write the run directory with its ledger and its claim.
 
     \b
@@ -61,17 +39,17 @@ def train(ctx: click.Context, **options: Any) -> None:
     from dpaudit.workflow.training import heldout_accuracy, write_claim
 
     out = _out(options)
+    begin: Callable[[runs.Prepared, Path, runs.OnStep], RunDirectory]
     if options["if_exists"] == "resume":
         _refuse_settings(ctx)
-        prepared = runs.prepare_resume(out)
-        begin = runs.resume
+        prepared, begin = runs.prepare_resume(out), runs.resume
+    elif options["if_exists"] == "overwrite":
+        prepared, begin = runs.prepare(_config(ctx, options)), runs.train_over
     else:
-        if options["if_exists"] is None:
-            require_absent(out)
-        prepared = runs.prepare(_config(ctx, options))
-        begin = runs.train_over if options["if_exists"] == "overwrite" else runs.train
+        require_absent(out)
+        prepared, begin = runs.prepare(_config(ctx, options)), runs.train
     privacy = prepared.config.privacy
-    run = _with_progress(privacy, lambda on_step: begin(prepared, out, on_step))
+    run = _with_progress(privacy, partial(begin, prepared, out))
     click.echo(claim_in_words(write_claim(run, privacy.delta)))
     click.echo(f"held-out accuracy {heldout_accuracy(run, prepared.split):.1%}")
     click.echo(f"wrote {run.path}")
@@ -168,14 +146,22 @@ def _with_progress(
     from dpaudit.report.words import spent_in_words
     from dpaudit.workflow.training import spent_so_far
 
-    stream = click.get_text_stream("stderr")
-    if not stream.isatty():
-        return run(lambda done: None)
+    if not sys.stderr.isatty():
+        return run(_say_nothing)
     spent = spent_so_far(privacy)
-    with click.progressbar(
+    bar: ProgressBar[int] = click.progressbar(
         length=privacy.steps,
         label="training",
-        file=stream,
-        item_show_func=lambda done: spent_in_words(spent(done)) if done else None,
-    ) as bar:
-        return run(lambda done: bar.update(done - bar.pos, done))
+        file=sys.stderr,
+        item_show_func=lambda _: spent_in_words(spent(bar.pos)) if bar.pos else None,
+    )
+    with bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.pos)
+
+        return run(show)
+
+
+def _say_nothing(done: int) -> None:
+    pass

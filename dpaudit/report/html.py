@@ -5,17 +5,17 @@ Whatever the evidence's strings hold is text: the template escapes it, the figur
 
 from __future__ import annotations
 
-import math
 import re
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_CEILING, Decimal
 
 from dpaudit.report import figures
 from dpaudit.report.evidence import Curve, ReportEvidence
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind, MembershipResult
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.errors import AccountingError, IntegrityError, MissingExtra
+from dpaudit.vocabulary.errors import IntegrityError, MissingExtra
 from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.rounding import in_digits, round_down, round_near, round_up
 from dpaudit.vocabulary.verdict import Outcome
 
 try:
@@ -75,25 +75,6 @@ def render(evidence: ReportEvidence) -> str:
     return UNWRITABLE.sub("\ufffd", page)
 
 
-def rounded_up(value: float) -> str:
-    """Return an upper bound in four significant digits, never below ``value``.
-
-    What counts is the shortest decimal that names the float, as JSON writes it:
-    0.1 is shown as 0.1.
-    """
-    return _rounded(value, ROUND_CEILING)
-
-
-def rounded_down(value: float) -> str:
-    """Return a lower bound in four significant digits, never above ``value``."""
-    return _rounded(value, ROUND_FLOOR)
-
-
-def rounded(value: float) -> str:
-    """Return an estimate, which bounds nothing, in the nearest four significant digits."""
-    return _rounded(value, ROUND_HALF_EVEN)
-
-
 def exact(value: float) -> str:
     """Return a given number, such as a delta, just as it was given."""
     return repr(float(value))
@@ -123,26 +104,12 @@ def _require_one_ledger(evidence: ReportEvidence) -> None:
             )
 
 
-def _rounded(value: float, rounding: str) -> str:
-    if math.isnan(value):
-        raise AccountingError("a number in the report is NaN: it would be shown as if measured")
-    if math.isinf(value):
-        return "infinite"
-    return _in_digits(Decimal(repr(float(value))), rounding)
-
-
-def _in_digits(number: Decimal, rounding: str) -> str:
-    short = Context(prec=DIGITS, rounding=rounding).plus(number).normalize()
-    plain = short.is_zero() or -4 <= short.adjusted() < 7
-    return f"{short:f}" if plain else f"{short:e}"
-
-
 def _times_as_likely(epsilon: float) -> str | None:
     """Return e^epsilon rounded up; None where it is too large to mean anything."""
     if not epsilon <= 50:
         return None
     nearest = Decimal(repr(float(epsilon))).exp()  # in 28 digits, perhaps just below the truth
-    return _in_digits(nearest.next_plus() if epsilon else nearest, ROUND_CEILING)
+    return in_digits(nearest.next_plus() if epsilon else nearest, ROUND_CEILING)
 
 
 def _environment() -> Environment:
@@ -154,9 +121,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "up": rounded_up,
-        "down": rounded_down,
-        "near": rounded,
+        "up": round_up,
+        "down": round_down,
+        "near": round_near,
         "exact": exact,
     }
     return environment
@@ -171,7 +138,7 @@ def _figures(evidence: ReportEvidence) -> dict[str, Markup]:
     if evidence.profile:
         label = (
             f"The interval of epsilon falls as delta grows; the claim is marked at "
-            f"delta {exact(claim.delta)}, epsilon at most {rounded_up(claim.epsilon.upper)}."
+            f"delta {exact(claim.delta)}, epsilon at most {round_up(claim.epsilon.upper)}."
         )
         drawn["profile"] = figures.privacy_profile(evidence.profile, claim, label=label)
     if evidence.audit and evidence.audit.bounds:
@@ -186,7 +153,7 @@ def _figures(evidence: ReportEvidence) -> dict[str, Markup]:
 
 def _curves_in_words(curves: list[Curve]) -> str:
     ends = (
-        f"{curve.accountant} {rounded_up(curve.epsilon[-1])} at step {curve.steps[-1]}"
+        f"{curve.accountant} {round_up(curve.epsilon[-1])} at step {curve.steps[-1]}"
         for curve in curves
     )
     return f"Epsilon grows with the steps. It is at most: {'; '.join(ends)}."
@@ -194,14 +161,14 @@ def _curves_in_words(curves: list[Curve]) -> str:
 
 def _bounds_in_words(bounds: tuple[AuditResult, ...], claim: Claim) -> str:
     each = (
-        f"{bound.name} ({bound.kind.value}) {rounded_down(bound.epsilon_lower)}" for bound in bounds
+        f"{bound.name} ({bound.kind.value}) {round_down(bound.epsilon_lower)}" for bound in bounds
     )
-    upper = rounded_up(claim.epsilon.upper)
+    upper = round_up(claim.epsilon.upper)
     return f"Epsilon at least, by audit: {'; '.join(each)}. The claim: at most {upper}."
 
 
 def _attacks_in_words(attacks: list[MembershipResult]) -> str:
-    areas = (f"{attack.attack} {rounded(attack.auc)}" for attack in attacks)
+    areas = (f"{attack.attack} {round_near(attack.auc)}" for attack in attacks)
     return (
         "True-positive against false-positive rate on logarithmic axes, with the diagonal of "
         f"blind guessing. Area under the curve: {'; '.join(areas)}."

@@ -113,7 +113,8 @@ def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     step = found[0].steps_done if found else 0
     with LedgerWriter.resume(run.ledger, Resumed(step, prepared.stream.randomness)) as ledger:
         if found is None:  # it died before its first checkpoint
-            sgd, observations = _new_sgd(prepared, canaries, ledger), []
+            observations: list[NDArray[np.float32]] = []
+            sgd = _new_sgd(prepared, canaries, ledger)
             _save_progress(run, sgd, observations)
         else:
             progress, observations = found

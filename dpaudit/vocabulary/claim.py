@@ -18,7 +18,7 @@ class EpsilonAnswer(msgspec.Struct, frozen=True):
     delta: float
     epsilon: Bound
     methods: dict[str, Bound]
-    sampling: Sampling = Sampling.POISSON
+    sampling: Sampling
     schema_version: str = SCHEMA_VERSION
 
 

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from dpaudit.accountants.answers import ACCOUNTANTS, epsilon_by
 from dpaudit.runs.directory import open_run
 from dpaudit.vocabulary.adjacency import Adjacency
@@ -85,10 +83,7 @@ def answer(question: Question, accountant: str) -> tuple[EpsilonAnswer, ...]:
     """Return what ``accountant`` says, or for ``all`` what every one says."""
     names = tuple(ACCOUNTANTS) if accountant == "all" else (accountant,)
     return tuple(
-        msgspec.structs.replace(
-            epsilon_by(name, question.mechanism, question.delta, question.adjacency),
-            sampling=question.sampling,
-        )
+        epsilon_by(name, question.mechanism, question.delta, question.adjacency, question.sampling)
         for name in names
     )
 

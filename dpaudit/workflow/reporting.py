@@ -13,7 +13,7 @@ from dpaudit.report.words import mechanism_in_words
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_json
 from dpaudit.vocabulary.audit import AuditReport
-from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
 from dpaudit.vocabulary.verdict import Verdict
@@ -35,36 +35,35 @@ def gather(run: RunDirectory) -> ReportEvidence:
         if run.claim.exists()
         else claim_of(ledger, config.privacy.delta, CLAIMING_ACCOUNTANT)
     )
-    mechanism, delta, adjacency = ledger.mechanism, claim.delta, claim.adjacency
-    profile = pld.profile(mechanism, adjacency=adjacency)
+    mechanism = ledger.mechanism
+    profile = pld.profile(mechanism, adjacency=claim.adjacency)
     return ReportEvidence(
         run=run.path.resolve().name,
         claim=claim,
         mechanism_in_words=mechanism_in_words(mechanism),
-        answers=tuple(
-            epsilon_by(accountant, mechanism, delta, adjacency) for accountant in ACCOUNTANTS
-        ),
-        curves=_curves(ledger, delta),
+        answers=tuple(_answer(accountant, mechanism, claim) for accountant in ACCOUNTANTS),
+        curves=_curves(ledger, claim),
         profile=tuple(ProfilePoint(at, profile.epsilon(delta=at)) for at in PROFILE_DELTAS),
         audit=read_json(run.audit, AuditReport) if run.audit.exists() else None,
         verdict=read_json(run.verdict, Verdict) if run.verdict.exists() else None,
     )
 
 
-def _curves(ledger: PrivacyLedger, delta: float) -> tuple[Curve, ...]:
-    """Return epsilon against releases, by each accountant, at a few numbers of releases."""
-    total = len(ledger.releases)
-    counts = sorted({int(count) for count in np.linspace(1, total, CURVE_POINTS)})
+def _answer(accountant: str, mechanism: Mechanism, claim: Claim) -> EpsilonAnswer:
+    return epsilon_by(accountant, mechanism, claim.delta, claim.adjacency, claim.sampling)
+
+
+def _curves(ledger: PrivacyLedger, claim: Claim) -> tuple[Curve, ...]:
+    """Return epsilon against steps by each accountant, at a few numbers of steps."""
+    # Position of each step's booking: what is no step is counted with the step after it.
+    ends = [i + 1 for i, release in enumerate(ledger.releases) if release.step is not None]
+    counts = sorted({int(count) for count in np.linspace(1, len(ends), CURVE_POINTS)})
+    parts = [_first(ledger, ends[count - 1]) for count in counts]
     return tuple(
         Curve(
             accountant,
             tuple(counts),
-            tuple(
-                epsilon_by(
-                    accountant, _first(ledger, count), delta, ledger.header.adjacency
-                ).epsilon.upper
-                for count in counts
-            ),
+            tuple(_answer(accountant, part, claim).epsilon.upper for part in parts),
         )
         for accountant in ACCOUNTANTS
     )

@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dpaudit.report.evidence import Curve, ProfilePoint, ReportEvidence
-from dpaudit.report.html import contradicting, render, rounded, rounded_down, rounded_up
+from dpaudit.report.html import contradicting, render
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import (
     AuditReport,
@@ -28,6 +28,7 @@ from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.errors import AccountingError, IntegrityError
 from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.rounding import round_down, round_near, round_up
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
 
 HEAD = "5f2b" * 16
@@ -491,13 +492,13 @@ def test_whatever_a_string_holds_is_text(payload) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_what_is_shown_is_rounded_against_ourselves(value) -> None:
     shown = Decimal(repr(value))
-    assert Decimal(rounded_up(value)) >= shown
-    assert Decimal(rounded_down(value)) <= shown
+    assert Decimal(round_up(value)) >= shown
+    assert Decimal(round_down(value)) <= shown
 
 
 @given(st.floats(1e-300, 1e300))
 def test_rounding_costs_less_than_a_thousandth(value) -> None:
-    for text in (rounded_up(value), rounded_down(value), rounded(value)):
+    for text in (round_up(value), round_down(value), round_near(value)):
         assert abs(Decimal(text) / Decimal(value) - 1) < Decimal("0.00101")
         assert len(Decimal(text).normalize().as_tuple().digits) <= 4
 
@@ -505,8 +506,8 @@ def test_rounding_costs_less_than_a_thousandth(value) -> None:
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
 def test_rounding_keeps_order(one, other) -> None:
     assume(one <= other)
-    assert Decimal(rounded_up(one)) <= Decimal(rounded_up(other))
-    assert Decimal(rounded_down(one)) <= Decimal(rounded_down(other))
+    assert Decimal(round_up(one)) <= Decimal(round_up(other))
+    assert Decimal(round_down(one)) <= Decimal(round_down(other))
 
 
 @pytest.mark.parametrize(
@@ -522,12 +523,12 @@ def test_rounding_keeps_order(one, other) -> None:
     ],
 )
 def test_numbers_read_well(value, down, up) -> None:
-    assert (rounded_down(value), rounded_up(value)) == (down, up)
+    assert (round_down(value), round_up(value)) == (down, up)
 
 
 def test_nan_is_never_shown() -> None:
     with pytest.raises(AccountingError):
-        rounded_up(math.nan)
+        round_up(math.nan)
     attack = msgspec.structs.replace(make_membership()[0], auc=math.nan)
     audit = msgspec.structs.replace(make_audit(), membership=(attack,))
     with pytest.raises(AccountingError):

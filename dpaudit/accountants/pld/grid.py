@@ -152,7 +152,7 @@ class Composition:
     @cached_property
     def _kernel(self) -> Array:
         excess = self.spacing * np.arange(math.ceil(CUT / self.order / self.spacing))
-        return np.exp(-self.order * excess) * -np.expm1(-excess)
+        return np.asarray(np.exp(-self.order * excess) * -np.expm1(-excess))
 
     @cached_property
     def _error(self) -> float:

@@ -51,7 +51,7 @@ class LatticeLaw:
     @property
     def losses(self) -> Array:
         """The losses, shape ``(k,)``, in nats."""
-        return self.spacing * np.arange(self.first, self.first + len(self.masses))
+        return self.spacing * np.arange(self.first, self.first + len(self.masses), dtype=np.float64)
 
     def log_moment(self, order: float) -> float:
         """Return log E[exp(order * loss)] over the lattice's masses."""
@@ -75,7 +75,7 @@ def discretise(law: LossLaw, spacing: float, tail: float) -> LatticeLaw:
     """Put ``law`` on the lattice of multiples of ``spacing``, leaving out at most ``tail``."""
     low, high = law.reach(tail)
     first, last = math.floor(low / spacing) - 1, math.ceil(high / spacing) + 1
-    edges = spacing * np.arange(first, last + 1)
+    edges = spacing * np.arange(first, last + 1, dtype=np.float64)
     cells = law.masses(edges)
     # With ends l and u = l + h:  lower + upper = p  and  lower e^-l + upper e^-u = q,
     # so  lower = (e^u q - p) / (e^h - 1).

@@ -149,8 +149,9 @@ class RandomizedResponseLoss:
         losses, p, q = self._atoms
         cell = np.clip(np.searchsorted(edges, losses, side="left") - 1, 0, len(edges) - 2)
         cells = len(edges) - 1
-        p_cells = np.bincount(cell, p, cells)
-        return CellMasses(p_cells, np.bincount(cell, q, cells), 4 * UNIT_ROUNDOFF * p_cells)
+        p_cells: Array = np.bincount(cell, p, cells).astype(np.float64)
+        q_cells: Array = np.bincount(cell, q, cells).astype(np.float64)
+        return CellMasses(p_cells, q_cells, np.asarray(4 * UNIT_ROUNDOFF * p_cells))
 
     def edge_rounding(self, largest: float) -> float:
         return 8 * UNIT_ROUNDOFF * (1 + largest)
