@@ -96,7 +96,7 @@ def _config(ctx: click.Context, options: Options) -> RunConfig:
         model=ModelSettings(
             options["model"], options["optimizer"], options["learning_rate"], options["momentum"]
         ),
-        canaries=CanarySettings(canaries, canaries // 10 if inputs is None else inputs),
+        canaries=CanarySettings(canaries, canaries // 20 if inputs is None else inputs),
         speed=SpeedSettings(options["physical_batch_size"], options["checkpoint_every"]),
     )
 
