@@ -49,6 +49,12 @@ def likelihood_ratio_scores(observations: Array, steps: ClaimedSteps) -> Array:
     Raises:
         InvalidArgument: shapes differ, or an observation is not finite.
     """
+    require_observations(observations, steps)
+    return _scores(observations, steps)
+
+
+def require_observations(observations: Array, steps: ClaimedSteps) -> None:
+    """Refuse observations that are not finite, or not one row for each step."""
     if observations.ndim != 2 or len(observations) != len(steps.sampling_rates):
         raise InvalidArgument(
             "observations",
@@ -57,7 +63,6 @@ def likelihood_ratio_scores(observations: Array, steps: ClaimedSteps) -> Array:
         )
     if not np.isfinite(observations).all():
         raise InvalidArgument("observations", "NaN or infinity", "finite")
-    return _scores(observations, steps)
 
 
 def fitted_noise_factor(observations: Array, steps: ClaimedSteps) -> float:
@@ -65,6 +70,7 @@ def fitted_noise_factor(observations: Array, steps: ClaimedSteps) -> float:
 
     The inclusion bits are not used: each canary counts as included with probability 1/2.
     """
+    require_observations(observations, steps)
     canaries = max(1, FITTED_OBSERVATIONS // len(observations))
     seen = observations[:, :canaries]
     log_likelihoods = [

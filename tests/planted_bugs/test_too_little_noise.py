@@ -1,0 +1,71 @@
+"""The pipeline end to end: it believes an honest run and convicts one with too little noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.trainer import run as runs
+from dpaudit.trainer.private_sgd import PrivateSgd
+from dpaudit.vocabulary.audit import BoundKind
+from dpaudit.vocabulary.settings import (
+    CanarySettings,
+    DataSettings,
+    ModelSettings,
+    PrivacySettings,
+    RunConfig,
+    SpeedSettings,
+)
+from dpaudit.vocabulary.verdict import Outcome, Verdict
+from dpaudit.workflow.auditing import audit_run
+from dpaudit.workflow.judging import judge_run
+from dpaudit.workflow.training import calibrated, heldout_accuracy, write_claim
+
+POLICY = Policy(
+    ClaimPolicy(max_epsilon=3.0, delta=1e-5),
+    AuditPolicy(confidence=0.99, count=(BoundKind.CERTIFIED,)),
+)
+
+
+def run_pipeline(out: Path) -> tuple[RunDirectory, Verdict, float]:
+    privacy = calibrated(
+        PrivacySettings(
+            sampling_rate=0.1, noise_multiplier=1.0, clip_norm=0.5, steps=100, delta=1e-5
+        ),
+        target_epsilon=3.0,
+    )
+    config = RunConfig(
+        DataSettings(), privacy, ModelSettings(), CanarySettings(500, 25), SpeedSettings()
+    )
+    prepared = runs.prepare(config)
+    run = runs.train(prepared, out, lambda done: None)
+    claim = write_claim(run, privacy.delta)
+    assert claim.epsilon.upper <= 3.0
+    audit_run(run, confidence=0.99)
+    return run, judge_run(run, POLICY), heldout_accuracy(run, prepared.split)
+
+
+def test_an_honest_run_holds_with_useful_accuracy(tmp_path: Path) -> None:
+    _, verdict, accuracy = run_pipeline(tmp_path / "run")
+    assert verdict.outcome is Outcome.HOLDS
+    assert accuracy >= 0.92
+
+
+def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = PrivateSgd._noise
+
+    def a_fifth(self: PrivateSgd, number: int) -> Tensor:
+        return honest(self, number) / 5
+
+    monkeypatch.setattr(PrivateSgd, "_noise", a_fifth)
+    _, verdict, _ = run_pipeline(tmp_path / "run")
+    assert verdict.outcome is Outcome.VIOLATED
+    convicted = [rule for rule in verdict.rules if rule.outcome is Outcome.VIOLATED]
+    assert [rule.rule for rule in convicted] == ["audit.lower_bound"]
+    assert "certified" in convicted[0].why
