@@ -1,0 +1,76 @@
+"""The links at the root, the shipped schemas, and how light the core is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import make_schemas
+import pytest
+from places import ROOT
+
+LINKS = ("accountants", "trainer", "attacks")
+
+
+def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_each_link_at_the_root_opens_its_package(name: str) -> None:
+    assert os.readlink(ROOT / name) == f"dpaudit/{name}"
+    assert (ROOT / name / "__init__.py").samefile(ROOT / "dpaudit" / name / "__init__.py")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_package_refuses_to_be_imported_under_its_bare_name(name: str) -> None:
+    result = python(f"import {name}")
+    assert result.returncode != 0
+    assert f"import dpaudit.{name}, not {name}" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", make_schemas.KINDS)
+def test_the_shipped_schema_is_that_of_the_type(name: str) -> None:
+    shipped = (make_schemas.FOLDER / f"{name}.json").read_text()
+    assert shipped == make_schemas.schema_text(make_schemas.KINDS[name]), (
+        "run python tools/make_schemas.py"
+    )
+
+
+def test_every_shipped_schema_is_known() -> None:
+    assert {path.stem for path in make_schemas.FOLDER.iterdir()} == set(make_schemas.KINDS)
+
+
+HEAVY = ("torch", "pandas", "sklearn", "matplotlib", "jinja2", "cryptography", "scipy.stats")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import dpaudit",
+        "import dpaudit.accountants.answers, dpaudit.gate.judge, dpaudit.attacks.one_run",
+        "import sys; sys.argv = ['dpaudit', '--help']\n"
+        "try:\n    from dpaudit.cli.main import main; main()\nexcept SystemExit: pass",
+        "import sys; sys.argv = ['dpaudit', 'epsilon', '--sampling-rate', '0.01', '--steps', "
+        "'100', '--noise-multiplier', '1', '--delta', '1e-5']\n"
+        "try:\n    from dpaudit.cli.main import main; main()\nexcept SystemExit: pass",
+    ],
+)
+def test_the_core_imports_nothing_heavy(code: str) -> None:
+    result = python(
+        f"{code}\nimport sys, json\n"
+        f"print('LOADED', json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    )
+    assert json.loads(result.stdout.split("LOADED")[1]) == [], result.stderr
+
+
+def test_import_dpaudit_needs_neither_numpy_nor_scipy() -> None:
+    result = python(
+        "import dpaudit, sys; print([m for m in ('numpy', 'scipy') if m in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,35 @@
+"""Write the JSON Schema of every JSON that dpaudit writes; a test holds them up to date."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from dpaudit.report.text import EpsilonAnswers
+from dpaudit.vocabulary.audit import AuditReport
+from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
+from dpaudit.vocabulary.ledger import LedgerLine
+from dpaudit.vocabulary.verdict import Verdict
+
+FOLDER = Path(__file__).resolve().parent.parent / "dpaudit" / "vocabulary" / "schemas"
+KINDS = {
+    "audit": AuditReport,
+    "claim": Claim,
+    "epsilon": EpsilonAnswer,
+    "epsilon-all": EpsilonAnswers,
+    "ledger-entry": LedgerLine,
+    "verdict": Verdict,
+}
+
+
+def schema_text(kind: object) -> str:
+    """Return the JSON Schema of ``kind``, as it is shipped."""
+    return json.dumps(msgspec.json.schema(kind), indent=2, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, kind in KINDS.items():
+        (FOLDER / f"{name}.json").write_text(schema_text(kind))
