@@ -1,0 +1,59 @@
+"""The program called in this process, and one small finished run to call it on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calling import Call, Called
+
+from dpaudit.cli.main import _run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> Called:
+        monkeypatch.setattr(sys, "argv", ["dpaudit", *map(str, arguments)])
+        capsys.readouterr()
+        code = _run()
+        captured = capsys.readouterr()
+        return Called(int(code), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two well separated classes, 400 records of 6 features."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    x = rng.standard_normal((400, 6)) * 0.3 + y[:, None]
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez(path, x=x, y=y)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+    """A finished run; copy it before changing it."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    arguments = (
+        f"train --data {small_data} --noise-multiplier 2 --sampling-rate 0.1 --steps 30 "
+        f"--canaries 200 --out {out}"
+    )
+    before = sys.argv
+    sys.argv = ["dpaudit", *arguments.split()]
+    try:
+        assert _run() == 0
+    finally:
+        sys.argv = before
+    return out
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """The finished run, to change at will."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
