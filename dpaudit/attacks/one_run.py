@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the canaries, the surest first
+REFUTING_FACTORS = (0.8, 0.65, 0.5, 0.4, 0.33, 0.25, 0.2)  # of the claimed noise
 SIMULATED_DRAWS = 20_000_000
 REPETITIONS = 200
 POWER = 0.95
@@ -63,7 +64,7 @@ class Claimed:
     total_variation_at: Callable[[float], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Guesses:
     """How many canaries are guessed, the surest first: a positive score in, a negative one out."""
 
@@ -105,22 +106,33 @@ class Simulation:
 
 
 def register_guesses(
-    simulation: Simulation, canaries: int, delta: float, confidence: float
-) -> Guesses:
-    """Return the number of guesses whose bound is best if the claim is true."""
-    audits = simulation.audits(1.0, 20)
+    simulation: Simulation, canaries: int, claimed: Claimed, confidence: float
+) -> tuple[Guesses, Guesses]:
+    """Return two numbers of guesses: the best if the claim is true, and the best against it.
 
-    def bound(guesses: Guesses) -> float:
-        correct = int(np.mean([guesses.correct(*audit) for audit in audits]))
-        return bounds.one_run(
-            canaries=canaries,
-            guesses=guesses.count,
-            correct=correct,
-            delta=delta,
-            confidence=confidence,
-        ).epsilon
+    The second is the best one under the most noise at which a bound would, on average,
+    rise above the claim: few sure guesses have a low ceiling.
+    """
 
-    return max((Guesses(max(1, int(share * canaries))) for share in SHARES), key=bound)
+    def best(noise_factor: float) -> tuple[float, Guesses]:
+        audits = simulation.audits(noise_factor, 20)
+
+        def bound(guesses: Guesses) -> float:
+            correct = int(np.mean([guesses.correct(*audit) for audit in audits]))
+            return bounds.one_run(
+                canaries=canaries,
+                guesses=guesses.count,
+                correct=correct,
+                delta=claimed.delta,
+                confidence=confidence,
+            ).epsilon
+
+        choices = [Guesses(max(1, int(share * canaries))) for share in SHARES]
+        return max((bound(guesses), guesses) for guesses in choices)
+
+    against = [best(noise_factor) for noise_factor in REFUTING_FACTORS]
+    above = [guesses for bound, guesses in against if bound > claimed.epsilon]
+    return best(1.0)[1], (above or [against[-1][1]])[0]
 
 
 def audit_gradient_canaries(
@@ -197,8 +209,7 @@ class _CertifiedAudit:
         self._claimed, self._canaries, self._confidence = claimed, canaries, confidence
         self._simulation = simulation
         self._each = 1 - (1 - confidence) / 2
-        sharpest = register_guesses(simulation, canaries, claimed.delta, self._each)
-        self._registered = (sharpest, Guesses(canaries))
+        self._registered = register_guesses(simulation, canaries, claimed, self._each)
 
     def result(self, scores: Array, included: Bits) -> AuditResult:
         outcomes = [(self._bound(g, g.correct(scores, included)), g) for g in self._registered]

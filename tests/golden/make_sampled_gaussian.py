@@ -16,11 +16,11 @@ import numpy as np
 from mpmath import mp, mpc, mpf
 from scipy.special import logsumexp
 
-mp.dps = 45
+mp.dps = 55
 
 AGREE = mpf(10) ** -22
-NEGLIGIBLE = mpf(10) ** -32
-LOG_ALIAS = 75.0  # what the trapezoid rule may alias is exp(-75) of the answer
+NEGLIGIBLE = mpf(10) ** -40
+LOG_ALIAS = 90.0  # what the trapezoid rule may alias is exp(-90) of the answer
 
 Ledger = list[tuple[float, float, int]]  # sampling rate, noise multiplier, steps
 
@@ -89,14 +89,14 @@ class Transform:
         power = self.c + 1 if direction == "remove" else -self.c
         turn = 1j if direction == "remove" else -1j
         spacing = noise / per_sigma
-        low = -14 * noise + min(mpf(0), power)
-        high = 14 * noise + max(mpf(0), power)
+        low = -16 * noise + min(mpf(0), power)
+        high = 16 * noise + max(mpf(0), power)
         terms, turns = [], []
         for k in range(int(low / spacing), int(high / spacing) + 1):
             x = k * spacing
             loss = mp.log(1 - rate + rate * mp.exp((2 * x - 1) / (2 * noise**2)))
             weight = mp.exp(power * loss) * mp.npdf(x, 0, noise) * spacing
-            if weight > mpf(10) ** -44:
+            if weight > mpf(10) ** -54:
                 terms.append(mpc(weight))
                 turns.append(mp.exp(turn * self.h * loss))
         while True:
@@ -124,25 +124,30 @@ class Transform:
         raise ArithmeticError("Newton's iteration did not converge")
 
 
-def composed(name: str, direction: str, delta: float) -> list[dict[str, object]]:
-    """Return epsilon at ``delta``, and delta at that epsilon's first three digits."""
+def same(value: mpf, again: mpf) -> str:
+    if not abs(value / again - 1) < AGREE:
+        raise ArithmeticError(f"the finer rule says {again}, the coarser one {value}")
+    return golden_file.digits(value)
+
+
+def composed(name: str, delta: float) -> list[dict[str, object]]:
+    """Return epsilon at ``delta`` both ways, and delta both ways at one epsilon."""
     ledger = LEDGERS[name]
-    c, guess, period = contour(ledger, direction, delta)
-    coarse = Transform(ledger, direction, c, period, per_sigma=10)
-    fine = Transform(ledger, direction, c, 1.37 * period, per_sigma=15)
-    epsilon = coarse.epsilon(delta, 0.98 * guess)
-    at = float(f"{float(epsilon):.3g}")
-    delta_there = coarse.delta_and_slope(mpf(at))[0]
-    for value, again in (
-        (epsilon, fine.epsilon(delta, float(epsilon))),
-        (delta_there, fine.delta_and_slope(mpf(at))[0]),
-    ):
-        if not abs(value / again - 1) < AGREE:
-            raise ArithmeticError(f"{name} {direction} {delta}: {value} is not {again}")
-    where = {"ledger": ledger, "direction": direction}
+    where: dict[str, object] = {"name": name, "ledger": ledger}
+    at_delta, at_epsilon, at = {}, {}, 0.0
+    for direction in ("add", "remove"):
+        c, guess, period = contour(ledger, direction, delta)
+        coarse = Transform(ledger, direction, c, period, per_sigma=10)
+        fine = Transform(ledger, direction, c, 1.37 * period, per_sigma=15)
+        epsilon = coarse.epsilon(delta, 0.98 * guess)
+        at_delta[direction] = same(epsilon, fine.epsilon(delta, float(epsilon)))
+        at = at or float(f"{float(epsilon):.3g}")  # where adding a record leaves about delta
+        at_epsilon[direction] = same(
+            coarse.delta_and_slope(mpf(at))[0], fine.delta_and_slope(mpf(at))[0]
+        )
     return [
-        where | {"at_delta": delta, "epsilon": golden_file.digits(epsilon)},
-        where | {"at_epsilon": at, "delta": golden_file.digits(delta_there)},
+        where | {"at_delta": delta, "epsilon": at_delta},
+        where | {"at_epsilon": at, "delta": at_epsilon},
     ]
 
 
@@ -159,7 +164,7 @@ def one_step_delta(rate: mpf, noise: mpf, direction: str, epsilon: mpf) -> mpf:
     return base - ((1 - rate) * base + rate * moved) / ratio
 
 
-def one_step(rate: float, noise: float, direction: str, delta: float) -> dict[str, object]:
+def one_step_epsilon(rate: float, noise: float, direction: str, delta: float) -> str:
     low, high = mpf(0), mpf(1000)
     if one_step_delta(mpf(rate), mpf(noise), direction, low) <= delta:
         high = low
@@ -169,27 +174,25 @@ def one_step(rate: float, noise: float, direction: str, delta: float) -> dict[st
             low = middle
         else:
             high = middle
+    return golden_file.digits(high)
+
+
+def one_step(rate: float, noise: float, delta: float) -> dict[str, object]:
     return {
+        "name": "one step",
         "ledger": [(rate, noise, 1)],
-        "direction": direction,
         "at_delta": delta,
-        "epsilon": golden_file.digits(high),
+        "epsilon": {way: one_step_epsilon(rate, noise, way, delta) for way in ("add", "remove")},
     }
 
 
 def main() -> None:
-    values = [
-        one_step(rate, noise, direction, delta)
-        for rate, noise in ONE_STEP
-        for direction in ("remove", "add")
-        for delta in ONE_STEP_DELTAS
-    ]
+    values = [one_step(*release, delta) for release in ONE_STEP for delta in ONE_STEP_DELTAS]
     for name in LEDGERS:
         for delta in DELTAS:
-            for direction in ("remove", "add"):
-                values += composed(name, direction, delta)
+            values += composed(name, delta)
     about = (
-        "Poisson-sampled Gaussians, ledger = [[sampling rate, noise multiplier, steps], ..]; "
+        "Poisson-sampled Gaussians; ledger: [[sampling rate, noise multiplier, steps], ..]; "
         "add-or-remove-one is the larger of both directions"
     )
     golden_file.write(__file__, about, values)

@@ -1,0 +1,54 @@
+"""README's commands, run in its order, print what README says that they print.
+
+What noise decides is masked: every number, and the width of columns. The command that
+draws no noise is compared to the letter.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fill_readme import BLOCK
+from places import ROOT
+
+NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?%?")
+DETERMINISTIC = "dpaudit epsilon --"
+
+
+def run(command: str, folder: Path) -> str:
+    arguments = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def masked(text: str) -> str:
+    return " ".join(NUMBER.sub("#", text).split())
+
+
+def test_every_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "dpaudit.toml", tmp_path)
+    found = BLOCK.finditer((ROOT / "README.md").read_text())
+    blocks = [(block[2], block[3]) for block in found]
+    names = [command.split()[1] for command, _ in blocks]
+    assert names == ["train", "epsilon", "audit", "gate", "report"]
+    for command, expected in blocks:
+        printed = run(command, tmp_path)
+        if command.startswith(DETERMINISTIC):
+            assert printed == expected
+        else:
+            assert masked(printed) == masked(expected)
+
+
+def test_the_policy_of_the_readme_is_valid(tmp_path: Path) -> None:
+    from dpaudit.gate.policy import read_policy
+
+    (policy,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    path = tmp_path / "dpaudit.toml"
+    path.write_text(policy)
+    assert read_policy(path).claim.max_epsilon == 3.0
