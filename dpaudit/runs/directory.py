@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpaudit.runs.files import read_toml, sha256
-from dpaudit.runs.ledger_file import read_ledger
+from dpaudit.runs.ledger_file import is_ledger, locked, read_ledger
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.settings import RunConfig
@@ -80,6 +80,15 @@ class RunDirectory:
         files = (self.config, self.model, self.canaries, self.secret_canaries, self.observations)
         return tuple(path for path in files if path.exists())
 
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """Every file that a run may hold, the ledger last."""
+        return (
+            *(self.config, self.model, self.canaries, self.secret_canaries, self.observations),
+            *(self.claim, self.audit, self.verdict, self.report),
+            self.ledger,
+        )
+
     def read_config(self) -> RunConfig:
         """Return what was asked of the run."""
         return read_toml(self.config, RunConfig)
@@ -97,10 +106,18 @@ class RunDirectory:
         ledger = self.read_ledger()
         if ledger.seal is None:
             raise IntegrityError(f"{self.path} is not finished: resume it with --resume")
-        for name, digest in ledger.seal.files.items():
-            if sha256(self.path / name) != digest:
-                raise IntegrityError(f"{self.path / name} was altered after the run was sealed")
+        self.require_unaltered(ledger.seal.files)
         return ledger
+
+    def require_unaltered(self, files: dict[str, str]) -> None:
+        """Refuse a run of which a file no longer has the digest that its ledger holds.
+
+        Raises:
+            IntegrityError: names the file.
+        """
+        for name, digest in files.items():
+            if sha256(self.path / name) != digest:
+                raise IntegrityError(f"{self.path / name} was altered after its ledger bound it")
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -124,14 +141,21 @@ def require_absent(path: Path) -> None:
     Raises:
         RunExists: there is something, an empty directory aside.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise RunExists(f"{path} exists: choose another --out, or pass --overwrite or --resume")
 
 
 def create_run(path: Path) -> RunDirectory:
-    """Make a new run directory."""
+    """Make a new run directory.
+
+    Raises:
+        RunExists: there is something, or no directory can be made there.
+    """
     require_absent(path)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunExists(f"{path} cannot be made: {error.strerror}") from error
     return RunDirectory(path)
 
 
@@ -139,11 +163,20 @@ def remove_run(path: Path) -> None:
     """Remove a run, to make way for a new one; anything but a run is refused.
 
     Raises:
-        RunExists: there is something that is not a run directory.
+        RunExists: it is no run directory, holds a file that is not the run's, or is being
+            written.
     """
-    if not path.exists():
+    if not path.is_symlink() and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
         return
-    if path.is_dir() and (path / "ledger.jsonl").is_file():
-        shutil.rmtree(path)
-        return
-    require_absent(path)
+    run = RunDirectory(path)
+    if path.is_symlink() or not path.is_dir() or not is_ledger(run.ledger):
+        raise RunExists(f"{path} is no run directory: choose another --out")
+    own = {file.name for file in run.own_files} | {run.checkpoints.name}
+    others = [file.name for file in path.iterdir() if file.name.removesuffix(".partial") not in own]
+    if others:
+        raise RunExists(f"{path} holds {others[0]!r}, which is not the run's: move it away first")
+    with locked(run.ledger):
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        for file in (*path.glob("*.partial"), *run.own_files):
+            file.unlink(missing_ok=True)
+        path.rmdir()

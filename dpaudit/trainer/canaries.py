@@ -9,6 +9,7 @@ any other.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,13 @@ from dpaudit.runs.files import read_arrays, write_arrays
 from dpaudit.trainer.data import Records, Split
 from dpaudit.trainer.engine import clip_factors
 from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.settings import CanarySettings
 
 # A canary's raw gradient is this much longer than the clip norm: it must be clipped.
 EXCESS = 16.0
+
+SECRET_ARRAYS = {"gradient_included", "input_features", "input_labels", "inputs_included"}
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,17 @@ class Canaries:
     def write(self, run: RunDirectory) -> None:
         """Write the included ones for a trainer, and all with their bits for the auditor."""
         trained = self.trained_inputs
+        # Their digests stand in the ledger: a salt keeps them from confirming a guess.
         write_arrays(
             run.canaries,
+            salt=_salt(),
             gradient_coordinates=np.flatnonzero(self.gradient_included),
             input_features=trained.features,
             input_labels=trained.labels,
         )
         write_arrays(
             run.secret_canaries,
+            salt=_salt(),
             gradient_included=self.gradient_included,
             input_features=self.inputs.features,
             input_labels=self.inputs.labels,
@@ -68,8 +74,15 @@ class Canaries:
     def read(cls, run: RunDirectory) -> Canaries:
         """Read all canaries with their bits."""
         arrays = read_arrays(run.secret_canaries)
+        missing = SECRET_ARRAYS - set(arrays)
+        if missing:
+            raise IntegrityError(f"{run.secret_canaries} lacks {sorted(missing)}")
         inputs = Records(arrays["input_features"], arrays["input_labels"])
         return cls(arrays["gradient_included"], inputs, arrays["inputs_included"])
+
+
+def _salt() -> NDArray[np.uint8]:
+    return np.frombuffer(os.urandom(32), dtype=np.uint8)
 
 
 def make_canaries(

@@ -16,17 +16,26 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_arrays, read_json, write_arrays, write_bytes, write_json
+from dpaudit.runs.files import (
+    read_arrays,
+    read_json,
+    sync,
+    write_arrays,
+    write_bytes,
+    write_json,
+)
 from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.errors import IntegrityError
 
 MARKER = "COMPLETE"
 KEPT = 2
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far the run had come, and its public normaliser."""
+    """How far the run had come, its public normaliser, and how many releases were booked."""
 
     steps_done: int
+    releases: int
     expected_batch_size: float
     schema_version: str = SCHEMA_VERSION
 
@@ -46,6 +55,8 @@ def write_checkpoint(
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     write_arrays(folder / "observations.npz", rows=np.array(observations, dtype=np.float32))
     write_json(folder / "progress.json", progress)
+    for file in folder.glob("*.safetensors"):
+        sync(file)
     write_bytes(folder / MARKER, b"")
     for old in _complete(run)[:-KEPT]:
         shutil.rmtree(old)
@@ -54,15 +65,24 @@ def write_checkpoint(
 def read_newest_checkpoint(
     run: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, list[NDArray[np.float32]]] | None:
-    """Fill ``model`` and ``optimizer`` from the newest complete checkpoint, if there is one."""
+    """Fill ``model`` and ``optimizer`` from the newest complete checkpoint, if there is one.
+
+    Raises:
+        IntegrityError: the checkpoint is broken, or of another model.
+    """
     folders = _complete(run)
     if not folders:
         return None
     newest = folders[-1]
     progress = read_json(newest / "progress.json", Progress)
-    load_model(model, newest / "model.safetensors")
-    _fill_optimizer(optimizer, load_file(newest / "optimizer.safetensors"))
-    return progress, list(read_arrays(newest / "observations.npz")["rows"])
+    try:
+        load_model(model, newest / "model.safetensors")
+        _fill_optimizer(optimizer, load_file(newest / "optimizer.safetensors"))
+        return progress, list(read_arrays(newest / "observations.npz")["rows"])
+    except IntegrityError:
+        raise
+    except Exception as error:  # safetensors and torch raise their own kinds
+        raise IntegrityError(f"{newest} is broken, or of another model: {error}") from error
 
 
 def _complete(run: RunDirectory) -> list[Path]:

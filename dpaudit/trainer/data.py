@@ -7,7 +7,9 @@ taken from the data would be a release that no ledger knows of.
 from __future__ import annotations
 
 import gzip
+import math
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.vocabulary.errors import InvalidArgument, MissingExtra
+from dpaudit.vocabulary.errors import DpauditError, InvalidArgument, MissingExtra
 from dpaudit.vocabulary.settings import DataSettings
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 FORMATS = "digits, a .npz, .csv or .parquet file, IDX files or a folder of images by class"
+NPZ_NAMES = (("x_train", "y_train"), ("x_test", "y_test"), ("x", "y"), ("features", "labels"))
 BYTE_RANGE = (0.0, 255.0)
 
 
@@ -53,11 +56,11 @@ class Split:
 
 
 @dataclass(frozen=True)
-class _Table:
-    """What a file holds before scaling: one or two sets of features and labels."""
+class _Part:
+    """Features and labels as a file holds them, and the public range to scale from, if any."""
 
-    train: tuple[NDArray[Any], NDArray[Any]]
-    heldout: tuple[NDArray[Any], NDArray[Any]] | None = None
+    features: NDArray[Any]
+    labels: NDArray[Any]
     feature_range: tuple[float, float] | None = None
 
 
@@ -68,14 +71,22 @@ def load(settings: DataSettings) -> Split:
         InvalidArgument: the source is missing, of no known format, holds NaN or infinity,
             has features and labels of different lengths, or fewer than two classes.
     """
+    try:
+        return _load(settings)
+    except DpauditError:
+        raise
+    except Exception as error:  # a file can be broken in any way that its reader knows
+        why = f"readable: {type(error).__name__}: {error}"
+        raise InvalidArgument("data", settings.source, why) from error
+
+
+def _load(settings: DataSettings) -> Split:
     source = settings.source
-    table = _read(source, settings.label)
-    scale = settings.feature_range or table.feature_range
-    parts = [table.train] + ([table.heldout] if table.heldout else [])
-    label_set = np.unique(np.concatenate([_labels(y, source) for _, y in parts]))
+    parts = _read(source, settings.label)
+    label_set = np.unique(np.concatenate([_labels(part, source) for part in parts]))
     if len(label_set) < 2:
         raise InvalidArgument("data", source, "records of at least two classes")
-    records = [_records(x, y, label_set, scale, source) for x, y in parts]
+    records = [_records(part, label_set, settings.feature_range, source) for part in parts]
     if len(records) == 1:
         # Coin i is the i-th draw: a record more at the end moves no other record's coin.
         coins = np.random.default_rng(settings.split_seed).random(len(records[0]))
@@ -84,17 +95,14 @@ def load(settings: DataSettings) -> Split:
     train, heldout = records
     if min(len(train), len(heldout)) == 0:
         raise InvalidArgument("data", source, "records both to train on and to hold out")
-    if train.features.shape[1:] != heldout.features.shape[1:]:
-        raise InvalidArgument(
-            "data",
-            source,
-            f"records of one shape, not {train.features.shape[1:]} and "
-            f"{heldout.features.shape[1:]}",
-        )
+    shapes = [part.features.shape[1:] for part in records]
+    if shapes[0] != shapes[1]:
+        raise InvalidArgument("data", source, f"records of one shape, not {shapes}")
     return Split(train, heldout, tuple(str(label) for label in label_set))
 
 
-def _labels(labels: NDArray[Any], source: str) -> NDArray[Any]:
+def _labels(part: _Part, source: str) -> NDArray[Any]:
+    labels = part.labels
     if labels.ndim != 1:
         raise InvalidArgument("data", source, f"labels of shape (records,), not {labels.shape}")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
@@ -103,13 +111,10 @@ def _labels(labels: NDArray[Any], source: str) -> NDArray[Any]:
 
 
 def _records(
-    features: NDArray[Any],
-    labels: NDArray[Any],
-    label_set: NDArray[Any],
-    scale: tuple[float, float] | None,
-    source: str,
+    part: _Part, label_set: NDArray[Any], asked: tuple[float, float] | None, source: str
 ) -> Records:
-    if features.ndim < 2 or len(features) != len(labels):
+    features, labels = part.features, part.labels
+    if features.ndim < 2 or len(features) != len(labels) or 0 in features.shape[1:]:
         raise InvalidArgument(
             "data",
             source,
@@ -119,23 +124,23 @@ def _records(
     if features.dtype.kind not in "buif":
         raise InvalidArgument("data", source, f"numeric features, not {features.dtype}")
     values = features.astype(np.float32)
-    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    bad = ~np.isfinite(values.reshape(len(values), math.prod(values.shape[1:]))).all(axis=1)
     if bad.any():
         raise InvalidArgument(
             "data", source, f"finite features; record {int(bad.argmax())} holds NaN or infinity"
         )
-    if scale is not None:
+    if (scale := asked or part.feature_range) is not None:
         least, greatest = scale
         values = np.clip((values - least) / (greatest - least), 0.0, 1.0)
     indices = np.searchsorted(label_set, labels).astype(np.int64)
     return Records(np.ascontiguousarray(values, dtype=np.float32), indices)
 
 
-def _read(source: str, label: str | None) -> _Table:
+def _read(source: str, label: str | None) -> list[_Part]:
     if source == "digits":
         return _read_digits()
     path = Path(source)
-    if not path.exists():
+    if not _exists(path):
         raise InvalidArgument("data", source, f"one of: {FORMATS}; no such file or folder")
     name = path.name.removesuffix(".gz")
     if path.is_dir():
@@ -149,51 +154,67 @@ def _read(source: str, label: str | None) -> _Table:
     raise InvalidArgument("data", source, f"one of: {FORMATS}")
 
 
-def _read_digits() -> _Table:
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for any file
+        return False
+
+
+def _read_digits() -> list[_Part]:
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415  heavy: only where needed
     except ImportError as error:
         raise MissingExtra("scikit-learn", "train") from error
     digits = load_digits()
-    return _Table((digits.images, digits.target), feature_range=(0.0, 16.0))
+    return [_Part(digits.images, digits.target, (0.0, 16.0))]
 
 
-def _read_npz(path: Path) -> _Table:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # zipfile, zlib, ValueError: whatever a broken file brings
-        raise InvalidArgument("data", str(path), f"a readable .npz file ({error})") from error
-    byte_range = None
-    for x, y in (("x_train", "y_train"), ("x", "y"), ("features", "labels")):
-        if x in arrays and y in arrays:
-            if arrays[x].dtype == np.uint8:
-                byte_range = BYTE_RANGE
-            heldout = (arrays["x_test"], arrays["y_test"]) if {"x_test", "y_test"} <= set(arrays) else None
-            return _Table((arrays[x], arrays[y]), heldout, byte_range)
-    raise InvalidArgument(
-        "data", str(path), f"an .npz with x_train and y_train, or x and y; it has {sorted(arrays)}"
-    )
+def _read_npz(path: Path) -> list[_Part]:
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    parts = [
+        _Part(arrays[x], arrays[y], BYTE_RANGE if arrays[x].dtype == np.uint8 else None)
+        for x, y in NPZ_NAMES
+        if x in arrays and y in arrays
+    ]
+    if not parts or len(parts) > 2 or ("x_test" in arrays) != (len(parts) == 2):
+        raise InvalidArgument(
+            "data",
+            str(path),
+            f"an .npz with x_train, y_train (and x_test, y_test), or x and y; it has "
+            f"{sorted(arrays)}",
+        )
+    return parts
 
 
-def _read_frame(path: Path, label: str | None) -> _Table:
+def _read_frame(path: Path, label: str | None) -> list[_Part]:
     try:
         import pandas as pd  # noqa: PLC0415  heavy: only where needed
     except ImportError as error:
         raise MissingExtra("pandas", "train") from error
-    try:
-        frame = pd.read_parquet(path) if ".parquet" in path.name else pd.read_csv(path)
-    except Exception as error:  # pandas and pyarrow raise many kinds
-        raise InvalidArgument("data", str(path), f"a readable table ({error})") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        # index_col: else a row that is longer than the header shifts every column by one.
+        frame = (
+            pd.read_parquet(path)
+            if ".parquet" in path.name
+            else pd.read_csv(path, index_col=False, low_memory=False)
+        )
     column = label or ("label" if "label" in frame.columns else str(frame.columns[-1]))
     if column not in frame.columns:
         raise InvalidArgument("label", column, f"a column of {path}: {list(frame.columns)}")
     labels = frame[column]
     if bool(labels.isna().any()):
         raise InvalidArgument("data", str(path), f"a label in every row of column {column!r}")
+    if labels.dtype == object and len({type(value) for value in labels}) > 1:
+        raise InvalidArgument("data", str(path), f"labels of one kind in column {column!r}")
     # Text columns become one column a category; the set of categories is taken as public.
     features = pd.get_dummies(frame.drop(columns=[column]), dtype=np.float32)
-    return _Table((features.to_numpy(), labels.to_numpy()))
+    others = list(features.select_dtypes(exclude=["number", "bool"]).columns)
+    if others:
+        raise InvalidArgument("data", str(path), f"a table of numbers and text, not {others}")
+    return [_Part(features.to_numpy(dtype=np.float32, na_value=np.nan), labels.to_numpy())]
 
 
 def _idx_files(folder: Path) -> dict[str, Path]:
@@ -205,33 +226,29 @@ def _idx_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _read_idx(folder: Path) -> _Table:
+def _read_idx(folder: Path) -> list[_Part]:
     files = _idx_files(folder)
     if not {"train-images", "train-labels"} <= set(files):
         raise InvalidArgument(
             "data", str(folder), "IDX files train-images-idx3-ubyte and train-labels-idx1-ubyte"
         )
-    heldout = None
-    if {"t10k-images", "t10k-labels"} <= set(files):
-        heldout = (_idx_array(files["t10k-images"]), _idx_array(files["t10k-labels"]))
-    train = (_idx_array(files["train-images"]), _idx_array(files["train-labels"]))
-    return _Table(train, heldout, BYTE_RANGE)
+    sets = ["train", "t10k"] if {"t10k-images", "t10k-labels"} <= set(files) else ["train"]
+    return [
+        _Part(_idx_array(files[f"{name}-images"]), _idx_array(files[f"{name}-labels"]), BYTE_RANGE)
+        for name in sets
+    ]
 
 
 def _idx_array(path: Path) -> NDArray[np.uint8]:
     """Return the array of one IDX file: magic 0, 0, 8 (bytes), dimensions, then sizes, data."""
     opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as file:
-            raw = file.read()
-        zeros, kind, dimensions = struct.unpack(">HBB", raw[:4])
-        shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
-        values = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dimensions)
-        if zeros != 0 or kind != 8:
-            raise ValueError(f"magic number {raw[:4].hex()}")
-        return values.reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError) as error:
-        raise InvalidArgument("data", str(path), f"an IDX file of bytes ({error})") from error
+    with opened(path, "rb") as file:
+        raw = file.read()
+    zeros, kind, dimensions = struct.unpack(">HBB", raw[:4])
+    shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
+    if zeros != 0 or kind != 8:
+        raise InvalidArgument("data", str(path), f"an IDX file of bytes, magic {raw[:4].hex()}")
+    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
 def _images(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -241,9 +258,9 @@ def _images(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield group.name, path
 
 
-def _read_images(folder: Path) -> _Table:
+def _read_images(folder: Path) -> list[_Part]:
     try:
-        from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  heavy: only where needed
+        from PIL import Image  # noqa: PLC0415  heavy: only where needed
     except ImportError as error:
         raise MissingExtra("pillow", "train") from error
     found = list(_images(folder))
@@ -251,12 +268,9 @@ def _read_images(folder: Path) -> _Table:
         raise InvalidArgument("data", str(folder), "a folder with one sub-folder of images a class")
     arrays: list[NDArray[np.uint8]] = []
     for _, path in found:
-        try:
-            with Image.open(path) as image:
-                grey = image.mode in {"1", "L", "I;16"}
-                array = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
-        except (UnidentifiedImageError, OSError) as error:
-            raise InvalidArgument("data", str(path), f"a readable image ({error})") from error
+        with Image.open(path) as image:
+            grey = image.mode in {"1", "L", "I;16"}
+            array = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
         if arrays and array.shape != arrays[0].shape:
             raise InvalidArgument(
                 "data", str(path), f"an image of shape {arrays[0].shape} like the first one"
@@ -265,4 +279,4 @@ def _read_images(folder: Path) -> _Table:
     features = np.stack(arrays)
     if features.ndim == 4:  # channels first, as torch has it
         features = features.transpose(0, 3, 1, 2)
-    return _Table((features, np.array([name for name, _ in found])), feature_range=BYTE_RANGE)
+    return [_Part(features, np.array([name for name, _ in found]), BYTE_RANGE)]

@@ -93,9 +93,12 @@ class PrivateSgd:
         rate, clip_norm = self.privacy.sampling_rate, self.privacy.clip_norm
         drawn = self.stream.coins(Purpose.RECORD_SAMPLING, number, len(self.records), rate)
         batch = torch.from_numpy(np.flatnonzero(drawn))
-        by_records = self._gradients.clipped_sum(
-            self._features[batch], self._labels[batch], clip_norm, self.speed.physical_batch_size
-        )
+        chunk = self.speed.physical_batch_size
+        with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
+            torch.manual_seed(self.stream.seed_for(Purpose.DROPOUT, number))
+            by_records = self._gradients.clipped_sum(
+                self._features[batch], self._labels[batch], clip_norm, chunk
+            )
         included = self.canaries.gradient_included
         joined = included & self.stream.coins(
             Purpose.CANARY_SAMPLING, number, len(included), rate

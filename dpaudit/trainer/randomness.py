@@ -32,6 +32,7 @@ class Purpose(Enum):
     CANARY_LABELS = 5
     COUNT_NOISE = 6
     MODEL = 7
+    DROPOUT = 8
 
 
 class Keystream:
@@ -84,6 +85,6 @@ class Keystream:
         draws = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
         return np.asarray(draws[:count])
 
-    def seed_for(self, purpose: Purpose) -> int:
+    def seed_for(self, purpose: Purpose, step: int = 0) -> int:
         """Return a 63-bit seed for what must be random but keeps no secret."""
-        return int(self.words(purpose, 0, 1)[0] >> np.uint64(1))
+        return int(self.words(purpose, step, 1)[0] >> np.uint64(1))

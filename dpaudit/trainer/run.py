@@ -17,8 +17,8 @@ from torch import nn
 
 import dpaudit
 from dpaudit.runs.directory import RunDirectory, create_run, open_run, remove_run
-from dpaudit.runs.files import sha256, write_arrays, write_toml
-from dpaudit.runs.ledger_file import LedgerWriter
+from dpaudit.runs.files import sha256, sync, write_arrays, write_toml
+from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
 from dpaudit.trainer.canaries import Canaries, make_canaries
 from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
 from dpaudit.trainer.data import Records, Split, load
@@ -31,7 +31,7 @@ from dpaudit.trainer.private_sgd import (
 )
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import LedgerHeader, Resumed, Sampling
 from dpaudit.vocabulary.settings import RunConfig
 
@@ -71,9 +71,12 @@ def train(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     config = prepared.config
     canaries, _ = make_canaries(config.canaries, prepared.split, prepared.stream)
     run = create_run(out)
-    write_toml(run.config, config)
-    canaries.write(run)
+    # The ledger first: it is what keeps two runs out of one place.
     with LedgerWriter.create(run.ledger, _header(prepared)) as ledger:
+        write_toml(run.config, config)
+        canaries.write(run)
+        bound = (run.config, run.canaries, run.secret_canaries)
+        ledger.begin({path.name: sha256(path) for path in bound})
         sgd = _new_sgd(prepared, canaries, ledger)
         _save_progress(run, sgd, [])
         _finish(run, sgd, [], on_step)
@@ -92,9 +95,15 @@ def prepare_resume(out: Path) -> Prepared:
 
     Raises:
         InvalidArgument: there is no such run, or its data are gone.
-        IntegrityError: its settings are missing or altered.
+        IntegrityError: its settings or canaries are missing or altered.
+        RunExists: it died before it began, and there is nothing to go on with.
     """
-    return prepare(open_run(out).read_config())
+    run = open_run(out)
+    begun = read_unfinished(run.ledger).begun
+    if begun is None:
+        raise RunExists(f"{out} died before it began: train anew with --overwrite")
+    run.require_unaltered(begun.files)
+    return prepare(run.read_config())
 
 
 def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
@@ -112,6 +121,11 @@ def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     found = read_newest_checkpoint(run, prepared.model, optimizer)
     step = found[0].steps_done if found else 0
     with LedgerWriter.resume(run.ledger, Resumed(step, prepared.stream.randomness)) as ledger:
+        if found is not None and ledger.releases < found[0].releases:
+            raise IntegrityError(
+                f"{run.ledger} books {ledger.releases} releases, its checkpoint says "
+                f"{found[0].releases}: the ledger was cut"
+            )
         if found is None:  # it died before its first checkpoint
             observations: list[NDArray[np.float32]] = []
             sgd = _new_sgd(prepared, canaries, ledger)
@@ -194,7 +208,7 @@ def _sgd(
 def _save_progress(
     run: RunDirectory, sgd: PrivateSgd, observations: list[NDArray[np.float32]], done: int = 0
 ) -> None:
-    progress = Progress(done, sgd.expected_batch_size)
+    progress = Progress(done, sgd.ledger.releases, sgd.expected_batch_size)
     write_checkpoint(run, progress, sgd.model, sgd.optimizer, observations)
 
 
@@ -210,6 +224,7 @@ def _finish(
         on_step(done)
     sgd.model.eval()
     save_model(sgd.model, str(run.model))
+    sync(run.model)
     write_arrays(run.observations, rows=np.array(observations, dtype=np.float32))
     sgd.ledger.seal({path.name: sha256(path) for path in run.sealed_files})
     shutil.rmtree(run.checkpoints, ignore_errors=True)

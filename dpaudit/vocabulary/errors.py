@@ -38,7 +38,8 @@ class InvalidArgument(DpauditError, ValueError):
     exit_code = ExitCode.USAGE
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
-        super().__init__(f"{name} must be {allowed}, got {value!r}")
+        # What other libraries say may have many lines: an error of ours has one.
+        super().__init__(" ".join(f"{name} must be {allowed}, got {value!r}".split()))
         self.name = name
 
 

@@ -50,6 +50,12 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     schema_version: str = SCHEMA_VERSION
 
 
+class Begun(msgspec.Struct, frozen=True, tag_field="kind", tag="begun"):
+    """Settings and canaries are on disk, with these digests; the canaries' are salted."""
+
+    files: dict[str, str]
+
+
 class BookedRelease(msgspec.Struct, frozen=True, tag_field="kind", tag="release"):
     """One release, on disk before its noise was used."""
 
@@ -72,7 +78,7 @@ class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
     files: dict[str, str]
 
 
-LedgerLine = LedgerHeader | BookedRelease | Resumed | Seal
+LedgerLine = LedgerHeader | Begun | BookedRelease | Resumed | Seal
 
 
 class PrivacyLedger(msgspec.Struct, frozen=True):
@@ -85,13 +91,19 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
     """
 
     header: LedgerHeader
-    lines: tuple[BookedRelease | Resumed | Seal, ...]
+    lines: tuple[Begun | BookedRelease | Resumed | Seal, ...]
     head: str
 
     @property
     def releases(self) -> tuple[BookedRelease, ...]:
         """The booked releases, in order."""
         return tuple(line for line in self.lines if isinstance(line, BookedRelease))
+
+    @property
+    def begun(self) -> Begun | None:
+        """The line that binds settings and canaries; None if the run died before it."""
+        first = self.lines[0] if self.lines else None
+        return first if isinstance(first, Begun) else None
 
     @property
     def seal(self) -> Seal | None:

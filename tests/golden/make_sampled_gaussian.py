@@ -61,8 +61,9 @@ def contour(ledger: Ledger, direction: str, delta: float) -> tuple[float, float,
     # exp(c n B) delta(epsilon + n B) is what n = 1, 2, .. alias: Chernoff at a larger tilt.
     higher = tilts > c
     log_delta = np.log(delta) - 5
-    above = np.min((k[higher] - tilts[higher] * guess - log_delta + LOG_ALIAS)
-                   / (tilts[higher] - c))
+    above = np.min(
+        (k[higher] - tilts[higher] * guess - log_delta + LOG_ALIAS) / (tilts[higher] - c)
+    )
     below = (LOG_ALIAS - log_delta) / c
     return c, guess, float(max(above, below))
 

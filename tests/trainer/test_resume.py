@@ -24,7 +24,7 @@ from dpaudit.trainer import run as runs
 from dpaudit.trainer.canaries import Canaries
 from dpaudit.trainer.private_sgd import GRADIENT_SUM, RECORD_COUNT
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, RunExists
-from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, Resumed
+from dpaudit.vocabulary.ledger import Begun, PrivacyLedger, Randomness, Resumed, Seal
 from dpaudit.vocabulary.settings import (
     CanarySettings,
     DataSettings,
@@ -225,7 +225,9 @@ def test_the_ledger_is_the_same_for_one_record_more(tmp_path: Path, config: RunC
     for name, source in (("one", config.data.source), ("more", str(more))):
         run = train(changed(config, "data", source=source), tmp_path / name)
         ledger = run.read_ledger()
-        ledgers.append((msgspec.structs.replace(ledger.header, run=""), ledger.lines[:-1]))
+        # The digests left out are of the data's path and of files with a fresh salt.
+        lines = [line for line in ledger.lines if not isinstance(line, Begun | Seal)]
+        ledgers.append((msgspec.structs.replace(ledger.header, run=""), lines))
     assert ledgers[0] == ledgers[1]
 
 
