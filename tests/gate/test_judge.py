@@ -1,4 +1,4 @@
-"""The verdict: pure, the exit code from the same object, and nothing passes for want of evidence."""
+"""The verdict: pure, its exit code from the same object; nothing passes for want of evidence."""
 
 from __future__ import annotations
 

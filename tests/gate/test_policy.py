@@ -59,5 +59,5 @@ def test_what_is_wrong_is_named_in_one_line(tmp_path: Path, text: str, named: st
 
 
 def test_a_missing_policy_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="nowhere.toml"):
+    with pytest.raises(InvalidArgument, match=r"nowhere\.toml"):
         read_policy(tmp_path / "nowhere.toml")

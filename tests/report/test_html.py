@@ -91,6 +91,7 @@ def make_answers() -> tuple[EpsilonAnswer, ...]:
             DELTA,
             Bound(max(b.lower for b in by.values()), min(b.upper for b in by.values())),
             by,
+            Sampling.POISSON,
         )
         for name, by in methods.items()
     )
