@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from places import ROOT
 
@@ -28,3 +29,8 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}: set DPAUDIT_DATA")
     return folder
+
+
+# A machine that is shared is slow at times: laws are tested, not the clock.
+hypothesis.settings.register_profile("dpaudit", deadline=None)
+hypothesis.settings.load_profile("dpaudit")
