@@ -54,6 +54,7 @@ HEAVY = ("torch", "pandas", "sklearn", "matplotlib", "jinja2", "cryptography", "
     [
         "import dpaudit",
         "import dpaudit.accountants.answers, dpaudit.gate.judge, dpaudit.attacks.one_run",
+        "import dpaudit.workflow.judging, dpaudit.workflow.questions, dpaudit.report.text",
         "import sys; sys.argv = ['dpaudit', '--help']\n"
         "try:\n    from dpaudit.cli.main import main; main()\nexcept SystemExit: pass",
         "import sys; sys.argv = ['dpaudit', 'epsilon', '--sampling-rate', '0.01', '--steps', "

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,6 +15,7 @@ from torch import nn
 from dpaudit.vocabulary.errors import InvalidArgument
 
 Shape = tuple[int, ...]
+Factory = Callable[[Shape, int], nn.Module]
 
 IMAGE_SIDE = 16  # from this side on, ``auto`` takes convolutions; else it is linear
 
@@ -89,12 +94,14 @@ def make_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
     return model
 
 
-def _imported(name: str):  # type: ignore[no-untyped-def]
+def _imported(name: str) -> Factory:
     allowed = f"auto, {', '.join(BUILT_IN)} or package.module:factory that can be imported"
     module, colon, attribute = name.partition(":")
     if not colon:
         raise InvalidArgument("model", name, allowed)
+    if os.getcwd() not in sys.path:  # an installed command does not look where it is called
+        sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return cast(Factory, getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError) as error:
         raise InvalidArgument("model", name, f"{allowed} ({error})") from error

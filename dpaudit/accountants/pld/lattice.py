@@ -66,7 +66,8 @@ class LatticeLaw:
         exponents = order * self.losses
         weights = np.exp(np.minimum(exponents - float(exponents[self.masses > 0].max()), 0.0))
         total = float(weights @ self.masses)
-        sizes = 8 + abs(order) * float(np.abs(self.losses[[0, -1]]).max())
+        # Rounding of each exponent, and of a sum of that many terms.
+        sizes = 8 + abs(order) * float(np.abs(self.losses[[0, -1]]).max()) + len(self.masses)
         error = float(weights @ self.rounding) / total + 4 * UNIT_ROUNDOFF * sizes
         return weights * self.masses / total, error
 

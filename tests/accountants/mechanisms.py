@@ -1,0 +1,62 @@
+"""Random mechanisms for the laws, of moderate size, and every method put to them."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from dpaudit.accountants.answers import ACCOUNTANTS
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.mechanism import (
+    Composed,
+    Gaussian,
+    Mechanism,
+    PoissonSampled,
+    RandomizedResponse,
+    Repeated,
+)
+
+Question = tuple[Mechanism, Adjacency]
+
+
+def between_powers(low: float, high: float) -> st.SearchStrategy[float]:
+    """Return floats whose magnitude, rather than value, is even between two powers of ten."""
+    return st.floats(low, high).map(lambda exponent: 10.0**exponent)
+
+
+deltas = between_powers(-12, -2)
+rates = between_powers(-3, 0)
+noises = between_powers(-0.3, 1.5)
+steps = st.integers(1, 300)
+
+gaussians = st.builds(Gaussian, noises)
+sampled = st.builds(PoissonSampled, gaussians, rates)
+responses = st.builds(RandomizedResponse, st.floats(0.55, 0.95), st.integers(2, 4))
+
+
+def compositions(releases: st.SearchStrategy[Mechanism]) -> st.SearchStrategy[Mechanism]:
+    """Return runs of equal releases, alone or one after the other."""
+    runs = st.builds(Repeated, releases, steps)
+    return runs | st.builds(Composed, st.lists(runs, min_size=1, max_size=3).map(tuple))
+
+
+def under(mechanisms: st.SearchStrategy[Mechanism], *adjacencies: Adjacency):
+    return st.tuples(mechanisms, st.sampled_from(adjacencies))
+
+
+gaussian_questions = under(compositions(gaussians), *Adjacency)
+sampled_questions = under(
+    compositions(sampled | gaussians), Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT
+)
+response_questions = under(compositions(responses | gaussians), Adjacency.REPLACE_ONE)
+questions = gaussian_questions | sampled_questions | response_questions
+
+
+def every_method(question: Question, delta: float) -> dict[str, Bound]:
+    """Return what each method of each accountant says of epsilon."""
+    mechanism, adjacency = question
+    return {
+        f"{accountant}, {method}": bound
+        for accountant, ask in ACCOUNTANTS.items()
+        for method, bound in ask(mechanism, delta, adjacency).items()
+    }
