@@ -40,7 +40,7 @@ make_venv() {
     stamp="$VENV/installed-$( (cat pyproject.toml; echo "${DPAUDIT_TORCH:-cpu}") | cksum | tr ' ' '-')"
     [ -e "$stamp" ] && return
     python=$(find_python) || exit 2
-    echo "installing into $VENV: about 350 MB to download, 1.5 GB on disk, a few minutes" >&2
+    echo "installing into $VENV: about 370 MB to download, 1.7 GB on disk, two minutes or more" >&2
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
     rm -f "$VENV"/installed-*
     install_torch

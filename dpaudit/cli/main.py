@@ -16,7 +16,10 @@ from dpaudit.cli.train import train
 from dpaudit.vocabulary.errors import DpauditError, ExitCode
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Every option can be set by a variable, too: DPAUDIT_TRAIN_DELTA, DPAUDIT_GATE_POLICY ...
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DPAUDIT"}
+)
 @click.version_option(dpaudit.__version__, prog_name="dpaudit")
 def cli() -> None:
     """Train under differential privacy, account for it, attack it, and gate on the result."""

@@ -1,0 +1,61 @@
+"""The program as a whole: exit codes, variables, and what a person sees while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from calling import Call
+
+from dpaudit.vocabulary.errors import ExitCode
+from dpaudit.vocabulary.settings import PrivacySettings
+from dpaudit.workflow import judging, training
+
+
+def test_a_bug_of_ours_exits_70_and_says_so(
+    call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(judging, "judge", broken)
+    policy = tmp_path / "dpaudit.toml"
+    policy.write_text("[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n")
+    result = call("gate", trained, "--policy", policy)
+    assert result.code == ExitCode.BUG == 70
+    assert "bug of dpaudit" in result.err
+
+
+def test_options_can_be_set_by_variables(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPAUDIT_EPSILON_DELTA", "1e-6")
+    plan = ("--sampling-rate", "0.01", "--noise-multiplier", "1", "--steps", "10")
+    result = call("epsilon", *plan, "--accountant", "naive", "--format", "json")
+    assert json.loads(result.out)["delta"] == 1e-6
+
+
+def test_the_budget_on_the_progress_bar_rises_and_ends_at_the_claim() -> None:
+    privacy = PrivacySettings(
+        sampling_rate=0.1, noise_multiplier=2.0, clip_norm=1.0, steps=50, delta=1e-5
+    )
+    spent = training.spent_so_far(privacy)
+    shown = [spent(done) for done in range(1, 51)]
+    assert shown == sorted(shown)
+    for done in (1, 13, 50):
+        assert spent(done) >= training.upper_epsilon(privacy, done)
+    assert spent(50) == training.upper_epsilon(privacy)
+
+
+def test_help_names_every_command(call: Call) -> None:
+    result = call("--help")
+    assert result.code == 0
+    for command in ("train", "epsilon", "audit", "gate", "report"):
+        assert command in result.out
+        assert call(command, "--help").code == 0
+
+
+def test_a_command_that_does_not_exist_exits_2_in_one_line(call: Call) -> None:
+    result = call("certify")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "certify" in result.err
