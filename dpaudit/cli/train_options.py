@@ -31,7 +31,7 @@ TRAIN_OPTIONS = (
     click.option("--leaves-out", multiple=True, help="Name what else touched the records and is not in the claim, e.g. hyperparameter-tuning."),
     click.option("--canaries", type=int, default=0, show_default=True, help="Gradient-space canaries, scored at every step."),
     click.option("--input-canaries", type=int, help="Mislabelled training records.  [default: one for 20 canaries]"),
-    click.option("--physical-batch-size", type=int, default=256, show_default=True, help="Records in memory at once; a matter of speed alone."),
+    click.option("--physical-batch-size", type=int, default=128, show_default=True, help="Records in memory at once; a matter of speed alone."),
     click.option("--checkpoint-every", type=int, default=100, show_default=True, help="Steps between checkpoints."),
     click.option("--out", type=click.Path(path_type=Path), help="Run directory to make.  [default: runs/NAME of the data]"),
     click.option("--overwrite", "if_exists", flag_value="overwrite", help="Replace the run directory."),

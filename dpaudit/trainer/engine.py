@@ -7,7 +7,7 @@ operation can mix records, and the norm is joint by construction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,26 +30,28 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(norms))
 
 
-def clipped_sum(gradients: Tensor, clip_norm: float) -> Tensor:
-    """Return the sum of the rows of ``gradients``, each clipped to L2 norm ``clip_norm``.
+def clipped_sum(parts: Sequence[Tensor], clip_norm: float) -> Tensor:
+    """Return the sum over records of gradients clipped to a joint L2 norm of ``clip_norm``.
 
     Args:
-        gradients: Shape ``(records, d)``, float32.
-        clip_norm: Largest norm of one row; above 0.
+        parts: One tensor a parameter, each of shape ``(records, size of the parameter)``.
+        clip_norm: Largest norm of one record's gradient over all parts; above 0.
 
     Returns:
-        Shape ``(d,)``. One row more moves it by at most ``clip_norm``.
+        Shape ``(d,)``. One record more moves it by at most ``clip_norm``.
     """
     # In float64 no finite float32 gradient's norm overflows.
-    norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
-    factors = clip_factors(norms, clip_norm).to(gradients.dtype)
-    # 0 times infinity is NaN: a row that is left out must not be multiplied.
-    finite = torch.where((factors > 0)[:, None], gradients, torch.zeros_like(gradients))
-    return factors @ finite
+    by_part = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts]
+    factors = clip_factors(torch.linalg.vector_norm(torch.stack(by_part), dim=0), clip_norm)
+    kept = factors > 0
+    if not bool(kept.all()):  # 0 times infinity is NaN: what is left out must not be multiplied
+        parts, factors = [part[kept] for part in parts], factors[kept]
+    weights = factors.to(parts[0].dtype)
+    return torch.cat([weights @ part for part in parts])
 
 
 class PerRecordGradients:
-    """Per-record gradients of a model's loss, flat, in the order of its named parameters."""
+    """Per-record gradients of a model's loss, in the order of its named parameters."""
 
     def __init__(self, model: nn.Module, loss: PerRecordLoss) -> None:
         self._model = model
@@ -67,13 +69,13 @@ class PerRecordGradients:
         """Number of trainable parameters, d."""
         return sum(p.numel() for p in self._model.parameters() if p.requires_grad)
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the gradients of the records (x, y), shape ``(records, d)``."""
+    def __call__(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the gradients of the records (x, y), one ``(records, size)`` a parameter."""
         parameters = {
             name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad
         }
         gradients = self._batched(parameters, x, y)
-        return torch.cat([gradients[name].flatten(1) for name in self.names], dim=1)
+        return [gradients[name].flatten(1) for name in self.names]
 
     def clipped_sum(self, x: Tensor, y: Tensor, clip_norm: float, chunk: int) -> Tensor:
         """Return the clipped sum over all records, taking ``chunk`` of them at a time.
@@ -82,6 +84,6 @@ class PerRecordGradients:
         """
         total = torch.zeros(self.size)
         for start in range(0, len(x), chunk):
-            rows = self(x[start : start + chunk], y[start : start + chunk])
-            total += clipped_sum(rows, clip_norm)
+            parts = self(x[start : start + chunk], y[start : start + chunk])
+            total += clipped_sum(parts, clip_norm)
         return total

@@ -136,7 +136,7 @@ class SpeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         checkpoint_every: Steps between checkpoints.
     """
 
-    physical_batch_size: int = 256
+    physical_batch_size: int = 128
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
