@@ -34,6 +34,15 @@ def test_a_package_refuses_to_be_imported_under_its_bare_name(name: str) -> None
     assert f"import dpaudit.{name}, not {name}" in result.stderr.splitlines()[-1]
 
 
+def test_no_tool_walks_a_file_twice_through_a_link() -> None:
+    """Ruff and pytest do not follow links, the build and mypy look at dpaudit alone."""
+    ruff = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    walked = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert str(ROOT / "dpaudit" / "accountants" / "rdp.py") in walked
+    for name in LINKS:
+        assert str(ROOT / name) not in walked
+
+
 @pytest.mark.parametrize("name", make_schemas.KINDS)
 def test_the_shipped_schema_is_that_of_the_type(name: str) -> None:
     shipped = (make_schemas.FOLDER / f"{name}.json").read_text()

@@ -76,11 +76,10 @@ def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
         raise IntegrityError("the ledger books no release: the run never took a step")
     if not header.schedule_fixed_in_advance:
         raise UnsupportedMechanism(
-            ledger.mechanism, "its schedule was chosen during the run, which no accountant here prices"
+            ledger.mechanism,
+            "its schedule was chosen during the run, which no accountant here prices",
         )
-    answer = epsilon_by(
-        accountant, ledger.mechanism, delta, header.adjacency, header.sampling
-    )
+    answer = epsilon_by(accountant, ledger.mechanism, delta, header.adjacency, header.sampling)
     seeded = header.randomness is Randomness.SEEDED or any(
         isinstance(line, Resumed) and line.randomness is Randomness.SEEDED for line in ledger.lines
     )

@@ -30,7 +30,9 @@ def noise_multiplier(
         low, high = high, 2 * high
         if high > MOST:
             raise InvalidArgument(
-                "target_epsilon", target_epsilon, f"reachable with a noise multiplier below {MOST:g}"
+                "target_epsilon",
+                target_epsilon,
+                f"reachable with a noise multiplier below {MOST:g}",
             )
     while low >= high and low > LEAST:
         low = high / 2

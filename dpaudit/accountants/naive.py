@@ -111,4 +111,6 @@ def amplified(epsilon: float, sampling_rate: float) -> float:
     if epsilon < 30:
         return math.log1p(sampling_rate * math.expm1(epsilon))
     # log(q e^eps (1 + (1-q) e^-eps / q))
-    return epsilon + math.log(sampling_rate) + math.log1p((1 / sampling_rate - 1) * math.exp(-epsilon))
+    return (
+        epsilon + math.log(sampling_rate) + math.log1p((1 / sampling_rate - 1) * math.exp(-epsilon))
+    )

@@ -103,7 +103,10 @@ class RdpProfile:
         """Return the interval of epsilon at ``delta`` by the better kind of orders."""
         return Bound(
             0.0,
-            min(self.at_integer_orders(delta=delta)[0].upper, self.at_real_orders(delta=delta)[0].upper),
+            min(
+                self.at_integer_orders(delta=delta)[0].upper,
+                self.at_real_orders(delta=delta)[0].upper,
+            ),
         )
 
     def at_integer_orders(self, *, delta: float) -> tuple[Bound, float]:
@@ -178,9 +181,7 @@ def release_divergence(release: Release, order: float, adjacency: Adjacency) -> 
             return _randomized_response(truth, categories, order)
         case PoissonSampled(Gaussian() as inner, sampling_rate):
             shift = shift_over_noise(inner, adjacency)
-            ways = [
-                _log_power_mean(sampling_rate, shift, power) for power in (order, 1 - order)
-            ]
+            ways = [_log_power_mean(sampling_rate, shift, power) for power in (order, 1 - order)]
             lower = max(way[0] for way in ways) / (order - 1)
             return Bound(max(0.0, lower), max(0.0, max(way[1] for way in ways) / (order - 1)))
         case _:

@@ -61,8 +61,7 @@ def refuse_unpriced(releases: Releases, adjacency: Adjacency) -> None:
             case RandomizedResponse() if adjacency is not Adjacency.REPLACE_ONE:
                 raise UnsupportedMechanism(
                     release,
-                    f"randomized response has no meaning under {adjacency.value}: "
-                    "use replace-one",
+                    f"randomized response has no meaning under {adjacency.value}: use replace-one",
                 )
             case PoissonSampled(RandomizedResponse()):
                 raise UnsupportedMechanism(

@@ -37,9 +37,7 @@ def loss_threshold(member_losses: Array, nonmember_losses: Array) -> MembershipS
     return MembershipScores(-member_losses, -nonmember_losses)
 
 
-def evaluate(
-    attack: str, scores: MembershipScores, *, confidence: float
-) -> MembershipResult:
+def evaluate(attack: str, scores: MembershipScores, *, confidence: float) -> MembershipResult:
     """Return how well ``scores`` tell members from non-members.
 
     The interval of a TPR is exact given the threshold, which the non-members set.
@@ -51,9 +49,7 @@ def evaluate(
     for wanted in FALSE_POSITIVE_RATES:
         last = int(np.searchsorted(fpr, wanted, side="right")) - 1
         hits = int(true_positives[last])
-        interval = clopper_pearson_interval(
-            successes=hits, trials=members, confidence=confidence
-        )
+        interval = clopper_pearson_interval(successes=hits, trials=members, confidence=confidence)
         rates.append(TprAtFpr(wanted, hits / members, interval, confidence))
     return MembershipResult(
         attack=attack,

@@ -157,7 +157,9 @@ def audit_gradient_canaries(
         require_open_unit("confidence", confidence)
     if observations.ndim != 2 or observations.shape[1] != len(included) or len(included) == 0:
         raise InvalidArgument(
-            "observations", f"shape {observations.shape}", f"one column for each of {len(included)} canaries"
+            "observations",
+            f"shape {observations.shape}",
+            f"one column for each of {len(included)} canaries",
         )
     simulation = Simulation(claimed.steps, len(included), seed)
     certified = _CertifiedAudit(claimed, len(included), confidences[0], simulation)
@@ -287,7 +289,7 @@ class _ConditionalAudit:
         )
 
     def _epsilon(self, distance: float) -> float:
-        """Return epsilon, from below, at the most noise whose total variation reaches ``distance``."""
+        """Return epsilon, from below, at the most noise whose distance reaches ``distance``."""
         low, high = LEAST_NOISE_FACTOR, 64.0
         if distance <= self._claimed.total_variation_at(high):
             return 0.0

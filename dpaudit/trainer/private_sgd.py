@@ -100,9 +100,7 @@ class PrivateSgd:
                 self._features[batch], self._labels[batch], clip_norm, chunk
             )
         included = self.canaries.gradient_included
-        joined = included & self.stream.coins(
-            Purpose.CANARY_SAMPLING, number, len(included), rate
-        )
+        joined = included & self.stream.coins(Purpose.CANARY_SAMPLING, number, len(included), rate)
         return torch.cat([by_records, gradient_canary_sum(joined, clip_norm)])
 
     def _noise(self, number: int) -> Tensor:

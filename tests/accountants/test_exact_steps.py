@@ -83,9 +83,7 @@ def test_two_steps_hold_the_integral_over_the_first(first, second, epsilon, dire
 @pytest.mark.parametrize(("categories", "times"), [(2, 1), (2, 7), (3, 1), (3, 6), (5, 4)])
 @pytest.mark.parametrize("truth", [0.55, 0.9])
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0, 3.0, 8.0])
-def test_few_responses_hold_the_sum_over_every_string_of_answers(
-    epsilon, truth, categories, times
-):
+def test_few_responses_hold_the_sum_over_every_string_of_answers(epsilon, truth, categories, times):
     mechanism = Repeated(RandomizedResponse(truth, categories), times)
     answer = pld.profile(mechanism, adjacency=Adjacency.REPLACE_ONE).delta(epsilon=epsilon)
     assert holds(answer, oracles.responses_delta(epsilon, truth, categories, times))
@@ -106,6 +104,6 @@ def test_a_response_and_a_gaussian_hold_the_mean_over_the_response(epsilon):
 @given(rates, noises, between_powers(-2, 0.7))
 def test_a_coarse_grid_is_wider_and_never_wrong(rate, noise, epsilon):
     truth = max(oracles.one_step_delta(epsilon, rate, noise, way) for way in ("remove", "add"))
-    for width in (0.0005, 0.05, 5.0):
+    for width in (0.05, 5.0):
         profile = pld.profile(sampled(rate, noise), relative_width=width)
         assert holds(profile.delta(epsilon=epsilon), truth)

@@ -141,7 +141,9 @@ def renyi_pairs() -> list[Any]:
         where = (value["sampling_rate"], value["noise_multiplier"], value["order"])
         worst[where] = max(worst.get(where, Decimal(0)), Decimal(value["divergence"]))
     return [
-        pytest.param(PoissonSampled(Gaussian(noise), rate), order, truth, id=f"{rate}-{noise}-{order}")
+        pytest.param(
+            PoissonSampled(Gaussian(noise), rate), order, truth, id=f"{rate}-{noise}-{order}"
+        )
         for (rate, noise, order), truth in worst.items()
     ]
 

@@ -84,10 +84,12 @@ class CumulantTable:
         return np.array([self.at(order) for order in ORDERS])
 
 
-def _window(cumulants: CumulantTable, order: float) -> tuple[tuple[float, float], tuple[float, float]]:
+def _window(
+    cumulants: CumulantTable, order: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return Chernoff's window of the tilted sum, and the orders that give it."""
     base = cumulants.at(order)
-    ups = ORDERS[(ORDERS > 0.02 * order) & (ORDERS < 20 * order)][::6]
+    ups = ORDERS[(order * 0.02 < ORDERS) & (order * 20 > ORDERS)][::6]
     downs = ups
     tops = [(cumulants.at(order + up) - base - LOG_WRAP) / up for up in ups]
     bottoms = [-(cumulants.at(order - down) - base - LOG_WRAP) / down for down in downs]
@@ -102,7 +104,9 @@ def plan_for_delta(laws: Laws, delta: float) -> Plan:
     chernoff = (cumulants.table + peaks - math.log(delta)) / ORDERS
     best = int(np.argmin(chernoff))
     window, wraps = _window(cumulants, float(ORDERS[best]))
-    return Plan(float(ORDERS[best]), max(0.0, float(chernoff[best])), math.log(delta), window, wraps)
+    return Plan(
+        float(ORDERS[best]), max(0.0, float(chernoff[best])), math.log(delta), window, wraps
+    )
 
 
 def plan_for_epsilon(laws: Laws, epsilon: float) -> Plan:
@@ -203,9 +207,7 @@ def compose(laws: Laws, plan: Plan, relative_width: float) -> Composition:
         (top - bottom) / LARGEST_FFT,
     )
     tail = max(math.exp(max(plan.log_delta_guess, -690.0)) * TAIL_SHARE / steps, 1e-305)
-    return _compose_on(
-        [(discretise(law, spacing, tail), times) for law, times in laws], plan
-    )
+    return _compose_on([(discretise(law, spacing, tail), times) for law, times in laws], plan)
 
 
 def _compose_on(laws: Sequence[tuple[LatticeLaw, int]], plan: Plan) -> Composition:
@@ -223,7 +225,8 @@ def _compose_on(laws: Sequence[tuple[LatticeLaw, int]], plan: Plan) -> Compositi
         tilted=np.roll(tilted, -(shift % size)),
         order=order,
         log_scale=log_scale,
-        l1_error=rounding + _wrapped(laws, plan, log_scale, spacing * start, spacing * (start + size - 1)),
+        l1_error=rounding
+        + _wrapped(laws, plan, log_scale, spacing * start, spacing * (start + size - 1)),
         l2_error=l2_error,
         lost=-math.expm1(sum(times * math.log1p(-law.lost) for law, times in laws)),
         steps=sum(times for _, times in laws),
@@ -232,7 +235,9 @@ def _compose_on(laws: Sequence[tuple[LatticeLaw, int]], plan: Plan) -> Compositi
     )
 
 
-def _power(laws: Sequence[tuple[LatticeLaw, int]], order: float, size: int) -> tuple[Array, float, float]:
+def _power(
+    laws: Sequence[tuple[LatticeLaw, int]], order: float, size: int
+) -> tuple[Array, float, float]:
     """Return the tilted composition modulo ``size``, its L2 error and the masses' L1 error.
 
     An FFT of length n errs by at most about 4 u log2(n) of its L2 norm (Higham 2002,
@@ -270,5 +275,7 @@ def _wrapped(
     is missing there and turns up elsewhere."""
     down, up = plan.wrap_orders
     above = sum(t * law.log_moment(plan.order + up) for law, t in laws) - log_scale - up * top
-    below = sum(t * law.log_moment(plan.order - down) for law, t in laws) - log_scale + down * bottom
+    below = (
+        sum(t * law.log_moment(plan.order - down) for law, t in laws) - log_scale + down * bottom
+    )
     return 2 * (math.exp(min(0.0, above)) + math.exp(min(0.0, below)))

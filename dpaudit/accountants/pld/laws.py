@@ -97,12 +97,14 @@ class SampledGaussianLoss:
         return np.asarray(exponent / self.shift + self.shift / 2)
 
     def reach(self, tail: float) -> tuple[float, float]:
+        """Cut either tail of the observation at half of ``tail``."""
         sigmas = -float(ndtri(tail / 2))
         if self.direction is Direction.REMOVE:
             return self._loss(-sigmas), self._loss(self.shift + sigmas)
         return -self._loss(sigmas), -self._loss(-sigmas)
 
     def masses(self, edges: Array) -> CellMasses:
+        """Difference normal distribution functions at the edges' observations."""
         if self.direction is Direction.ADD:  # L = -loss(y) falls in y: mirror, then swap
             mirrored = self._mixture_and_base(-edges[::-1])
             _, _, base, base_rounding = mirrored
@@ -119,6 +121,7 @@ class SampledGaussianLoss:
         return mixture, rounding, base, base_rounding
 
     def edge_rounding(self, largest: float) -> float:
+        """Bound the round trip from loss to observation and back."""
         sizes = 1 + largest + self.shift**2 - math.log(self.rate)
         return 16 * UNIT_ROUNDOFF * sizes
 
@@ -142,10 +145,12 @@ class RandomizedResponseLoss:
         )
 
     def reach(self, tail: float) -> tuple[float, float]:
+        """Return the two extreme losses: nothing lies beyond."""
         largest = float(self._atoms[0][0])
         return -largest, largest
 
     def masses(self, edges: Array) -> CellMasses:
+        """Put each of the three atoms into its cell."""
         losses, p, q = self._atoms
         cell = np.clip(np.searchsorted(edges, losses, side="left") - 1, 0, len(edges) - 2)
         cells = len(edges) - 1
@@ -154,6 +159,7 @@ class RandomizedResponseLoss:
         return CellMasses(p_cells, q_cells, np.asarray(4 * UNIT_ROUNDOFF * p_cells))
 
     def edge_rounding(self, largest: float) -> float:
+        """Bound the rounding of a logarithm and of an edge."""
         return 8 * UNIT_ROUNDOFF * (1 + largest)
 
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from dpaudit.accountants import gaussian
-from dpaudit.accountants.pld import grid
 from dpaudit.accountants.invert import largest_with_at_least, smallest_with_at_most
+from dpaudit.accountants.pld import grid
 from dpaudit.accountants.pld.laws import Direction, loss_law
 from dpaudit.accountants.pld.randomized_response import BinaryResponses
 from dpaudit.accountants.releases import (

@@ -52,7 +52,6 @@ class BinaryResponses:
         shares = np.log(-np.expm1(epsilon - self._losses[above]))
         return float(logsumexp(self._log_masses[above] + shares))
 
-
     def delta(self, epsilon: float) -> Bound:
         """Return the interval of delta(epsilon)."""
         if epsilon >= self.largest_loss * (1 + 1e-12):
