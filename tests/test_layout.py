@@ -84,3 +84,17 @@ def test_import_dpaudit_needs_neither_numpy_nor_scipy() -> None:
         "import dpaudit, sys; print([m for m in ('numpy', 'scipy') if m in sys.modules])"
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_core_install_says_which_extra_trains(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u, sys\n"
+        "found = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'torch' else found(name, *more)\n"
+        "sys.argv = ['dpaudit', 'train', '--target-epsilon', '3', "
+        f"'--out', {str(tmp_path / 'run')!r}]\n"
+        "from dpaudit.cli.main import main; main()"
+    )
+    result = python(code)
+    assert result.returncode == 2
+    assert result.stderr == "dpaudit: torch is not installed: pip install 'dpaudit[train]'\n"
