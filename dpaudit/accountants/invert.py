@@ -30,7 +30,10 @@ def smallest_with_at_most(
     if falling(low) <= target:
         return low
     if not falling(high) <= target:
-        raise AccountingError(f"no argument up to {high!r} brings the bound down to {target!r}")
+        raise AccountingError(
+            f"nothing can be certified here: no value up to {high:g} brings the bound down to "
+            f"{target:g}; add noise, or ask for a larger delta"
+        )
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
         if falling(middle) <= target:

@@ -6,7 +6,7 @@ DpauditError
     MissingExtra        an optional library is not installed exit code 2
     RunExists           a run would be overwritten           exit code 2
     IntegrityError      a file is missing, torn or altered   exit code 4
-    AccountingError     no number that is certainly true     exit code 70
+    AccountingError     no number that is certainly true     exit code 3
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class IntegrityError(DpauditError):
 
 class AccountingError(DpauditError, ArithmeticError):
     """Raised where going on would print a privacy number that is not true."""
+
+    exit_code = ExitCode.INCONCLUSIVE
 
 
 # Written so that NaN is refused too: every comparison with NaN is false.

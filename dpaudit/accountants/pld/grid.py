@@ -33,13 +33,16 @@ from numpy.typing import NDArray
 
 from dpaudit.accountants.pld.lattice import LatticeLaw, discretise
 from dpaudit.accountants.pld.laws import UNIT_ROUNDOFF, LossLaw
+from dpaudit.vocabulary.errors import AccountingError
 
 Array = NDArray[np.float64]
 Laws = Sequence[tuple[LossLaw, int]]
 
 COARSE_CELLS = 2000
+LEAST_SPACING = 1e-13  # finer losses are rounding
 LARGEST_FFT = 2**21
 LOSS_SHARE = 0.02
+REACH_TAIL, LARGEST_SPAN = 1e-30, 1000.0
 LOG_WRAP = math.log(1e-12)  # tilted probability that the sum leaves the FFT's window
 CUT = 30.0  # f is summed up to exp(-CUT)
 ORDERS = np.geomspace(1e-2, 1e4, 241)
@@ -52,6 +55,18 @@ ETA_SHARE = 1e-4
 def log_peak(order: float) -> float:
     """Return log sup f = log(c^c / (1+c)^(1+c))."""
     return -order * math.log1p(1 / order) - math.log1p(order)
+
+
+def _require_resolvable(laws: Laws) -> None:
+    """Refuse losses that range over thousands of nats: no lattice holds them.
+
+    Raises:
+        AccountingError: the release is far from private.
+    """
+    for law, _ in laws:
+        low, high = law.reach(REACH_TAIL)
+        if not high - low < LARGEST_SPAN:
+            raise AccountingError(f"losses from {low:g} to {high:g} are beyond any lattice")
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,8 @@ class CumulantTable:
         self._laws = []
         for law, times in laws:
             low, high = law.reach(tail)
-            self._laws.append((discretise(law, (high - low) / COARSE_CELLS, tail), times))
+            spacing = max((high - low) / COARSE_CELLS, LEAST_SPACING)
+            self._laws.append((discretise(law, spacing, tail), times))
 
     def at(self, order: float) -> float:
         """Return the cumulant function at ``order``."""
@@ -99,6 +115,7 @@ def _window(
 
 def plan_for_delta(laws: Laws, delta: float) -> Plan:
     """Plan the search for epsilon at ``delta``."""
+    _require_resolvable(laws)
     cumulants = CumulantTable(laws, delta * TAIL_SHARE / sum(times for _, times in laws))
     peaks = np.array([log_peak(order) for order in ORDERS])
     chernoff = (cumulants.table + peaks - math.log(delta)) / ORDERS
@@ -111,6 +128,7 @@ def plan_for_delta(laws: Laws, delta: float) -> Plan:
 
 def plan_for_epsilon(laws: Laws, epsilon: float) -> Plan:
     """Plan the evaluation of delta at ``epsilon``."""
+    _require_resolvable(laws)
     log_delta = 0.0
     for _ in range(2):  # the tail to drop depends on delta itself
         tail = math.exp(max(log_delta, -690.0)) * TAIL_SHARE / sum(times for _, times in laws)
@@ -155,7 +173,8 @@ class Composition:
 
     @cached_property
     def _kernel(self) -> Array:
-        excess = self.spacing * np.arange(math.ceil(CUT / self.order / self.spacing))
+        length = min(math.ceil(CUT / self.order / self.spacing), len(self.tilted))
+        excess = self.spacing * np.arange(length)
         return np.asarray(np.exp(-self.order * excess) * -np.expm1(-excess))
 
     @cached_property
@@ -202,11 +221,13 @@ def compose(laws: Laws, plan: Plan, relative_width: float) -> Composition:
     bottom, top = plan.window
     # Around epsilon 0 the width that matters is that of the loss itself.
     wanted_shift = relative_width * max(plan.epsilon_guess, LOSS_SHARE * (top - bottom))
+    tail = max(math.exp(max(plan.log_delta_guess, -690.0)) * TAIL_SHARE / steps, 1e-305)
+    spans = [high - low for low, high in (law.reach(tail) for law, _ in laws)]
     spacing = max(
         wanted_shift / math.sqrt(steps * -log_eta / 2),
-        (top - bottom) / LARGEST_FFT,
+        max(top - bottom, *spans) / LARGEST_FFT,
+        LEAST_SPACING,
     )
-    tail = max(math.exp(max(plan.log_delta_guess, -690.0)) * TAIL_SHARE / steps, 1e-305)
     return _compose_on([(discretise(law, spacing, tail), times) for law, times in laws], plan)
 
 

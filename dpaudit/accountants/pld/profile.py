@@ -18,7 +18,12 @@ from dpaudit.accountants.releases import (
 )
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit, require_positive
+from dpaudit.vocabulary.errors import (
+    AccountingError,
+    InvalidArgument,
+    require_open_unit,
+    require_positive,
+)
 from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, RandomizedResponse
 
 
@@ -61,6 +66,8 @@ class PldProfile:
             return gaussian.epsilon(delta, mu=mu)
         if (responses := self._binary_responses()) is not None:
             return responses.epsilon(delta)
+        if self._ever_joins() <= delta:
+            return Bound(0.0, 0.0)
         return _worst([self._epsilon_one_way(delta, way) for way in self._directions()])
 
     def delta(self, *, epsilon: float) -> Bound:
@@ -71,7 +78,8 @@ class PldProfile:
             return gaussian.delta(epsilon, mu=mu)
         if (responses := self._binary_responses()) is not None:
             return responses.delta(epsilon)
-        return _worst([self._delta_one_way(epsilon, way) for way in self._directions()])
+        found = _worst([self._delta_one_way(epsilon, way) for way in self._directions()])
+        return Bound(found.lower, max(found.lower, min(found.upper, self._ever_joins())))
 
     def _gaussian_mu(self) -> float | None:
         squares = 0.0
@@ -88,6 +96,17 @@ class PldProfile:
             case _:
                 return None
 
+    def _ever_joins(self) -> float:
+        """Return at least the probability that a record takes part in anything at all.
+
+        Where it does not, both neighbours give the same outputs: (0, that)-DP.
+        """
+        rates = (
+            times * (release.sampling_rate if isinstance(release, PoissonSampled) else 1.0)
+            for release, times in self.releases.items()
+        )
+        return sum(rates) * (1 + 1e-12)
+
     def _directions(self) -> tuple[Direction, ...]:
         if any(isinstance(release, PoissonSampled) for release in self.releases):
             return Direction.REMOVE, Direction.ADD
@@ -99,8 +118,34 @@ class PldProfile:
             for release, times in self.releases.items()
         ]
 
+    def _without_sampling(self) -> float:
+        """Return the mu of the same Gaussians on all records, which dominate the sampled ones.
+
+        The hockey-stick divergence is convex: a sampled pair lies below its unsampled one,
+        and so do their compositions. Wide, and valid where the grid has nothing to say.
+        """
+        squares = 0.0
+        for release, times in self.releases.items():
+            match release:
+                case (Gaussian() as inner) | PoissonSampled(Gaussian() as inner):
+                    squares += times * shift_over_noise(inner, self.adjacency) ** 2
+                case _:
+                    raise AccountingError(f"{release!r} is too far from private to be priced")
+        return math.sqrt(squares)
+
     def _epsilon_one_way(self, delta: float, direction: Direction) -> Bound:
-        laws = self._laws(direction)
+        try:
+            return self._epsilon_on_grid(self._laws(direction), delta)
+        except AccountingError:
+            return Bound(0.0, gaussian.epsilon(delta, mu=self._without_sampling()).upper)
+
+    def _delta_one_way(self, epsilon: float, direction: Direction) -> Bound:
+        try:
+            return self._delta_on_grid(self._laws(direction), epsilon)
+        except AccountingError:
+            return Bound(0.0, gaussian.delta(epsilon, mu=self._without_sampling()).upper)
+
+    def _epsilon_on_grid(self, laws: grid.Laws, delta: float) -> Bound:
         plan = grid.plan_for_delta(laws, delta)
         composition = grid.compose(laws, plan, self.relative_width)
         # Chernoff's epsilon is an upper bound up to what the lattice adds.
@@ -113,8 +158,7 @@ class PldProfile:
         )
         return Bound(lower, upper)
 
-    def _delta_one_way(self, epsilon: float, direction: Direction) -> Bound:
-        laws = self._laws(direction)
+    def _delta_on_grid(self, laws: grid.Laws, epsilon: float) -> Bound:
         plan = grid.plan_for_epsilon(laws, epsilon)
         composition = grid.compose(laws, plan, self.relative_width)
         upper = composition.delta_upper(epsilon)
