@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 
 import dpaudit
 from dpaudit.accountants import naive, pld, rdp
+from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.errors import IntegrityError, UnsupportedMechanism
 from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, Resumed, Sampling
-from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.mechanism import Mechanism, PoissonSampled
 
 Methods = dict[str, Bound]
 
@@ -63,6 +64,28 @@ def epsilon_by(
     return EpsilonAnswer(accountant, adjacency, delta, best, methods, sampling)
 
 
+def require_priceable(ledger: PrivacyLedger) -> None:
+    """Refuse a ledger that theorems for fixed sequences, or for its sampling, do not cover.
+
+    Raises:
+        UnsupportedMechanism: the schedule was chosen during the run, or releases count on
+            Poisson sampling that the header denies.
+    """
+    mechanism, header = ledger.mechanism, ledger.header
+    if not header.schedule_fixed_in_advance:
+        raise UnsupportedMechanism(
+            mechanism, "its schedule was chosen during the run: no accountant here prices it"
+        )
+    sampled = any(
+        isinstance(release, PoissonSampled) and release.sampling_rate < 1
+        for release in count_releases(mechanism)
+    )
+    if sampled and header.sampling is not Sampling.POISSON:
+        raise UnsupportedMechanism(
+            mechanism, f"it books Poisson sampling, but sampling was {header.sampling.value}"
+        )
+
+
 def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
     """Return the claim that a ledger supports at ``delta``.
 
@@ -74,11 +97,7 @@ def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
     header = ledger.header
     if not ledger.releases:
         raise IntegrityError("the ledger books no release: the run never took a step")
-    if not header.schedule_fixed_in_advance:
-        raise UnsupportedMechanism(
-            ledger.mechanism,
-            "its schedule was chosen during the run, which no accountant here prices",
-        )
+    require_priceable(ledger)
     answer = epsilon_by(accountant, ledger.mechanism, delta, header.adjacency, header.sampling)
     seeded = header.randomness is Randomness.SEEDED or any(
         isinstance(line, Resumed) and line.randomness is Randomness.SEEDED for line in ledger.lines

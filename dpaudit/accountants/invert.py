@@ -7,9 +7,10 @@ never makes it wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-from dpaudit.vocabulary.errors import AccountingError
+from dpaudit.vocabulary.errors import Unresolvable
 
 HALVINGS = 60
 TO_THE_LAST_DIGITS = 1e-13
@@ -25,12 +26,12 @@ def smallest_with_at_most(
     """Return an argument where ``falling(argument) <= target`` was seen to hold.
 
     Raises:
-        AccountingError: it does not hold at ``high``.
+        Unresolvable: it does not hold at ``high``.
     """
     if falling(low) <= target:
         return low
-    if not falling(high) <= target:
-        raise AccountingError(
+    if not (high < math.inf and falling(high) <= target):
+        raise Unresolvable(
             f"nothing can be certified here: no value up to {high:g} brings the bound down to "
             f"{target:g}; add noise, or ask for a larger delta"
         )
@@ -57,6 +58,8 @@ def largest_with_at_least(
     ``low`` must be a valid answer by itself: here, epsilon 0. The search walks down from
     ``high``, as a lower bound may be useless far below the point that it was made for.
     """
+    if not high < math.inf:
+        return low
     if falling(high) >= target:
         return high
     fails, gap = high, max(1e-3 * high, resolution * high)
@@ -66,7 +69,7 @@ def largest_with_at_least(
             break
     holds = max(low, high - gap)
     for _ in range(HALVINGS):
-        if fails - holds <= resolution * high:
+        if fails - holds <= resolution * fails:
             break
         middle = 0.5 * (holds + fails)
         if falling(middle) >= target:

@@ -20,11 +20,12 @@ from dpaudit.accountants.releases import (
     Releases,
     count_releases,
     refuse_unpriced,
+    response_loss,
     shift_over_noise,
 )
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.errors import UnsupportedMechanism, require_open_unit
+from dpaudit.vocabulary.errors import UnsupportedMechanism, require_delta
 from dpaudit.vocabulary.mechanism import (
     Gaussian,
     Mechanism,
@@ -64,13 +65,13 @@ class NaiveProfile:
 
     def basic(self, *, delta: float) -> Bound:
         """Return the interval by basic composition; delta is split evenly."""
-        require_open_unit("delta", delta)
+        require_delta("delta", delta)
         total = sum(times * epsilon for epsilon, times in self._each(delta))
         return Bound(0.0, total * ROUND_UP)
 
     def advanced(self, *, delta: float) -> Bound:
         """Return the interval by advanced composition, never worse than its own sum."""
-        require_open_unit("delta", delta)
+        require_delta("delta", delta)
         return Bound(0.0, min(self._advanced(delta, float(share)) for share in SHARES))
 
     def _each(self, delta: float) -> list[tuple[float, int]]:
@@ -86,7 +87,7 @@ class NaiveProfile:
         drift = sum(times * e * math.tanh(e / 2) for e, times in each)
         squares = sum(times * e * e for e, times in each)
         spread = math.sqrt(-2 * math.log(share * delta) * squares)
-        return (drift + spread) * ROUND_UP
+        return min(drift + spread, sum(times * e for e, times in each)) * ROUND_UP
 
 
 def release_epsilon(release: Release, delta: float, adjacency: Adjacency) -> float:
@@ -94,9 +95,8 @@ def release_epsilon(release: Release, delta: float, adjacency: Adjacency) -> flo
     match release:
         case Gaussian():
             return gaussian.epsilon(delta, mu=shift_over_noise(release, adjacency)).upper
-        case RandomizedResponse(truth, categories):
-            other = (1 - truth) / (categories - 1)
-            return (math.log(truth) - math.log(other)) * ROUND_UP
+        case RandomizedResponse():
+            return response_loss(release) * ROUND_UP
         case PoissonSampled(inner, sampling_rate):
             if delta >= sampling_rate:  # the record joins with that probability at most
                 return 0.0

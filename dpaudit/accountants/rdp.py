@@ -33,7 +33,7 @@ from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     UnsupportedMechanism,
-    require_open_unit,
+    require_delta,
 )
 from dpaudit.vocabulary.mechanism import (
     Gaussian,
@@ -114,12 +114,12 @@ class RdpProfile:
 
     def at_integer_orders(self, *, delta: float) -> tuple[Bound, float]:
         """Return the moments accountant's interval, and the order that gave it."""
-        require_open_unit("delta", delta)
+        require_delta("delta", delta)
         return _best([(float(a), self._integer(a)) for a in INTEGER_ORDERS], delta)
 
     def at_real_orders(self, *, delta: float) -> tuple[Bound, float]:
         """Return the interval over real orders, integers among them, and the best order."""
-        require_open_unit("delta", delta)
+        require_delta("delta", delta)
         table = [(a, self._real(a)) for a in REAL_ORDERS]
         return _best([*table, *((float(a), self._integer(a)) for a in INTEGER_ORDERS)], delta)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
+from fractions import Fraction
 
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import UnsupportedMechanism
@@ -47,6 +49,16 @@ def shift_over_noise(release: Gaussian, adjacency: Adjacency) -> float:
     """
     moves = 2 if adjacency is Adjacency.REPLACE_ONE else 1
     return moves / release.noise_multiplier
+
+
+def response_loss(release: RandomizedResponse) -> float:
+    """Return log(p/r), the largest privacy loss of one answer, to the last digit.
+
+    p is the probability of the truth, r = (1-p)/(k-1) that of each other answer. Next to
+    guessing p/r is next to 1: its distance from 1 is taken in exact arithmetic.
+    """
+    truth = Fraction(release.truth_probability)
+    return math.log1p(float((release.categories * truth - 1) / (1 - truth)))
 
 
 def refuse_unpriced(releases: Releases, adjacency: Adjacency) -> None:

@@ -12,6 +12,7 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
+    require_delta,
     require_open_unit,
     require_positive,
 )
@@ -41,7 +42,7 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         require_positive("claim.max_epsilon", self.max_epsilon)
-        require_open_unit("claim.delta", self.delta)
+        require_delta("claim.delta", self.delta)
         if self.accountant not in {"naive", "rdp", "pld"}:
             raise InvalidArgument("claim.accountant", self.accountant, "naive, rdp or pld")
 

@@ -7,6 +7,7 @@ DpauditError
     RunExists           a run would be overwritten           exit code 2
     IntegrityError      a file is missing, torn or altered   exit code 4
     AccountingError     no number that is certainly true     exit code 3
+        Unresolvable    a method cannot tell; another might
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class AccountingError(DpauditError, ArithmeticError):
     exit_code = ExitCode.INCONCLUSIVE
 
 
+class Unresolvable(AccountingError):
+    """A method cannot resolve this question in floating point; a wider bound may stand in."""
+
+
 # Written so that NaN is refused too: every comparison with NaN is false.
 
 
@@ -97,6 +102,12 @@ def require_open_unit(name: str, value: float) -> None:
     """Refuse anything but a number strictly between 0 and 1."""
     if not 0 < value < 1:
         raise InvalidArgument(name, value, "above 0 and below 1")
+
+
+def require_delta(name: str, value: float) -> None:
+    """Refuse anything but a delta that a double can share out among many releases."""
+    if not 1e-300 <= value < 1:
+        raise InvalidArgument(name, value, "at least 1e-300 and below 1")
 
 
 def require_count(name: str, value: int, *, least: int = 1) -> None:

@@ -13,6 +13,7 @@ from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
+    require_delta,
     require_open_unit,
     require_positive,
     require_sampling_rate,
@@ -79,7 +80,7 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         require_positive("noise_multiplier", self.noise_multiplier)
         require_positive("clip_norm", self.clip_norm)
         require_count("steps", self.steps)
-        require_open_unit("delta", self.delta)
+        require_delta("delta", self.delta)
         require_positive("count_noise_multiplier", self.count_noise_multiplier)
         if self.expected_batch_size is not None:
             require_positive("expected_batch_size", self.expected_batch_size)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpaudit.accountants.answers import ACCOUNTANTS, epsilon_by
+from dpaudit.accountants.answers import ACCOUNTANTS, epsilon_by, require_priceable
 from dpaudit.runs.directory import open_run
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.claim import EpsilonAnswer
@@ -15,7 +15,7 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     UnsupportedMechanism,
     require_count,
-    require_open_unit,
+    require_delta,
     require_positive,
     require_sampling_rate,
 )
@@ -46,12 +46,9 @@ def question_of_run(path: Path, delta: float | None) -> Question:
         run.read_finished()  # a finished run must also have the files that it was sealed with
     if not ledger.releases:
         raise IntegrityError(f"{run.ledger} books no release yet")
-    if not ledger.header.schedule_fixed_in_advance:
-        raise UnsupportedMechanism(
-            ledger.mechanism, "its schedule was chosen during the run: no accountant here prices it"
-        )
+    require_priceable(ledger)
     at = run.read_config().privacy.delta if delta is None else delta
-    require_open_unit("delta", at)
+    require_delta("delta", at)
     header = ledger.header
     return Question(
         ledger.mechanism, at, header.adjacency, header.sampling, ledger.seal is not None
@@ -67,7 +64,7 @@ def question_of_plan(
     delta: float,
 ) -> Question:
     """Return the question of a plan: ``rate`` is (sampling rate, steps)."""
-    require_open_unit("delta", delta)
+    require_delta("delta", delta)
     sampling_rate, steps = rate
     mechanism = training_mechanism(
         sampling=sampling,

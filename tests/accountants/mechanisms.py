@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from dpaudit.accountants.answers import ACCOUNTANTS
@@ -15,6 +16,11 @@ from dpaudit.vocabulary.mechanism import (
     RandomizedResponse,
     Repeated,
 )
+
+# The same few examples each time: a check that flickers is switched off. The slow tests draw
+# many, and new ones each time.
+in_passing = settings(max_examples=8, deadline=None, derandomize=True)
+at_length = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 Question = tuple[Mechanism, Adjacency]
 

@@ -17,6 +17,7 @@ from tests.accountants.mechanisms import (
     every_method,
     gaussian_questions,
     gaussians,
+    in_passing,
     noises,
     questions,
     rates,
@@ -39,6 +40,7 @@ def each_may_be_at_most(smaller: dict[str, Bound], larger: dict[str, Bound]) -> 
     )
 
 
+@in_passing
 @given(questions, deltas)
 def test_every_upper_bound_is_at_least_every_lower_bound(question, delta):
     methods = every_method(question, delta)
@@ -46,12 +48,14 @@ def test_every_upper_bound_is_at_least_every_lower_bound(question, delta):
     assert each_may_be_at_most(methods, methods)
 
 
+@in_passing
 @given(questions, deltas, deltas)
 def test_epsilon_falls_with_delta(question, one, other):
     less, more = sorted((one, other))
     assert each_may_be_at_most(every_method(question, more), every_method(question, less))
 
 
+@in_passing
 @given(questions, deltas, st.integers(2, 5))
 def test_more_steps_never_lower_epsilon(question, delta, times):
     mechanism, adjacency = question
@@ -59,6 +63,7 @@ def test_more_steps_never_lower_epsilon(question, delta, times):
     assert each_may_be_at_most(every_method(question, delta), every_method(longer, delta))
 
 
+@in_passing
 @given(rates, rates, noises, steps, deltas)
 def test_a_higher_rate_never_lowers_epsilon(one, other, noise, times, delta):
     low, high = sorted((one, other))
@@ -69,6 +74,7 @@ def test_a_higher_rate_never_lowers_epsilon(one, other, noise, times, delta):
     assert each_may_be_at_most(every_method(rarely, delta), every_method(often, delta))
 
 
+@in_passing
 @given(rates, noises, noises, steps, deltas)
 def test_more_noise_never_raises_epsilon(rate, one, other, times, delta):
     little, much = sorted((one, other))
@@ -79,6 +85,7 @@ def test_more_noise_never_raises_epsilon(rate, one, other, times, delta):
     assert each_may_be_at_most(every_method(loud, delta), every_method(quiet, delta))
 
 
+@in_passing
 @given(sampled, st.integers(1, 200), st.integers(1, 200), deltas)
 def test_the_closed_upper_bounds_rise_with_steps_themselves(release, fewer, extra, delta):
     """Naive and Renyi bounds are formulas, so their upper ends obey the law, too."""
@@ -88,6 +95,7 @@ def test_the_closed_upper_bounds_rise_with_steps_themselves(release, fewer, extr
         assert short[method].upper <= long[method].upper * (1 + 1e-12)
 
 
+@in_passing
 @given(st.lists(sampled, min_size=2, max_size=3), deltas)
 def test_the_order_of_composition_does_not_matter(releases, delta):
     forth = every_method((Composed(tuple(releases)), ADD_OR_REMOVE), delta)
@@ -98,6 +106,7 @@ def test_the_order_of_composition_does_not_matter(releases, delta):
         assert bound.upper == pytest.approx(back[method].upper, rel=1e-3)
 
 
+@in_passing
 @given(sampled | gaussians | responses, st.integers(2, 50), st.integers(1, 49), st.integers(2, 4))
 def test_splitting_a_repetition_changes_nothing(release, times, cut, blocks):
     assume(cut < times)
@@ -110,6 +119,7 @@ def test_splitting_a_repetition_changes_nothing(release, times, cut, blocks):
         assert count_releases(same) == count_releases(whole)
 
 
+@in_passing
 @given(sampled, st.integers(2, 50), deltas)
 def test_a_split_repetition_has_the_same_epsilon(release, times, delta):
     whole = (Repeated(release, times), ADD_OR_REMOVE)
@@ -117,6 +127,7 @@ def test_a_split_repetition_has_the_same_epsilon(release, times, delta):
     assert every_method(whole, delta) == every_method(split, delta)
 
 
+@in_passing
 @given(questions, deltas)
 def test_delta_at_epsilon_is_delta(question, delta):
     mechanism, adjacency = question
@@ -127,6 +138,7 @@ def test_delta_at_epsilon_is_delta(question, delta):
         assert profile.delta(epsilon=epsilon.lower).upper >= delta
 
 
+@in_passing
 @given(questions, between_powers(-2, 1), between_powers(-2, 1))
 def test_delta_falls_with_epsilon(question, one, other):
     mechanism, adjacency = question
@@ -135,12 +147,14 @@ def test_delta_falls_with_epsilon(question, one, other):
     assert may_be_at_most(profile.delta(epsilon=more), profile.delta(epsilon=less))
 
 
+@in_passing
 @given(questions, deltas)
 def test_no_method_answers_below_zero(question, delta):
     for bound in every_method(question, delta).values():
         assert bound.lower >= 0
 
 
+@in_passing
 @given(gaussian_questions, deltas)
 def test_composed_gaussians_are_one_gaussian(question, delta):
     mechanism, adjacency = question
@@ -153,6 +167,7 @@ def test_composed_gaussians_are_one_gaussian(question, delta):
     assert many.lower == pytest.approx(one.lower, rel=1e-9)
 
 
+@in_passing
 @given(noises, steps, deltas)
 def test_replacing_a_record_costs_what_half_the_noise_costs(noise, times, delta):
     replaced = (Repeated(Gaussian(noise), times), Adjacency.REPLACE_ONE)
@@ -160,6 +175,7 @@ def test_replacing_a_record_costs_what_half_the_noise_costs(noise, times, delta)
     assert every_method(replaced, delta) == every_method(removed, delta)
 
 
+@in_passing
 @given(sampled, steps, deltas)
 def test_zeroing_a_record_out_costs_what_removing_it_costs(release, times, delta):
     mechanism = Repeated(release, times)
@@ -168,6 +184,7 @@ def test_zeroing_a_record_out_costs_what_removing_it_costs(release, times, delta
     )
 
 
+@in_passing
 @given(noises, steps, deltas)
 def test_a_batch_of_everyone_is_no_sampling(noise, times, delta):
     everyone = (Repeated(PoissonSampled(Gaussian(noise), 1.0), times), ADD_OR_REMOVE)

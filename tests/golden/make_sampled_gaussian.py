@@ -33,8 +33,8 @@ LEDGERS: dict[str, Ledger] = {
 }
 DELTAS = (1e-5, 1e-12, 1e-30)
 
-ONE_STEP = ((0.01, 1.0), (1e-6, 0.3), (0.001, 0.5), (0.5, 50.0), (0.9, 2.0))
-ONE_STEP_DELTAS = (1e-3, 1e-9, 1e-15)
+ONE_STEP = ((0.01, 1.0), (1e-6, 0.3), (3e-6, 7.0), (0.001, 0.5), (0.5, 50.0), (0.9, 2.0))
+ONE_STEP_DELTAS = (1e-3, 1e-9, 1e-15, 1e-28)
 
 
 def rough_cumulants(ledger: Ledger, direction: str, tilts: np.ndarray) -> np.ndarray:

@@ -33,13 +33,14 @@ from numpy.typing import NDArray
 
 from dpaudit.accountants.pld.lattice import LatticeLaw, discretise
 from dpaudit.accountants.pld.laws import UNIT_ROUNDOFF, LossLaw
-from dpaudit.vocabulary.errors import AccountingError
+from dpaudit.vocabulary.errors import Unresolvable
 
 Array = NDArray[np.float64]
 Laws = Sequence[tuple[LossLaw, int]]
 
 COARSE_CELLS = 2000
-LEAST_SPACING = 1e-13  # finer losses are rounding
+LEAST_SPACING = 1e-10  # finer losses are rounding
+COARSEST_SPACING = 10.0
 LARGEST_FFT = 2**21
 LOSS_SHARE = 0.02
 REACH_TAIL, LARGEST_SPAN = 1e-30, 1000.0
@@ -61,12 +62,12 @@ def _require_resolvable(laws: Laws) -> None:
     """Refuse losses that range over thousands of nats: no lattice holds them.
 
     Raises:
-        AccountingError: the release is far from private.
+        Unresolvable: the release is far from private.
     """
     for law, _ in laws:
         low, high = law.reach(REACH_TAIL)
         if not high - low < LARGEST_SPAN:
-            raise AccountingError(f"losses from {low:g} to {high:g} are beyond any lattice")
+            raise Unresolvable(f"losses from {low:g} to {high:g} are beyond any lattice")
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ class CumulantTable:
     """log E[exp(c S)] of the coarse composition, at every order of ``ORDERS``, both signs."""
 
     def __init__(self, laws: Laws, tail: float) -> None:
-        self._laws = []
+        self._laws: list[tuple[LatticeLaw, int]] = []
         for law, times in laws:
             low, high = law.reach(tail)
             spacing = max((high - low) / COARSE_CELLS, LEAST_SPACING)
-            self._laws.append((discretise(law, spacing, tail), times))
+            self._laws += _resolved([(law, times)], spacing, tail)
 
     def at(self, order: float) -> float:
         """Return the cumulant function at ``order``."""
@@ -228,7 +229,21 @@ def compose(laws: Laws, plan: Plan, relative_width: float) -> Composition:
         max(top - bottom, *spans) / LARGEST_FFT,
         LEAST_SPACING,
     )
-    return _compose_on([(discretise(law, spacing, tail), times) for law, times in laws], plan)
+    return _compose_on(_resolved(laws, spacing, tail), plan)
+
+
+def _resolved(laws: Laws, spacing: float, tail: float) -> list[tuple[LatticeLaw, int]]:
+    """Put the laws on one lattice, as fine as floating point can still split their cells.
+
+    Raises:
+        Unresolvable: no lattice is coarse enough.
+    """
+    while spacing < COARSEST_SPACING:
+        lattices = [(discretise(law, spacing, tail), times) for law, times in laws]
+        if all(lattice.lost <= 2 * tail for lattice, _ in lattices):
+            return lattices
+        spacing *= 2
+    raise Unresolvable("the cells of no lattice can be split in floating point")
 
 
 def _compose_on(laws: Sequence[tuple[LatticeLaw, int]], plan: Plan) -> Composition:
@@ -276,7 +291,7 @@ def _power(
         with np.errstate(divide="ignore"):
             modulus = np.maximum(np.abs(transform), 1e-300)
             log_product += times * np.log(np.where(transform == 0, 1e-300, transform))
-        log_growth += times * (np.log1p(error / modulus) + 8 * UNIT_ROUNDOFF)
+        log_growth += times * (np.log1p(error / modulus) + 16 * UNIT_ROUNDOFF)
         log_rounding += times * math.log1p(rounding)
     log_modulus = log_product.real
     # Frequencies whose power underflows must keep their error: add logarithms, then subtract.

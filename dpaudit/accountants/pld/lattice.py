@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.accountants.pld.laws import UNIT_ROUNDOFF, LossLaw
+from dpaudit.accountants.pld.laws import UNIT_ROUNDOFF, CellMasses, LossLaw
 
 Array = NDArray[np.float64]
 
-# Share of each lower end's mass that goes to the upper end as well: rounding of the
-# split then errs upward. A cell's split is good to about 1e-6 where it matters.
+# Share of a cell's mass that goes to its upper end on top: rounding of the split then errs
+# upward. A cell whose split may be rounded by more counts as lost.
 SPLIT_MARGIN = 1e-4
+LARGEST_SPLIT_ROUNDING = 1e-4
 
 # exp of the loss times Q's mass must neither overflow nor meet a Q that underflowed.
 LARGEST_SPLIT_LOSS = 600.0
@@ -78,30 +79,45 @@ def discretise(law: LossLaw, spacing: float, tail: float) -> LatticeLaw:
     first, last = math.floor(low / spacing) - 1, math.ceil(high / spacing) + 1
     edges = spacing * np.arange(first, last + 1, dtype=np.float64)
     cells = law.masses(edges)
-    # With ends l and u = l + h:  lower + upper = p  and  lower e^-l + upper e^-u = q,
-    # so  lower = (e^u q - p) / (e^h - 1).
-    ends = edges[1:]
-    splittable = ends < LARGEST_SPLIT_LOSS
-    scaled_q = np.exp(np.where(splittable, ends, 0.0)) * cells.q
-    lower = np.where(splittable, (scaled_q - cells.p) / math.expm1(spacing), 0.0)
-    lower = np.clip(lower, 0.0, cells.p) * (1 - SPLIT_MARGIN)
+    lower, reliable = _lower_shares(cells, edges[1:], spacing)
+    p = np.where(reliable, cells.p, 0.0)
+    p_rounding = np.where(reliable, cells.p_rounding, 0.0)
+    lost = float(np.sum((cells.p + cells.p_rounding)[~reliable]))
     masses, rounding = np.zeros(len(edges)), np.zeros(len(edges))
-    masses[:-1] += lower
-    masses[1:] += cells.p - lower
+    masses[:-1] += np.where(reliable, lower, 0.0)
+    masses[1:] += p - np.where(reliable, lower, 0.0)
     # Rounding of a cell may land on either end.
-    rounding[:-1] += cells.p_rounding
-    rounding[1:] += cells.p_rounding
+    rounding[:-1] += p_rounding
+    rounding[1:] += p_rounding
     # E[e^-U | loss] = 1 with U in an interval of width h gives E[U] <= h^2/8
     # (Hoeffding's lemma); the margin adds its share of h.
     lift = spacing**2 / 8 + 2 * SPLIT_MARGIN * spacing
-    if not splittable.all():
+    if edges[-1] >= LARGEST_SPLIT_LOSS:  # there a cell's whole mass is raised
         lift = spacing
     return LatticeLaw(
         spacing=spacing,
         first=first,
         masses=masses,
         rounding=rounding,
-        lost=tail,
+        lost=min(1.0, (tail + lost) * (1 + 1e-12)),
         lift=lift,
         misplaced=law.edge_rounding(max(abs(low), abs(high))),
     )
+
+
+def _lower_shares(
+    cells: CellMasses, ends: Array, spacing: float
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Return what of each cell's P-mass its lower end gets, and where that is well known.
+
+    With ends l and u = l + h:  lower + upper = p  and  lower e^-l + upper e^-u = q,  so
+    lower = (e^u q - p) / (e^h - 1).
+    """
+    splittable = ends < LARGEST_SPLIT_LOSS
+    growth = np.exp(np.where(splittable, ends, 0.0))
+    width = math.expm1(spacing)
+    lower = np.clip((growth * cells.q - cells.p) / width, 0.0, cells.p)
+    error = (growth * cells.q_rounding + cells.p_rounding + 4 * UNIT_ROUNDOFF * cells.p) / width
+    reliable = (error <= LARGEST_SPLIT_ROUNDING * cells.p) | ~splittable
+    share = np.maximum(lower - SPLIT_MARGIN * cells.p, 0.0)
+    return np.where(splittable, share, 0.0), reliable

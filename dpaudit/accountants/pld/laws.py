@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from dpaudit.accountants.releases import shift_over_noise
+from dpaudit.accountants.releases import response_loss, shift_over_noise
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, RandomizedResponse, Release
@@ -39,11 +39,12 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class CellMasses:
-    """Probability of each cell under P and Q, shape ``(cells,)``, and a bound on P's rounding."""
+    """Probability of each cell under P and Q, shape ``(cells,)``, and bounds on their rounding."""
 
     p: Array
     q: Array
     p_rounding: Array
+    q_rounding: Array
 
 
 class LossLaw(Protocol):
@@ -66,7 +67,11 @@ def _normal_cells(edges: Array) -> tuple[Array, Array]:
     right = edges[:-1] > 0
     cells = np.where(right, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
     larger = np.where(right, upper[:-1], lower[1:])
-    return np.maximum(cells, 0.0), 4 * UNIT_ROUNDOFF * larger
+    # An edge is rounded by u |y|, which moves a tail by u y^2 of itself.
+    nearest = np.where(np.isfinite(edges), edges, 0.0)[
+        np.where(right, 0, 1) + np.arange(len(right))
+    ]
+    return np.maximum(cells, 0.0), 4 * UNIT_ROUNDOFF * (1 + nearest**2) * larger
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,10 @@ class SampledGaussianLoss:
         """Difference normal distribution functions at the edges' observations."""
         if self.direction is Direction.ADD:  # L = -loss(y) falls in y: mirror, then swap
             mirrored = self._mixture_and_base(-edges[::-1])
-            _, _, base, base_rounding = mirrored
-            return CellMasses(base[::-1], mirrored[0][::-1], base_rounding[::-1])
-        mixture, mixture_rounding, base, _ = self._mixture_and_base(edges)
-        return CellMasses(mixture, base, mixture_rounding)
+            q, q_rounding, p, p_rounding = (part[::-1] for part in mirrored)
+        else:
+            p, p_rounding, q, q_rounding = self._mixture_and_base(edges)
+        return CellMasses(p, q, p_rounding, q_rounding)
 
     def _mixture_and_base(self, edges: Array) -> tuple[Array, Array, Array, Array]:
         y = self._observation(edges)
@@ -130,24 +135,23 @@ class SampledGaussianLoss:
 class RandomizedResponseLoss:
     """Losses +e, -e and, with more than two categories, 0; the same in both directions."""
 
+    largest: float
     truth: float
     other: float
     categories: int
 
     @property
     def _atoms(self) -> tuple[Array, Array, Array]:
-        e = math.log(self.truth) - math.log(self.other)
         rest = (self.categories - 2) * self.other
         return (
-            np.array([e, -e, 0.0]),
+            np.array([self.largest, -self.largest, 0.0]),
             np.array([self.truth, self.other, rest]),
             np.array([self.other, self.truth, rest]),
         )
 
     def reach(self, tail: float) -> tuple[float, float]:
         """Return the two extreme losses: nothing lies beyond."""
-        largest = float(self._atoms[0][0])
-        return -largest, largest
+        return -self.largest, self.largest
 
     def masses(self, edges: Array) -> CellMasses:
         """Put each of the three atoms into its cell."""
@@ -156,7 +160,9 @@ class RandomizedResponseLoss:
         cells = len(edges) - 1
         p_cells: Array = np.bincount(cell, p, cells).astype(np.float64)
         q_cells: Array = np.bincount(cell, q, cells).astype(np.float64)
-        return CellMasses(p_cells, q_cells, np.asarray(4 * UNIT_ROUNDOFF * p_cells))
+        return CellMasses(
+            p_cells, q_cells, 4 * UNIT_ROUNDOFF * p_cells, 4 * UNIT_ROUNDOFF * q_cells
+        )
 
     def edge_rounding(self, largest: float) -> float:
         """Bound the rounding of a logarithm and of an edge."""
@@ -178,6 +184,7 @@ def loss_law(release: Release, adjacency: Adjacency, direction: Direction) -> Lo
             shift = shift_over_noise(inner, adjacency)
             return SampledGaussianLoss(shift, sampling_rate, direction)
         case RandomizedResponse(truth, categories) if adjacency is Adjacency.REPLACE_ONE:
-            return RandomizedResponseLoss(truth, (1 - truth) / (categories - 1), categories)
+            other = (1 - truth) / (categories - 1)
+            return RandomizedResponseLoss(response_loss(release), truth, other, categories)
         case _:
             raise UnsupportedMechanism(release, f"no pair of laws under {adjacency.value}")

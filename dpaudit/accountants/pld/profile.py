@@ -21,10 +21,12 @@ from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import (
     AccountingError,
     InvalidArgument,
-    require_open_unit,
-    require_positive,
+    Unresolvable,
+    require_delta,
 )
 from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, RandomizedResponse
+
+LARGEST_EPSILON = 1e5  # on the grid
 
 
 def profile(
@@ -43,9 +45,10 @@ def profile(
 
     Raises:
         UnsupportedMechanism: a part has no valid statement under ``adjacency``.
-        InvalidArgument: ``relative_width`` is not above 0 and finite.
+        InvalidArgument: ``relative_width`` is not above 0 and at most 10.
     """
-    require_positive("relative_width", relative_width)
+    if not 0 < relative_width <= 10:
+        raise InvalidArgument("relative_width", relative_width, "above 0 and at most 10")
     releases = count_releases(mechanism)
     refuse_unpriced(releases, adjacency)
     return PldProfile(releases, adjacency, relative_width)
@@ -61,7 +64,7 @@ class PldProfile:
 
     def epsilon(self, *, delta: float) -> Bound:
         """Return the interval of the least epsilon at ``delta``, ``0 < delta < 1``."""
-        require_open_unit("delta", delta)
+        require_delta("delta", delta)
         if (mu := self._gaussian_mu()) is not None:
             return gaussian.epsilon(delta, mu=mu)
         if (responses := self._binary_responses()) is not None:
@@ -78,16 +81,15 @@ class PldProfile:
             return gaussian.delta(epsilon, mu=mu)
         if (responses := self._binary_responses()) is not None:
             return responses.delta(epsilon)
+        if epsilon > LARGEST_EPSILON:  # delta falls
+            return Bound(0.0, self.delta(epsilon=LARGEST_EPSILON).upper)
         found = _worst([self._delta_one_way(epsilon, way) for way in self._directions()])
         return Bound(found.lower, max(found.lower, min(found.upper, self._ever_joins())))
 
     def _gaussian_mu(self) -> float | None:
-        squares = 0.0
-        for release, times in self.releases.items():
-            if not isinstance(release, Gaussian):
-                return None
-            squares += times * shift_over_noise(release, self.adjacency) ** 2
-        return math.sqrt(squares)
+        if all(isinstance(release, Gaussian) for release in self.releases):
+            return self._without_sampling()
+        return None
 
     def _binary_responses(self) -> BinaryResponses | None:
         match list(self.releases.items()):
@@ -124,25 +126,25 @@ class PldProfile:
         The hockey-stick divergence is convex: a sampled pair lies below its unsampled one,
         and so do their compositions. Wide, and valid where the grid has nothing to say.
         """
-        squares = 0.0
+        shifts = []
         for release, times in self.releases.items():
             match release:
                 case (Gaussian() as inner) | PoissonSampled(Gaussian() as inner):
-                    squares += times * shift_over_noise(inner, self.adjacency) ** 2
+                    shifts.append(math.sqrt(times) * shift_over_noise(inner, self.adjacency))
                 case _:
                     raise AccountingError(f"{release!r} is too far from private to be priced")
-        return math.sqrt(squares)
+        return math.hypot(*shifts)
 
     def _epsilon_one_way(self, delta: float, direction: Direction) -> Bound:
         try:
             return self._epsilon_on_grid(self._laws(direction), delta)
-        except AccountingError:
+        except Unresolvable:
             return Bound(0.0, gaussian.epsilon(delta, mu=self._without_sampling()).upper)
 
     def _delta_one_way(self, epsilon: float, direction: Direction) -> Bound:
         try:
             return self._delta_on_grid(self._laws(direction), epsilon)
-        except AccountingError:
+        except Unresolvable:
             return Bound(0.0, gaussian.delta(epsilon, mu=self._without_sampling()).upper)
 
     def _epsilon_on_grid(self, laws: grid.Laws, delta: float) -> Bound:

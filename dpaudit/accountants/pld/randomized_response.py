@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp, xlogy
 
 from dpaudit.accountants.invert import largest_with_at_least, smallest_with_at_most
+from dpaudit.accountants.releases import response_loss
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.mechanism import RandomizedResponse
 
@@ -33,7 +34,7 @@ class BinaryResponses:
 
     def __init__(self, release: RandomizedResponse, times: int) -> None:
         truth = release.truth_probability
-        self._step = math.log(truth) - math.log1p(-truth)
+        self._step = response_loss(release)
         truths = np.arange(times + 1, dtype=np.float64)
         self._losses = (2 * truths - times) * self._step
         self._log_masses = _log_binomial(truths, times, truth)

@@ -1,0 +1,37 @@
+"""Read golden values, and hold intervals against all of their digits."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.mechanism import Composed, Gaussian, PoissonSampled, Repeated
+
+FOLDER = Path(__file__).parent.parent / "golden"
+
+
+def values(name: str, *keys: str) -> list[dict[str, Any]]:
+    """Return the golden values of ``name``.json that have all of ``keys``."""
+    everything = json.loads((FOLDER / f"{name}.json").read_text())["values"]
+    return [value for value in everything if all(key in value for key in keys)]
+
+
+def holds(bound: Bound, truth: str | Decimal) -> bool:
+    """Compare with all 20 digits of the truth, not with the double next to it."""
+    return Decimal(bound.lower) <= Decimal(truth) <= Decimal(bound.upper)
+
+
+def relative_width(bound: Bound) -> float:
+    return bound.width / bound.upper
+
+
+def of_ledger(ledger: list[tuple[float, float, int]]) -> Composed:
+    """Return the mechanism of [[sampling rate, noise multiplier, steps], ..]."""
+    return Composed(
+        tuple(
+            Repeated(PoissonSampled(Gaussian(noise), rate), times) for rate, noise, times in ledger
+        )
+    )
