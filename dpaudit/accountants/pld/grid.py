@@ -301,7 +301,7 @@ def _power(
     tilted = scipy.fft.irfft(product, size)
     both_halves = math.sqrt(2 * float(errors @ errors) / size)
     l2_error = both_halves + fft_error * math.sqrt(float(tilted @ tilted))
-    return tilted, l2_error, math.expm1(log_rounding)
+    return tilted, l2_error, math.expm1(min(700.0, log_rounding))
 
 
 def _wrapped(

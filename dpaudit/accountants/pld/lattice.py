@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.accountants.pld.laws import UNIT_ROUNDOFF, CellMasses, LossLaw
+from dpaudit.vocabulary.errors import Unresolvable
 
 Array = NDArray[np.float64]
 
@@ -22,6 +23,8 @@ Array = NDArray[np.float64]
 # upward. A cell whose split may be rounded by more counts as lost.
 SPLIT_MARGIN = 1e-4
 LARGEST_SPLIT_ROUNDING = 1e-4
+
+MISSING = 1e-9  # sums of a million rounded masses are closer to 1 than this
 
 # exp of the loss times Q's mass must neither overflow nor meet a Q that underflowed.
 LARGEST_SPLIT_LOSS = 600.0
@@ -74,11 +77,17 @@ class LatticeLaw:
 
 
 def discretise(law: LossLaw, spacing: float, tail: float) -> LatticeLaw:
-    """Put ``law`` on the lattice of multiples of ``spacing``, leaving out at most ``tail``."""
+    """Put ``law`` on the lattice of multiples of ``spacing``, leaving out at most ``tail``.
+
+    Raises:
+        Unresolvable: the cells do not hold all probability, up to rounding.
+    """
     low, high = law.reach(tail)
     first, last = math.floor(low / spacing) - 1, math.ceil(high / spacing) + 1
     edges = spacing * np.arange(first, last + 1, dtype=np.float64)
     cells = law.masses(edges)
+    if not abs(1 - float(cells.p.sum())) <= tail + MISSING:
+        raise Unresolvable("rounding hides where some of the probability is")
     lower, reliable = _lower_shares(cells, edges[1:], spacing)
     p = np.where(reliable, cells.p, 0.0)
     p_rounding = np.where(reliable, cells.p_rounding, 0.0)

@@ -95,8 +95,12 @@ class SampledGaussianLoss:
         else:
             small = np.minimum(losses, 30.0)
             large = np.maximum(losses, 30.0)
+            # e^loss - (1 - rate), by the form that loses no digits.
+            above = (
+                np.expm1(small) + self.rate if self.rate < 0.5 else np.exp(small) - (1 - self.rate)
+            )
             with np.errstate(divide="ignore"):  # log 0: below the least loss there is
-                near = np.log(np.maximum(np.expm1(small) + self.rate, 0.0) / self.rate)
+                near = np.log(np.maximum(above, 0.0) / self.rate)
             far = large - math.log(self.rate) + np.log1p(-(1 - self.rate) * np.exp(-large))
             exponent = np.where(losses < 30.0, near, far)
         return np.asarray(exponent / self.shift + self.shift / 2)
