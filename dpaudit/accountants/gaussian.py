@@ -58,8 +58,9 @@ def _by_tails(epsilon: float, mu: float) -> tuple[float, float]:
     """Bound the difference of the two tails, of which the first is nearly 1."""
     log_gain = float(log_ndtr(mu / 2 - epsilon / mu))
     log_ratio = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu)) - log_gain
-    rounding = ROUNDING * (1 + epsilon + (mu / 2 + epsilon / mu) ** 2)
-    if rounding > 1:  # mu so large that the tails' exponents have no digits left
+    reach = mu / 2 + epsilon / mu
+    rounding = ROUNDING * (1 + epsilon + reach * reach)
+    if not rounding <= 1:  # mu so large that the tails' exponents have no digits left
         return -math.inf, 0.0
     # ratio = e^epsilon P[N > x + mu]/P[N > x] is known up to that in its logarithm.
     least, most = -math.expm1(log_ratio + rounding), -math.expm1(log_ratio - rounding)
@@ -77,7 +78,8 @@ def _by_mills_ratio(x: float, epsilon: float, mu: float) -> tuple[float, float]:
     most = min(gap + rounding, mu * (_slope(x)[1] + _slope(x + mu)[1]) / 2)
     exponent = -x * x / 2 - math.log(2 * math.pi) / 2
     slack = ROUNDING * (4 + x * x + abs(x) * (epsilon / mu + mu))
-    return exponent + math.log(least) - slack, exponent + math.log(most) + slack
+    lower = exponent + math.log(least) - slack if least > 0 else -math.inf
+    return lower, exponent + math.log(most) + slack
 
 
 def _mills_ratio(x: float) -> float:

@@ -167,7 +167,7 @@ def _log_moment_sum(rate: float, shift: float, order: int) -> float:
         - gammaln(order - k + 1)
         + (order - k) * math.log1p(-rate)
         + k * math.log(rate)
-        + k * (k - 1) * shift**2 / 2
+        + k * (k - 1) * shift * shift / 2
     )
     largest = float(np.abs(terms).max()) + order * math.log(order + 1)
     return float(logsumexp(terms)) + 8 * UNIT_ROUNDOFF * (order + largest)
@@ -178,14 +178,17 @@ def release_divergence(release: Release, order: float, adjacency: Adjacency) -> 
     """Return the interval of one release's divergence, the larger of both directions."""
     match release:
         case Gaussian():
-            value = order * shift_over_noise(release, adjacency) ** 2 / 2
+            shift = shift_over_noise(release, adjacency)
+            value = order * shift * shift / 2  # a product may be infinite, a power raises
             return Bound(value * (1 - 1e-15), value * (1 + 1e-15))
         case RandomizedResponse(truth, categories):
             return _randomized_response(truth, categories, order)
         case PoissonSampled(Gaussian() as inner, sampling_rate):
             shift = shift_over_noise(inner, adjacency)
-            if order * shift**2 > LARGEST_EXPONENT:  # the quadrature would need millions of points
-                return Bound(0.0, order * shift**2 / 2 * (1 + 1e-15))
+            if (
+                order * shift * shift > LARGEST_EXPONENT
+            ):  # the quadrature would need millions of points
+                return Bound(0.0, order * shift * shift / 2 * (1 + 1e-15))
             ways = [_log_power_mean(sampling_rate, shift, power) for power in (order, 1 - order)]
             lower = max(way[0] for way in ways) / (order - 1)
             return Bound(max(0.0, lower), max(0.0, max(way[1] for way in ways) / (order - 1)))
@@ -223,7 +226,7 @@ def _log_power_mean(rate: float, shift: float, power: float) -> tuple[float, flo
     low = -margin + min(0.0, power * shift)
     high = margin + max(0.0, power * shift)
     y = spacing * np.arange(math.floor(low / spacing), math.ceil(high / spacing) + 1)
-    losses = np.logaddexp(math.log1p(-rate), math.log(rate) + shift * y - shift**2 / 2)
+    losses = np.logaddexp(math.log1p(-rate), math.log(rate) + shift * y - shift * shift / 2)
     terms = power * losses - y * y / 2
     log_sum = float(logsumexp(terms)) + math.log(spacing / math.sqrt(2 * math.pi))
     rounding = UNIT_ROUNDOFF * (len(y) + 8 * float(np.abs(terms).max()) + 8 * abs(power))
@@ -237,7 +240,7 @@ def _log_tail(rate: float, shift: float, power: float, low: float, high: float) 
     log_stay = math.log1p(-rate)
     if power > 0:
         # Left, the ratio is at most 1. Right, (x + y)^a <= 2^(a-1) (x^a + y^a).
-        moved = power * math.log(rate) + power * (power - 1) * shift**2 / 2
+        moved = power * math.log(rate) + power * (power - 1) * shift * shift / 2
         right = np.logaddexp(
             power * log_stay + log_ndtr(-high), moved + log_ndtr(power * shift - high)
         )

@@ -79,6 +79,10 @@ LEGAL = [
     pytest.param(PoissonSampled(Gaussian(1e6), 0.1), ADD_OR_REMOVE, id="noise 1e6"),
     pytest.param(Gaussian(1e-100), ADD_OR_REMOVE, id="noise 1e-100"),
     pytest.param(Gaussian(1e200), ADD_OR_REMOVE, id="noise 1e200"),
+    pytest.param(Gaussian(1e-200), ADD_OR_REMOVE, id="noise 1e-200"),
+    pytest.param(
+        Repeated(PoissonSampled(Gaussian(1.0), 0.01), 10**12), ADD_OR_REMOVE, id="certain loss"
+    ),
     pytest.param(Repeated(Gaussian(1.0), 10**18), ADD_OR_REMOVE, id="steps 1e18"),
     pytest.param(
         Repeated(PoissonSampled(Gaussian(1.0), 1e-9), 10**12), ADD_OR_REMOVE, id="steps 1e12"

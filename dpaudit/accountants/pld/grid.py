@@ -295,7 +295,8 @@ def _power(
         log_rounding += times * math.log1p(rounding)
     log_modulus = log_product.real
     # Frequencies whose power underflows must keep their error: add logarithms, then subtract.
-    grown = np.exp(np.minimum(log_modulus + log_growth, 0.5))
+    # The cap is far above 1, where any error makes the bound say nothing.
+    grown = np.exp(np.minimum(log_modulus + log_growth, 300.0))
     errors = grown * -np.expm1(-log_growth)
     product = np.exp(log_product)
     tilted = scipy.fft.irfft(product, size)

@@ -83,7 +83,7 @@ class SampledGaussianLoss:
     direction: Direction
 
     def _loss(self, y: float) -> float:
-        exponent = self.shift * y - self.shift**2 / 2
+        exponent = self.shift * y - self.shift * self.shift / 2
         if self.rate == 1:
             return exponent
         return float(np.logaddexp(math.log1p(-self.rate), math.log(self.rate) + exponent))
@@ -131,7 +131,7 @@ class SampledGaussianLoss:
 
     def edge_rounding(self, largest: float) -> float:
         """Bound the round trip from loss to observation and back."""
-        sizes = 1 + largest + self.shift**2 - math.log(self.rate)
+        sizes = 1 + largest + self.shift * self.shift - math.log(self.rate)
         return 16 * UNIT_ROUNDOFF * sizes
 
 
