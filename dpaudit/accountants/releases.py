@@ -10,20 +10,35 @@ from fractions import Fraction
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
+    BandedMatrixFactorization,
     Composed,
     Gaussian,
     Mechanism,
     PoissonSampled,
+    RandomAllocation,
     RandomizedResponse,
     Release,
     Repeated,
+    SampledWithoutReplacement,
+    Selected,
+    TreeAggregation,
+    TruncatedPoisson,
 )
 
 Releases = Mapping[Release, int]
 
 
 def count_releases(mechanism: Mechanism) -> Releases:
-    """Return how often each elementary release occurs; composition does not mind the order."""
+    """Return how often each elementary release occurs; composition does not mind the order.
+
+    Sampling that leaves nobody out is no sampling, and what is priced by a published
+    reduction is replaced by what it reduces to:
+
+    - a tree over n batches is floor(log2 n) + 1 Gaussians on the whole data set, as each
+      record is in one node of each level (Kairouz et al. 2021, arXiv:2103.00039, Theorem 4.1);
+    - b bands over n steps are ceil(n/b) sampled Gaussians (Choquette-Choo et al. 2023,
+      arXiv:2306.08153, Theorem 4).
+    """
     counts: Counter[Release] = Counter()
     _collect(mechanism, 1, counts)
     return counts
@@ -38,6 +53,16 @@ def _collect(mechanism: Mechanism, times: int, counts: Counter[Release]) -> None
             _collect(inner, times * more, counts)
         case PoissonSampled(inner, sampling_rate) if sampling_rate == 1:
             _collect(inner, times, counts)  # every record joins every batch
+        case TruncatedPoisson(inner, rate, size, largest) if largest >= size:
+            _collect(PoissonSampled(inner, rate), times, counts)
+        case SampledWithoutReplacement(inner, batch, size) if batch == size:
+            _collect(inner, times, counts)
+        case RandomAllocation(inner, 1):
+            _collect(inner, times, counts)
+        case TreeAggregation(inner, steps):
+            _collect(inner, times * steps.bit_length(), counts)
+        case BandedMatrixFactorization(inner, steps, bands, rate):
+            _collect(PoissonSampled(inner, rate), times * -(-steps // bands), counts)
         case _:
             counts[mechanism] += times
 
@@ -47,8 +72,8 @@ def shift_over_noise(release: Gaussian, adjacency: Adjacency) -> float:
 
     Replacing a record subtracts one vector of norm C and adds another: up to 2 C.
     """
-    moves = 2 if adjacency is Adjacency.REPLACE_ONE else 1
-    return moves / release.noise_multiplier
+    doubled = adjacency is Adjacency.REPLACE_ONE and release.set_for is not adjacency
+    return (2 if doubled else 1) / release.noise_multiplier
 
 
 def response_loss(release: RandomizedResponse) -> float:
@@ -61,29 +86,71 @@ def response_loss(release: RandomizedResponse) -> float:
     return math.log1p(float((release.categories * truth - 1) / (1 - truth)))
 
 
-def refuse_unpriced(releases: Releases, adjacency: Adjacency) -> None:
-    """Refuse, by name, what has no valid pair of laws under this adjacency.
+def require_meaning(releases: Releases, adjacency: Adjacency) -> None:
+    """Refuse, by name, what means nothing under this adjacency, whoever computes.
 
     Raises:
-        UnsupportedMechanism: for randomized response unless one record is replaced, and for
-            Poisson sampling of anything but a Gaussian that a record joins or leaves.
+        UnsupportedMechanism: for randomized response unless one record is replaced; for
+            batches of a fixed size unless the data set's size is the same for both
+            neighbours and one record is replaced; for noise set for replaced records
+            under another adjacency.
     """
     for release in releases:
+        _require_meaning(release, adjacency)
+
+
+def _require_meaning(release: Mechanism, adjacency: Adjacency) -> None:
+    replaces = adjacency is Adjacency.REPLACE_ONE
+    match release:
+        case RandomizedResponse() if not replaces:
+            raise UnsupportedMechanism(
+                release,
+                f"randomized response has no meaning under {adjacency.value}: use replace-one",
+            )
+        case SampledWithoutReplacement() if not replaces:
+            raise UnsupportedMechanism(
+                release,
+                "batches of a fixed size, drawn without replacement, are priced for neighbours "
+                f"of one size alone, not under {adjacency.value}: use replace-one",
+            )
+        case Gaussian(set_for=Adjacency.REPLACE_ONE) if not replaces:
+            raise UnsupportedMechanism(
+                release,
+                "its noise was set for replaced records, which says nothing of "
+                f"{adjacency.value}: use replace-one",
+            )
+        case Selected(inner):
+            require_meaning(count_releases(inner), adjacency)
+        case (
+            PoissonSampled(inner)
+            | TruncatedPoisson(inner)
+            | SampledWithoutReplacement(inner)
+            | RandomAllocation(inner)
+        ):
+            _require_meaning(inner, adjacency)
+        case _:
+            pass
+
+
+def refuse_unpriced(releases: Releases, adjacency: Adjacency) -> None:
+    """Refuse what means nothing here, and sampling of or under what most cannot price.
+
+    Raises:
+        UnsupportedMechanism: as ``require_meaning``, and for Poisson sampling of anything
+            but a Gaussian that a record joins or leaves.
+    """
+    require_meaning(releases, adjacency)
+    for release in releases:
         match release:
-            case RandomizedResponse() if adjacency is not Adjacency.REPLACE_ONE:
-                raise UnsupportedMechanism(
-                    release,
-                    f"randomized response has no meaning under {adjacency.value}: use replace-one",
-                )
-            case PoissonSampled(RandomizedResponse()):
-                raise UnsupportedMechanism(
-                    release, "no accountant here prices Poisson-sampled randomized response"
-                )
-            case PoissonSampled() if adjacency is Adjacency.REPLACE_ONE:
+            case PoissonSampled(Gaussian()) if adjacency is Adjacency.REPLACE_ONE:
                 raise UnsupportedMechanism(
                     release,
                     "no accountant here prices Poisson sampling under replace-one: "
                     "use add-or-remove-one or zero-out",
+                )
+            case PoissonSampled(inner) if not isinstance(inner, Gaussian):
+                raise UnsupportedMechanism(
+                    release, "no accountant here prices Poisson samples of this mechanism"
                 )
             case _:
                 pass

@@ -31,6 +31,8 @@ def mechanism_in_words(mechanism: Mechanism) -> str:
             return phrase if times == 1 else f"{times} times {phrase}"
         case Composed(mechanisms):
             return ", and ".join(mechanism_in_words(part) for part in mechanisms)
+        case _:
+            return repr(mechanism)
 
 
 def claim_in_words(claim: Claim) -> str:
