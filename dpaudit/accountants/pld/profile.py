@@ -3,55 +3,57 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
-from dpaudit.accountants import gaussian
-from dpaudit.accountants.invert import largest_with_at_least, smallest_with_at_most
-from dpaudit.accountants.pld import grid
-from dpaudit.accountants.pld.laws import Direction, loss_law
-from dpaudit.accountants.pld.randomized_response import BinaryResponses
+from dpaudit.accountants import gaussian, rdp
+from dpaudit.accountants.pld import one_release, solve
+from dpaudit.accountants.pld.answer import Answer, worst
+from dpaudit.accountants.pld.compose import Question, Role
+from dpaudit.accountants.pld.cumulants import Ledger
+from dpaudit.accountants.pld.losses import Way
+from dpaudit.accountants.pld.two_answers import two_answers_of
 from dpaudit.accountants.releases import (
     Releases,
     count_releases,
-    refuse_unpriced,
+    require_meaning,
     shift_over_noise,
 )
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.errors import (
-    AccountingError,
-    InvalidArgument,
-    Unresolvable,
-    require_delta,
+from dpaudit.vocabulary.errors import InvalidArgument, Unresolvable, require_delta
+from dpaudit.vocabulary.mechanism import (
+    Composed,
+    Gaussian,
+    Mechanism,
+    PoissonSampled,
+    RandomAllocation,
+    Repeated,
+    TruncatedPoisson,
 )
-from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, RandomizedResponse
 
-LARGEST_EPSILON = 1e5  # on the grid
+# Sampled without a record being replaced, the two directions differ.
+ONE_SIDED = (PoissonSampled, TruncatedPoisson, RandomAllocation)
+NUDGE = 1 + 1e-12
+TRUNCATION_ROUNDS = 40
 
 
 def profile(
-    mechanism: Mechanism,
-    *,
-    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
-    relative_width: float = 0.005,
+    mechanism: Mechanism, *, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
 ) -> PldProfile:
     """Return the privacy profile of ``mechanism``.
 
     Args:
         mechanism: A release or a composition whose schedule was fixed in advance.
         adjacency: Which data sets are neighbours.
-        relative_width: Aim for the width of epsilon's interval over epsilon. The
-            interval is valid whatever this is; closed forms are sharper by themselves.
 
     Raises:
-        UnsupportedMechanism: a part has no valid statement under ``adjacency``.
-        InvalidArgument: ``relative_width`` is not above 0 and at most 10.
+        UnsupportedMechanism: a part has no worst pair of laws under ``adjacency``.
     """
-    if not 0 < relative_width <= 10:
-        raise InvalidArgument("relative_width", relative_width, "above 0 and at most 10")
     releases = count_releases(mechanism)
-    refuse_unpriced(releases, adjacency)
-    return PldProfile(releases, adjacency, relative_width)
+    require_meaning(releases, adjacency)
+    return PldProfile(releases, adjacency)
 
 
 @dataclass(frozen=True)
@@ -60,43 +62,67 @@ class PldProfile:
 
     releases: Releases
     adjacency: Adjacency
-    relative_width: float
+
+    def __post_init__(self) -> None:
+        # Refuses what has no pair before anything is asked of it.
+        Question(self.releases, self.adjacency, Way.REMOVED, Role.ABOVE).ledger(1e-5)
 
     def epsilon(self, *, delta: float) -> Bound:
-        """Return the interval of the least epsilon at ``delta``, ``0 < delta < 1``."""
-        require_delta("delta", delta)
-        if (mu := self._gaussian_mu()) is not None:
-            return gaussian.epsilon(delta, mu=mu)
-        if (responses := self._binary_responses()) is not None:
-            return responses.epsilon(delta)
-        if self._ever_joins() <= delta:
-            return Bound(0.0, 0.0)
-        return _worst([self._epsilon_one_way(delta, way) for way in self._directions()])
+        """Return the interval of the least epsilon at ``delta``, ``1e-300 <= delta < 1``.
+
+        Raises:
+            InvalidArgument: ``delta`` is out of range.
+            Unresolvable: nothing can be certified here.
+        """
+        return worst(self.explain_epsilon(delta=delta))
 
     def delta(self, *, epsilon: float) -> Bound:
-        """Return the interval of the least delta at ``epsilon``, ``0 <= epsilon``."""
+        """Return the interval of the least delta at ``epsilon``, finite and at least 0.
+
+        Raises:
+            InvalidArgument: ``epsilon`` is out of range.
+            Unresolvable: nothing can be certified here.
+        """
+        return worst(self.explain_delta(epsilon=epsilon))
+
+    def explain_epsilon(self, *, delta: float) -> tuple[Answer, ...]:
+        """Return the interval of each direction, how it was come by, and its error budget."""
+        require_delta("delta", delta)
+        if (mu := self._gaussian_mu()) is not None:
+            return (Answer.closed(gaussian.epsilon(delta, mu=mu), "one Gaussian, closed form"),)
+        if (pair := two_answers_of(self.releases)) is not None:
+            return (Answer.closed(pair.epsilon(delta), "binomial sum"),)
+        if self._ever_joins() <= delta:
+            return (Answer.closed(Bound(0.0, 0.0), "the record hardly ever takes part"),)
+        ask = partial(_epsilon_altered, delta=delta)
+        answers = tuple(self._answer(way, ask) for way in self._ways())
+        if (renyi := self._renyi()) is not None:
+            most = renyi.epsilon(delta=delta).upper
+            answers = tuple(answer.at_most(most) for answer in answers)
+        return answers
+
+    def explain_delta(self, *, epsilon: float) -> tuple[Answer, ...]:
+        """Return the interval of each direction, how it was come by, and its error budget."""
         if not 0 <= epsilon < math.inf:
             raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
         if (mu := self._gaussian_mu()) is not None:
-            return gaussian.delta(epsilon, mu=mu)
-        if (responses := self._binary_responses()) is not None:
-            return responses.delta(epsilon)
-        if epsilon > LARGEST_EPSILON:  # delta falls
-            return Bound(0.0, self.delta(epsilon=LARGEST_EPSILON).upper)
-        found = _worst([self._delta_one_way(epsilon, way) for way in self._directions()])
-        return Bound(found.lower, max(found.lower, min(found.upper, self._ever_joins())))
+            return (Answer.closed(gaussian.delta(epsilon, mu=mu), "one Gaussian, closed form"),)
+        if (pair := two_answers_of(self.releases)) is not None:
+            return (Answer.closed(pair.delta(epsilon), "binomial sum"),)
+        ask = partial(_delta_altered, epsilon=epsilon)
+        ways = (self._answer(way, ask) for way in self._ways())
+        return tuple(answer.at_most(self._ever_joins()) for answer in ways)
 
     def _gaussian_mu(self) -> float | None:
         if all(isinstance(release, Gaussian) for release in self.releases):
-            return self._without_sampling()
+            return math.sqrt(
+                sum(
+                    times * shift_over_noise(release, self.adjacency) ** 2
+                    for release, times in self.releases.items()
+                    if isinstance(release, Gaussian)
+                )
+            )
         return None
-
-    def _binary_responses(self) -> BinaryResponses | None:
-        match list(self.releases.items()):
-            case [(RandomizedResponse(categories=2) as release, times)]:
-                return BinaryResponses(release, times)
-            case _:
-                return None
 
     def _ever_joins(self) -> float:
         """Return at least the probability that a record takes part in anything at all.
@@ -107,66 +133,90 @@ class PldProfile:
             times * (release.sampling_rate if isinstance(release, PoissonSampled) else 1.0)
             for release, times in self.releases.items()
         )
-        return sum(rates) * (1 + 1e-12)
+        return min(1.0, sum(rates) * NUDGE)
 
-    def _directions(self) -> tuple[Direction, ...]:
-        if any(isinstance(release, PoissonSampled) for release in self.releases):
-            return Direction.REMOVE, Direction.ADD
-        return (Direction.REMOVE,)  # every other pair is its own mirror image
+    def _ways(self) -> tuple[Way, ...]:
+        if any(isinstance(release, ONE_SIDED) for release in self.releases):
+            return Way.REMOVED, Way.ADDED
+        return (Way.REMOVED,)  # every other pair is its own mirror image
 
-    def _laws(self, direction: Direction) -> grid.Laws:
-        return [
-            (loss_law(release, self.adjacency, direction), times)
-            for release, times in self.releases.items()
-        ]
+    def _answer(self, way: Way, ask: Ask) -> Answer:
+        """Ask for the upper end, and anew for the lower one where other laws attain it."""
+        above = Question(self.releases, self.adjacency, way, Role.ABOVE)
+        answer = ask(above)
+        if not above.exact:
+            below = ask(Question(self.releases, self.adjacency, way, Role.BELOW))
+            answer = answer.with_lower(below)
+        return replace(answer, direction=way.name.lower() if len(self._ways()) > 1 else "")
 
-    def _without_sampling(self) -> float:
-        """Return the mu of the same Gaussians on all records, which dominate the sampled ones.
-
-        The hockey-stick divergence is convex: a sampled pair lies below its unsampled one,
-        and so do their compositions. Wide, and valid where the grid has nothing to say.
-        """
-        shifts = []
-        for release, times in self.releases.items():
-            match release:
-                case (Gaussian() as inner) | PoissonSampled(Gaussian() as inner):
-                    shifts.append(math.sqrt(times) * shift_over_noise(inner, self.adjacency))
-                case _:
-                    raise AccountingError(f"{release!r} is too far from private to be priced")
-        return math.hypot(*shifts)
-
-    def _epsilon_one_way(self, delta: float, direction: Direction) -> Bound:
-        try:
-            return self._epsilon_on_grid(self._laws(direction), delta)
-        except Unresolvable:
-            return Bound(0.0, gaussian.epsilon(delta, mu=self._without_sampling()).upper)
-
-    def _delta_one_way(self, epsilon: float, direction: Direction) -> Bound:
-        try:
-            return self._delta_on_grid(self._laws(direction), epsilon)
-        except Unresolvable:
-            return Bound(0.0, gaussian.delta(epsilon, mu=self._without_sampling()).upper)
-
-    def _epsilon_on_grid(self, laws: grid.Laws, delta: float) -> Bound:
-        plan = grid.plan_for_delta(laws, delta)
-        composition = grid.compose(laws, plan, self.relative_width)
-        # Chernoff's epsilon is an upper bound up to what the lattice adds.
-        ceiling = 1.1 * plan.epsilon_guess + 1.0
-        eta = delta * grid.ETA_SHARE
-        resolution = 0.01 * self.relative_width
-        upper = smallest_with_at_most(composition.delta_upper, delta, 0.0, ceiling, resolution)
-        lower = largest_with_at_least(
-            lambda e: composition.delta_lower(e, eta), delta, 0.0, upper, resolution
-        )
-        return Bound(lower, upper)
-
-    def _delta_on_grid(self, laws: grid.Laws, epsilon: float) -> Bound:
-        plan = grid.plan_for_epsilon(laws, epsilon)
-        composition = grid.compose(laws, plan, self.relative_width)
-        upper = composition.delta_upper(epsilon)
-        lower = composition.delta_lower(epsilon, max(upper * grid.ETA_SHARE, 1e-300))
-        return Bound(lower, upper)
+    def _renyi(self) -> rdp.RdpProfile | None:
+        """Where no worst pair of a pass is known, Renyi divergences may know more."""
+        if any(isinstance(release, RandomAllocation) for release in self.releases):
+            parts = tuple(Repeated(release, times) for release, times in self.releases.items())
+            return rdp.profile(Composed(parts), adjacency=self.adjacency)
+        return None
 
 
-def _worst(ways: list[Bound]) -> Bound:
-    return Bound(max(way.lower for way in ways), max(way.upper for way in ways))
+Ask = Callable[[Question], Answer]
+
+
+def _epsilon(question: Question, delta: float) -> Answer:
+    ledger = question.ledger(delta)
+    match ledger:
+        case Ledger(laws=((law, 1),), gaussian=0.0):
+            return one_release.epsilon(law, delta)
+        case Ledger(laws=()):
+            found = gaussian.epsilon(delta, mu=math.sqrt(ledger.gaussian))
+            return Answer.closed(found, "one Gaussian, closed form")
+        case _:
+            return solve.epsilon(ledger, delta)
+
+
+def _delta(question: Question, epsilon: float) -> Answer:
+    ledger = question.ledger(1e-30)
+    match ledger:
+        case Ledger(laws=((_, 1),), gaussian=0.0):
+            rough = one_release.delta(ledger.laws[0][0], epsilon).upper
+            law = question.ledger(max(rough, 1e-290)).laws[0][0]
+            return one_release.delta(law, epsilon)
+        case Ledger(laws=()):
+            found = gaussian.delta(epsilon, mu=math.sqrt(ledger.gaussian))
+            return Answer.closed(found, "one Gaussian, closed form")
+        case _:
+            return solve.delta(question.ledger, epsilon)
+
+
+def _epsilon_altered(question: Question, delta: float) -> Answer:
+    """Steps that were altered with probability t in all add t (1 + e^epsilon) to delta.
+
+    So epsilon is enough if the unaltered steps have it at delta - t (1 + e^epsilon).
+
+    Raises:
+        Unresolvable: batches are cut too often for this delta.
+    """
+    altered = question.altered
+    if not altered:
+        return _epsilon(question, delta)
+    answer = _epsilon(question, delta)
+    for _ in range(TRUNCATION_ROUNDS):
+        upper = answer.upper * NUDGE
+        left = delta - altered * (1 + math.exp(min(upper, 700.0))) * NUDGE
+        if not left > 0:
+            break
+        answer = _epsilon(question, left)
+        if answer.upper <= upper:
+            more = altered * (1 + math.exp(upper)) * NUDGE
+            below = _epsilon(question, min(delta + more, 0.5))
+            lower = below.lower if delta + more < 0.5 else 0.0
+            return replace(answer, lower=min(lower, upper), upper=upper)
+    raise Unresolvable(
+        f"batches are cut with probability {altered:g} over the run, too often for delta "
+        f"{delta:g}: raise largest_batch"
+    )
+
+
+def _delta_altered(question: Question, epsilon: float) -> Answer:
+    answer = _delta(question, epsilon)
+    more = question.altered * (1 + math.exp(min(epsilon, 700.0))) * NUDGE
+    lower, upper = max(0.0, answer.lower - more), min(1.0, answer.upper + more)
+    return replace(answer, lower=lower, upper=upper)

@@ -31,8 +31,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from dpaudit.accountants.pld.lattice import LatticeLaw, discretise
-from dpaudit.accountants.pld.laws import UNIT_ROUNDOFF, LossLaw
+from dpaudit.accountants.pld.enclosure.lattice import LatticeLaw, discretise
+from dpaudit.accountants.pld.enclosure.laws import UNIT_ROUNDOFF, LossLaw
 from dpaudit.vocabulary.errors import Unresolvable
 
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.accountants.pld.laws import UNIT_ROUNDOFF, CellMasses, LossLaw
+from dpaudit.accountants.pld.enclosure.laws import UNIT_ROUNDOFF, CellMasses, LossLaw
 from dpaudit.vocabulary.errors import Unresolvable
 
 Array = NDArray[np.float64]

@@ -1,0 +1,336 @@
+"""delta(epsilon) of a composition by a contour integral, with every error inside a bound.
+
+With S the composed loss, phi the characteristic function of its law tilted by exp(c S) and
+z = c + i y (Alghamdi et al. 2023; Zhu, Dong & Wang 2022),
+
+    delta(epsilon) = (1/pi) Re int_0^inf e^(K(c) - c epsilon) phi(y) e^(-i y epsilon)
+                     kappa(z) / (z (z + 1)) dy.
+
+The trapezoid rule with spacing 2 pi / B gives sum_k e^(c k B) delta(epsilon + k B): aliases
+are not negative, so they touch the lower bound alone, and Chernoff bounds them.
+
+kappa = 1 where phi falls fast. Elsewhere delta is smoothed first: as a function of
+t = e^epsilon it falls and is convex, so its mean g over e^v t, |v| <= h, with weights
+I0(beta sqrt(1 - (v/h)^2)) e^(-v/2), which keep the mean of t, lies above it, and
+
+    (1 + e^-h) g(epsilon + h) - e^-h g(epsilon + 2 h) <= delta(epsilon) <= g(epsilon).
+
+Then kappa = [sinh rho / rho] / [sinh k0 / k0], rho^2 = beta^2 + ((z + 1/2) h)^2,
+k0^2 = beta^2 + h^2/4, is tiny beyond y = beta / h, whatever phi does: |sinh rho / rho| is
+at most cosh(Re rho).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit.accountants.pld.cumulants import Cumulants, Ledger
+from dpaudit.accountants.pld.losses import Points
+from dpaudit.accountants.pld.transform import characteristic
+from dpaudit.vocabulary.errors import Unresolvable
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+UNIT_ROUNDOFF = 2.0**-53
+LARGEST_EXPONENT = 700.0
+NEXT_TO_NOTHING = 1e-20
+LEAST_SQUARE = 1e-15  # of |1 + z|: below it nothing is left of the logarithm's digits
+LARGEST_GROWTH = 300.0  # far above 1, where any error says nothing
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The smoothing: half width h in nats, and beta, how steeply its transform ends."""
+
+    half_width: float
+    beta: float
+
+    @property
+    def reach(self) -> float:
+        """The frequency beyond which the transform is tiny."""
+        return self.beta / self.half_width
+
+    @property
+    def _log_norm(self) -> float:
+        k0 = math.hypot(self.beta, self.half_width / 2)
+        return k0 - math.log(2 * k0) + math.log1p(-math.exp(-2 * k0))
+
+    def transform(self, z: ComplexArray) -> ComplexArray:
+        """Return kappa(z)."""
+        scaled = (z + 0.5) * self.half_width
+        rho = np.sqrt(self.beta * self.beta + scaled * scaled)
+        return np.asarray(np.exp(rho - self._log_norm) * (1 - np.exp(-2 * rho)) / (2 * rho))
+
+    def beyond_reach(self, order: float) -> float:
+        """Bound |kappa(order + i y)| for every y from ``reach`` on."""
+        side = (order + 0.5) * self.half_width
+        real = math.sqrt((math.sqrt(side**4 + 4 * side**2 * self.beta**2) + side**2) / 2)
+        return math.exp(min(LARGEST_EXPONENT, real - self._log_norm))  # cosh x <= e^x
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The composition's tilted characteristic function at 0, h, 2h, ..., about its mean.
+
+    Attributes:
+        order: The tilt c.
+        spacing: Distance of frequencies.
+        values: Shape ``(n,)``, phi^T.
+        errors: Shape ``(n,)``, bounds on their errors.
+        mean: Mean of the tilted composed loss.
+        log_moment: K(c), and ``log_moment_error`` its error.
+        points: What each law was evaluated on.
+    """
+
+    order: float
+    spacing: float
+    values: ComplexArray
+    errors: Array
+    mean: float
+    log_moment: float
+    log_moment_error: float
+    points: tuple[Points, ...]
+
+    @property
+    def frequencies(self) -> Array:
+        """0, h, 2h, ..."""
+        return np.asarray(self.spacing * np.arange(len(self.values)))
+
+    @property
+    def reach(self) -> float:
+        """The last frequency."""
+        return self.spacing * (len(self.values) - 1)
+
+    def deviation(self, ledger: Ledger) -> float:
+        """Return the standard deviation of the tilted composed loss."""
+        variance = ledger.gaussian
+        for (_, times), points in zip(ledger.laws, self.points, strict=True):
+            mean = float(points.masses @ points.losses)
+            variance += times * float(points.masses @ (points.losses - mean) ** 2)
+        return math.sqrt(variance)
+
+
+def transform(ledger: Ledger, order: float, spacing: float, count: int) -> Transform:
+    """Return the composition's characteristic function, tilted by ``order``.
+
+    A factor known up to e makes its T-th power err by at most (|phi| + e)^T - |phi|^T.
+    """
+    y = spacing * np.arange(count)
+    log_values = -0.5 * ledger.gaussian * y * y + 0j
+    log_growth = np.zeros(count)
+    mean = ledger.gaussian * (order + 0.5)
+    log_moment = 0.5 * ledger.gaussian * order * (order + 1)
+    log_moment_error = 4 * UNIT_ROUNDOFF * log_moment
+    all_points = []
+    for law, times in ledger.laws:
+        points = law.points(order, spacing * count)
+        centre = float(points.masses @ points.losses)
+        factor, error = characteristic(points.losses - centre, points.masses, spacing, count)
+        modulus = np.maximum(np.abs(factor), 1e-300)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_values += times * np.log(np.where(factor == 0, 1e-300, factor))
+        log_growth += times * np.log1p((error + points.error + 4 * UNIT_ROUNDOFF) / modulus)
+        mean += times * centre
+        log_moment += times * points.log_moment
+        log_moment_error += times * (points.error + 4 * UNIT_ROUNDOFF)
+        all_points.append(points)
+    growth = np.exp(np.minimum(log_values.real + log_growth, LARGEST_GROWTH))
+    values = np.exp(log_values)
+    return Transform(
+        order,
+        spacing,
+        values,
+        growth * -np.expm1(-log_growth) + 8 * UNIT_ROUNDOFF * np.abs(values),
+        mean,
+        log_moment,
+        log_moment_error + 8 * UNIT_ROUNDOFF * abs(log_moment),
+        tuple(all_points),
+    )
+
+
+def jump_transform(
+    below: Ledger, above: Ledger, order: float, spacing: float, count: int
+) -> Transform:
+    """Return the same for what at least one loss from ``above`` adds to ``below``.
+
+    prod (A_i + B_i)^T_i - prod A_i^T_i, scaled to 1 at frequency 0. As a polynomial in all
+    A_i and B_i it has no negative coefficient, so errors a_i and b_i change it by at most
+    its value at (|A_i| + a_i, |B_i| + b_i) less that at (|A_i|, |B_i|).
+    """
+    y = spacing * np.arange(count)
+    log_base = -0.5 * below.gaussian * y * y + 0j
+    log_ratio = np.zeros(count, dtype=np.complex128)
+    plain, grown = np.zeros((2, count)), np.zeros((2, count))
+    mean = below.gaussian * (order + 0.5)
+    log_moment = 0.5 * below.gaussian * order * (order + 1)
+    log_moment_error = 4 * UNIT_ROUNDOFF * log_moment
+    for (low, times), (high, _) in zip(below.laws, above.laws, strict=True):
+        small = low.points(order, spacing * count)
+        centre = float(small.masses @ small.losses)
+        a, a_error = characteristic(small.losses - centre, small.masses, spacing, count)
+        a_error += small.error + 4 * UNIT_ROUNDOFF
+        b, b_error = np.zeros(count, dtype=np.complex128), 0.0
+        if high.branches or len(high.atom_losses):
+            large = high.points(order, spacing * count)
+            weight = math.exp(min(large.log_moment - small.log_moment, LARGEST_GROWTH))
+            b, b_error = characteristic(large.losses - centre, large.masses, spacing, count)
+            b, b_error = weight * b, weight * (b_error + large.error + 8 * UNIT_ROUNDOFF)
+        modulus = np.maximum(np.abs(a), 1e-150)
+        a = np.where(np.abs(a) < 1e-150, 1e-150, a)
+        log_base += times * np.log(a)
+        log_ratio += times * _log1p(b / a)
+        plain += times * np.array([np.log(modulus), np.log1p(np.abs(b) / modulus)])
+        most = modulus + a_error
+        grown += times * np.array([np.log(most), np.log1p((np.abs(b) + b_error) / most)])
+        mean += times * centre
+        log_moment += times * small.log_moment
+        log_moment_error += times * (small.error + 4 * UNIT_ROUNDOFF)
+    values = np.exp(log_base) * _expm1(log_ratio)
+    norm = float(values[0].real)
+    gaussian = -0.5 * below.gaussian * y * y
+    most, least = (
+        np.exp(np.minimum(gaussian + part[0], LARGEST_GROWTH))
+        * np.expm1(np.minimum(part[1], LARGEST_GROWTH))
+        for part in (grown, plain)
+    )
+    errors = np.maximum(most - least, 0.0) + 64 * UNIT_ROUNDOFF * most
+    if not norm > 0:
+        raise Unresolvable("what large losses add is lost in rounding")
+    return Transform(
+        order,
+        spacing,
+        values / norm,
+        errors / norm,
+        mean,
+        log_moment + math.log(norm),
+        log_moment_error + 8 * UNIT_ROUNDOFF * abs(log_moment),
+        (),
+    )
+
+
+def _log1p(z: ComplexArray) -> ComplexArray:
+    """log(1 + z) to relative precision near 0, which numpy's own has not."""
+    real = 0.5 * np.log1p(np.maximum(z.real * (2 + z.real) + z.imag**2, LEAST_SQUARE - 1))
+    return np.asarray(real + 1j * np.arctan2(z.imag, 1 + z.real))
+
+
+def _expm1(z: ComplexArray) -> ComplexArray:
+    """exp(z) - 1 to relative precision near 0."""
+    grown = np.exp(np.minimum(z.real, LARGEST_GROWTH))
+    real = np.expm1(np.minimum(z.real, LARGEST_GROWTH)) * np.cos(z.imag)
+    return np.asarray(real - 2 * np.sin(z.imag / 2) ** 2 + 1j * grown * np.sin(z.imag))
+
+
+@dataclass(frozen=True)
+class Contour:
+    """The integrand, ready to be summed at any epsilon; ``kernel`` None: not smoothed.
+
+    Attributes:
+        transform: phi^T.
+        kernel: The smoothing, if any.
+        truncation: Bound on what the frequencies beyond the last would add to the sum.
+        cumulants: For the aliases.
+    """
+
+    transform: Transform
+    kernel: Kernel | None
+    truncation: float
+    cumulants: Cumulants
+
+    @cached_property
+    def _weights(self) -> Array:
+        """Shape ``(n,)``: modulus of what multiplies phi^T."""
+        return np.asarray(np.abs(self._factors))
+
+    @cached_property
+    def _factors(self) -> ComplexArray:
+        z = np.asarray(self.transform.order + 1j * self.transform.frequencies, np.complex128)
+        factors = self.transform.spacing / math.pi / (z * (z + 1))
+        factors[0] *= 0.5
+        if self.kernel is not None:
+            factors *= self.kernel.transform(z)
+        return np.asarray(factors)
+
+    @cached_property
+    def _terms(self) -> ComplexArray:
+        """The terms up to the last that is not next to nothing."""
+        terms = self.transform.values * self._factors
+        moduli = np.abs(terms)
+        held = np.flatnonzero(moduli > NEXT_TO_NOTHING * moduli.max())
+        return np.asarray(terms[: int(held[-1]) + 1] if len(held) else terms[:1])
+
+    @cached_property
+    def _sizes(self) -> tuple[float, float, float]:
+        """The terms' moduli summed, the same weighted by frequency, and phi's errors."""
+        moduli = np.abs(self._terms)
+        left_out = float(np.abs((self.transform.values * self._factors)[len(moduli) :]).sum())
+        errors = float(self.transform.errors @ self._weights) + left_out
+        frequencies = self.transform.frequencies[: len(moduli)]
+        return float(moduli.sum()), float(moduli @ frequencies), errors
+
+    def _sum(self, epsilon: float) -> tuple[float, float]:
+        """Return the sum at ``epsilon`` and a bound on its error."""
+        t = self.transform
+        terms = self._terms
+        phases = t.frequencies[: len(terms)] * (epsilon - t.mean)
+        value = float(np.cos(phases) @ terms.real + np.sin(phases) @ terms.imag)
+        size, moment, errors = self._sizes
+        exponents = abs(t.log_moment) + abs(t.order * epsilon) + abs(t.order * t.mean)
+        rounding = UNIT_ROUNDOFF * (len(phases) + 32 + 8 * exponents) + t.log_moment_error
+        return value, (
+            self.truncation
+            + errors
+            + size * math.expm1(min(rounding, 1.0))
+            + 8 * UNIT_ROUNDOFF * (abs(epsilon) + abs(t.mean)) * moment
+        )
+
+    def _scale(self, epsilon: float) -> float:
+        exponent = self.transform.log_moment - self.transform.order * epsilon
+        return math.exp(min(LARGEST_EXPONENT, exponent))
+
+    def estimate(self, epsilon: float) -> float:
+        """Return the sum itself, for searching: it bounds nothing."""
+        return self._scale(epsilon) * self._sum(epsilon)[0]
+
+    def upper(self, epsilon: float) -> float:
+        """Return at least the measure's hockey-stick divergence at ``epsilon``."""
+        value, error = self._sum(epsilon)
+        return self._scale(epsilon) * (value + error)
+
+    def lower(self, epsilon: float) -> float:
+        """Return at most the measure's hockey-stick divergence at ``epsilon``."""
+        if self.kernel is None:
+            value, error = self._sum(epsilon)
+            return max(0.0, self._scale(epsilon) * (value - error) - self._aliases(epsilon))
+        h = self.kernel.half_width
+        near, near_error = self._sum(epsilon + h)
+        far, far_error = self._sum(epsilon + 2 * h)
+        least = self._scale(epsilon + h) * (near - near_error) - self._aliases(epsilon + h)
+        most = self._scale(epsilon + 2 * h) * (far + far_error)
+        return max(0.0, (1 + math.exp(-h)) * least - math.exp(-h) * most)
+
+    def _aliases(self, epsilon: float) -> float:
+        """Bound the sum of e^(c k B) g(epsilon + k B) over k != 0.
+
+        g(epsilon) <= delta(epsilon - h), and Chernoff at an order c' above c bounds the
+        terms k > 0 by a geometric series, c' below c those with k < 0; or delta <= 1 does.
+        """
+        h = 0.0 if self.kernel is None else self.kernel.half_width
+        period, order = 2 * math.pi / self.transform.spacing, self.transform.order
+        orders = self.cumulants.orders
+        log_delta = self.cumulants.log_chernoff(epsilon - h)
+        with np.errstate(over="ignore"):
+            gap = np.abs(orders - order) * period
+            log_sums = log_delta - gap - np.log(-np.expm1(-np.maximum(gap, 1e-300)))
+        above, below = orders > order * 1.001, orders < order * 0.999
+        right = float(log_sums[above].min()) if above.any() else LARGEST_EXPONENT
+        left = -order * period - math.log(-math.expm1(-order * period))
+        if below.any():
+            left = min(left, float(log_sums[below].min()))
+        return math.exp(min(right, LARGEST_EXPONENT)) + math.exp(left)

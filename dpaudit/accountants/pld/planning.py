@@ -1,0 +1,210 @@
+"""Where to put a contour and how many frequencies it takes: choices that no bound rests on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit.accountants.pld import decay
+from dpaudit.accountants.pld.contour import (
+    Contour,
+    Kernel,
+    Transform,
+    jump_transform,
+    transform,
+)
+from dpaudit.accountants.pld.cumulants import (
+    Cumulants,
+    Ledger,
+    jump_table_around,
+    table_around,
+)
+from dpaudit.vocabulary.errors import Unresolvable
+
+Array = NDArray[np.float64]
+
+PLAIN_ALIASES, SMOOTH_ALIASES = 1e-10, 1e-6
+PLAIN_FREQUENCIES = 3000
+SMOOTH_FREQUENCIES = 200_000
+DEVIATIONS = 7.0  # a normal characteristic function is 2e-11 there
+FALLEN = 1e-12
+SLOWEST_FALL = 1.55  # of log |phi|, when the reach is doubled
+NEGLIGIBLE = 1e-12
+STEP_IN_DEVIATIONS = 5.0  # costs 5^2/8 in the exponent
+MOST_SAMPLES, FURTHEST = 2000, 60.0
+LEAN = 1.1  # a larger order than the best cancels less
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where delta is wanted: about this epsilon, and about this log delta."""
+
+    epsilon: float
+    log_delta: float
+
+
+def period(cumulants: Cumulants, order: float, target: Target, aliases: float) -> float:
+    """Return a period B whose aliases are about ``aliases`` of delta, by Chernoff."""
+    log_budget = target.log_delta + math.log(aliases)
+    excess = np.logaddexp(0.0, cumulants.log_chernoff(target.epsilon) - log_budget)
+    orders = cumulants.orders
+    above, below = orders > order * 1.05, orders < order * 0.95
+    right = float((excess[above] / (orders[above] - order)).min())
+    left = min(float((excess[below] / (order - orders[below])).min()), -log_budget / order)
+    return max(right, left)
+
+
+def plain(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
+    """Return a contour without smoothing, or None where phi does not fall fast enough."""
+    try:
+        return _plain(ledger, cumulants, order, target)
+    except Unresolvable:  # too many panels; smoothing needs fewer
+        return None
+
+
+def _plain(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
+    if any(len(law.branches) != 1 for law, _ in ledger.laws):
+        return None
+    spacing = 2 * math.pi / period(cumulants, order, target, PLAIN_ALIASES)
+    count = 8 + math.ceil(DEVIATIONS / math.sqrt(cumulants.curvature(order)) / spacing)
+    last_fall = 0.0
+    while count <= PLAIN_FREQUENCIES:
+        found = transform(ledger, order, spacing, count)
+        modulus = float(np.abs(found.values[-4:]).max())
+        if modulus * (order / found.reach) ** 2 < FALLEN:
+            return Contour(found, None, _beyond(ledger, found), cumulants)
+        fall = -math.log(max(modulus, 1e-300))
+        if not fall > SLOWEST_FALL * last_fall:
+            return None  # on a plateau: losses of this size are too rare to fill the gaps
+        last_fall = fall
+        count *= 2
+    return None
+
+
+class Source(Protocol):
+    """A measure on losses: that of a composition, or of a part of it."""
+
+    def table(self, order: float) -> Cumulants:
+        """Return its cumulants around ``order``."""
+
+    def transform(self, order: float, spacing: float, count: int) -> Transform:
+        """Return its tilted characteristic function."""
+
+    def plain(self, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
+        """Return a contour that needs no smoothing, if there is one."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All losses of a ledger."""
+
+    ledger: Ledger
+
+    def table(self, order: float) -> Cumulants:
+        """Return the cumulants of the composition."""
+        return table_around(self.ledger, order)
+
+    def transform(self, order: float, spacing: float, count: int) -> Transform:
+        """Return the transform of the composition."""
+        return transform(self.ledger, order, spacing, count)
+
+    def plain(self, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
+        """Return one where phi falls fast enough."""
+        return plain(self.ledger, cumulants, order, target)
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """What at least one loss from ``above`` adds to those of ``below``."""
+
+    below: Ledger
+    above: Ledger
+
+    def table(self, order: float) -> Cumulants:
+        """Return the cumulants of the difference."""
+        return jump_table_around(self.below, self.above, order)
+
+    def transform(self, order: float, spacing: float, count: int) -> Transform:
+        """Return the transform of the difference."""
+        return jump_transform(self.below, self.above, order, spacing, count)
+
+    def plain(self, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
+        """Return none: how fast a difference falls is not bounded here."""
+        return None
+
+
+def smooth(
+    source: Source, cumulants: Cumulants, saddle: float, target: Target, kernel: Kernel
+) -> Contour | None:
+    """Return a contour of the smoothed delta, or None where it takes too many frequencies."""
+    order, length = _cheapest(cumulants, saddle, target)
+    spacing = 2 * math.pi / (length + 6 * kernel.half_width)
+    needed = kernel.reach / spacing
+    if not needed < SMOOTH_FREQUENCIES:
+        return None
+    try:
+        found = source.transform(order, spacing, math.ceil(needed) + 2)
+    except Unresolvable:  # too many panels; a wider kernel needs fewer
+        return None
+    truncation = kernel.beyond_reach(order) * math.asinh(1 / found.reach) / math.pi
+    return Contour(found, kernel, truncation, cumulants)
+
+
+def _cheapest(cumulants: Cumulants, saddle: float, target: Target) -> tuple[float, float]:
+    """Return the order near the saddle point with the shortest period, and that.
+
+    Every nat by which Chernoff's bound is worse than at its best cancels digits.
+    """
+    c = cumulants.orders
+    logs = cumulants.log_chernoff(target.epsilon)
+    worse = logs - float(logs.min())
+    near = [
+        float(o) for o, w in zip(c, worse, strict=True) if saddle / 4 < o < 1.7 * saddle and w < 3
+    ]
+    best = min(
+        ((order, period(cumulants, order, target, SMOOTH_ALIASES)) for order in [saddle, *near]),
+        key=lambda pair: pair[1],
+    )
+    return best
+
+
+def _beyond(ledger: Ledger, found: Transform) -> float:
+    """Bound (1/pi) sum over further frequencies of spacing |phi|^T / |z (z + 1)|.
+
+    Far out by the envelopes alone; nearer, where they say little, from samples.
+    """
+    far = found.reach * np.geomspace(1, 1e9, 300)
+    log_far = -0.5 * ledger.gaussian * far * far
+    for (law, times), points in zip(ledger.laws, found.points, strict=True):
+        bound = decay.envelope(law, found.order, points.log_moment)
+        log_far = log_far + times * bound.log_above(far)
+    parts = _segments(far, log_far[:-1], found.spacing)
+    beyond = np.append(np.cumsum(parts[::-1])[::-1], 0.0) + math.exp(log_far[-1]) / far[-1]
+    enough = np.flatnonzero(beyond < NEGLIGIBLE / (found.order * (found.order + 1)))
+    step = STEP_IN_DEVIATIONS / found.deviation(ledger)
+    split = min(
+        int(enough[0]) if len(enough) else len(far) - 1,
+        int(np.searchsorted(far, min(MOST_SAMPLES * step, FURTHEST * found.reach))),
+    )
+    near = _sampled(ledger, found, step, float(far[split])) if split else 0.0
+    return near + float(beyond[min(split, len(far) - 1)])
+
+
+def _sampled(ledger: Ledger, found: Transform, step: float, end: float) -> float:
+    """Bound the part of that up to ``end``, from samples of phi at ``step``."""
+    first = math.floor(found.reach / step)
+    y = np.asarray(step * np.arange(math.ceil(end / step) + 2))
+    log_modulus = -0.5 * ledger.gaussian * y[first:-1] ** 2
+    for law, times in ledger.laws:
+        points = law.points(found.order, float(y[-1]))
+        log_modulus += times * decay.log_between(points, step, len(y))[first:]
+    return float(_segments(np.maximum(y[first:], found.reach), log_modulus, found.spacing).sum())
+
+
+def _segments(y: Array, log_modulus: Array, spacing: float) -> Array:
+    """Bound (1/pi) sum spacing |phi|^T / y^2 over the frequencies in each [y_i, y_i+1]."""
+    return np.asarray(np.exp(log_modulus) * (np.diff(y) + spacing) / (math.pi * y[:-1] ** 2))

@@ -1,0 +1,268 @@
+"""epsilon(delta) and delta(epsilon) of a ledger of laws: choose a contour, then certify.
+
+Whatever was chosen, an end is returned only where it was seen to hold: the upper end's
+delta is at most the one asked for, the lower end's is at least that. An iteration that
+has not converged widens the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpaudit.accountants.pld import planning
+from dpaudit.accountants.pld.answer import Answer
+from dpaudit.accountants.pld.contour import Contour, Kernel
+from dpaudit.accountants.pld.cumulants import (
+    Cumulants,
+    Ledger,
+    log_peak,
+    order_for_delta,
+    order_for_epsilon,
+    table_around,
+)
+from dpaudit.accountants.pld.planning import Jumps, Source, Target, Whole
+from dpaudit.accountants.pld.splitting import Split, split_for_delta, split_for_epsilon
+
+SHARP = 1e-6
+WIDE = 8e-4  # relative; or, for epsilon,
+NARROW = 9e-7  # absolute
+MOST_ROUNDS = 6
+SHARP_ROOT, WIDE_ROOT = 1e-11, 1e-6  # of log delta
+NUDGE = 1 + 1e-12
+DROPPED_MASS = 1e-6  # of delta: large losses that rare are given up
+BETA = 18.0
+MOST_SLACK = 40.0
+SMOOTHING, ABSOLUTE_SMOOTHING = 3e-4, 4e-7
+LARGEST_SHARE, LARGEST_GUESS = 0.3, 1e6
+FAR_OUT = 30.0
+CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """delta at any epsilon, as a sum over parts; ``lost`` is what no part holds."""
+
+    parts: tuple[Contour, ...]
+    lost: float
+
+    def estimate(self, epsilon: float) -> float:
+        """Return about delta: for searching."""
+        return sum(part.estimate(epsilon) for part in self.parts)
+
+    def upper(self, epsilon: float) -> float:
+        """Return a delta at which the composition is certainly (epsilon, delta)-DP."""
+        return min(1.0, sum(part.upper(epsilon) for part in self.parts) + self.lost)
+
+    def lower(self, epsilon: float) -> float:
+        """Return a delta below which the composition is certainly not (epsilon, delta)-DP."""
+        return sum(part.lower(epsilon) for part in self.parts)
+
+
+def epsilon(ledger: Ledger, delta: float) -> Answer:
+    """Return the interval of epsilon at ``delta``."""
+    log_delta = math.log(delta)
+    order = order_for_delta(ledger, log_delta) * planning.LEAN
+    known = Answer(0.0, math.inf, "nothing")
+    if ledger.lost < delta and order * ledger.largest > FAR_OUT * (1 - log_delta):
+        known = known.meet(_corner(ledger, delta))
+        if known.lower > 0 and known.narrow_enough(WIDE, NARROW):
+            return known
+    cumulants = table_around(ledger, order)
+    known = known.meet(_by_chernoff(ledger, cumulants, delta))
+    if known.narrow_enough(SHARP, 0.0):
+        return known
+    guess, slope = known.upper, order
+    contour = planning.plain(ledger, cumulants, order, Target(guess, log_delta))
+    if contour is not None:
+        found, slope = _bracket(Evaluator((contour,), ledger.lost), delta, guess, order, "contour")
+        known = known.meet(found)
+        if known.narrow_enough(SHARP, 0.0):
+            return known
+    split = split_for_delta(ledger, log_delta, order, min(known.upper, LARGEST_GUESS))
+    return _epsilon_smoothed(ledger, delta, split, known, slope)
+
+
+def _epsilon_smoothed(
+    ledger: Ledger, delta: float, split: Split, known: Answer, slope: float
+) -> Answer:
+    """Narrow what is known by smoothed contours, each finer than the last."""
+    log_delta = math.log(delta)
+    guess = split.epsilon if known.lower == 0 else (known.lower + known.upper) / 2
+    # Smoothing by h widens delta by about (h slope)^2, and epsilon by that over slope.
+    size = max(guess, known.upper / 4) if known.lower == 0 else guess
+    share = min(math.sqrt(slope * max(SMOOTHING * size, ABSOLUTE_SMOOTHING)), LARGEST_SHARE)
+    for _ in range(MOST_ROUNDS):
+        if known.narrow_enough(WIDE, NARROW):
+            break
+        evaluator = _smoothed(ledger, split, Target(guess, log_delta), share)
+        if evaluator is None:
+            share *= 2
+            continue
+        method = "smoothed contour" if split.cap is None else "smoothed contour, split"
+        found, slope = _bracket(evaluator, delta, guess, slope, method)
+        known = known.meet(found)
+        guess = min(max(found.upper, 0.0), known.upper)
+        share *= _next_share(known, max(WIDE * known.upper, NARROW))
+    return known
+
+
+def _next_share(known: Answer, wanted: float) -> float:
+    """Return by what to shrink the smoothing: the width goes with its square."""
+    return min(0.7, max(0.05, math.sqrt(0.5 * wanted / max(known.upper - known.lower, wanted))))
+
+
+def _smoothed(ledger: Ledger, split: Split, target: Target, share: float) -> Evaluator | None:
+    """Return delta by smoothed contours, each as wide as ``share`` of a nat of delta."""
+    sources: list[Source] = [Whole(ledger)]
+    lost = ledger.lost
+    if split.cap is not None:
+        below, above = ledger.split(split.cap)
+        sources = [Whole(below)]
+        if (mass := above.mass) <= DROPPED_MASS * math.exp(target.log_delta):
+            lost += mass
+        else:
+            sources.append(Jumps(below, above))
+    parts = []
+    for source, order in zip(sources, split.orders, strict=False):
+        cumulants = source.table(order)
+        slack = float(cumulants.log_chernoff(target.epsilon).min()) - target.log_delta
+        kernel = Kernel(share / order, BETA + min(max(slack, 0.0), MOST_SLACK))
+        part = source.plain(cumulants, order, target) if split.cap is not None else None
+        if part is None:
+            part = planning.smooth(source, cumulants, order, target, kernel)
+        if part is None:
+            return None
+        parts.append(part)
+    return Evaluator(tuple(parts), lost)
+
+
+def _by_chernoff(ledger: Ledger, cumulants: Cumulants, delta: float) -> Answer:
+    """Return what Chernoff's inequality and the largest loss say of epsilon."""
+    left = delta - ledger.lost
+    if not left > 0:
+        return Answer(0.0, math.inf, "nothing")
+    chernoff = (cumulants.upper + log_peak(cumulants.orders) - math.log(left)) / cumulants.orders
+    most = max(0.0, min(float(chernoff.min()) * NUDGE, ledger.largest * NUDGE))
+    return Answer(0.0, most, "Chernoff's inequality")
+
+
+def _corner(ledger: Ledger, delta: float) -> Answer:
+    """Return what follows from all releases losing nearly as much as they can.
+
+    If every loss is at least (1 - x) of its largest with probability p, then delta is at
+    least p^T (1 - exp(epsilon - (1 - x) sum of the largest)).
+    """
+    best, ceiling = 0.0, ledger.largest * NUDGE
+    for share in CORNER_SHARES:
+        log_mass, total = 0.0, 0.0
+        for law, times in ledger.laws:
+            loss = law.largest - share * abs(law.largest)
+            top = law.split(loss)[1]
+            if not top.branches and not len(top.atom_losses):
+                log_mass = -math.inf  # it is never that large
+                break
+            log_mass += times * float(top.log_moments(np.zeros(1))[0][0])
+            total += times * loss
+        left = -math.expm1(math.log(delta) - log_mass) if log_mass > math.log(delta) else 0.0
+        if left > 0:
+            best = max(best, (total + math.log(left)) / NUDGE)
+    return Answer(best, ceiling, "the largest losses")
+
+
+def _bracket(
+    evaluator: Evaluator, delta: float, guess: float, slope: float, method: str
+) -> tuple[Answer, float]:
+    """Return the certified interval around the crossing of ``delta``, and the slope there."""
+    precision = SHARP_ROOT if method == "contour" else WIDE_ROOT
+    root, slope = _root(evaluator.estimate, delta, guess, slope, precision)
+    if root <= 0 and evaluator.upper(0.0) <= delta:
+        return Answer(0.0, 0.0, method), slope
+    root = max(root, 0.0)
+    upper = _seen(lambda e: evaluator.upper(e) / delta, root, slope, 1, precision)
+    lower = _seen(lambda e: evaluator.lower(e) / delta, root, slope, -1, precision)
+    return Answer(lower or 0.0, math.inf if upper is None else upper, method), slope
+
+
+def _root(
+    falling: Callable[[float], float], target: float, start: float, slope: float, precision: float
+) -> tuple[float, float]:
+    """Return about where log falling(e) = log target, and its slope there: secant steps."""
+    e, last, steepness = start, None, slope
+    for _ in range(40):
+        value = falling(e)
+        gap = math.log(value / target) if value > 0 else -3.0
+        if last is not None and gap != last[1] and e != last[0] and value > 0:
+            seen = -(gap - last[1]) / (e - last[0])
+            steepness = min(max(seen, 0.05 * slope), 20 * slope)
+        step = min(max(gap / steepness, -4 / slope), 4 / slope)
+        if abs(gap) < precision:
+            break
+        last = (e, gap)
+        e += step
+        if e < -20 / slope:
+            break
+    return e, steepness
+
+
+def _seen(
+    ratio: Callable[[float], float], start: float, slope: float, side: int, precision: float
+) -> float | None:
+    """Return an argument, near the crossing, where ratio <= 1 (side 1) or >= 1 (side -1) held."""
+    e, best = start, None
+    margin = precision
+    for _ in range(14):
+        e = max(e, 0.0)
+        value = ratio(e)
+        gap = math.log(value) if value > 0 else -1.0
+        if side * gap <= 0 and value > 0:
+            if best is None or side * e < side * best:
+                best = e
+            if abs(gap) <= 4 * margin or e == 0.0:
+                break
+        elif e == 0.0 and side < 0:
+            return best
+        step = (gap + side * margin) / slope
+        e += min(max(step, -2 / slope), 2 / slope)
+        margin *= 1.5
+    return best
+
+
+def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
+    """Return the interval of delta at ``epsilon``; ``ledger`` cuts its laws for a delta."""
+    log_delta, laws = -40.0, ledger(math.exp(-40.0))
+    for _ in range(4):
+        if epsilon >= laws.largest * NUDGE:
+            return Answer(0.0, min(1.0, laws.lost), "no loss is that large")
+        order = order_for_epsilon(laws, epsilon)
+        split = split_for_epsilon(laws, epsilon, order)
+        guess = max(split.log_delta, -680.0)
+        close = abs(guess - log_delta) < 6
+        log_delta = guess
+        if close:
+            break
+        laws = ledger(math.exp(min(log_delta, -1.0)))
+    cumulants = table_around(laws, order)
+    most = math.exp(min(0.0, float(cumulants.log_chernoff(epsilon).min()))) * NUDGE
+    known = Answer(0.0, min(1.0, most + laws.lost), "Chernoff's inequality")
+    contour = planning.plain(laws, cumulants, order, Target(epsilon, log_delta))
+    if contour is not None:
+        known = known.meet(_delta_by(Evaluator((contour,), laws.lost), epsilon, "contour"))
+    share = 0.02
+    for _ in range(MOST_ROUNDS):
+        if known.narrow_enough(WIDE, 0.0):
+            break
+        evaluator = _smoothed(laws, split, Target(epsilon, log_delta), share)
+        if evaluator is not None:
+            method = "smoothed contour" if split.cap is None else "smoothed contour, split"
+            known = known.meet(_delta_by(evaluator, epsilon, method))
+            log_delta = math.log(max(known.upper, 1e-300))
+        share *= 2 if evaluator is None else _next_share(known, WIDE * known.upper)
+    return known
+
+
+def _delta_by(evaluator: Evaluator, epsilon: float, method: str) -> Answer:
+    return Answer(min(1.0, evaluator.lower(epsilon)), evaluator.upper(epsilon), method)
