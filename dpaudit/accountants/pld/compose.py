@@ -7,6 +7,7 @@ are the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -59,8 +60,9 @@ class Question:
                 gaussian += times * law * law
             else:
                 laws.append((law, times))
-        lost = sum(times * law.beyond for law, times in laws) * (1 + 1e-12)
-        return Ledger(tuple(laws), gaussian, lost)
+        cut = sum(times * law.cut for law, times in laws) * (1 + 1e-12)
+        never = sum(times * math.log1p(-law.infinite) for law, times in laws)
+        return Ledger(tuple(laws), gaussian, cut, abs(math.expm1(never)))
 
     @property
     def exact(self) -> bool:

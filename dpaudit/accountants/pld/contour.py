@@ -294,6 +294,20 @@ class Contour:
         exponent = self.transform.log_moment - self.transform.order * epsilon
         return math.exp(min(LARGEST_EXPONENT, exponent))
 
+    def doubt(self, epsilon: float) -> float:
+        """Return the error of the sum over the sum, infinite where that is not above 0."""
+        value, error = self._sum(epsilon)
+        return error / value if value > 0 else math.inf
+
+    def budget(self, epsilon: float) -> dict[str, float]:
+        """Return what each kind of error may be at ``epsilon``, as a delta."""
+        error, scale = self._sum(epsilon)[1], self._scale(epsilon)
+        return {
+            "frequencies beyond the last": scale * self.truncation,
+            "quadrature, transform and rounding": scale * (error - self.truncation),
+            "aliases (lower end alone)": self._aliases(epsilon),
+        }
+
     def estimate(self, epsilon: float) -> float:
         """Return the sum itself, for searching: it bounds nothing."""
         return self._scale(epsilon) * self._sum(epsilon)[0]

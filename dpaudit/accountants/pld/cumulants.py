@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +31,26 @@ class Ledger:
     Attributes:
         laws: One release's law, and how often it is composed.
         gaussian: mu^2 of the Gaussians: the sum of times * shift^2.
-        lost: P-mass that the laws leave out, over all releases: an upper bound.
+        cut: P-mass of finite losses that the laws leave out, over all releases; at most.
+        infinite: P-mass of infinite losses, over all releases; to the last digits.
     """
 
     laws: tuple[tuple[LossLaw, int], ...]
     gaussian: float
-    lost: float
+    cut: float
+    infinite: float
+
+    @property
+    def beyond(self) -> float:
+        """What delta holds at every epsilon, at most."""
+        return self.cut + self.infinite
 
     def split(self, loss: float) -> tuple[Ledger, Ledger]:
         """Return the ledger of the losses up to ``loss``, and that of those above it."""
         pairs = [(law.split(loss), times) for law, times in self.laws]
         below = tuple((pair[0], times) for pair, times in pairs)
         above = tuple((pair[1], times) for pair, times in pairs)
-        return Ledger(below, self.gaussian, self.lost), Ledger(above, 0.0, 0.0)
+        return replace(self, laws=below), Ledger(above, 0.0, 0.0, 0.0)
 
     @property
     def mass(self) -> float:
@@ -59,6 +66,13 @@ class Ledger:
     def steps(self) -> int:
         """How many releases the laws stand for."""
         return sum(times for _, times in self.laws)
+
+    @property
+    def supremum(self) -> float:
+        """What no composed loss exceeds, kept or not, infinite ones aside."""
+        if self.gaussian:
+            return math.inf
+        return sum(times * law.supremum for law, times in self.laws)
 
     @property
     def largest(self) -> float:
@@ -144,9 +158,10 @@ def scan(ledger: Ledger, guess: float) -> Cumulants:
     return Cumulants(orders, rough)
 
 
-def order_for_delta(ledger: Ledger, log_delta: float) -> float:
-    """Return a good order for the epsilon at which delta has this logarithm."""
-    return _settled(ledger, log_delta, lambda table: table.order_at(log_delta))
+def order_for_delta(ledger: Ledger, log_delta: float) -> tuple[float, float]:
+    """Return a good order for the epsilon where delta is as given, and the mean loss there."""
+    order, table = _settled(ledger, log_delta, lambda table: table.order_at(log_delta))
+    return order, float(np.interp(order, table.orders, np.gradient(table.upper, table.orders)))
 
 
 def order_for_epsilon(ledger: Ledger, epsilon: float) -> float:
@@ -156,18 +171,21 @@ def order_for_epsilon(ledger: Ledger, epsilon: float) -> float:
         c = table.orders
         return float(c[int(np.argmin(table.upper - c * epsilon - np.log(c * (c + 1))))])
 
-    return _settled(ledger, -20.0, best)
+    return _settled(ledger, -20.0, best)[0]
 
 
-def _settled(ledger: Ledger, log_delta: float, best: Callable[[Cumulants], float]) -> float:
+def _settled(
+    ledger: Ledger, log_delta: float, best: Callable[[Cumulants], float]
+) -> tuple[float, Cumulants]:
     """Scan again around an order that lies at the end of what was scanned."""
     guess = _first_guess(ledger, log_delta)
     for _ in range(MOST_SCANS):
-        order = best(scan(ledger, guess))
+        table = scan(ledger, guess)
+        order = best(table)
         if SCAN[3] < order / guess < SCAN[-4]:
             break
         guess = order
-    return order
+    return order, table
 
 
 def _first_guess(ledger: Ledger, log_delta: float) -> float:

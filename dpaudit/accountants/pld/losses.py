@@ -98,6 +98,14 @@ class Branch:
         """The tilted density is q(l) r(l)^(power + sign * order)."""
         return 1 if self.way is Way.REMOVED else 0
 
+    @property
+    def supremum(self) -> float:
+        """What no loss of the whole density exceeds."""
+        end = self.way.value * self.density.largest
+        if self.rate == 1 or end > LARGEST_LOSS:
+            return self.density.largest
+        return self.way.value * float(log_ratio(np.array([end]), self.rate)[0])
+
     def panels(self, order: float, reach: float) -> tuple[Array, NDArray[np.bool_]]:
         """Cut the interval into panels that resolve exp((order + i y) L), |y| <= reach.
 
@@ -107,7 +115,7 @@ class Branch:
         top = self.log_sup(coarse[:-1], coarse[1:], order)
         worth = top - top.max() > LOG_NEGLIGIBLE
         steps = np.diff(log_ratio(coarse, self.rate)) * ((reach + order) / WIDTH_IN_RADIANS)
-        pieces = np.where(worth, np.maximum(1, np.ceil(steps)), 1).astype(np.int64)
+        pieces = np.where(worth, np.clip(np.ceil(steps), 1, MOST_PANELS), 1).astype(np.int64)
         return self._subdivided(coarse, pieces), np.repeat(worth, pieces)
 
     def panels_for_orders(self, top: float) -> Array:
@@ -120,7 +128,7 @@ class Branch:
         nearest = np.maximum(ratios[1:], ratios[:-1]) if self.way is Way.REMOVED else -ratios[:-1]
         orders = np.minimum(top, LOG_GONE / np.maximum(-nearest, 1e-9))
         steps = np.diff(ratios) * (orders / WIDTH_IN_RADIANS)
-        return self._subdivided(coarse, np.maximum(1, np.ceil(steps)).astype(np.int64))
+        return self._subdivided(coarse, np.clip(np.ceil(steps), 1, MOST_PANELS).astype(np.int64))
 
     @cached_property
     def _coarse(self) -> Array:
@@ -140,7 +148,7 @@ class Branch:
         """Divide panel k into ``pieces[k]``, evenly in the loss."""
         if len(pieces) == pieces.sum():
             return coarse
-        if pieces.sum() > MOST_PANELS:
+        if pieces.sum() >= MOST_PANELS:
             raise Unresolvable(f"{pieces.sum()} panels would be needed to resolve one release")
         starts = np.repeat(np.cumsum(pieces) - pieces, pieces)
         share = (np.arange(pieces.sum()) - starts) / np.repeat(pieces, pieces)
@@ -205,15 +213,24 @@ class LossLaw:
     Attributes:
         branches: Parts with a density.
         atoms: Losses and masses under P.
-        beyond: P-mass that is left out: infinite losses and the densities' tails.
+        cut: P-mass of finite losses that is left out, at most.
+        infinite: P-mass of infinite losses.
         largest: The largest loss that is kept.
+        supremum: What no loss exceeds, kept or not, infinite ones aside.
     """
 
     branches: tuple[Branch, ...]
     atom_losses: Array
     atom_masses: Array
-    beyond: float
+    cut: float
+    infinite: float
     largest: float
+    supremum: float
+
+    @property
+    def beyond(self) -> float:
+        """P-mass that is not held, at most."""
+        return self.cut + self.infinite
 
     @cached_property
     def rough(self) -> tuple[Array, Array]:
@@ -238,9 +255,24 @@ class LossLaw:
         small = self.atom_losses <= loss
         below = tuple(pair[0] for pair in pairs if pair[0] is not None)
         above = tuple(pair[1] for pair in pairs if pair[1] is not None)
+        losses, masses = self.atom_losses, self.atom_masses
         return (
-            LossLaw(below, self.atom_losses[small], self.atom_masses[small], self.beyond, loss),
-            LossLaw(above, self.atom_losses[~small], self.atom_masses[~small], 0.0, self.largest),
+            replace(
+                self,
+                branches=below,
+                atom_losses=losses[small],
+                atom_masses=masses[small],
+                largest=loss,
+                supremum=loss,
+            ),
+            replace(
+                self,
+                branches=above,
+                atom_losses=losses[~small],
+                atom_masses=masses[~small],
+                cut=0.0,
+                infinite=0.0,
+            ),
         )
 
     def points(self, order: float, reach: float) -> Points:
@@ -322,8 +354,9 @@ def sampled_losses(pair: Pair, rate: float, way: Way, tail: float) -> LossLaw:
     """Return the loss law of ``pair`` on Poisson samples, but for ``tail`` of it."""
     branches = [_branch(density, rate, way, tail) for density in pair.densities]
     losses, masses = _atoms(pair, rate, way)
-    infinite = rate * pair.infinite if way is Way.REMOVED else 0.0
-    return _law(branches, losses, masses, infinite + tail * len(branches))
+    joins = rate if way is Way.REMOVED else 0.0
+    cut = tail * len(branches) + joins * pair.cut
+    return _law(branches, losses, masses, cut, joins * pair.infinite)
 
 
 def replaced_losses(pair: Pair, rate: float, tail: float) -> LossLaw:
@@ -344,7 +377,8 @@ def replaced_losses(pair: Pair, rate: float, tail: float) -> LossLaw:
         branches,
         np.concatenate([*losses, [0.0]]),
         np.concatenate([*masses, [nothing]]),
-        infinite + 2 * tail * len(branches),
+        2 * tail * len(branches) + rate * pair.cut,
+        infinite,
     )
 
 
@@ -364,7 +398,9 @@ def _atoms(pair: Pair, rate: float, way: Way) -> tuple[Array, Array]:
     return way.value * ratios[held], p_masses[held]
 
 
-def _law(branches: Sequence[Branch], losses: Array, masses: Array, beyond: float) -> LossLaw:
+def _law(
+    branches: Sequence[Branch], losses: Array, masses: Array, cut: float, infinite: float
+) -> LossLaw:
     tops = [
         branch.way.value
         * float(
@@ -374,6 +410,8 @@ def _law(branches: Sequence[Branch], losses: Array, masses: Array, beyond: float
         )
         for branch in branches
     ]
+    largest = max([*tops, *losses.tolist()], default=-math.inf)
+    suprema = [branch.supremum for branch in branches]
     return LossLaw(
-        tuple(branches), losses, masses, beyond, max([*tops, *losses.tolist()], default=-math.inf)
+        tuple(branches), losses, masses, cut, infinite, largest, max([largest, *suprema])
     )

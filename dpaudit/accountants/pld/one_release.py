@@ -22,7 +22,8 @@ def delta(law: LossLaw, epsilon: float) -> Answer:
     """Return the interval of delta at ``epsilon``."""
     if epsilon >= law.largest:
         beyond = epsilon >= law.largest * NUDGE
-        return Answer(0.0, min(1.0, law.beyond + (0.0 if beyond else 1e-12)), METHOD)
+        most = law.beyond + (0.0 if beyond else 1e-12)
+        return Answer(law.infinite / NUDGE, min(1.0, most * NUDGE), METHOD)
     above = law.split(epsilon)[1]
     points = above.points(0.0, 0.0)
     excess = points.losses - epsilon
@@ -31,7 +32,8 @@ def delta(law: LossLaw, epsilon: float) -> Answer:
     mass = math.exp(points.log_moment)
     rounding = UNIT_ROUNDOFF * (1 + abs(epsilon) + float(points.masses @ np.abs(points.losses)))
     error = mass * (2 * points.error + 16 * rounding)
-    return Answer(max(0.0, value - error), min(1.0, value + error + law.beyond), METHOD)
+    lower, upper = value - error + law.infinite / NUDGE, value + error + law.beyond * NUDGE
+    return Answer(max(0.0, lower), min(1.0, upper), METHOD)
 
 
 def epsilon(law: LossLaw, target: float) -> Answer:

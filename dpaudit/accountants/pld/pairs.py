@@ -49,6 +49,10 @@ class Density(Protocol):
     def scale(self) -> float:
         """Over what length the density changes by much."""
 
+    @property
+    def largest(self) -> float:
+        """The largest base loss; the least is its negative."""
+
     def interval(self, tail: float, rate: float) -> tuple[float, float]:
         """Return where all but ``tail`` of (1 - rate) Q + rate P lies, and of Q."""
 
@@ -72,6 +76,11 @@ class GaussianDensity:
     def scale(self) -> float:
         """Return the standard deviation."""
         return self.shift
+
+    @property
+    def largest(self) -> float:
+        """No loss is the largest."""
+        return math.inf
 
     def interval(self, tail: float, rate: float) -> tuple[float, float]:
         """Cut Q at both ends, and P, which is met at ``rate``, at the upper one."""
@@ -170,11 +179,13 @@ class Pair:
         densities: Analytic parts.
         atoms: Pairs of base loss and mass under Q.
         infinite: What P holds where Q has nothing: an infinite loss.
+        cut: What P holds of atoms that are left out, at most.
     """
 
     densities: tuple[Density, ...] = ()
     atoms: tuple[tuple[float, float], ...] = ()
     infinite: float = 0.0
+    cut: float = 0.0
 
 
 def pair_of(mechanism: Release, adjacency: Adjacency, tail: float) -> Pair:
@@ -231,10 +242,10 @@ def _discrete_laplace(scale: float, sensitivity: int) -> Pair:
 
 
 def _discrete_gaussian(scale: float, sensitivity: int, tail: float) -> Pair:
-    """Losses (2 x s - s^2)/(2 scale^2); what lies beyond ``tail`` counts as infinite."""
+    """Losses (2 x s - s^2)/(2 scale^2); what lies beyond ``tail`` is left out."""
     reach = sensitivity + math.ceil(scale * math.sqrt(-2 * math.log(tail / 16))) + 1
     x = np.arange(-reach, reach + 1, dtype=np.float64)
     weights = np.exp(-x * x / (2 * scale * scale))
     losses = sensitivity * (2 * x - sensitivity) / (2 * scale * scale)
     atoms = zip(losses.tolist(), (weights / weights.sum()).tolist(), strict=True)
-    return Pair((), tuple(atoms), tail)
+    return Pair((), tuple(atoms), cut=tail)

@@ -30,13 +30,16 @@ Array = NDArray[np.float64]
 PLAIN_ALIASES, SMOOTH_ALIASES = 1e-10, 1e-6
 PLAIN_FREQUENCIES = 3000
 SMOOTH_FREQUENCIES = 200_000
-DEVIATIONS = 7.0  # a normal characteristic function is 2e-11 there
+DEVIATIONS = 10.0  # a normal characteristic function is gone at 7
 FALLEN = 1e-12
+MOST_DOUBT = 1e-4  # a wider contour is no better than a smoothed one
 SLOWEST_FALL = 1.55  # of log |phi|, when the reach is doubled
 NEGLIGIBLE = 1e-12
 STEP_IN_DEVIATIONS = 5.0  # costs 5^2/8 in the exponent
 MOST_SAMPLES, FURTHEST = 2000, 60.0
-LEAN = 1.1  # a larger order than the best cancels less
+# Orders to try, over the saddle point's: a larger one cancels less, a smaller one stays clear
+# of rare large losses.
+LEANS = (1.1, 0.95)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def _plain(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -
     if any(len(law.branches) != 1 for law, _ in ledger.laws):
         return None
     spacing = 2 * math.pi / period(cumulants, order, target, PLAIN_ALIASES)
-    count = 8 + math.ceil(DEVIATIONS / math.sqrt(cumulants.curvature(order)) / spacing)
+    deviation = math.sqrt(cumulants.curvature(order))
+    count = 8 + math.ceil(DEVIATIONS / deviation / spacing)
     last_fall = 0.0
     while count <= PLAIN_FREQUENCIES:
         found = transform(ledger, order, spacing, count)
@@ -113,8 +117,9 @@ class Whole:
         return transform(self.ledger, order, spacing, count)
 
     def plain(self, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
-        """Return one where phi falls fast enough."""
-        return plain(self.ledger, cumulants, order, target)
+        """Return one where phi falls fast enough to leave little doubt."""
+        found = plain(self.ledger, cumulants, order, target)
+        return found if found and found.doubt(target.epsilon) < MOST_DOUBT else None
 
 
 @dataclass(frozen=True)
@@ -165,11 +170,10 @@ def _cheapest(cumulants: Cumulants, saddle: float, target: Target) -> tuple[floa
     near = [
         float(o) for o, w in zip(c, worse, strict=True) if saddle / 4 < o < 1.7 * saddle and w < 3
     ]
-    best = min(
+    return min(
         ((order, period(cumulants, order, target, SMOOTH_ALIASES)) for order in [saddle, *near]),
         key=lambda pair: pair[1],
     )
-    return best
 
 
 def _beyond(ledger: Ledger, found: Transform) -> float:

@@ -26,6 +26,7 @@ from dpaudit.accountants.pld.cumulants import (
 )
 from dpaudit.accountants.pld.planning import Jumps, Source, Target, Whole
 from dpaudit.accountants.pld.splitting import Split, split_for_delta, split_for_epsilon
+from dpaudit.vocabulary.bound import Bound
 
 SHARP = 1e-6
 WIDE = 8e-4  # relative; or, for epsilon,
@@ -38,36 +39,53 @@ BETA = 18.0
 MOST_SLACK = 40.0
 SMOOTHING, ABSOLUTE_SMOOTHING = 3e-4, 4e-7
 LARGEST_SHARE, LARGEST_GUESS = 0.3, 1e6
-FAR_OUT = 30.0
+CORNER = 0.98  # of the largest loss: all releases lose nearly what they can
 CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4)
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """delta at any epsilon, as a sum over parts; ``lost`` is what no part holds."""
+    """delta at any epsilon, as a sum over parts, and what no part holds."""
 
     parts: tuple[Contour, ...]
-    lost: float
+    ledger: Ledger
+    dropped: float = 0.0
 
     def estimate(self, epsilon: float) -> float:
         """Return about delta: for searching."""
-        return sum(part.estimate(epsilon) for part in self.parts)
+        return sum(part.estimate(epsilon) for part in self.parts) + self.ledger.infinite
 
     def upper(self, epsilon: float) -> float:
         """Return a delta at which the composition is certainly (epsilon, delta)-DP."""
-        return min(1.0, sum(part.upper(epsilon) for part in self.parts) + self.lost)
+        held = sum(part.upper(epsilon) for part in self.parts)
+        return min(1.0, held + (self.ledger.beyond + self.dropped) * NUDGE)
 
     def lower(self, epsilon: float) -> float:
         """Return a delta below which the composition is certainly not (epsilon, delta)-DP."""
-        return sum(part.lower(epsilon) for part in self.parts)
+        return sum(part.lower(epsilon) for part in self.parts) + self.ledger.infinite / NUDGE
+
+    def budget(self, epsilon: float) -> dict[str, float]:
+        """Return what each kind of error may be at ``epsilon``, over delta."""
+        delta = max(self.estimate(epsilon), 1e-300)
+        errors = {
+            "tails that were cut off": self.ledger.cut / delta,
+            "large losses that were given up": self.dropped / delta,
+        }
+        for part in self.parts:
+            for name, size in part.budget(epsilon).items():
+                errors[name] = errors.get(name, 0.0) + size / delta
+        if any(part.kernel is not None for part in self.parts):
+            width = (self.upper(epsilon) - self.lower(epsilon)) / delta
+            errors["smoothing"] = max(0.0, width - sum(errors.values()))
+        return errors
 
 
 def epsilon(ledger: Ledger, delta: float) -> Answer:
     """Return the interval of epsilon at ``delta``."""
     log_delta = math.log(delta)
-    order = order_for_delta(ledger, log_delta) * planning.LEAN
+    order, mean_loss = order_for_delta(ledger, log_delta)
     known = Answer(0.0, math.inf, "nothing")
-    if ledger.lost < delta and order * ledger.largest > FAR_OUT * (1 - log_delta):
+    if mean_loss > CORNER * ledger.largest:
         known = known.meet(_corner(ledger, delta))
         if known.lower > 0 and known.narrow_enough(WIDE, NARROW):
             return known
@@ -76,12 +94,15 @@ def epsilon(ledger: Ledger, delta: float) -> Answer:
     if known.narrow_enough(SHARP, 0.0):
         return known
     guess, slope = known.upper, order
-    contour = planning.plain(ledger, cumulants, order, Target(guess, log_delta))
-    if contour is not None:
-        found, slope = _bracket(Evaluator((contour,), ledger.lost), delta, guess, order, "contour")
-        known = known.meet(found)
-        if known.narrow_enough(SHARP, 0.0):
-            return known
+    for lean in planning.LEANS:
+        contour = planning.plain(ledger, cumulants, lean * order, Target(guess, log_delta))
+        if contour is not None:
+            evaluator = Evaluator((contour,), ledger)
+            found, slope = _bracket(evaluator, delta, guess, slope, "contour")
+            known = known.meet(found)
+            if known.narrow_enough(SHARP, 0.0):
+                return known
+            guess = known.upper
     split = split_for_delta(ledger, log_delta, order, min(known.upper, LARGEST_GUESS))
     return _epsilon_smoothed(ledger, delta, split, known, slope)
 
@@ -118,12 +139,12 @@ def _next_share(known: Answer, wanted: float) -> float:
 def _smoothed(ledger: Ledger, split: Split, target: Target, share: float) -> Evaluator | None:
     """Return delta by smoothed contours, each as wide as ``share`` of a nat of delta."""
     sources: list[Source] = [Whole(ledger)]
-    lost = ledger.lost
+    dropped = 0.0
     if split.cap is not None:
         below, above = ledger.split(split.cap)
         sources = [Whole(below)]
         if (mass := above.mass) <= DROPPED_MASS * math.exp(target.log_delta):
-            lost += mass
+            dropped = mass
         else:
             sources.append(Jumps(below, above))
     parts = []
@@ -137,12 +158,12 @@ def _smoothed(ledger: Ledger, split: Split, target: Target, share: float) -> Eva
         if part is None:
             return None
         parts.append(part)
-    return Evaluator(tuple(parts), lost)
+    return Evaluator(tuple(parts), ledger, dropped)
 
 
 def _by_chernoff(ledger: Ledger, cumulants: Cumulants, delta: float) -> Answer:
     """Return what Chernoff's inequality and the largest loss say of epsilon."""
-    left = delta - ledger.lost
+    left = delta - ledger.beyond
     if not left > 0:
         return Answer(0.0, math.inf, "nothing")
     chernoff = (cumulants.upper + log_peak(cumulants.orders) - math.log(left)) / cumulants.orders
@@ -156,6 +177,8 @@ def _corner(ledger: Ledger, delta: float) -> Answer:
     If every loss is at least (1 - x) of its largest with probability p, then delta is at
     least p^T (1 - exp(epsilon - (1 - x) sum of the largest)).
     """
+    if not ledger.beyond < delta:
+        return Answer(0.0, math.inf, "nothing")
     best, ceiling = 0.0, ledger.largest * NUDGE
     for share in CORNER_SHARES:
         log_mass, total = 0.0, 0.0
@@ -184,7 +207,8 @@ def _bracket(
     root = max(root, 0.0)
     upper = _seen(lambda e: evaluator.upper(e) / delta, root, slope, 1, precision)
     lower = _seen(lambda e: evaluator.lower(e) / delta, root, slope, -1, precision)
-    return Answer(lower or 0.0, math.inf if upper is None else upper, method), slope
+    budget = evaluator.budget(root)
+    return Answer(lower or 0.0, math.inf if upper is None else upper, method, budget), slope
 
 
 def _root(
@@ -235,8 +259,15 @@ def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
     """Return the interval of delta at ``epsilon``; ``ledger`` cuts its laws for a delta."""
     log_delta, laws = -40.0, ledger(math.exp(-40.0))
     for _ in range(4):
+        if epsilon >= laws.supremum * NUDGE:
+            infinite = Bound(laws.infinite / NUDGE, min(1.0, laws.infinite * NUDGE))
+            return Answer.closed(infinite, "no loss is that large")
         if epsilon >= laws.largest * NUDGE:
-            return Answer(0.0, min(1.0, laws.lost), "no loss is that large")
+            return Answer(
+                laws.infinite / NUDGE,
+                min(1.0, laws.beyond * NUDGE),
+                "hardly any loss is that large",
+            )
         order = order_for_epsilon(laws, epsilon)
         split = split_for_epsilon(laws, epsilon, order)
         guess = max(split.log_delta, -680.0)
@@ -245,12 +276,17 @@ def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
         if close:
             break
         laws = ledger(math.exp(min(log_delta, -1.0)))
+    # The saddle point may lie among rare large losses, which the same delta's order avoids.
+    order = min(order, order_for_delta(laws, log_delta)[0])
     cumulants = table_around(laws, order)
     most = math.exp(min(0.0, float(cumulants.log_chernoff(epsilon).min()))) * NUDGE
-    known = Answer(0.0, min(1.0, most + laws.lost), "Chernoff's inequality")
-    contour = planning.plain(laws, cumulants, order, Target(epsilon, log_delta))
-    if contour is not None:
-        known = known.meet(_delta_by(Evaluator((contour,), laws.lost), epsilon, "contour"))
+    known = Answer(0.0, min(1.0, most + laws.beyond), "Chernoff's inequality")
+    for lean in planning.LEANS:
+        contour = planning.plain(laws, cumulants, lean * order, Target(epsilon, log_delta))
+        if contour is not None:
+            known = known.meet(_delta_by(Evaluator((contour,), laws), epsilon, "contour"))
+            if known.narrow_enough(SHARP, 0.0):
+                return known
     share = 0.02
     for _ in range(MOST_ROUNDS):
         if known.narrow_enough(WIDE, 0.0):
@@ -265,4 +301,5 @@ def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
 
 
 def _delta_by(evaluator: Evaluator, epsilon: float, method: str) -> Answer:
-    return Answer(min(1.0, evaluator.lower(epsilon)), evaluator.upper(epsilon), method)
+    lower, upper = min(1.0, evaluator.lower(epsilon)), evaluator.upper(epsilon)
+    return Answer(lower, upper, method, evaluator.budget(epsilon))

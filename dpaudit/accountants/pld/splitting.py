@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.accountants.pld.cumulants import SCAN, Ledger
+from dpaudit.accountants.pld.cumulants import SCAN, Ledger, log_peak
 
 Array = NDArray[np.float64]
 
 CAPS = 48
-TYPICAL_LOG_GAP = 2.5  # of Chernoff's bound with its factor 1/(c (c + 1)) above the truth
+TYPICAL_LOG_GAP = 2.5  # of Chernoff's bound above the truth
 WORTH_SPLITTING = 7.0  # nats that the terms would cancel
 
 
@@ -60,9 +60,8 @@ class RoughTables:
         self.whole = self.below[:, -1]
 
     def penalty(self, epsilon: float) -> Array:
-        """Return what turns K into the log of about delta."""
-        c = self.orders
-        return np.asarray(-c * epsilon - np.log(c) - np.log1p(c))
+        """Return what turns K into Chernoff's bound of log delta."""
+        return np.asarray(-self.orders * epsilon + log_peak(self.orders))
 
     def at(self, epsilon: float) -> tuple[float, Array]:
         """Return the whole's Chernoff value, and the larger of both parts' for each cap."""

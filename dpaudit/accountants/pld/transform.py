@@ -20,6 +20,8 @@ ComplexArray = NDArray[np.complex128]
 UNIT_ROUNDOFF = 2.0**-53
 FEW = 4e6  # points times frequencies: more are spread
 BLOCK = 64
+ANCHOR = 8
+PER_POWER = 8 * ANCHOR  # two powers, each a product of up to ANCHOR factors of 3 roundings
 WINDOW, SHAPE = 14, 31.5
 AT_ONCE = 40_000
 # The window's error for masses that sum to 1, its FFT's rounding included; a test holds
@@ -37,25 +39,41 @@ def characteristic(
     phases = 4 * UNIT_ROUNDOFF * spacing * count * float(masses @ np.abs(losses))
     if len(losses) * count <= FEW:
         return _by_matrices(losses, masses, spacing, count), (
-            phases + 2 * UNIT_ROUNDOFF * (BLOCK + len(losses) / BLOCK + 8)
+            phases + UNIT_ROUNDOFF * (2 * BLOCK + 2 * len(losses) / BLOCK + 16 + PER_POWER)
         )
     return _by_spreading(losses, masses, spacing, count), phases + SPREADING_ERROR
 
 
 def _by_matrices(losses: Array, masses: Array, spacing: float, count: int) -> ComplexArray:
-    """Sum in blocks, so that rounding grows with BLOCK and their number, not with points."""
+    """Sum in blocks, so that rounding grows with BLOCK and their number, not with points.
+
+    e^(i (a m + b) t) = e^(i a m t) e^(i b t), and most of these are products in turn.
+    """
     fine_count = math.isqrt(count - 1) + 1
     coarse_count = -(-count // fine_count)
     blocks = -(-len(losses) // BLOCK)
     padded = np.zeros((2, blocks * BLOCK))
     padded[0, : len(losses)], padded[1, : len(losses)] = losses, masses
-    fine = np.exp(np.multiply.outer(padded[0], 1j * spacing * np.arange(fine_count)))
-    coarse = np.exp(
-        np.multiply.outer(1j * spacing * fine_count * np.arange(coarse_count), padded[0])
-    )
-    left = (coarse * padded[1]).reshape(coarse_count, blocks, BLOCK).swapaxes(0, 1)
-    products = left @ fine.reshape(blocks, BLOCK, fine_count)
-    return np.asarray(products.sum(axis=0).ravel()[:count])
+    fine = _powers(spacing * padded[0], fine_count)
+    coarse = _powers(spacing * fine_count * padded[0], coarse_count) * padded[1]
+    left = coarse.reshape(coarse_count, blocks, BLOCK).swapaxes(0, 1)
+    right = fine.reshape(fine_count, blocks, BLOCK).transpose(1, 2, 0)
+    return np.asarray((left @ right).sum(axis=0).ravel()[:count])
+
+
+def _powers(phases: Array, count: int) -> ComplexArray:
+    """Return e^(i k phase) for k < count, shape ``(count, n)``: every ANCHOR-th by itself."""
+    powers = np.empty((count, len(phases)), dtype=np.complex128)
+    for k in range(0, count, ANCHOR):
+        powers[k].real, powers[k].imag = np.cos(k * phases), np.sin(k * phases)
+    if count > 1:
+        powers[1].real, powers[1].imag = np.cos(phases), np.sin(phases)
+    for k in range(2, min(ANCHOR, count)):
+        np.multiply(powers[k // 2], powers[k - k // 2], out=powers[k])
+    for start in range(ANCHOR, count, ANCHOR):
+        end = min(start + ANCHOR, count)
+        np.multiply(powers[start], powers[1 : end - start], out=powers[start + 1 : end])
+    return powers
 
 
 def _by_spreading(losses: Array, masses: Array, spacing: float, count: int) -> ComplexArray:
