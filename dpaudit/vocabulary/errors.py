@@ -8,6 +8,7 @@ DpauditError
     IntegrityError      a file is missing, torn or altered   exit code 4
     AccountingError     no number that is certainly true     exit code 3
         Unresolvable    a method cannot tell; another might
+        BudgetExceeded  a release that a filter's budget does not admit
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class AccountingError(DpauditError, ArithmeticError):
 
 class Unresolvable(AccountingError):
     """A method cannot resolve this question in floating point; a wider bound may stand in."""
+
+
+class BudgetExceeded(AccountingError):
+    """A release would cost, or has cost, more than a filter's budget has left."""
 
 
 # Written so that NaN is refused too: every comparison with NaN is false.

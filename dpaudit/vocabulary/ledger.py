@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from enum import Enum
+from itertools import pairwise
 
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
 
 
@@ -35,8 +38,33 @@ class Randomness(Enum):
     """Reproducible, for tests: whoever knows the seed knows the noise."""
 
 
+class RenyiBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a Renyi filter was set to before the first release, and never after.
+
+    Attributes:
+        epsilon: What the whole run is promised to keep at ``delta``, whatever it releases.
+        delta: Shared evenly among the orders.
+        orders: The Renyi orders that are watched, rising, each above 1.
+    """
+
+    epsilon: float
+    delta: float
+    orders: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require_positive("epsilon", self.epsilon)
+        require_delta("delta", self.delta)
+        rising = all(low < high for low, high in pairwise((1.0, *self.orders)))
+        if not (self.orders and rising and self.orders[-1] < math.inf):
+            raise InvalidArgument("orders", self.orders, "rising, each above 1 and finite")
+
+
 class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
-    """What holds for the whole run; carries no count and no digest of the records."""
+    """What holds for the whole run; carries no count and no digest of the records.
+
+    A run whose schedule was not fixed in advance may declare, in ``budget``, the filter that
+    it asks before every release.
+    """
 
     adjacency: Adjacency
     sampling: Sampling
@@ -47,6 +75,7 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     run: str
     leaves_out: tuple[str, ...] = ()
     takes_as_public: tuple[str, ...] = ()
+    budget: RenyiBudget | None = None
     schema_version: str = SCHEMA_VERSION
 
 

@@ -24,7 +24,7 @@ from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, require_open_unit
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonSampled
-from dpaudit.workflow.training import CLAIMING_ACCOUNTANT, COARSE
+from dpaudit.workflow.training import CLAIMING_ACCOUNTANT
 
 # How the failure probability is shared out. The conditional bound is sharp, so its share
 # is how often it contradicts a true claim; the certified ones need more to say anything.
@@ -140,6 +140,6 @@ def _family(
 
     @lru_cache
     def total_variation_at(noise_factor: float) -> float:
-        return pld.profile(mechanism(noise_factor), relative_width=COARSE).delta(epsilon=0.0).upper
+        return pld.profile(mechanism(noise_factor)).delta(epsilon=0.0).upper
 
     return epsilon_at, total_variation_at

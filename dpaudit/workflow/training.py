@@ -6,21 +6,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from dpaudit.accountants import pld
+from dpaudit.accountants import calibrate, pld
 from dpaudit.accountants.answers import claim_of
-from dpaudit.accountants.calibrate import noise_multiplier
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import write_json
 from dpaudit.trainer.data import Split
 from dpaudit.trainer.evaluate import evaluate, load_trained_model
 from dpaudit.trainer.run import heldout_records
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.errors import require_positive
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonSampled, Repeated
 from dpaudit.vocabulary.settings import PrivacySettings
 
 CLAIMING_ACCOUNTANT = "pld"
-COARSE = 0.03  # the upper end barely depends on the width: coarse is fast and enough
 MILESTONES = 20
 
 
@@ -36,18 +33,21 @@ def planned_mechanism(privacy: PrivacySettings, steps: int | None = None) -> Mec
 def upper_epsilon(privacy: PrivacySettings, steps: int | None = None) -> float:
     """Return an upper bound of epsilon after ``steps`` steps."""
     mechanism = planned_mechanism(privacy, steps)
-    return pld.profile(mechanism, relative_width=COARSE).epsilon(delta=privacy.delta).upper
+    return pld.profile(mechanism).epsilon(delta=privacy.delta).upper
 
 
 def calibrated(privacy: PrivacySettings, target_epsilon: float) -> PrivacySettings:
     """Return ``privacy`` with the least noise that keeps epsilon at most ``target_epsilon``."""
-    require_positive("target_epsilon", target_epsilon)
 
     def with_noise(noise: float) -> PrivacySettings:
         return msgspec.structs.replace(privacy, noise_multiplier=noise)
 
-    noise = noise_multiplier(lambda noise: upper_epsilon(with_noise(noise)), target_epsilon)
-    return with_noise(noise)
+    found = calibrate.noise_multiplier(
+        lambda noise: planned_mechanism(with_noise(noise)),
+        target_epsilon=target_epsilon,
+        delta=privacy.delta,
+    )
+    return with_noise(found.value)
 
 
 def spent_so_far(privacy: PrivacySettings) -> Callable[[int], float]:

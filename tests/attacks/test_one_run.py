@@ -38,7 +38,7 @@ def epsilon_at(factor: float) -> tuple[float, float]:
 @cache
 def total_variation_at(factor: float) -> float:
     mechanism = Repeated(PoissonSampled(Gaussian(factor * NOISE), RATE), STEPS)
-    return pld.profile(mechanism, relative_width=0.03).delta(epsilon=0.0).upper
+    return pld.profile(mechanism).delta(epsilon=0.0).upper
 
 
 CLAIMED = Claimed(CLAIM, epsilon_at(1.0)[1], DELTA, epsilon_at, total_variation_at)

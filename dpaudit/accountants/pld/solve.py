@@ -98,11 +98,12 @@ def epsilon(ledger: Ledger, delta: float) -> Answer:
         contour = planning.plain(ledger, cumulants, lean * order, Target(guess, log_delta))
         if contour is not None:
             evaluator = Evaluator((contour,), ledger)
-            found, slope = _bracket(evaluator, delta, guess, slope, "contour")
+            found, steepness = _bracket(evaluator, delta, guess, order, "contour")
             known = known.meet(found)
             if known.narrow_enough(SHARP, 0.0):
                 return known
-            guess = known.upper
+            if found.lower > 0:  # else it was all cancelled, and its slope means nothing
+                guess, slope = known.upper, steepness
     split = split_for_delta(ledger, log_delta, order, min(known.upper, LARGEST_GUESS))
     return _epsilon_smoothed(ledger, delta, split, known, slope)
 
@@ -124,9 +125,10 @@ def _epsilon_smoothed(
             share *= 2
             continue
         method = "smoothed contour" if split.cap is None else "smoothed contour, split"
-        found, slope = _bracket(evaluator, delta, guess, slope, method)
+        found, steepness = _bracket(evaluator, delta, guess, slope, method)
         known = known.meet(found)
-        guess = min(max(found.upper, 0.0), known.upper)
+        if found.lower > 0:
+            guess, slope = min(found.upper, known.upper), steepness
         share *= _next_share(known, max(WIDE * known.upper, NARROW))
     return known
 
