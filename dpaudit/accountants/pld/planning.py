@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ PLAIN_FREQUENCIES = 3000
 SMOOTH_FREQUENCIES = 200_000
 DEVIATIONS = 10.0  # a normal characteristic function is gone at 7
 FALLEN = 1e-12
-MOST_DOUBT = 1e-4  # a wider contour is no better than a smoothed one
+MOST_DOUBT = 4e-4  # a wider contour is no better than a smoothed one
 SLOWEST_FALL = 1.55  # of log |phi|, when the reach is doubled
 NEGLIGIBLE = 1e-12
 STEP_IN_DEVIATIONS = 5.0  # costs 5^2/8 in the exponent
@@ -61,15 +61,29 @@ def period(cumulants: Cumulants, order: float, target: Target, aliases: float) -
     return max(right, left)
 
 
-def plain(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
-    """Return a contour without smoothing, or None where phi does not fall fast enough."""
+def draft(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
+    """Return a contour without smoothing, or None where phi does not fall fast enough.
+
+    What the frequencies beyond the last may add is not in it yet: see ``certified``.
+    """
     try:
-        return _plain(ledger, cumulants, order, target)
+        return _draft(ledger, cumulants, order, target)
     except Unresolvable:  # too many panels; smoothing needs fewer
         return None
 
 
-def _plain(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
+def certified(ledger: Ledger, drafted: Contour, epsilon: float) -> Contour | None:
+    """Return the drafted contour with all of its errors, or None where they hide the sum."""
+    if not drafted.doubt(epsilon) < MOST_DOUBT:
+        return None
+    try:
+        found = replace(drafted, truncation=_beyond(ledger, drafted.transform))
+    except Unresolvable:
+        return None
+    return found if found.doubt(epsilon) < MOST_DOUBT else None
+
+
+def _draft(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
     if any(len(law.branches) != 1 for law, _ in ledger.laws):
         return None
     spacing = 2 * math.pi / period(cumulants, order, target, PLAIN_ALIASES)
@@ -80,7 +94,7 @@ def _plain(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -
         found = transform(ledger, order, spacing, count)
         modulus = float(np.abs(found.values[-4:]).max())
         if modulus * (order / found.reach) ** 2 < FALLEN:
-            return Contour(found, None, _beyond(ledger, found), cumulants)
+            return Contour(found, None, 0.0, cumulants)
         fall = -math.log(max(modulus, 1e-300))
         if not fall > SLOWEST_FALL * last_fall:
             return None  # on a plateau: losses of this size are too rare to fill the gaps
@@ -118,8 +132,8 @@ class Whole:
 
     def plain(self, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
         """Return one where phi falls fast enough to leave little doubt."""
-        found = plain(self.ledger, cumulants, order, target)
-        return found if found and found.doubt(target.epsilon) < MOST_DOUBT else None
+        drafted = draft(self.ledger, cumulants, order, target)
+        return certified(self.ledger, drafted, target.epsilon) if drafted else None
 
 
 @dataclass(frozen=True)

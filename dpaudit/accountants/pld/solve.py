@@ -95,15 +95,18 @@ def epsilon(ledger: Ledger, delta: float) -> Answer:
         return known
     guess, slope = known.upper, order
     for lean in planning.LEANS:
-        contour = planning.plain(ledger, cumulants, lean * order, Target(guess, log_delta))
-        if contour is not None:
+        drafted = planning.draft(ledger, cumulants, lean * order, Target(guess, log_delta))
+        if drafted is None:
+            continue
+        root, steepness = _root(drafted.estimate, delta, guess, order, SHARP_ROOT)
+        if not drafted.doubt(root) < planning.MOST_DOUBT:
+            break  # a smaller order cancels more
+        if (contour := planning.certified(ledger, drafted, root)) is not None:
             evaluator = Evaluator((contour,), ledger)
-            found, steepness = _bracket(evaluator, delta, guess, order, "contour")
-            known = known.meet(found)
+            known = known.meet(_bracket(evaluator, delta, root, steepness, "contour")[0])
             if known.narrow_enough(SHARP, 0.0):
                 return known
-            if found.lower > 0:  # else it was all cancelled, and its slope means nothing
-                guess, slope = known.upper, steepness
+            guess, slope = known.upper, steepness
     split = split_for_delta(ledger, log_delta, order, min(known.upper, LARGEST_GUESS))
     return _epsilon_smoothed(ledger, delta, split, known, slope)
 
@@ -284,7 +287,8 @@ def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
     most = math.exp(min(0.0, float(cumulants.log_chernoff(epsilon).min()))) * NUDGE
     known = Answer(0.0, min(1.0, most + laws.beyond), "Chernoff's inequality")
     for lean in planning.LEANS:
-        contour = planning.plain(laws, cumulants, lean * order, Target(epsilon, log_delta))
+        drafted = planning.draft(laws, cumulants, lean * order, Target(epsilon, log_delta))
+        contour = planning.certified(laws, drafted, epsilon) if drafted else None
         if contour is not None:
             known = known.meet(_delta_by(Evaluator((contour,), laws), epsilon, "contour"))
             if known.narrow_enough(SHARP, 0.0):
