@@ -8,18 +8,24 @@ from pathlib import Path
 import msgspec
 
 from dpaudit.report.text import EpsilonAnswers
+from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.audit import AuditReport
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.ledger import LedgerLine
+from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.verdict import Verdict
 
 FOLDER = Path(__file__).resolve().parent.parent / "dpaudit" / "vocabulary" / "schemas"
 KINDS = {
     "audit": AuditReport,
     "claim": Claim,
+    "delta": DeltaAnswer,
     "epsilon": EpsilonAnswer,
     "epsilon-all": EpsilonAnswers,
     "ledger-entry": LedgerLine,
+    "mechanism": Mechanism,
+    "noise": NoiseAnswer,
+    "tradeoff": RiskAnswer,
     "verdict": Verdict,
 }
 

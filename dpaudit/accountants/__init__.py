@@ -3,6 +3,7 @@
 if __name__ != "dpaudit.accountants":
     raise ImportError(f"import dpaudit.accountants, not {__name__}: the link is a door for people")
 
+from dpaudit.accountants.importers import from_dp_event, from_opacus
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.mechanism import (
@@ -53,4 +54,6 @@ __all__ = [
     "Selected",
     "TreeAggregation",
     "TruncatedPoisson",
+    "from_dp_event",
+    "from_opacus",
 ]

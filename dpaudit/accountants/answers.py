@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import dpaudit
-from dpaudit.accountants import naive, pld, rdp
+from dpaudit.accountants import adaptive, gdp, naive, pld, rdp, risk, zcdp
+from dpaudit.accountants.pld.answer import Answer, worst
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.answers import DeltaAnswer, Explanation, RiskAnswer
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
-from dpaudit.vocabulary.errors import IntegrityError, UnsupportedMechanism
-from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, Resumed, Sampling
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, UnsupportedMechanism
+from dpaudit.vocabulary.ledger import (
+    PrivacyLedger,
+    Randomness,
+    RenyiBudget,
+    Resumed,
+    Sampling,
+)
 from dpaudit.vocabulary.mechanism import Mechanism, PoissonSampled
 
 Methods = dict[str, Bound]
+FILTER = "renyi-filter"
+"""What a claim for a schedule chosen during the run names as its accountant."""
 
 
 def _naive(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
@@ -22,6 +32,7 @@ def _naive(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
     return {
         "basic composition": profile.basic(delta=delta),
         "advanced composition": profile.advanced(delta=delta),
+        "optimal composition": profile.optimal(delta=delta),
     }
 
 
@@ -38,11 +49,22 @@ def _pld(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
     return {"privacy loss distribution": profile.epsilon(delta=delta)}
 
 
-ACCOUNTANTS: Mapping[str, Callable[[Mechanism, float, Adjacency], Methods]] = {
-    "naive": _naive,
-    "rdp": _rdp,
-    "pld": _pld,
-}
+def _zcdp(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
+    profile = zcdp.profile(mechanism, adjacency=adjacency)
+    return {"concentrated DP": profile.epsilon(delta=delta)}
+
+
+def _gdp(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
+    return {"one Gaussian": gdp.profile(mechanism, adjacency=adjacency).epsilon(delta=delta)}
+
+
+Ask = Callable[[Mechanism, float, Adjacency], Methods]
+
+ACCOUNTANTS: Mapping[str, Ask] = {"naive": _naive, "rdp": _rdp, "pld": _pld}
+"""Those that price nearly everything."""
+
+SPECIAL: Mapping[str, Ask] = {"zcdp": _zcdp, "gdp": _gdp}
+"""Those that refuse whatever is sampled."""
 
 
 def epsilon_by(
@@ -50,18 +72,62 @@ def epsilon_by(
     mechanism: Mechanism,
     delta: float,
     adjacency: Adjacency,
-    sampling: Sampling,
+    sampling: Sampling | None,
 ) -> EpsilonAnswer:
     """Return what one accountant says of epsilon at ``delta``: the best of its methods.
 
     ``sampling`` is how the batches were drawn, for the record: the mechanism says it all.
     """
-    methods = ACCOUNTANTS[accountant](mechanism, delta, adjacency)
+    methods = {**ACCOUNTANTS, **SPECIAL}[accountant](mechanism, delta, adjacency)
     best = Bound(
         max(bound.lower for bound in methods.values()),
         min(bound.upper for bound in methods.values()),
     )
     return EpsilonAnswer(accountant, adjacency, delta, best, methods, sampling)
+
+
+def explanation(
+    mechanism: Mechanism, delta: float, adjacency: Adjacency
+) -> tuple[Explanation, ...]:
+    """Return how the PLD accountant comes by its epsilon, direction by direction."""
+    answers = pld.profile(mechanism, adjacency=adjacency).explain_epsilon(delta=delta)
+    return tuple(_explained(answer) for answer in answers)
+
+
+def delta_at(epsilon: float, mechanism: Mechanism, adjacency: Adjacency) -> DeltaAnswer:
+    """Return the interval of delta at ``epsilon``, by the PLD accountant."""
+    answers = pld.profile(mechanism, adjacency=adjacency).explain_delta(epsilon=epsilon)
+    return DeltaAnswer(
+        mechanism=mechanism,
+        adjacency=adjacency,
+        epsilon=epsilon,
+        delta=worst(answers),
+        accountant="pld",
+        dpaudit_version=dpaudit.__version__,
+        explanation=tuple(_explained(answer) for answer in answers),
+    )
+
+
+def risk_of(mechanism: Mechanism, adjacency: Adjacency, fpr: tuple[float, ...]) -> RiskAnswer:
+    """Return what the best attacker can do, by the PLD accountant."""
+    profile = pld.profile(mechanism, adjacency=adjacency)
+    curve = risk.tradeoff(profile, fpr)
+    return RiskAnswer(
+        mechanism=mechanism,
+        adjacency=adjacency,
+        fpr=curve.fpr,
+        tpr=curve.tpr,
+        advantage=risk.advantage(profile),
+        accuracy=risk.accuracy(profile),
+        accountant="pld",
+        dpaudit_version=dpaudit.__version__,
+    )
+
+
+def _explained(answer: Answer) -> Explanation:
+    return Explanation(
+        answer.direction, answer.method, answer.lower, answer.upper, dict(answer.budget)
+    )
 
 
 def require_priceable(ledger: PrivacyLedger) -> None:
@@ -74,8 +140,15 @@ def require_priceable(ledger: PrivacyLedger) -> None:
     mechanism, header = ledger.mechanism, ledger.header
     if not header.schedule_fixed_in_advance:
         raise UnsupportedMechanism(
-            mechanism, "its schedule was chosen during the run: no accountant here prices it"
+            mechanism,
+            "its schedule was chosen during the run: only a filter prices it, by the budget "
+            "that was declared in the ledger's header",
         )
+    _require_booked_sampling(ledger)
+
+
+def _require_booked_sampling(ledger: PrivacyLedger) -> None:
+    mechanism, header = ledger.mechanism, ledger.header
     sampled = any(
         isinstance(release, PoissonSampled) and release.sampling_rate < 1
         for release in count_releases(mechanism)
@@ -86,24 +159,39 @@ def require_priceable(ledger: PrivacyLedger) -> None:
         )
 
 
+def _filtered(ledger: PrivacyLedger, budget: RenyiBudget, delta: float) -> Bound:
+    """Return what a filter promises of a schedule that was chosen during the run."""
+    _require_booked_sampling(ledger)
+    if not delta >= budget.delta:
+        raise InvalidArgument("delta", delta, f"at least the budget's {budget.delta:g}")
+    booked = (release.mechanism for release in ledger.releases)
+    return adaptive.price(booked, budget, adjacency=ledger.header.adjacency)
+
+
 def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
     """Return the claim that a ledger supports at ``delta``.
 
     Raises:
         IntegrityError: the ledger books no release, so there is nothing to claim.
-        UnsupportedMechanism: the schedule was not fixed in advance; composition theorems
-            for fixed sequences do not price it.
+        UnsupportedMechanism: the schedule was not fixed in advance, and no filter's budget
+            was declared; composition theorems for fixed sequences do not price it.
+        BudgetExceeded: more was released than that budget admits.
     """
     header = ledger.header
     if not ledger.releases:
         raise IntegrityError("the ledger books no release: the run never took a step")
-    require_priceable(ledger)
-    answer = epsilon_by(accountant, ledger.mechanism, delta, header.adjacency, header.sampling)
+    if header.budget is not None and not header.schedule_fixed_in_advance:
+        accountant, epsilon = FILTER, _filtered(ledger, header.budget, delta)
+    else:
+        require_priceable(ledger)
+        epsilon = epsilon_by(
+            accountant, ledger.mechanism, delta, header.adjacency, header.sampling
+        ).epsilon
     seeded = header.randomness is Randomness.SEEDED or any(
         isinstance(line, Resumed) and line.randomness is Randomness.SEEDED for line in ledger.lines
     )
     return Claim(
-        epsilon=answer.epsilon,
+        epsilon=epsilon,
         delta=delta,
         accountant=accountant,
         adjacency=header.adjacency,

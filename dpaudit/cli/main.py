@@ -9,9 +9,13 @@ import click
 
 import dpaudit
 from dpaudit.cli.audit import audit
+from dpaudit.cli.completion import completion
+from dpaudit.cli.delta import delta
 from dpaudit.cli.epsilon import epsilon
 from dpaudit.cli.gate import gate
+from dpaudit.cli.noise import noise
 from dpaudit.cli.report import report
+from dpaudit.cli.tradeoff import tradeoff
 from dpaudit.cli.train import train
 from dpaudit.vocabulary.errors import DpauditError, ExitCode
 
@@ -25,7 +29,17 @@ def cli() -> None:
     """Train under differential privacy, account for it, attack it, and gate on the result."""
 
 
-for _command in (train, epsilon, audit, gate, report):
+for _command in (
+    train,
+    epsilon,
+    delta,
+    noise,
+    tradeoff,
+    audit,
+    gate,
+    report,
+    completion,
+):
     cli.add_command(_command)
 
 

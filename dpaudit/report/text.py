@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dpaudit.report.words import mechanism_in_words
+from dpaudit.report.words import guarantee_in_words, mechanism_in_words
 from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.answers import DeltaAnswer, Explanation, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.audit import AuditReport
 from dpaudit.vocabulary.claim import EpsilonAnswer
 from dpaudit.vocabulary.ledger import Sampling
@@ -29,20 +31,89 @@ def as_json(value: msgspec.Struct) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
-def epsilon_text(mechanism: Mechanism, sampling: Sampling, answers: Sequence[EpsilonAnswer]) -> str:
+def epsilon_text(
+    mechanism: Mechanism, sampling: Sampling | None, answers: Sequence[EpsilonAnswer]
+) -> str:
     """Return a table of what each accountant says, by each of its methods."""
     first = answers[0]
-    heading = [
-        mechanism_in_words(mechanism),
-        f"delta {first.delta:g}, neighbours: {first.adjacency.value}, sampling: {sampling.value}",
-        "",
-    ]
+    terms = [f"delta {first.delta:g}", f"neighbours: {first.adjacency.value}"]
+    if sampling is not None:
+        terms.append(f"sampling: {sampling.value}")
+    heading = [mechanism_in_words(mechanism), ", ".join(terms), ""]
     rows = [("accountant", "method", "epsilon at least", "epsilon at most")]
     for one in answers:
         for method, bound in one.methods.items():
             least = round_down(bound.lower) if bound.lower > 0 else "-"
             rows.append((one.accountant, method, least, round_up(bound.upper)))
     return "\n".join(heading + _table(rows))
+
+
+def guarantee_text(mechanism: Mechanism, answers: Sequence[EpsilonAnswer]) -> str:
+    """Return the statement in plain words, and how its numbers were come by."""
+    parts = [guarantee_in_words(mechanism, answers[-1])]
+    parts += [explanation_text(one.explanation) for one in answers if one.explanation]
+    return "\n\n".join(parts)
+
+
+def explanation_text(explanation: Sequence[Explanation]) -> str:
+    """Return each direction's interval, its method, and the errors inside it."""
+    lines = []
+    for one in explanation:
+        which = f"the record {one.direction}: " if one.direction else ""
+        lines.append(f"{which}{one.method}, from {one.lower:.10g} to {one.upper:.10g}")
+        lines += [f"  {name}: {round_up(size)} of delta" for name, size in one.budget.items()]
+    return "\n".join(lines)
+
+
+def delta_text(answer: DeltaAnswer, sampling: Sampling | None) -> str:
+    """Return the interval of delta at an epsilon."""
+    return "\n".join(
+        [
+            *_heading(answer.mechanism, answer.adjacency, sampling),
+            f"at epsilon {answer.epsilon:g}, delta is at least {round_down(answer.delta.lower)} "
+            f"and at most {round_up(answer.delta.upper)} ({answer.accountant} accountant)",
+        ]
+    )
+
+
+def noise_text(answer: NoiseAnswer) -> str:
+    """Return the noise multiplier, in all of its digits, and what it costs."""
+    return "\n".join(
+        [
+            f"noise multiplier {answer.noise_multiplier!r}",
+            f"{mechanism_in_words(answer.mechanism)} costs an epsilon of at most "
+            f"{round_up(answer.epsilon.upper)} at delta {answer.delta:g} "
+            f"({answer.accountant} accountant, {answer.adjacency.value}); "
+            f"asked for was {answer.target_epsilon:g}",
+        ]
+    )
+
+
+def risk_text(answer: RiskAnswer, sampling: Sampling | None) -> str:
+    """Return what the best attacker can do, as a table and two numbers."""
+    rows = [("false-positive rate", "true-positive rate at least", "at most")]
+    rows += [
+        (f"{fpr:g}", round_down(tpr.lower), round_up(tpr.upper))
+        for fpr, tpr in zip(answer.fpr, answer.tpr, strict=True)
+    ]
+    return "\n".join(
+        [
+            *_heading(answer.mechanism, answer.adjacency, sampling),
+            "The best attacker, who knows every record but one and all that was released:",
+            *_table(rows),
+            "advantage (true- less false-positive rate) at most "
+            f"{round_up(answer.advantage.upper)}",
+            "accuracy on a record that is in half of the time at most "
+            f"{round_up(answer.accuracy.upper)}",
+        ]
+    )
+
+
+def _heading(mechanism: Mechanism, adjacency: Adjacency, sampling: Sampling | None) -> list[str]:
+    terms = [f"neighbours: {adjacency.value}"]
+    if sampling is not None:
+        terms.append(f"sampling: {sampling.value}")
+    return [mechanism_in_words(mechanism), ", ".join(terms), ""]
 
 
 def audit_text(report: AuditReport) -> str:

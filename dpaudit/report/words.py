@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from dpaudit.vocabulary.claim import Claim
+import dpaudit
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.mechanism import (
+    ZCDP,
+    ApproximateDP,
+    BandedMatrixFactorization,
     Composed,
+    DiscreteGaussian,
+    DiscreteLaplace,
+    Elementary,
+    Exponential,
     Gaussian,
+    Laplace,
     Mechanism,
+    NegativeBinomialTrials,
     PoissonSampled,
+    PoissonTrials,
+    PureDP,
+    RandomAllocation,
     RandomizedResponse,
     Repeated,
+    SampledWithoutReplacement,
+    Selected,
+    TreeAggregation,
+    Trials,
+    TruncatedPoisson,
 )
 from dpaudit.vocabulary.rounding import round_up
 
@@ -17,22 +36,97 @@ from dpaudit.vocabulary.rounding import round_up
 def mechanism_in_words(mechanism: Mechanism) -> str:
     """Return a phrase such as "100 times a Gaussian (noise multiplier 2) on Poisson samples"."""
     match mechanism:
-        case Gaussian(noise_multiplier):
-            return f"a Gaussian (noise multiplier {noise_multiplier:g})"
-        case RandomizedResponse(truth_probability, categories):
-            return (
-                f"randomized response (truth with probability {truth_probability:g}, "
-                f"{categories} categories)"
-            )
-        case PoissonSampled(inner, sampling_rate):
-            return f"{mechanism_in_words(inner)} on Poisson samples (rate {sampling_rate:g})"
         case Repeated(inner, times):
             phrase = mechanism_in_words(inner)
             return phrase if times == 1 else f"{times} times {phrase}"
         case Composed(mechanisms):
             return ", and ".join(mechanism_in_words(part) for part in mechanisms)
+        case Selected(inner, trials):
+            return f"the best of {_trials_in_words(trials)} of [{mechanism_in_words(inner)}]"
+        case PoissonSampled() | TruncatedPoisson() | SampledWithoutReplacement():
+            return f"{mechanism_in_words(mechanism.mechanism)} {_sampling_in_words(mechanism)}"
+        case RandomAllocation(inner, steps):
+            return (
+                f"a pass of {steps} times {mechanism_in_words(inner)}, "
+                "each record in one of them at random"
+            )
+        case TreeAggregation(inner, steps):
+            return f"prefix sums of {steps} batches by a tree of {mechanism_in_words(inner)}"
+        case BandedMatrixFactorization(inner, steps, bands, rate):
+            return (
+                f"{steps} steps of {bands} bands of {mechanism_in_words(inner)} "
+                f"(sampling rate {rate:g})"
+            )
         case _:
-            return repr(mechanism)
+            return _elementary_in_words(mechanism)
+
+
+def _sampling_in_words(
+    mechanism: PoissonSampled | TruncatedPoisson | SampledWithoutReplacement,
+) -> str:
+    match mechanism:
+        case PoissonSampled(_, rate):
+            return f"on Poisson samples (rate {rate:g})"
+        case TruncatedPoisson(_, rate, size, largest):
+            return f"on Poisson samples (rate {rate:g} of {size} records) cut to {largest} records"
+        case SampledWithoutReplacement(_, batch, size):
+            return f"on {batch} of {size} records drawn without replacement"
+
+
+def _elementary_in_words(mechanism: Elementary) -> str:
+    match mechanism:
+        case Gaussian(noise_multiplier):
+            return f"a Gaussian (noise multiplier {noise_multiplier:g})"
+        case Laplace(scale, sensitivity):
+            return f"Laplace noise (scale {scale:g}, sensitivity {sensitivity:g})"
+        case DiscreteGaussian(scale, sensitivity):
+            return f"a discrete Gaussian (scale {scale:g}, sensitivity {sensitivity})"
+        case DiscreteLaplace(scale, sensitivity):
+            return f"discrete Laplace noise (scale {scale:g}, sensitivity {sensitivity})"
+        case RandomizedResponse(truth_probability, categories):
+            return (
+                f"randomized response (truth with probability {truth_probability:g}, "
+                f"{categories} categories)"
+            )
+        case Exponential(epsilon):
+            return f"the exponential mechanism (epsilon {epsilon:g})"
+        case PureDP(epsilon):
+            return f"something {epsilon:g}-DP"
+        case ApproximateDP(epsilon, delta):
+            return f"something ({epsilon:g}, {delta:g})-DP"
+        case ZCDP(rho):
+            return f"something {rho:g}-zCDP"
+
+
+def _trials_in_words(trials: Trials) -> str:
+    match trials:
+        case PoissonTrials(mean):
+            return f"a Poisson number (mean {mean:g})"
+        case NegativeBinomialTrials(shape, success):
+            return f"a negative binomial number (shape {shape:g}, success {success:g})"
+
+
+NOT_COVERED = (
+    "It does not cover what else was released about the same records, choices that were made "
+    "by looking at them (hyper-parameters, features, when to stop), nor anything that differs "
+    "from what is written above."
+)
+
+
+def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
+    """Return what an answer promises, and what it does not."""
+    neighbours = {
+        Adjacency.ADD_OR_REMOVE_ONE: "one record more or less",
+        Adjacency.REPLACE_ONE: "one record replaced by another",
+        Adjacency.ZERO_OUT: "one record replaced by one that contributes nothing",
+    }[answer.adjacency]
+    sampled = f", batches drawn by {answer.sampling.value} sampling" if answer.sampling else ""
+    return (
+        f"In words: whoever sees all that is released by {mechanism_in_words(mechanism)}"
+        f"{sampled}, can tell two data sets that differ by {neighbours} apart no better than "
+        f"epsilon {round_up(answer.epsilon.upper)} and delta {answer.delta:g} allow "
+        f"({answer.accountant} accountant, dpaudit {dpaudit.__version__}). {NOT_COVERED}"
+    )
 
 
 def claim_in_words(claim: Claim) -> str:

@@ -6,19 +6,25 @@ import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.answers import Explanation
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 
 
 class EpsilonAnswer(msgspec.Struct, frozen=True):
-    """What one accountant says; ``methods`` holds its variants, the best of which it says."""
+    """What one accountant says; ``methods`` holds its variants, the best of which it says.
+
+    ``sampling`` is how batches were drawn; null where the mechanism alone says it.
+    ``explanation`` is there where it was asked for.
+    """
 
     accountant: str
     adjacency: Adjacency
     delta: float
     epsilon: Bound
     methods: dict[str, Bound]
-    sampling: Sampling
+    sampling: Sampling | None
+    explanation: tuple[Explanation, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
 

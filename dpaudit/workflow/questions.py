@@ -1,14 +1,25 @@
-"""What ``dpaudit epsilon`` asks: from rates and steps, sizes and epochs, or a run's ledger."""
+"""What ``dpaudit epsilon`` asks: from rates and steps, sizes and epochs, a run's ledger, or
+what another library wrote down.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+import dpaudit
+from dpaudit.accountants import answers, calibrate, naive, pld, rdp
 from dpaudit.accountants.answers import ACCOUNTANTS, epsilon_by, require_priceable
+from dpaudit.accountants.importers import from_dp_event, from_opacus
 from dpaudit.runs.directory import open_run
 from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.claim import EpsilonAnswer
 from dpaudit.vocabulary.errors import (
     IntegrityError,
@@ -22,16 +33,39 @@ from dpaudit.vocabulary.errors import (
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, Repeated
 
+UNFINISHED = "the run is not finished: this is what it has spent so far"
+AS_IF_POISSON = (
+    "an Opacus history does not say how batches were drawn: this holds for Poisson sampling alone"
+)
+
+
+class Source(Enum):
+    """Whose file it is."""
+
+    OPACUS = "opacus"
+    """The history of an Opacus accountant, or its state_dict."""
+
+    DP_EVENT = "dp-event"
+    """The named tuple of a dp_accounting event."""
+
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be priced, and where it came from."""
+    """What is to be priced, and where it came from.
+
+    Attributes:
+        mechanism: What was released.
+        delta: The delta of the statement.
+        adjacency: Which data sets are neighbours.
+        sampling: How batches were drawn; None where the mechanism alone says it.
+        caveat: What the reader of the answer must know besides.
+    """
 
     mechanism: Mechanism
     delta: float
     adjacency: Adjacency
-    sampling: Sampling
-    finished: bool = True
+    sampling: Sampling | None
+    caveat: str | None = None
 
 
 def question_of_run(path: Path, delta: float | None) -> Question:
@@ -50,9 +84,43 @@ def question_of_run(path: Path, delta: float | None) -> Question:
     at = run.read_config().privacy.delta if delta is None else delta
     require_delta("delta", at)
     header = ledger.header
-    return Question(
-        ledger.mechanism, at, header.adjacency, header.sampling, ledger.seal is not None
-    )
+    caveat = None if ledger.seal is not None else UNFINISHED
+    return Question(ledger.mechanism, at, header.adjacency, header.sampling, caveat)
+
+
+def question_of_file(
+    source: Source,
+    path: Path,
+    *,
+    adjacency: Adjacency,
+    noise_set_for: Adjacency,
+    delta: float,
+) -> Question:
+    """Return the question that the JSON of another library poses.
+
+    Raises:
+        InvalidArgument: the file cannot be read, is no JSON, or not what ``source`` writes.
+        UnsupportedMechanism: it holds an event that has no counterpart here.
+    """
+    require_delta("delta", delta)
+    document = _read_json(path)
+    match source:
+        case Source.OPACUS:
+            mechanism = from_opacus(document)
+            return Question(mechanism, delta, adjacency, Sampling.POISSON, AS_IF_POISSON)
+        case Source.DP_EVENT:
+            mechanism = from_dp_event(document, adjacency=adjacency, noise_set_for=noise_set_for)
+            return Question(mechanism, delta, adjacency, None)
+
+
+def _read_json(path: Path) -> Any:
+    # Infinity is legal in an event (a Poisson number of trials): so msgspec cannot read it.
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidArgument("FILE", str(path), f"readable ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("FILE", str(path), f"a JSON file ({error})") from error
 
 
 def question_of_plan(
@@ -82,6 +150,74 @@ def answer(question: Question, accountant: str) -> tuple[EpsilonAnswer, ...]:
     return tuple(
         epsilon_by(name, question.mechanism, question.delta, question.adjacency, question.sampling)
         for name in names
+    )
+
+
+def explained(question: Question, given: tuple[EpsilonAnswer, ...]) -> tuple[EpsilonAnswer, ...]:
+    """Return the answers, that of the PLD accountant with how it was come by."""
+    return tuple(
+        msgspec.structs.replace(
+            one,
+            explanation=answers.explanation(question.mechanism, question.delta, question.adjacency),
+        )
+        if one.accountant == "pld"
+        else one
+        for one in given
+    )
+
+
+def delta_at(question: Question, epsilon: float) -> DeltaAnswer:
+    """Return the interval of delta at ``epsilon``."""
+    return answers.delta_at(epsilon, question.mechanism, question.adjacency)
+
+
+def risk_of(question: Question, fpr: tuple[float, ...]) -> RiskAnswer:
+    """Return what the best attacker can do."""
+    return answers.risk_of(question.mechanism, question.adjacency, fpr)
+
+
+PROFILES: dict[str, calibrate.Accountant] = {"pld": pld.profile, "rdp": rdp.profile, "naive": naive.profile}
+
+
+def least_noise(
+    *,
+    rate: tuple[float, int],
+    sampling: Sampling,
+    adjacency: Adjacency,
+    target_epsilon: float,
+    delta: float,
+    accountant: str,
+) -> NoiseAnswer:
+    """Return the least noise multiplier with which a plan was seen to meet the target."""
+    require_positive("target_epsilon", target_epsilon)
+    require_delta("delta", delta)
+    sampling_rate, steps = rate
+
+    def build(noise_multiplier: float) -> Mechanism:
+        return training_mechanism(
+            sampling=sampling,
+            sampling_rate=sampling_rate,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+            adjacency=adjacency,
+        )
+
+    found = calibrate.noise_multiplier(
+        build,
+        target_epsilon=target_epsilon,
+        delta=delta,
+        adjacency=adjacency,
+        accountant=PROFILES[accountant],
+    )
+    return NoiseAnswer(
+        noise_multiplier=found.value,
+        target_epsilon=target_epsilon,
+        delta=delta,
+        epsilon=found.epsilon,
+        accountant=accountant,
+        adjacency=adjacency,
+        mechanism=build(found.value),
+        dpaudit_version=dpaudit.__version__,
     )
 
 
