@@ -104,7 +104,7 @@ def epsilon_at(outside: Outside, delta: float, rest: Callable[[float], float]) -
     for share in SHARES if left > NEXT_TO_NOTHING else ():
         epsilon = rest(share * left)
         # The larger the share, the smaller epsilon: the first to hold is the best of them.
-        if epsilon < LARGEST_EPSILON and share * left + _altered(outside, epsilon) <= left:
+        if share * left + _altered(outside, epsilon) <= left:
             return Bound(0.0, epsilon)
     raise Unresolvable(
         f"delta {delta!r} is spent by releases that fail with probability "
@@ -114,8 +114,7 @@ def epsilon_at(outside: Outside, delta: float, rest: Callable[[float], float]) -
 
 def delta_at(outside: Outside, epsilon: float, rest: float) -> Bound:
     """Return the interval of delta at ``epsilon``, given delta of all that is inside."""
-    altered = _altered(outside, epsilon) if epsilon < LARGEST_EPSILON else math.inf
-    total = outside.certain + (1 - outside.certain) * (rest + altered)
+    total = outside.certain + (1 - outside.certain) * (rest + _altered(outside, epsilon))
     return Bound(0.0, min(1.0, total * (1 + 1e-14)))
 
 
@@ -123,4 +122,6 @@ def _altered(outside: Outside, epsilon: float) -> float:
     """Return what altered releases add, next to what is left once certain losses are off."""
     if outside.altered == 0:
         return 0.0
+    if not epsilon < LARGEST_EPSILON:
+        return math.inf
     return outside.altered * (1 + math.exp(epsilon)) / (1 - outside.certain) * (1 + 1e-12)

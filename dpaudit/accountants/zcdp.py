@@ -5,8 +5,8 @@ s^2/2, exactly, and so has the discrete one. Releases with bounded losses have t
 D_a/a over all orders, which is at most epsilon^2/2 (Proposition 3.3 there), for exponential
 mechanisms epsilon^2/8 (Cesar & Rogers 2021, arXiv:2004.07223, Lemma 3.4). It is enclosed
 here by a grid: (a - 1) D_a is convex, so between two orders, d apart, D_a/a is at most the
-larger of both times 1 + d^2/(4 a (a - 1)), with the smaller order a. Closed forms of it for most of them: Harrison &
-Manurangsi 2025, arXiv:2510.25746.
+larger of both times 1 + d^2/(4 a (a - 1)), with the smaller order a. For most
+of them that largest value is the mean loss: Harrison & Manurangsi 2025, arXiv:2510.25746.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dpaudit.vocabulary.mechanism import (
 )
 
 # Orders less 1, from next to the mean loss to where epsilon/a is below all else.
-ORDERS = 1 + np.concatenate([[1e-5], np.geomspace(1e-4, 100, 1000)])
+ORDERS = 1 + np.geomspace(1e-5, 1e5, 1600)
 PRICES = 1 + np.geomspace(1e-4, 1e6, 400)
 NARROWER = 64
 

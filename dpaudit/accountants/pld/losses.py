@@ -111,10 +111,11 @@ class Branch:
 
         Returns their edges, and which of them hold more than nothing of the tilted law.
         """
-        coarse = self._coarse
-        top = self.log_sup(coarse[:-1], coarse[1:], order)
+        coarse, ratios, top = self._coarse
+        exponent = self.power + self.way.value * order
+        top = top + exponent * (ratios[1:] if exponent > 0 else ratios[:-1])
         worth = top - top.max() > LOG_NEGLIGIBLE
-        steps = np.diff(log_ratio(coarse, self.rate)) * ((reach + order) / WIDTH_IN_RADIANS)
+        steps = np.diff(ratios) * ((reach + order) / WIDTH_IN_RADIANS)
         pieces = np.where(worth, np.clip(np.ceil(steps), 1, MOST_PANELS), 1).astype(np.int64)
         return self._subdivided(coarse, pieces), np.repeat(worth, pieces)
 
@@ -123,18 +124,20 @@ class Branch:
 
         Where L is far below 0, only orders up to some 60 / |L| leave anything of it.
         """
-        coarse = self._coarse
-        ratios = log_ratio(coarse, self.rate)
+        coarse, ratios, _ = self._coarse
         nearest = np.maximum(ratios[1:], ratios[:-1]) if self.way is Way.REMOVED else -ratios[:-1]
         orders = np.minimum(top, LOG_GONE / np.maximum(-nearest, 1e-9))
         steps = np.diff(ratios) * (orders / WIDTH_IN_RADIANS)
         return self._subdivided(coarse, np.clip(np.ceil(steps), 1, MOST_PANELS).astype(np.int64))
 
     @cached_property
-    def _coarse(self) -> Array:
+    def _coarse(self) -> tuple[Array, Array, Array]:
+        """Edges of panels as wide as they may be, log r there, and bounds on the log density."""
         width = min(WIDTH_IN_SCALES * self.density.scale, WIDTH_IN_LOSSES)
         count = max(2, math.ceil((self.high - self.low) / width) + 1)
-        return np.linspace(self.low, self.high, count)
+        edges = np.linspace(self.low, self.high, count)
+        top = self.density.log_above(edges[:-1], edges[1:], np.zeros(count - 1))
+        return edges, log_ratio(edges, self.rate), top
 
     def above(self, loss: float) -> tuple[Branch | None, Branch | None]:
         """Split in two: where L <= ``loss``, and where it is above."""
@@ -152,7 +155,7 @@ class Branch:
             raise Unresolvable(f"{pieces.sum()} panels would be needed to resolve one release")
         starts = np.repeat(np.cumsum(pieces) - pieces, pieces)
         share = (np.arange(pieces.sum()) - starts) / np.repeat(pieces, pieces)
-        ratios = log_ratio(coarse, self.rate)
+        ratios = self._coarse[1]
         target = np.repeat(ratios[:-1], pieces) + share * np.repeat(np.diff(ratios), pieces)
         base = self._base(target)
         first = share == 0

@@ -31,7 +31,7 @@ PLAIN_ALIASES, SMOOTH_ALIASES = 1e-10, 1e-6
 PLAIN_FREQUENCIES = 3000
 SMOOTH_FREQUENCIES = 200_000
 DEVIATIONS = 10.0  # a normal characteristic function is gone at 7
-FALLEN = 1e-12
+LOG_FALLEN = 27.6  # of |phi|^T / |z|^2, over that at its largest
 MOST_DOUBT = 4e-4  # a wider contour is no better than a smoothed one
 SLOWEST_FALL = 1.55  # of log |phi|, when the reach is doubled
 NEGLIGIBLE = 1e-12
@@ -93,13 +93,14 @@ def _draft(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -
     while count <= PLAIN_FREQUENCIES:
         found = transform(ledger, order, spacing, count)
         modulus = float(np.abs(found.values[-4:]).max())
-        if modulus * (order / found.reach) ** 2 < FALLEN:
-            return Contour(found, None, 0.0, cumulants)
         fall = -math.log(max(modulus, 1e-300))
+        wanted = LOG_FALLEN - 2 * math.log(max(found.reach / order, 1.0))
+        if fall > wanted:
+            return Contour(found, None, 0.0, cumulants)
         if not fall > SLOWEST_FALL * last_fall:
             return None  # on a plateau: losses of this size are too rare to fill the gaps
         last_fall = fall
-        count *= 2
+        count *= min(4, max(2, math.ceil(wanted / max(fall, 1e-3))))
     return None
 
 

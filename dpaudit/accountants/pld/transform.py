@@ -21,7 +21,7 @@ UNIT_ROUNDOFF = 2.0**-53
 FEW = 4e6  # points times frequencies: more are spread
 BLOCK = 64
 ANCHOR = 8
-PER_POWER = 8 * ANCHOR  # two powers, each a product of up to ANCHOR factors of 3 roundings
+PER_POWER = 50  # two powers, each off by ANCHOR roundings of its factors and 2.3 a product
 WINDOW, SHAPE = 14, 31.5
 AT_ONCE = 40_000
 # The window's error for masses that sum to 1, its FFT's rounding included; a test holds
@@ -39,7 +39,7 @@ def characteristic(
     phases = 4 * UNIT_ROUNDOFF * spacing * count * float(masses @ np.abs(losses))
     if len(losses) * count <= FEW:
         return _by_matrices(losses, masses, spacing, count), (
-            phases + UNIT_ROUNDOFF * (2 * BLOCK + 2 * len(losses) / BLOCK + 16 + PER_POWER)
+            phases + UNIT_ROUNDOFF * (1.5 * BLOCK + len(losses) / BLOCK + 16 + PER_POWER)
         )
     return _by_spreading(losses, masses, spacing, count), phases + SPREADING_ERROR
 

@@ -160,7 +160,7 @@ def _spread(edges: Array) -> Losses:
     weight[1:] += half
     weight[[0, -1]] += 0.5  # all of the outputs below 0, and beyond w
     return Losses(
-        2 * edges - width, np.log(weight) - edges, UNIT_ROUNDOFF * (16 + 8 * width + len(edges))
+        2 * edges - width, np.log(weight) - edges, UNIT_ROUNDOFF * (16 + 8 * width + 4 * len(edges))
     )
 
 
