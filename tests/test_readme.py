@@ -54,3 +54,11 @@ def test_the_policy_of_the_readme_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "dpaudit.toml"
     path.write_text(policy)
     assert read_policy(path).claim.max_epsilon == 3.0
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    epsilon = names["profile"].epsilon(delta=1e-5)  # type: ignore[attr-defined]
+    assert f"{epsilon.lower:.8f}"[:10] == f"{epsilon.upper:.8f}"[:10] == "1.82823666"

@@ -130,27 +130,3 @@ def _require_meaning(release: Mechanism, adjacency: Adjacency) -> None:
             _require_meaning(inner, adjacency)
         case _:
             pass
-
-
-def refuse_unpriced(releases: Releases, adjacency: Adjacency) -> None:
-    """Refuse what means nothing here, and sampling of or under what most cannot price.
-
-    Raises:
-        UnsupportedMechanism: as ``require_meaning``, and for Poisson sampling of anything
-            but a Gaussian that a record joins or leaves.
-    """
-    require_meaning(releases, adjacency)
-    for release in releases:
-        match release:
-            case PoissonSampled(Gaussian()) if adjacency is Adjacency.REPLACE_ONE:
-                raise UnsupportedMechanism(
-                    release,
-                    "no accountant here prices Poisson sampling under replace-one: "
-                    "use add-or-remove-one or zero-out",
-                )
-            case PoissonSampled(inner) if not isinstance(inner, Gaussian):
-                raise UnsupportedMechanism(
-                    release, "no accountant here prices Poisson samples of this mechanism"
-                )
-            case _:
-                pass

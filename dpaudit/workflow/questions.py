@@ -176,7 +176,11 @@ def risk_of(question: Question, fpr: tuple[float, ...]) -> RiskAnswer:
     return answers.risk_of(question.mechanism, question.adjacency, fpr)
 
 
-PROFILES: dict[str, calibrate.Accountant] = {"pld": pld.profile, "rdp": rdp.profile, "naive": naive.profile}
+PROFILES: dict[str, calibrate.Accountant] = {
+    "pld": pld.profile,
+    "rdp": rdp.profile,
+    "naive": naive.profile,
+}
 
 
 def least_noise(

@@ -13,7 +13,7 @@ from dpaudit.accountants.pld.two_answers import two_answers_of
 from dpaudit.accountants.releases import (
     Releases,
     count_releases,
-    refuse_unpriced,
+    require_meaning,
     shift_over_noise,
 )
 from dpaudit.vocabulary.adjacency import Adjacency
@@ -50,7 +50,9 @@ def profile(
     if not 0 < relative_width <= 10:
         raise InvalidArgument("relative_width", relative_width, "above 0 and at most 10")
     releases = count_releases(mechanism)
-    refuse_unpriced(releases, adjacency)
+    require_meaning(releases, adjacency)
+    for release in releases:
+        loss_law(release, adjacency, Direction.REMOVE)  # refuses what has no law here
     return GridProfile(releases, adjacency, relative_width)
 
 
