@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from dpaudit.accountants.pld.answer import Answer
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, PoissonSampled, Repeated
 
@@ -19,13 +20,19 @@ def values(name: str, *keys: str) -> list[dict[str, Any]]:
     return [value for value in everything if all(key in value for key in keys)]
 
 
-def holds(bound: Bound, truth: str | Decimal) -> bool:
+def holds(bound: Bound | Answer, truth: str | Decimal) -> bool:
     """Compare with all 20 digits of the truth, not with the double next to it."""
     return Decimal(bound.lower) <= Decimal(truth) <= Decimal(bound.upper)
 
 
-def relative_width(bound: Bound) -> float:
-    return bound.width / bound.upper
+def relative_width(bound: Bound | Answer) -> float:
+    return (bound.upper - bound.lower) / bound.upper if bound.upper else 0.0
+
+
+def one_way(answers: tuple[Answer, ...], direction: str) -> Answer:
+    """Return what holds where a record was removed or added: "remove" or "add"."""
+    named = {"remove": "removed", "add": "added"}[direction]
+    return next(answer for answer in answers if answer.direction in {"", named})
 
 
 def of_ledger(ledger: list[tuple[float, float, int]]) -> Composed:

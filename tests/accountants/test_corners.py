@@ -11,6 +11,7 @@ from scipy.special import ndtr
 
 from dpaudit.accountants import gaussian, naive, pld, rdp
 from dpaudit.accountants.answers import ACCOUNTANTS
+from dpaudit.accountants.pld import enclosure
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import DpauditError
@@ -125,5 +126,5 @@ def test_a_legal_epsilon_gets_an_interval_or_a_named_error(mechanism, epsilon):
 
 @pytest.mark.parametrize("width", [1.0, 10.0])
 def test_a_coarse_width_gets_an_interval_or_a_named_error(width):
-    profile = pld.profile(ORDINARY[1].values[0], relative_width=width)
+    profile = enclosure.profile(ORDINARY[1].values[0], relative_width=width)
     assert answers_or_says_why(lambda: {"epsilon": profile.epsilon(delta=1e-5)})

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 
 from dpaudit.accountants import pld
-from dpaudit.accountants.pld.laws import Direction
+from dpaudit.accountants.pld import enclosure
+from dpaudit.accountants.pld.answer import Answer
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.mechanism import (
@@ -21,12 +22,14 @@ from dpaudit.vocabulary.mechanism import (
     Repeated,
 )
 from tests.accountants import oracles
+from tests.accountants.golden import one_way
 from tests.accountants.mechanisms import between_powers, in_passing, noises, rates
 
+DIRECTIONS = ("remove", "add")
 SUM_ERROR = 1e-9  # of the oracle's trapezoid rule: relative, and absolute where delta is tiny
 
 
-def holds(answer: Bound, truth: float, error: float = 1e-12) -> bool:
+def holds(answer: Bound | Answer, truth: float, error: float = 1e-12) -> bool:
     """Allow for what the oracle itself, in double precision, may be wrong by."""
     slack = error * truth + 1e-15
     return answer.lower <= truth + slack and truth - slack <= answer.upper
@@ -50,10 +53,11 @@ def test_the_oracle_itself_agrees_with_a_plain_integral():
 
 
 @in_passing
-@given(rates, noises, between_powers(-2, 0.7), st.sampled_from(Direction))
+@given(rates, noises, between_powers(-2, 0.7), st.sampled_from(DIRECTIONS))
 def test_one_step_holds_the_closed_form(rate, noise, epsilon, direction):
-    answer = pld.profile(sampled(rate, noise))._delta_one_way(epsilon, direction)
-    assert holds(answer, oracles.one_step_delta(epsilon, rate, noise, direction.value))
+    answers = pld.profile(sampled(rate, noise)).explain_delta(epsilon=epsilon)
+    truth = oracles.one_step_delta(epsilon, rate, noise, direction)
+    assert holds(one_way(answers, direction), truth)
 
 
 @in_passing
@@ -73,13 +77,14 @@ TWO_STEPS = [
 ]
 
 
-@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("first", "second"), TWO_STEPS)
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.7, 2.5])
 def test_two_steps_hold_the_integral_over_the_first(first, second, epsilon, direction):
     profile = pld.profile(Composed((sampled(*first), sampled(*second))))
-    truth = oracles.two_step_delta(epsilon, first, second, direction.value)
-    assert holds(profile._delta_one_way(epsilon, direction), truth, SUM_ERROR)
+    truth = oracles.two_step_delta(epsilon, first, second, direction)
+    answer = one_way(profile.explain_delta(epsilon=epsilon), direction)
+    assert holds(answer, truth, SUM_ERROR)
 
 
 @pytest.mark.parametrize(("categories", "times"), [(2, 1), (2, 7), (3, 1), (3, 6), (5, 4)])
@@ -108,5 +113,5 @@ def test_a_response_and_a_gaussian_hold_the_mean_over_the_response(epsilon):
 def test_a_coarse_grid_is_wider_and_never_wrong(rate, noise, epsilon):
     truth = max(oracles.one_step_delta(epsilon, rate, noise, way) for way in ("remove", "add"))
     for width in (0.05, 5.0):
-        profile = pld.profile(sampled(rate, noise), relative_width=width)
+        profile = enclosure.profile(sampled(rate, noise), relative_width=width)
         assert holds(profile.delta(epsilon=epsilon), truth)
