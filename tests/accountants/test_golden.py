@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from dpaudit.accountants import gaussian, naive, pld, rdp
-from dpaudit.accountants.pld.laws import Direction
+from dpaudit.accountants.pld.answer import Answer
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.mechanism import (
     Gaussian,
+    Laplace,
     PoissonSampled,
     RandomizedResponse,
     Repeated,
 )
-from tests.accountants.golden import holds, of_ledger, relative_width, values
+from tests.accountants.golden import holds, of_ledger, one_way, relative_width, values
 
 
 def each(name: str, *keys: str) -> list[Any]:
@@ -54,6 +55,17 @@ def test_responses_epsilon_holds_the_binomial_sum_to_nine_digits(value):
     assert relative_width(answer) <= 1e-9
 
 
+DIRECTIONS = ("remove", "add")
+CLOSED = {"one Gaussian, closed form", "one integral", "contour"}
+
+
+def is_narrow(answer: Answer) -> bool:
+    """To a millionth where nothing is smoothed; else to a thousandth, or 1e-6 absolute."""
+    if answer.method in CLOSED:
+        return relative_width(answer) <= 1e-6
+    return answer.upper - answer.lower <= max(1e-3 * answer.upper, 1e-6)
+
+
 @pytest.mark.parametrize("value", each("sampled_gaussian", "at_delta"))
 def test_sampled_epsilon_holds_the_contour_integral(value):
     profile = pld.profile(of_ledger(value["ledger"]))
@@ -68,34 +80,57 @@ def test_sampled_delta_holds_the_contour_integral(value):
     assert holds(answer, max(value["delta"].values(), key=Decimal))
 
 
-@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("value", each("sampled_gaussian", "at_delta"))
-def test_each_direction_holds_its_own_epsilon(value, direction):
-    profile = pld.profile(of_ledger(value["ledger"]))
-    answer = profile._epsilon_one_way(value["at_delta"], direction)
-    assert holds(answer, value["epsilon"][direction.value])
+def test_each_direction_holds_its_own_epsilon_narrowly(value, direction):
+    answers = pld.profile(of_ledger(value["ledger"])).explain_epsilon(delta=value["at_delta"])
+    answer = one_way(answers, direction)
+    assert holds(answer, value["epsilon"][direction])
+    assert is_narrow(answer)
 
 
-@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("value", each("sampled_gaussian", "at_epsilon"))
-def test_each_direction_holds_its_own_delta(value, direction):
-    profile = pld.profile(of_ledger(value["ledger"]))
-    answer = profile._delta_one_way(value["at_epsilon"], direction)
-    assert holds(answer, value["delta"][direction.value])
+def test_each_direction_holds_its_own_delta_to_a_thousandth(value, direction):
+    answers = pld.profile(of_ledger(value["ledger"])).explain_delta(epsilon=value["at_epsilon"])
+    answer = one_way(answers, direction)
+    assert holds(answer, value["delta"][direction])
+    assert relative_width(answer) <= 1e-3
 
 
-A_TO_D = [
+# What the contour without smoothing is for: many releases, none of them rare and large.
+A_TO_H = [
     pytest.param([(0.01, 1.0, 1000)], id="A"),
     pytest.param([(0.001, 0.6, 10_000)], id="B"),
     pytest.param([(256 / 60_000, 1.1, 14_063)], id="C"),
     pytest.param([(0.02, 0.7, 2000)], id="D"),
+    pytest.param([(1e-4, 0.5, 100_000)], id="E"),
+    pytest.param([(0.25, 5.0, 100)], id="F"),
+    pytest.param([(1.0, 10.0, 100)], id="G"),
+    pytest.param([(1e-5, 0.4, 1_000_000)], id="H"),
 ]
 
 
-@pytest.mark.parametrize("ledger", A_TO_D)
-def test_sampled_epsilon_is_known_to_one_percent(ledger):
+@pytest.mark.parametrize("ledger", A_TO_H)
+def test_sampled_epsilon_is_known_to_a_millionth(ledger):
     answer = pld.profile(of_ledger(ledger)).epsilon(delta=1e-5)
-    assert relative_width(answer) <= 0.01
+    assert relative_width(answer) <= 1e-6
+
+
+@pytest.mark.parametrize("value", each("laplace", "at_delta"))
+def test_laplace_epsilon_holds_the_closed_form(value):
+    profile = pld.profile(Repeated(Laplace(value["scale"]), value["times"]))
+    (answer,) = profile.explain_epsilon(delta=value["at_delta"])
+    assert holds(answer, value["epsilon"])
+    assert is_narrow(answer)
+
+
+@pytest.mark.parametrize("value", each("laplace", "at_epsilon"))
+def test_laplace_delta_holds_the_closed_form(value):
+    profile = pld.profile(Repeated(Laplace(value["scale"]), value["times"]))
+    answer = profile.delta(epsilon=value["at_epsilon"])
+    assert holds(answer, value["delta"])
+    assert relative_width(answer) <= 1e-3
 
 
 @pytest.mark.parametrize("value", each("sampled_gaussian", "at_delta"))

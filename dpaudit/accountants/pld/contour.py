@@ -135,7 +135,8 @@ def transform(ledger: Ledger, order: float, spacing: float, count: int) -> Trans
         modulus = np.maximum(np.abs(factor), 1e-300)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_values += times * np.log(np.where(factor == 0, 1e-300, factor))
-        log_growth += times * np.log1p((error + points.error + 4 * UNIT_ROUNDOFF) / modulus)
+        error += points.error + _rounding(points, spacing * count)
+        log_growth += times * np.log1p(error / modulus)
         mean += times * centre
         log_moment += times * points.log_moment
         log_moment_error += times * (points.error + 4 * UNIT_ROUNDOFF)
@@ -149,9 +150,19 @@ def transform(ledger: Ledger, order: float, spacing: float, count: int) -> Trans
         growth * -np.expm1(-log_growth) + 8 * UNIT_ROUNDOFF * np.abs(values),
         mean,
         log_moment,
-        log_moment_error + 8 * UNIT_ROUNDOFF * abs(log_moment),
+        log_moment_error + _summing(ledger, log_moment),
         tuple(all_points),
     )
+
+
+def _rounding(points: Points, reach: float) -> float:
+    """Bound what rounded losses do to phases up to ``reach``, and a logarithm to phi."""
+    return 4 * UNIT_ROUNDOFF * (2 + reach * float(points.masses @ np.abs(points.losses)))
+
+
+def _summing(ledger: Ledger, total: float) -> float:
+    """Bound the rounding of a sum over the ledger's laws; moments of c > 0 are at least 1."""
+    return UNIT_ROUNDOFF * (8 + 2 * len(ledger.laws)) * (1 + abs(total))
 
 
 def jump_transform(
@@ -174,13 +185,14 @@ def jump_transform(
         small = low.points(order, spacing * count)
         centre = float(small.masses @ small.losses)
         a, a_error = characteristic(small.losses - centre, small.masses, spacing, count)
-        a_error += small.error + 4 * UNIT_ROUNDOFF
+        a_error += small.error + _rounding(small, spacing * count)
         b, b_error = np.zeros(count, dtype=np.complex128), 0.0
         if high.branches or len(high.atom_losses):
             large = high.points(order, spacing * count)
             weight = math.exp(min(large.log_moment - small.log_moment, LARGEST_GROWTH))
             b, b_error = characteristic(large.losses - centre, large.masses, spacing, count)
-            b, b_error = weight * b, weight * (b_error + large.error + 8 * UNIT_ROUNDOFF)
+            b_error += large.error + _rounding(large, spacing * count)
+            b, b_error = weight * b, weight * b_error
         modulus = np.maximum(np.abs(a), 1e-150)
         a = np.where(np.abs(a) < 1e-150, 1e-150, a)
         log_base += times * np.log(a)
@@ -209,7 +221,7 @@ def jump_transform(
         errors / norm,
         mean,
         log_moment + math.log(norm),
-        log_moment_error + 8 * UNIT_ROUNDOFF * abs(log_moment),
+        log_moment_error + _summing(below, log_moment),
         (),
     )
 
@@ -287,7 +299,7 @@ class Contour:
             self.truncation
             + errors
             + size * math.expm1(min(rounding, 1.0))
-            + 8 * UNIT_ROUNDOFF * (abs(epsilon) + abs(t.mean)) * moment
+            + UNIT_ROUNDOFF * (8 + 2 * len(t.points)) * (abs(epsilon) + abs(t.mean)) * moment
         )
 
     def _scale(self, epsilon: float) -> float:

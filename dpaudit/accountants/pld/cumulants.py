@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 
 # Orders around the chosen one that a table holds, as factors of it.
 FACTORS = np.concatenate([np.geomspace(1 / 30, 0.8, 10), np.geomspace(0.88, 1.6, 9), [2, 2.7, 4]])
+ROUNDING = 2.0**-52
 SCAN = np.geomspace(1e-4, 1e4, 72)
 MOST_SCANS = 5
 
@@ -127,7 +128,7 @@ def table_around(ledger: Ledger, order: float) -> Cumulants:
     upper = 0.5 * ledger.gaussian * orders * (orders + 1) * (1 + 1e-15)
     for law, times in ledger.laws:
         upper = upper + times * law.log_moments(orders)[1]
-    return Cumulants(orders, upper)
+    return Cumulants(orders, upper + ROUNDING * (4 + len(ledger.laws)) * (1 + np.abs(upper)))
 
 
 def jump_table_around(below: Ledger, above: Ledger, order: float) -> Cumulants:
@@ -143,7 +144,7 @@ def jump_table_around(below: Ledger, above: Ledger, order: float) -> Cumulants:
             log_ratio += times * np.where(
                 gap < 0, np.log1p(np.exp(np.minimum(gap, 0))), np.logaddexp(0, gap)
             )
-    slack = 1e-14 * (1 + np.abs(upper))
+    slack = ROUNDING * (16 + len(below.laws)) * (1 + np.abs(upper))
     with np.errstate(over="ignore"):
         grown = np.where(log_ratio > 500, log_ratio, np.log(np.expm1(np.minimum(log_ratio, 500))))
     return Cumulants(orders, upper + grown + slack)

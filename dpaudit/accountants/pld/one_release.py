@@ -15,6 +15,7 @@ from dpaudit.accountants.pld.losses import LossLaw
 
 UNIT_ROUNDOFF = 2.0**-53
 METHOD = "one integral"
+PULL = 14.0
 NUDGE = 1 + 1e-12
 
 
@@ -28,10 +29,11 @@ def delta(law: LossLaw, epsilon: float) -> Answer:
     points = above.points(0.0, 0.0)
     excess = points.losses - epsilon
     value = math.exp(points.log_moment) * float(points.masses @ -np.expm1(-np.maximum(excess, 0.0)))
-    # Each of the two integrals, of P and of e^epsilon Q, is at most P's mass above epsilon.
+    # On the ellipses around panels, which reach no further than 2.5 below epsilon,
+    # |1 - e^(epsilon - L)| is at most 1 + e^2.5 < PULL.
     mass = math.exp(points.log_moment)
     rounding = UNIT_ROUNDOFF * (1 + abs(epsilon) + float(points.masses @ np.abs(points.losses)))
-    error = mass * (2 * points.error + 16 * rounding)
+    error = mass * (PULL * points.error + 16 * rounding)
     lower, upper = value - error + law.infinite / NUDGE, value + error + law.beyond * NUDGE
     return Answer(max(0.0, lower), min(1.0, upper), METHOD)
 
