@@ -53,7 +53,7 @@ def _collect(mechanism: Mechanism, times: int, counts: Counter[Release]) -> None
             _collect(inner, times * more, counts)
         case PoissonSampled(inner, sampling_rate) if sampling_rate == 1:
             _collect(inner, times, counts)  # every record joins every batch
-        case TruncatedPoisson(inner, rate, size, largest) if largest >= size:
+        case TruncatedPoisson(inner, rate, size, largest) if largest > size:  # a record more fits
             _collect(PoissonSampled(inner, rate), times, counts)
         case SampledWithoutReplacement(inner, batch, size) if batch == size:
             _collect(inner, times, counts)

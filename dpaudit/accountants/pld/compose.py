@@ -13,14 +13,16 @@ from enum import Enum
 
 from dpaudit.accountants.pld.cumulants import Ledger
 from dpaudit.accountants.pld.losses import LossLaw, Way, replaced_losses, sampled_losses
-from dpaudit.accountants.pld.pairs import pair_of
+from dpaudit.accountants.pld.pairs import Pair, pair_of
 from dpaudit.accountants.releases import Releases, shift_over_noise
 from dpaudit.accountants.truncation import truncation_probability
 from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.errors import UnsupportedMechanism
+from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
+    Exponential,
     Gaussian,
     PoissonSampled,
+    PureDP,
     RandomAllocation,
     Release,
     SampledWithoutReplacement,
@@ -29,7 +31,7 @@ from dpaudit.vocabulary.mechanism import (
 
 # Of delta: what the tails that are cut from the laws may cost, over all releases.
 TAIL_SHARE = 1e-9
-LEAST_TAIL = 1e-290
+LEAST_TAIL = 1e-318
 UNSAMPLED = 1.0
 
 
@@ -60,6 +62,8 @@ class Question:
                 gaussian += times * law * law
             else:
                 laws.append((law, times))
+        if not gaussian < math.inf:
+            raise Unresolvable("a Gaussian here has next to no noise: nothing can be certified")
         cut = sum(times * law.cut for law, times in laws) * (1 + 1e-12)
         never = sum(times * math.log1p(-law.infinite) for law, times in laws)
         return Ledger(tuple(laws), gaussian, cut, abs(math.expm1(never)))
@@ -68,8 +72,10 @@ class Question:
     def exact(self) -> bool:
         """Whether the laws are attained, not dominating alone."""
         replaces = self.adjacency is Adjacency.REPLACE_ONE
+        alone = sum(self.releases.values()) == 1
         return not any(
             isinstance(release, RandomAllocation)
+            or (not alone and _chooses(release))
             or (replaces and isinstance(release, PoissonSampled | TruncatedPoisson))
             for release in self.releases
         )
@@ -83,6 +89,22 @@ class Question:
             if isinstance(release, TruncatedPoisson)
         )
 
+    @property
+    def unsampled(self) -> float | None:
+        """mu of the same Gaussians on all records, which dominate the sampled ones; or None.
+
+        The hockey-stick divergence is convex: a sampled pair lies below its unsampled one,
+        and so do their compositions. Wide, and valid where nothing else has an answer.
+        """
+        shifts = []
+        for release, times in self.releases.items():
+            match release:
+                case (Gaussian() as inner) | PoissonSampled(Gaussian() as inner):
+                    shifts.append(math.sqrt(times) * shift_over_noise(inner, self.adjacency))
+                case _:
+                    return None
+        return math.hypot(*shifts)
+
     def _law(self, release: Release, tail: float) -> LossLaw | float:
         """Return a release's law, or a Gaussian's shift."""
         match release:
@@ -95,10 +117,19 @@ class Question:
             case TruncatedPoisson(inner, rate):
                 return self._poisson(inner, rate, tail)
             case SampledWithoutReplacement(inner, batch, size):
-                return replaced_losses(pair_of(inner, self.adjacency, tail), batch / size, tail)
+                return replaced_losses(self._pair(inner, tail), batch / size, tail)
             case _:
-                pair = pair_of(release, self.adjacency, tail)
-                return sampled_losses(pair, UNSAMPLED, Way.REMOVED, tail)
+                return sampled_losses(self._pair(release, tail), UNSAMPLED, Way.REMOVED, tail)
+
+    def _pair(self, release: Release, tail: float) -> Pair:
+        """Return the worst pair; from below, for a choice, one that two candidates attain.
+
+        The curve of ``pair_of`` is the envelope over all choices of that range: each epsilon
+        has a worst one of its own, and no composition attains all of them.
+        """
+        if isinstance(release, Exponential) and not self.exact and self.role is Role.BELOW:
+            return pair_of(PureDP(release.epsilon / 2), self.adjacency, tail)
+        return pair_of(release, self.adjacency, tail)
 
     def _poisson(self, inner: Release, rate: float, tail: float) -> LossLaw:
         """Replacing a record of a Poisson sample is bounded from both sides, not known.
@@ -108,7 +139,7 @@ class Question:
         record with one that contributes nothing.
         """
         if self.adjacency is not Adjacency.REPLACE_ONE:
-            return sampled_losses(pair_of(inner, self.adjacency, tail), rate, self.way, tail)
+            return sampled_losses(self._pair(inner, tail), rate, self.way, tail)
         if not isinstance(inner, Gaussian):
             raise UnsupportedMechanism(
                 PoissonSampled(inner, rate),  # type: ignore[arg-type]
@@ -127,3 +158,11 @@ class Question:
         if self.role is Role.ABOVE:
             return shift_over_noise(inner, self.adjacency)
         return sampled_losses(pair_of(inner, Adjacency.ZERO_OUT, tail), 1 / steps, self.way, tail)
+
+
+def _chooses(release: Release) -> bool:
+    match release:
+        case PoissonSampled(inner) | SampledWithoutReplacement(inner):
+            return isinstance(inner, Exponential)
+        case _:
+            return isinstance(release, Exponential)

@@ -41,7 +41,8 @@ LOG_RULE = np.log(64 / 15) - 2 * (POINTS - 1) * np.log(RADII) - np.log1p(-(RADII
 # where |Im l| < pi), and in radians of the oscillation to be integrated.
 WIDTH_IN_SCALES, WIDTH_IN_LOSSES, WIDTH_IN_RADIANS = 1.2, 0.8, 7.0
 LOG_NEGLIGIBLE, LOG_GONE = -46.0, 60.0
-LARGEST_LOSS = 700.0
+LARGEST_LOSS = 700.0  # its exponential is a double
+LARGEST_BASE_LOSS, LARGEST_ATOM = 5e3, 600.0
 MOST_PANELS = 100_000
 
 
@@ -358,7 +359,7 @@ def sampled_losses(pair: Pair, rate: float, way: Way, tail: float) -> LossLaw:
     branches = [_branch(density, rate, way, tail) for density in pair.densities]
     losses, masses = _atoms(pair, rate, way)
     joins = rate if way is Way.REMOVED else 0.0
-    cut = tail * len(branches) + joins * pair.cut
+    cut = _cut(pair, tail) + joins * pair.cut
     return _law(branches, losses, masses, cut, joins * pair.infinite)
 
 
@@ -380,7 +381,7 @@ def replaced_losses(pair: Pair, rate: float, tail: float) -> LossLaw:
         branches,
         np.concatenate([*losses, [0.0]]),
         np.concatenate([*masses, [nothing]]),
-        2 * tail * len(branches) + rate * pair.cut,
+        2 * _cut(pair, tail) + rate * pair.cut,
         infinite,
     )
 
@@ -388,17 +389,35 @@ def replaced_losses(pair: Pair, rate: float, tail: float) -> LossLaw:
 def _branch(density: Density, rate: float, way: Way, tail: float) -> Branch:
     # What is not in the batch's law needs no room: added, P' is Q alone.
     low, high = density.interval(tail, rate if way is Way.REMOVED else 1e-300)
+    _require_private(max(abs(low), abs(high)), LARGEST_BASE_LOSS)
     return Branch(density, rate, way, low, high)
 
 
+def _cut(pair: Pair, tail: float) -> float:
+    """Return what ``_branch`` leaves out: bounded densities are kept whole."""
+    return sum(tail for density in pair.densities if math.isinf(density.largest))
+
+
 def _atoms(pair: Pair, rate: float, way: Way) -> tuple[Array, Array]:
-    base = np.array([loss for loss, _ in pair.atoms])
-    masses = np.array([mass for _, mass in pair.atoms])
+    base, masses = pair.atom_losses, pair.atom_masses
+    finite = base[np.isfinite(base)]
+    _require_private(float(np.abs(finite).max()) if len(finite) else 0.0, LARGEST_ATOM)
     with np.errstate(divide="ignore"):
         ratios = log_ratio(base, rate)
-    p_masses = masses * np.exp(ratios) if way is Way.REMOVED else masses
+        log_masses = np.log(masses)
+    p_masses = np.exp(log_masses + ratios) if way is Way.REMOVED else masses
     held = p_masses > 0
     return way.value * ratios[held], p_masses[held]
+
+
+def _require_private(loss: float, largest: float) -> None:
+    """Refuse losses whose masses underflow, or that take too many panels.
+
+    Raises:
+        Unresolvable: the release is far from private.
+    """
+    if not loss < largest:
+        raise Unresolvable(f"losses of up to {loss:g} nats are far from private")
 
 
 def _law(

@@ -26,6 +26,8 @@ def delta(law: LossLaw, epsilon: float) -> Answer:
         most = law.beyond + (0.0 if beyond else 1e-12)
         return Answer(law.infinite / NUDGE, min(1.0, most * NUDGE), METHOD)
     above = law.split(epsilon)[1]
+    if not above.branches and not len(above.atom_losses):
+        return Answer(law.infinite / NUDGE, min(1.0, law.beyond * NUDGE), METHOD)
     points = above.points(0.0, 0.0)
     excess = points.losses - epsilon
     value = math.exp(points.log_moment) * float(points.masses @ -np.expm1(-np.maximum(excess, 0.0)))

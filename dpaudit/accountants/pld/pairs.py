@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dpaudit.accountants.releases import response_loss, shift_over_noise
 from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.errors import UnsupportedMechanism
+from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     ApproximateDP,
     DiscreteGaussian,
@@ -40,6 +40,8 @@ from dpaudit.vocabulary.mechanism import (
 )
 
 Array = NDArray[np.float64]
+
+MOST_ATOMS = 2e6
 
 
 class Density(Protocol):
@@ -177,13 +179,15 @@ class Pair:
 
     Attributes:
         densities: Analytic parts.
-        atoms: Pairs of base loss and mass under Q.
+        atom_losses: Base losses that have a mass of their own, shape ``(k,)``.
+        atom_masses: Their masses under Q, shape ``(k,)``.
         infinite: What P holds where Q has nothing: an infinite loss.
         cut: What P holds of atoms that are left out, at most.
     """
 
-    densities: tuple[Density, ...] = ()
-    atoms: tuple[tuple[float, float], ...] = ()
+    densities: tuple[Density, ...]
+    atom_losses: Array
+    atom_masses: Array
     infinite: float = 0.0
     cut: float = 0.0
 
@@ -196,11 +200,12 @@ def pair_of(mechanism: Release, adjacency: Adjacency, tail: float) -> Pair:
     """
     match mechanism:
         case Gaussian():
-            return Pair((GaussianDensity(shift_over_noise(mechanism, adjacency)),))
+            return _dense(GaussianDensity(shift_over_noise(mechanism, adjacency)))
         case Laplace(scale, sensitivity):
             largest = sensitivity / scale
-            atoms = ((-largest, 0.5), (largest, 0.5 * math.exp(-largest)))
-            return Pair((LaplaceDensity(largest),), atoms)
+            ends = np.array([-largest, largest])
+            masses = np.array([0.5, 0.5 * math.exp(-largest)])
+            return Pair((LaplaceDensity(largest),), ends, masses)
         case DiscreteLaplace(scale, sensitivity):
             return _discrete_laplace(scale, sensitivity)
         case DiscreteGaussian(scale, sensitivity):
@@ -208,10 +213,9 @@ def pair_of(mechanism: Release, adjacency: Adjacency, tail: float) -> Pair:
         case RandomizedResponse(truth, categories):
             other = (1 - truth) / (categories - 1)
             loss = response_loss(mechanism)
-            rest = ((0.0, (categories - 2) * other),) if categories > 2 else ()
-            return Pair((), ((loss, other), (-loss, truth), *rest))
+            return _atoms([loss, -loss, 0.0], [other, truth, (categories - 2) * other])
         case Exponential(epsilon):
-            return Pair((BoundedRangeDensity(epsilon),))
+            return _dense(BoundedRangeDensity(epsilon))
         case PureDP(epsilon):
             return _two_answers(epsilon, 0.0)
         case ApproximateDP(epsilon, delta):
@@ -223,29 +227,52 @@ def pair_of(mechanism: Release, adjacency: Adjacency, tail: float) -> Pair:
             )
 
 
+def _dense(density: Density) -> Pair:
+    return Pair((density,), np.empty(0), np.empty(0))
+
+
+def _atoms(
+    losses: ArrayLike, masses: ArrayLike, *, infinite: float = 0.0, cut: float = 0.0
+) -> Pair:
+    return Pair((), np.asarray(losses, float), np.asarray(masses, float), infinite, cut)
+
+
 def _two_answers(epsilon: float, delta: float) -> Pair:
     truth = 1 / (1 + math.exp(-epsilon))
     other = math.exp(-epsilon) * truth
-    atoms = ((epsilon, (1 - delta) * other), (-epsilon, (1 - delta) * truth))
-    return Pair((), atoms if not delta else (*atoms, (-math.inf, delta)), delta)
+    masses = [(1 - delta) * other, (1 - delta) * truth, delta]
+    return _atoms([epsilon, -epsilon, -math.inf], masses, infinite=delta)
 
 
 def _discrete_laplace(scale: float, sensitivity: int) -> Pair:
     """Losses (|x| - |x - s|)/scale: s + 1 values, the outer ones with all of a tail."""
-    x = np.arange(1, sensitivity)
+    _require_few(sensitivity)
+    x = np.arange(sensitivity + 1)
     rest = math.exp(-1 / scale)
-    tail = 1 / (1 + rest)  # of x <= 0: the two tails share the middle
-    atoms = [(-sensitivity / scale, tail), (sensitivity / scale, tail * rest**sensitivity)]
     masses = np.exp(-x / scale) * (1 - rest) / (1 + rest)
-    atoms += zip(((2 * x - sensitivity) / scale).tolist(), masses.tolist(), strict=True)
-    return Pair((), tuple(atoms))
+    tail = 1 / (1 + rest)  # of x <= 0: the two tails share the middle
+    masses[0], masses[-1] = tail, tail * math.exp(-sensitivity / scale)
+    return _atoms((2 * x - sensitivity) / scale, masses)
 
 
 def _discrete_gaussian(scale: float, sensitivity: int, tail: float) -> Pair:
     """Losses (2 x s - s^2)/(2 scale^2); what lies beyond ``tail`` is left out."""
-    reach = sensitivity + math.ceil(scale * math.sqrt(-2 * math.log(tail / 16))) + 1
-    x = np.arange(-reach, reach + 1, dtype=np.float64)
-    weights = np.exp(-x * x / (2 * scale * scale))
-    losses = sensitivity * (2 * x - sensitivity) / (2 * scale * scale)
-    atoms = zip(losses.tolist(), (weights / weights.sum()).tolist(), strict=True)
-    return Pair((), tuple(atoms), cut=tail)
+    reach = sensitivity + scale * math.sqrt(-2 * math.log(tail / 16)) + 2
+    _require_few(reach)
+    x = np.arange(-math.ceil(reach), math.ceil(reach) + 1, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        weights = np.exp(-((x / scale) ** 2) / 2)
+        losses = (sensitivity / scale) * ((x - sensitivity / 2) / scale)
+    if not np.isfinite(losses).all():
+        raise Unresolvable(f"noise of scale {scale:g} is far from private")
+    return _atoms(losses, weights / weights.sum(), cut=tail)
+
+
+def _require_few(atoms: float) -> None:
+    """Refuse tables that memory does not hold.
+
+    Raises:
+        Unresolvable: there would be millions of atoms.
+    """
+    if not atoms < MOST_ATOMS:
+        raise Unresolvable(f"{atoms:g} values of discrete noise are too many for a table")

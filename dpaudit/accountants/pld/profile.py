@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -36,6 +37,7 @@ from dpaudit.vocabulary.mechanism import (
 # Sampled without a record being replaced, the two directions differ.
 ONE_SIDED = (PoissonSampled, TruncatedPoisson, RandomAllocation)
 NUDGE = 1 + 1e-12
+UNSAMPLED = "the same without sampling"
 TRUNCATION_ROUNDS = 40
 
 
@@ -65,7 +67,8 @@ class PldProfile:
 
     def __post_init__(self) -> None:
         # Refuses what has no pair before anything is asked of it.
-        Question(self.releases, self.adjacency, Way.REMOVED, Role.ABOVE).ledger(1e-5)
+        with suppress(Unresolvable):
+            Question(self.releases, self.adjacency, Way.REMOVED, Role.ABOVE).ledger(1e-5)
 
     def epsilon(self, *, delta: float) -> Bound:
         """Return the interval of the least epsilon at ``delta``, ``1e-300 <= delta < 1``.
@@ -115,13 +118,12 @@ class PldProfile:
 
     def _gaussian_mu(self) -> float | None:
         if all(isinstance(release, Gaussian) for release in self.releases):
-            return math.sqrt(
-                sum(
-                    times * shift_over_noise(release, self.adjacency) ** 2
-                    for release, times in self.releases.items()
-                    if isinstance(release, Gaussian)
-                )
+            shifts = (
+                math.sqrt(times) * shift_over_noise(release, self.adjacency)
+                for release, times in self.releases.items()
+                if isinstance(release, Gaussian)
             )
+            return math.hypot(*shifts)
         return None
 
     def _ever_joins(self) -> float:
@@ -161,6 +163,24 @@ Ask = Callable[[Question], Answer]
 
 
 def _epsilon(question: Question, delta: float) -> Answer:
+    try:
+        return _epsilon_resolved(question, delta)
+    except Unresolvable:
+        if (mu := question.unsampled) is None:
+            raise
+        return Answer(0.0, gaussian.epsilon(delta, mu=mu).upper, UNSAMPLED)
+
+
+def _delta(question: Question, epsilon: float) -> Answer:
+    try:
+        return _delta_resolved(question, epsilon)
+    except Unresolvable:
+        if (mu := question.unsampled) is None:
+            raise
+        return Answer(0.0, gaussian.delta(epsilon, mu=mu).upper, UNSAMPLED)
+
+
+def _epsilon_resolved(question: Question, delta: float) -> Answer:
     ledger = question.ledger(delta)
     match ledger:
         case Ledger(laws=((law, 1),), gaussian=0.0):
@@ -172,7 +192,7 @@ def _epsilon(question: Question, delta: float) -> Answer:
             return solve.epsilon(ledger, delta)
 
 
-def _delta(question: Question, epsilon: float) -> Answer:
+def _delta_resolved(question: Question, epsilon: float) -> Answer:
     ledger = question.ledger(1e-30)
     match ledger:
         case Ledger(laws=((_, 1),), gaussian=0.0):
