@@ -98,12 +98,12 @@ def epsilon(ledger: Ledger, delta: float) -> Answer:
         drafted = planning.draft(ledger, cumulants, lean * order, Target(guess, log_delta))
         if drafted is None:
             continue
-        root, steepness = _root(drafted.estimate, delta, guess, order, SHARP_ROOT)
+        root, steepness = _root(drafted.estimate, delta, guess, order, 2 * guess, SHARP_ROOT)
         if not drafted.doubt(root) < planning.MOST_DOUBT:
             break  # a smaller order cancels more
         if (contour := planning.certified(ledger, drafted, root)) is not None:
             evaluator = Evaluator((contour,), ledger)
-            known = known.meet(_bracket(evaluator, delta, root, steepness, "contour")[0])
+            known = known.meet(_bracket(evaluator, delta, root, steepness, 2 * guess, "contour")[0])
             if known.narrow_enough(SHARP, 0.0):
                 return known
             guess, slope = known.upper, steepness
@@ -120,6 +120,7 @@ def _epsilon_smoothed(
     # Smoothing by h widens delta by about (h slope)^2, and epsilon by that over slope.
     size = max(guess, known.upper / 4) if known.lower == 0 else guess
     share = min(math.sqrt(slope * max(SMOOTHING * size, ABSOLUTE_SMOOTHING)), LARGEST_SHARE)
+    ceiling = 2 * min(known.upper, LARGEST_GUESS)
     for _ in range(MOST_ROUNDS):
         if known.narrow_enough(WIDE, NARROW):
             break
@@ -128,7 +129,7 @@ def _epsilon_smoothed(
             share *= 2
             continue
         method = "smoothed contour" if split.cap is None else "smoothed contour, split"
-        found, steepness = _bracket(evaluator, delta, guess, slope, method)
+        found, steepness = _bracket(evaluator, delta, guess, slope, ceiling, method)
         known = known.meet(found)
         if found.lower > 0:
             guess, slope = min(found.upper, known.upper), steepness
@@ -202,14 +203,13 @@ def _corner(ledger: Ledger, delta: float) -> Answer:
 
 
 def _bracket(
-    evaluator: Evaluator, delta: float, guess: float, slope: float, method: str
+    evaluator: Evaluator, delta: float, guess: float, slope: float, ceiling: float, method: str
 ) -> tuple[Answer, float]:
     """Return the certified interval around the crossing of ``delta``, and the slope there."""
     precision = SHARP_ROOT if method == "contour" else WIDE_ROOT
-    root, slope = _root(evaluator.estimate, delta, guess, slope, precision)
-    if root <= 0 and evaluator.upper(0.0) <= delta:
+    root, slope = _root(evaluator.estimate, delta, guess, slope, ceiling, precision)
+    if root == 0 and evaluator.upper(0.0) <= delta:
         return Answer(0.0, 0.0, method), slope
-    root = max(root, 0.0)
     upper = _seen(lambda e: evaluator.upper(e) / delta, root, slope, 1, precision)
     lower = _seen(lambda e: evaluator.lower(e) / delta, root, slope, -1, precision)
     budget = evaluator.budget(root)
@@ -217,22 +217,33 @@ def _bracket(
 
 
 def _root(
-    falling: Callable[[float], float], target: float, start: float, slope: float, precision: float
+    falling: Callable[[float], float],
+    target: float,
+    start: float,
+    slope: float,
+    ceiling: float,
+    precision: float,
 ) -> tuple[float, float]:
-    """Return about where log falling(e) = log target, and its slope there: secant steps."""
-    e, last, steepness = start, None, slope
-    for _ in range(40):
+    """Return about where log falling(e) = log target in [0, ceiling], and its slope there.
+
+    Secant steps; a step that leaves what is known to hold the root is replaced by a look at
+    0, and then by geometric means, as slopes may differ by powers of ten.
+    """
+    low, high = -1.0, ceiling  # -1: nothing is known of 0 yet
+    e, last, steepness = min(start, ceiling), (math.nan, math.nan), slope
+    for _ in range(60):
         value = falling(e)
         gap = math.log(value / target) if value > 0 else -3.0
-        if last is not None and gap != last[1] and e != last[0] and value > 0:
-            seen = -(gap - last[1]) / (e - last[0])
-            steepness = min(max(seen, 0.05 * slope), 20 * slope)
-        step = min(max(gap / steepness, -4 / slope), 4 / slope)
-        if abs(gap) < precision:
+        if abs(gap) < precision or (e == 0 and gap < 0):
             break
+        low, high = (e, high) if gap > 0 else (low, e)
+        seen = (last[1] - gap) / (e - last[0]) if e != last[0] else math.nan
+        steepness = seen if 0 < seen < math.inf else steepness
         last = (e, gap)
-        e += step
-        if e < -20 / slope:
+        e += gap / steepness
+        if not low < e < high:
+            e = 0.0 if low < 0 else math.sqrt(max(low, 1e-6 * high) * high)
+        if e == last[0]:
             break
     return e, steepness
 

@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 
 CAPS = 48
 TYPICAL_LOG_GAP = 2.5  # of Chernoff's bound above the truth
+ABOUT_EQUAL = 1.0
 WORTH_SPLITTING = 7.0  # nats that the terms would cancel
 
 
@@ -75,7 +76,8 @@ class RoughTables:
         """Return the best cut at ``epsilon``, or none where one tilt is good enough."""
         penalty = self.penalty(epsilon)
         whole, parts = self.at(epsilon)
-        best = int(np.argmin(parts))
+        # Of about equal caps the largest: the smaller, the more the upper part varies.
+        best = int(np.flatnonzero(parts <= parts.min() + ABOUT_EQUAL)[-1])
         if whole - log_delta < WORTH_SPLITTING or parts[best] > whole - 2:
             order = float(self.orders[int(np.argmin(self.whole + penalty))])
             return Split(epsilon, log_delta, None, (order,), whole - log_delta)
