@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
-from scipy.special import i0e
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -77,7 +75,7 @@ def _powers(phases: Array, count: int) -> ComplexArray:
 
 
 def _by_spreading(losses: Array, masses: Array, spacing: float, count: int) -> ComplexArray:
-    size = scipy.fft.next_fast_len(4 * count, real=True)
+    size = _fast_length(4 * count)
     position = losses * (spacing / (2 * math.pi)) * size
     first = np.ceil(position - WINDOW / 2)
     offset = position - first
@@ -87,8 +85,13 @@ def _by_spreading(losses: Array, masses: Array, spacing: float, count: int) -> C
         part = slice(start, start + AT_ONCE)
         _spread(grid, offset[part], cell[part], masses[part])
     grid[:WINDOW] += grid[size:]
-    transform = scipy.fft.rfft(grid[:size])[:count].conj()
+    transform = np.fft.rfft(grid[:size])[:count].conj()
     return np.asarray(transform / _window_transform(count, size))
+
+
+def _fast_length(least: int) -> int:
+    """Return a length of at least ``least`` whose FFT is fast: few and small prime factors."""
+    return min(odd << max(0, (-(-least // odd) - 1).bit_length()) for odd in (1, 3, 5, 9, 15))
 
 
 def _spread(grid: Array, offset: Array, cell: NDArray[np.int64], masses: Array) -> None:
@@ -107,4 +110,4 @@ def _window_transform(count: int, size: int) -> Array:
     """sinh(b sqrt(1 - t^2)) / sqrt(1 - t^2) on [-1, 1] transforms to pi I0(sqrt(b^2 - w^2))."""
     frequency = np.arange(count) * (math.pi * WINDOW / size)
     root = np.sqrt(SHAPE * SHAPE - frequency * frequency)
-    return np.asarray(math.pi * i0e(root) * np.exp(root - SHAPE) * WINDOW)
+    return np.asarray(math.pi * np.i0(root) * math.exp(-SHAPE) * WINDOW)
