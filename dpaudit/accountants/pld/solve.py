@@ -39,6 +39,7 @@ BETA = 18.0
 MOST_SLACK = 40.0
 SMOOTHING, ABSOLUTE_SMOOTHING = 3e-4, 4e-7
 LARGEST_SHARE, LARGEST_GUESS = 0.3, 1e6
+MOVED = 1.5
 CORNER = 0.98  # of the largest loss: all releases lose nearly what they can
 CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4)
 
@@ -99,14 +100,13 @@ def epsilon(ledger: Ledger, delta: float) -> Answer:
         if drafted is None:
             continue
         root, steepness = _root(drafted.estimate, delta, guess, order, 2 * guess, SHARP_ROOT)
-        if not drafted.doubt(root) < planning.MOST_DOUBT:
-            break  # a smaller order cancels more
         if (contour := planning.certified(ledger, drafted, root)) is not None:
             evaluator = Evaluator((contour,), ledger)
-            known = known.meet(_bracket(evaluator, delta, root, steepness, 2 * guess, "contour")[0])
-            if known.narrow_enough(SHARP, 0.0):
-                return known
-            guess, slope = known.upper, steepness
+            found, slope = _bracket(evaluator, delta, root, steepness, 2 * guess, "contour")
+            known = known.meet(found)
+        break
+    if known.narrow_enough(WIDE, NARROW):
+        return known
     split = split_for_delta(ledger, log_delta, order, min(known.upper, LARGEST_GUESS))
     return _epsilon_smoothed(ledger, delta, split, known, slope)
 
@@ -133,6 +133,10 @@ def _epsilon_smoothed(
         known = known.meet(found)
         if found.lower > 0:
             guess, slope = min(found.upper, known.upper), steepness
+        elif known.upper < guess:
+            guess = known.upper
+        if not 1 / MOVED < guess / split.epsilon < MOVED:  # the cut was made for elsewhere
+            split = split_for_epsilon(ledger, guess, split.orders[0])
         share *= _next_share(known, max(WIDE * known.upper, NARROW))
     return known
 
@@ -302,8 +306,8 @@ def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
         contour = planning.certified(laws, drafted, epsilon) if drafted else None
         if contour is not None:
             known = known.meet(_delta_by(Evaluator((contour,), laws), epsilon, "contour"))
-            if known.narrow_enough(SHARP, 0.0):
-                return known
+        if drafted is not None:
+            break
     share = 0.02
     for _ in range(MOST_ROUNDS):
         if known.narrow_enough(WIDE, 0.0):
