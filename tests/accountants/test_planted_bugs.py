@@ -9,20 +9,27 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from dpaudit.accountants import gaussian, naive, pld, rdp
-from dpaudit.accountants.pld import grid, lattice
-from dpaudit.accountants.pld.laws import Direction
-from dpaudit.accountants.pld.randomized_response import BinaryResponses
+from dpaudit.accountants.pld import contour, enclosure, losses, planning, solve
+from dpaudit.accountants.pld.compose import Question
+from dpaudit.accountants.pld.enclosure import grid, lattice
+from dpaudit.accountants.pld.enclosure.laws import Direction
+from dpaudit.accountants.pld.losses import Way
+from dpaudit.accountants.pld.two_answers import TwoAnswers
 from dpaudit.accountants.renyi import sampling
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import AccountingError, DpauditError
-from dpaudit.vocabulary.mechanism import Gaussian, RandomizedResponse, Repeated
-from tests.accountants.golden import holds, of_ledger, values
+from dpaudit.vocabulary.mechanism import Gaussian, Laplace, RandomizedResponse, Repeated
+from tests.accountants import forced, oracles
+from tests.accountants.golden import holds, of_ledger, one_way, values
 
 # In the package, the name profile is the function.
 pld_profile = importlib.import_module("dpaudit.accountants.pld.profile")
+compose = importlib.import_module("dpaudit.accountants.pld.compose")
+enclosure_profile = importlib.import_module("dpaudit.accountants.pld.enclosure.profile")
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -31,17 +38,113 @@ SAMPLED = [
     for value in values("sampled_gaussian", "at_delta")
     if value["name"] in ("A", "F", "mixed") or value["ledger"] == [[3e-6, 7.0, 1]]
 ]
+LAPLACE = [
+    value
+    for value in values("laplace", "at_delta")
+    if value["scale"] == 2.0 and value["times"] in (2, 5)
+]
+
+
+def golden_epsilons_hold() -> bool:
+    return all(
+        holds(one_way(answers, direction), value["epsilon"][direction])
+        for value in SAMPLED
+        for answers in [
+            pld.profile(of_ledger(value["ledger"])).explain_epsilon(delta=value["at_delta"])
+        ]
+        for direction in ("remove", "add")
+    )
+
+
+def golden_laplace_holds() -> bool:
+    return all(
+        holds(
+            pld.profile(Repeated(Laplace(value["scale"]), value["times"])).epsilon(
+                delta=value["at_delta"]
+            ),
+            value["epsilon"],
+        )
+        for value in LAPLACE
+    )
+
+
+# Sampling rate, noise multiplier, direction, epsilon: rare and large losses, and common ones.
+ONE_STEPS = [
+    (0.01, 1.0, "remove", 2.7),
+    (1e-6, 0.3, "remove", 9.0),
+    (0.3, 3.0, "remove", 0.17),
+    (0.9, 2.0, "add", 0.7),
+    (0.01, 1.0, "add", 0.003),
+]
+
+
+def encloses(evaluator: solve.Evaluator | None, epsilon: float, truth: float) -> bool:
+    """Allow for what the closed form in double precision may be wrong by."""
+    if evaluator is None:
+        return False
+    return evaluator.lower(epsilon) <= truth * (1 + 1e-10) + 1e-17 and truth * (
+        1 - 1e-10
+    ) - 1e-17 <= evaluator.upper(epsilon)
+
+
+def one_step_by_smoothing_holds_the_closed_form() -> bool:
+    return all(
+        encloses(forced.smoothed(forced.ledger_of([(rate, noise, 1)], way), at), at, truth)
+        for rate, noise, way, at in ONE_STEPS
+        for truth in [oracles.one_step_delta(at, rate, noise, way)]
+    )
+
+
+def one_step_split_in_two_holds_the_closed_form() -> bool:
+    """The cap is above epsilon, so that both parts have a share in delta."""
+    return all(
+        encloses(forced.split(forced.ledger_of([(rate, noise, 1)], way), at, cap * at), at, truth)
+        for rate, noise, way, at in ONE_STEPS
+        for truth in [oracles.one_step_delta(at, rate, noise, way)]
+        for cap in (1.1, 1.5)
+    )
+
+
+RARE = [([(1e-5, 0.7, 40)], 1e-9), ([(2e-4, 0.5, 8), (1e-5, 0.9, 100)], 1e-12)]
+
+
+def rare_losses_overlap_with_the_enclosure() -> bool:
+    return all(
+        answer.lower <= other.upper and other.lower <= answer.upper
+        for ledger, delta in RARE
+        for answer in [pld.profile(of_ledger(ledger)).epsilon(delta=delta)]
+        for other in [enclosure.profile(of_ledger(ledger)).epsilon(delta=delta)]
+    )
+
+
+def epsilon_and_delta_are_inverse() -> bool:
+    profile = pld.profile(of_ledger([(0.01, 1.0, 1000)]))
+    epsilon = profile.epsilon(delta=1e-5)
+    least, most = profile.delta(epsilon=epsilon.upper), profile.delta(epsilon=epsilon.lower)
+    return least.lower <= 1e-5 <= most.upper
+
+
+def chernoff_lies_above_one_step() -> bool:
+    """At every order in the table, the order where it is sharp among them."""
+    return all(
+        bool((ledger_table.log_chernoff(at) >= math.log(truth) - 1e-10).all())
+        for rate, noise, way, at in ONE_STEPS
+        for truth in [oracles.one_step_delta(at, rate, noise, way)]
+        for _, ledger_table, _ in [
+            forced.saddle(planning.Whole(forced.ledger_of([(rate, noise, 1)], way)), at)
+        ]
+    )
 
 
 WIDTHS = (0.005, 0.2)  # a coarse grid needs its safety margins more
 
 
-def pld_intervals_hold() -> bool:
+def enclosures_hold() -> bool:
     return all(
         holds(profile.epsilon(delta=value["at_delta"]), max(value["epsilon"].values(), key=Decimal))
         for value in SAMPLED
         for width in WIDTHS
-        for profile in [pld.profile(of_ledger(value["ledger"]), relative_width=width)]
+        for profile in [enclosure.profile(of_ledger(value["ledger"]), relative_width=width)]
     )
 
 
@@ -94,8 +197,18 @@ def notices(check: Callable[[], bool]) -> bool:
         return True
 
 
+OF_THE_CONTOUR = [
+    epsilon_and_delta_are_inverse,
+    golden_laplace_holds,
+    rare_losses_overlap_with_the_enclosure,
+    one_step_by_smoothing_holds_the_closed_form,
+    one_step_split_in_two_holds_the_closed_form,
+    chernoff_lies_above_one_step,
+    golden_epsilons_hold,
+]
 CHECKS = [
-    pld_intervals_hold,
+    *OF_THE_CONTOUR,
+    enclosures_hold,
     responses_hold,
     gaussians_hold,
     renyi_lies_above_the_truth,
@@ -105,6 +218,246 @@ CHECKS = [
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_without_a_planted_bug_every_check_passes(check):
+    assert check()
+
+
+def wide_panels(
+    monkeypatch, scales: float = 5.0, losses_wide: float = 1.8, radians: float = 40.0
+):
+    monkeypatch.setattr(losses, "WIDTH_IN_SCALES", scales)
+    monkeypatch.setattr(losses, "WIDTH_IN_LOSSES", losses_wide)
+    monkeypatch.setattr(losses, "WIDTH_IN_RADIANS", radians)
+
+
+def wide_panels_without_their_error(monkeypatch):
+    wide_panels(monkeypatch, 30.0, 12.0, 80.0)
+    monkeypatch.setattr(
+        losses.Branch,
+        "log_errors",
+        lambda self, edges, orders, reach: np.full((len(orders), len(edges) - 1), -700.0),
+    )
+
+
+def what_hardly_counts_is_left_out(monkeypatch):
+    """Panels with a hundredth of the density's peak, as if they held nothing."""
+    monkeypatch.setattr(losses, "LOG_NEGLIGIBLE", -4.0)
+    monkeypatch.setattr(losses, "_log_sum", lambda logs: -math.inf)
+
+
+def short_period(monkeypatch):
+    """Aliases as large as delta itself, by Chernoff."""
+    monkeypatch.setattr(planning, "PLAIN_ALIASES", 1.0)
+    monkeypatch.setattr(planning, "SMOOTH_ALIASES", 1.0)
+
+
+def short_period_and_no_aliases(monkeypatch):
+    short_period(monkeypatch)
+    monkeypatch.setattr(contour.Contour, "_aliases", lambda self, epsilon: 0.0)
+
+
+def few_frequencies(monkeypatch):
+    monkeypatch.setattr(planning, "LOG_FALLEN", 6.0)
+    monkeypatch.setattr(planning, "DEVIATIONS", 2.0)
+
+
+def nothing_beyond_the_last_frequency(monkeypatch):
+    few_frequencies(monkeypatch)
+    monkeypatch.setattr(planning, "_beyond", lambda ledger, found: 0.0)
+
+
+def blunt_kernel(monkeypatch):
+    """A transform that is still large where it is cut."""
+    monkeypatch.setattr(forced, "BETA", 1.0)
+    monkeypatch.setattr(solve, "BETA", 1.0)
+    monkeypatch.setattr(solve, "MOST_SLACK", 0.0)
+
+
+def nothing_beyond_the_kernel(monkeypatch):
+    blunt_kernel(monkeypatch)
+    monkeypatch.setattr(contour.Kernel, "beyond_reach", lambda self, order: 0.0)
+
+
+def large_tails_cut(monkeypatch):
+    monkeypatch.setattr(compose, "TAIL_SHARE", 0.1)
+
+
+def large_tails_cut_and_forgotten(monkeypatch):
+    large_tails_cut(monkeypatch)
+    honest = Question.ledger
+    monkeypatch.setattr(
+        Question,
+        "ledger",
+        lambda self, delta: dataclasses.replace(honest(self, delta), cut=0.0),
+    )
+
+
+def only_the_direction_that_removes(monkeypatch):
+    """And says so of both."""
+    honest = Question.ledger
+    monkeypatch.setattr(
+        Question,
+        "ledger",
+        lambda self, delta: honest(dataclasses.replace(self, way=Way.REMOVED), delta),
+    )
+
+
+def every_release_once(monkeypatch):
+    honest = pld_profile.count_releases
+    monkeypatch.setattr(pld_profile, "count_releases", lambda m: dict.fromkeys(honest(m), 1))
+
+
+def one_step_forgotten(monkeypatch):
+    honest = pld_profile.count_releases
+
+    def fewer(mechanism):
+        return {release: max(1, times - 1) for release, times in honest(mechanism).items()}
+
+    monkeypatch.setattr(pld_profile, "count_releases", fewer)
+
+
+def one_step_too_many(monkeypatch):
+    honest = pld_profile.count_releases
+
+    def more(mechanism):
+        return {release: times + 1 for release, times in honest(mechanism).items()}
+
+    monkeypatch.setattr(pld_profile, "count_releases", more)
+
+
+def a_rate_diluted(monkeypatch):
+    """Takes one batch in a million for one that the record never joins."""
+    honest = compose.sampled_losses
+    monkeypatch.setattr(
+        compose,
+        "sampled_losses",
+        lambda pair, rate, *rest: honest(pair, rate * (1 - 1e-6), *rest),
+    )
+
+
+def a_logarithm_inaccurate_near_1(monkeypatch):
+    """numpy's own, of complex arguments: it caused real misses."""
+    monkeypatch.setattr(contour, "_log1p", np.log1p)
+
+
+def smoothed_and_not_shifted(monkeypatch):
+    """The lower end of the sandwich at epsilon, as if smoothing lowered delta."""
+    honest = contour.Contour.lower
+
+    def unshifted(self, epsilon):
+        return honest(self, epsilon - (self.kernel.half_width if self.kernel else 0.0))
+
+    monkeypatch.setattr(contour.Contour, "lower", unshifted)
+
+
+def smoothed_for_the_lower_end(monkeypatch):
+    """What is smoothed lies above delta, and is given out for the lower end."""
+    honest = contour.Contour.lower
+
+    def above(self, epsilon):
+        return honest(self, epsilon) if self.kernel is None else self.estimate(epsilon)
+
+    monkeypatch.setattr(contour.Contour, "lower", above)
+
+
+def large_losses_dropped_and_forgotten(monkeypatch):
+    """Part B of the split."""
+    monkeypatch.setattr(planning.Jumps, "transform", _nothing(planning.Jumps.transform))
+
+
+def _nothing(honest):
+    def transform(self, *args):
+        found = honest(self, *args)
+        return dataclasses.replace(found, values=0 * found.values, errors=0 * found.errors)
+
+    return transform
+
+
+def a_search_that_stops_early(monkeypatch):
+    """One secant step, and its end is what is looked around from."""
+
+    def one_step(falling, target, start, slope, ceiling, precision):
+        return start + math.log(falling(start) / target) / slope, slope
+
+    monkeypatch.setattr(solve, "_root", one_step)
+
+
+def a_search_that_stops_early_and_is_believed(monkeypatch):
+    a_search_that_stops_early(monkeypatch)
+    monkeypatch.setattr(
+        solve,
+        "_seen",
+        lambda ratio, start, slope, side, precision: start * (1 + side * 1e-9),
+    )
+
+
+def a_mean_forgotten(monkeypatch):
+    """The losses' rounding: their mean is taken for a little more than it is."""
+    honest = contour.transform
+
+    def shifted(*args):
+        found = honest(*args)
+        return dataclasses.replace(found, mean=found.mean * (1 + 1e-7))
+
+    monkeypatch.setattr(planning, "transform", shifted)
+
+
+PLANTED_IN_THE_CONTOUR = [
+    wide_panels_without_their_error,
+    what_hardly_counts_is_left_out,
+    short_period_and_no_aliases,
+    nothing_beyond_the_last_frequency,
+    nothing_beyond_the_kernel,
+    large_tails_cut_and_forgotten,
+    only_the_direction_that_removes,
+    every_release_once,
+    one_step_forgotten,
+    one_step_too_many,
+    a_rate_diluted,
+    a_logarithm_inaccurate_near_1,
+    smoothed_and_not_shifted,
+    smoothed_for_the_lower_end,
+    large_losses_dropped_and_forgotten,
+    a_search_that_stops_early_and_is_believed,
+    a_mean_forgotten,
+]
+
+
+@pytest.mark.parametrize("plant", PLANTED_IN_THE_CONTOUR)
+def test_a_bug_in_the_contour_is_noticed(monkeypatch, plant: Plant):
+    plant(monkeypatch)
+    assert any(notices(check) for check in OF_THE_CONTOUR)
+
+
+# What is only too coarse makes answers wider, as long as its error is counted.
+COARSE = [
+    (wide_panels, golden_laplace_holds),
+    (wide_panels, one_step_by_smoothing_holds_the_closed_form),
+    (wide_panels, chernoff_lies_above_one_step),
+    (short_period, golden_laplace_holds),
+    (short_period, one_step_split_in_two_holds_the_closed_form),
+    (few_frequencies, golden_epsilons_hold),
+    (blunt_kernel, golden_laplace_holds),
+    (blunt_kernel, one_step_by_smoothing_holds_the_closed_form),
+    (large_tails_cut, epsilon_and_delta_are_inverse),
+    (large_tails_cut, one_step_by_smoothing_holds_the_closed_form),
+    (a_search_that_stops_early, golden_epsilons_hold),
+    (a_search_that_stops_early, rare_losses_overlap_with_the_enclosure),
+]
+
+
+@pytest.mark.parametrize(("plant", "check"), COARSE)
+def test_a_coarse_contour_is_wider_and_never_wrong(
+    monkeypatch, plant: Plant, check: Callable[[], bool]
+):
+    plant(monkeypatch)
+    assert check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", dict.fromkeys(plant for plant, _ in COARSE))
+@pytest.mark.parametrize("check", OF_THE_CONTOUR)
+def test_no_coarse_contour_is_ever_wrong(monkeypatch, plant: Plant, check: Callable[[], bool]):
+    plant(monkeypatch)
     assert check()
 
 
@@ -149,37 +502,37 @@ def tails_dropped_and_forgotten(monkeypatch):
     monkeypatch.setattr(grid, "discretise", forgetful)
 
 
-def one_step_forgotten(monkeypatch):
-    honest = pld_profile.count_releases
+def one_step_of_the_grid_forgotten(monkeypatch):
+    honest = enclosure_profile.count_releases
 
     def fewer(mechanism):
         return {release: max(1, times - 1) for release, times in honest(mechanism).items()}
 
-    monkeypatch.setattr(pld_profile, "count_releases", fewer)
+    monkeypatch.setattr(enclosure_profile, "count_releases", fewer)
 
 
-def one_step_too_many(monkeypatch):
-    honest = pld_profile.count_releases
+def steps_of_the_grid_too_many(monkeypatch):
+    honest = enclosure_profile.count_releases
 
     def more(mechanism):
         return {release: times + 10 for release, times in honest(mechanism).items()}
 
-    monkeypatch.setattr(pld_profile, "count_releases", more)
+    monkeypatch.setattr(enclosure_profile, "count_releases", more)
 
 
 def only_the_direction_that_adds(monkeypatch):
-    monkeypatch.setattr(pld_profile.PldProfile, "_directions", lambda self: (Direction.ADD,))
+    monkeypatch.setattr(enclosure_profile.GridProfile, "_directions", lambda self: (Direction.ADD,))
 
 
 def sampling_taken_for_certain(monkeypatch):
     """Prices the noise of one in ten batches less."""
-    honest = pld_profile.loss_law
+    honest = enclosure_profile.loss_law
 
     def diluted(release, adjacency, direction):
         law = honest(release, adjacency, direction)
         return dataclasses.replace(law, rate=0.9 * law.rate)
 
-    monkeypatch.setattr(pld_profile, "loss_law", diluted)
+    monkeypatch.setattr(enclosure_profile, "loss_law", diluted)
 
 
 PLANTED_IN_THE_GRID = [
@@ -189,8 +542,8 @@ PLANTED_IN_THE_GRID = [
     a_window_too_small_and_no_wrap_error,
     no_hoeffding_shift,
     tails_dropped_and_forgotten,
-    one_step_forgotten,
-    one_step_too_many,
+    one_step_of_the_grid_forgotten,
+    steps_of_the_grid_too_many,
     only_the_direction_that_adds,
     sampling_taken_for_certain,
 ]
@@ -199,35 +552,40 @@ PLANTED_IN_THE_GRID = [
 @pytest.mark.parametrize("plant", PLANTED_IN_THE_GRID)
 def test_a_bug_in_the_grid_is_noticed(monkeypatch, plant: Plant):
     plant(monkeypatch)
-    assert notices(pld_intervals_hold)
+    assert notices(enclosures_hold)
 
 
 @pytest.mark.parametrize("log_wrap", [math.log(0.5), math.log(1e-3)])
 def test_a_window_too_small_is_wider_and_never_wrong(monkeypatch, log_wrap):
     monkeypatch.setattr(grid, "LOG_WRAP", log_wrap)
-    assert pld_intervals_hold()
+    assert enclosures_hold()
+
+
+A = [(0.01, 1.0, 1000)]
 
 
 def test_two_ends_that_contradict_each_other_are_an_error_and_no_answer(monkeypatch):
     """A lower end above the upper one proves a bug: no fallback may cover it up."""
     monkeypatch.setattr(grid.Composition, "delta_lower", lambda self, epsilon, eta: 1.0)
     with pytest.raises(AccountingError):
-        pld.profile(of_ledger([(0.01, 1.0, 1000)])).delta(epsilon=1.8)
+        enclosure.profile(of_ledger(A)).delta(epsilon=1.8)
+
+
+def test_two_certified_intervals_that_do_not_meet_are_an_error_and_no_answer(monkeypatch):
+    monkeypatch.setattr(contour.Contour, "lower", lambda self, epsilon: 1.0)
+    with pytest.raises(AccountingError):
+        pld.profile(of_ledger(A)).delta(epsilon=1.8)
 
 
 def responses_counted_once(monkeypatch):
-    honest = BinaryResponses.__init__
-    monkeypatch.setattr(
-        BinaryResponses, "__init__", lambda self, release, times: honest(self, release, 1)
-    )
+    honest = TwoAnswers.__init__
+    monkeypatch.setattr(TwoAnswers, "__init__", lambda self, loss, times: honest(self, loss, 1))
 
 
 def one_response_forgotten(monkeypatch):
-    honest = BinaryResponses.__init__
+    honest = TwoAnswers.__init__
     monkeypatch.setattr(
-        BinaryResponses,
-        "__init__",
-        lambda self, release, times: honest(self, release, max(1, times - 1)),
+        TwoAnswers, "__init__", lambda self, loss, times: honest(self, loss, max(1, times - 1))
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.errors import Unresolvable
+from dpaudit.vocabulary.errors import AccountingError
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Answer:
         """Return what both say, as both are certain.
 
         Raises:
-            Unresolvable: they contradict each other, which only a fault of ours can cause.
+            AccountingError: they contradict each other, which only a fault of ours can cause.
         """
         lower, upper = max(self.lower, other.lower), min(self.upper, other.upper)
         if not lower <= upper:
-            raise Unresolvable(
+            raise AccountingError(
                 f"two certified intervals of one value do not meet: [{self.lower!r}, "
                 f"{self.upper!r}] and [{other.lower!r}, {other.upper!r}]"
             )

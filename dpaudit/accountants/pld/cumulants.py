@@ -189,6 +189,17 @@ def _settled(
     return order, table
 
 
+def rough_deviation(ledger: Ledger) -> float:
+    """Return about the standard deviation of the composed loss."""
+    variance = ledger.gaussian
+    for law, times in ledger.laws:
+        losses, log_masses = law.rough
+        masses = np.exp(log_masses)
+        mean = float(masses @ losses)
+        variance += times * float(masses @ (losses - mean) ** 2)
+    return math.sqrt(max(variance, 1e-300))
+
+
 def _first_guess(ledger: Ledger, log_delta: float) -> float:
     """Return an order as for a Gaussian of the same variance."""
     variance = ledger.gaussian

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from dpaudit.accountants.pld.cumulants import (
     log_peak,
     order_for_delta,
     order_for_epsilon,
+    rough_deviation,
     table_around,
 )
 from dpaudit.accountants.pld.planning import Jumps, Source, Target, Whole
@@ -40,6 +41,7 @@ MOST_SLACK = 40.0
 SMOOTHING, ABSOLUTE_SMOOTHING = 3e-4, 4e-7
 LARGEST_SHARE, LARGEST_GUESS = 0.3, 1e6
 MOVED = 1.5
+NEARLY_ONE = -3.0  # log delta
 CORNER = 0.98  # of the largest loss: all releases lose nearly what they can
 CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4)
 
@@ -158,10 +160,12 @@ def _smoothed(ledger: Ledger, split: Split, target: Target, share: float) -> Eva
         else:
             sources.append(Jumps(below, above))
     parts = []
+    # Near delta 1 it is the spread of the losses that matters, not the order.
+    steepest = 1 / rough_deviation(ledger) if target.log_delta > NEARLY_ONE else 0.0
     for source, order in zip(sources, split.orders, strict=False):
         cumulants = source.table(order)
         slack = float(cumulants.log_chernoff(target.epsilon).min()) - target.log_delta
-        kernel = Kernel(share / order, BETA + min(max(slack, 0.0), MOST_SLACK))
+        kernel = Kernel(share / max(order, steepest), BETA + min(max(slack, 0.0), MOST_SLACK))
         part = source.plain(cumulants, order, target) if split.cap is not None else None
         if part is None:
             part = planning.smooth(source, cumulants, order, target, kernel)
@@ -298,6 +302,10 @@ def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
         laws = ledger(math.exp(min(log_delta, -1.0)))
     # The saddle point may lie among rare large losses, which the same delta's order avoids.
     order = min(order, order_for_delta(laws, log_delta)[0])
+    if log_delta > NEARLY_ONE:
+        order = max(order, 0.3 / rough_deviation(laws))
+    if split.cap is None:
+        split = replace(split, orders=(order,))
     cumulants = table_around(laws, order)
     most = math.exp(min(0.0, float(cumulants.log_chernoff(epsilon).min()))) * NUDGE
     known = Answer(0.0, min(1.0, most + laws.beyond), "Chernoff's inequality")

@@ -1,0 +1,192 @@
+"""Moments and points of a loss law, against integrals in long double."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from dpaudit.accountants.pld import one_release
+from dpaudit.accountants.pld.losses import LossLaw, Way, replaced_losses, sampled_losses
+from dpaudit.accountants.pld.pairs import Pair, pair_of
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.mechanism import ApproximateDP, Gaussian, Laplace, PureDP
+from tests.accountants import oracles
+from tests.accountants.pld import long_double
+
+TAIL = 1e-40
+RATES = (1e-6, 1e-3, 0.05, 0.5, 1.0)
+SHIFTS = (0.01, 0.3, 1.0, 3.3)
+ORDERS = (1e-2, 0.7, 12.0, 400.0, 1e5)
+
+
+def gaussians(shift: float) -> Pair:
+    return pair_of(Gaussian(1 / shift), Adjacency.ADD_OR_REMOVE_ONE, TAIL)
+
+
+def law_of(shift: float, rate: float, way: Way) -> LossLaw:
+    return sampled_losses(gaussians(shift), rate, way, TAIL)
+
+
+def tilted(law: LossLaw, order: float):
+    """Return the log of the tilted density at base losses, and the loss there."""
+    (branch,) = law.branches
+    sign, rate = branch.way.value, branch.rate
+
+    def loss(base):
+        return sign * long_double.log_ratio(base, rate)
+
+    def log_density(base):
+        density = long_double.gaussian_log_density(base, branch.density.shift)
+        return density + (branch.power * sign + order) * loss(base)
+
+    return log_density, loss, branch.low, branch.high
+
+
+CASES = [
+    pytest.param(shift, rate, way, id=f"{shift}-{rate}-{way.name.lower()}")
+    for shift in SHIFTS
+    for rate in RATES
+    for way in Way
+]
+
+
+@pytest.mark.parametrize(("shift", "rate", "way"), CASES)
+def test_moments_hold_the_integral(shift, rate, way):
+    law = law_of(shift, rate, way)
+    # One table up to each order: panels are cut for the largest.
+    for top in ORDERS:
+        if top * law.largest > 1e5:
+            continue  # beyond what panels resolve; nothing asks for delta below 1e-300
+        orders = top * np.array([0.03, 0.5, 1.0])
+        least, most = law.log_moments(orders)
+        for order, low, high in zip(orders, least, most, strict=True):
+            log_density, _, start, end = tilted(law, float(order))
+            truth = long_double.log_integral(log_density, start, end)
+            assert low <= truth <= high
+            assert high - low <= 1e-9 + 1e-13 * abs(truth)
+
+
+@pytest.mark.parametrize(("shift", "rate", "way"), CASES)
+def test_points_have_the_characteristic_function_up_to_their_reach(shift, rate, way):
+    law = law_of(shift, rate, way)
+    for order in (0.02, 3.0, 90.0):
+        spread = max(math.sqrt(law_variance(law, order)), 1e-9)
+        for turns in (0.5, 30.0):
+            reach = turns / spread
+            points = law.points(order, reach)
+            log_density, loss, start, end = tilted(law, order)
+            for frequency in (0.0, 0.37 * reach, reach):
+                truth, mean = long_double.log_fourier(log_density, loss, start, end, frequency)
+                angle = np.longdouble(frequency) * points.losses.astype(np.longdouble)
+                found = complex(
+                    (points.masses * np.cos(angle)).sum(), (points.masses * np.sin(angle)).sum()
+                )
+                # Both over the moment that was found, as they enter the contour.
+                scale = float(np.exp(truth - points.log_moment))
+                turned = 2**-52 * frequency * float(points.masses @ np.abs(points.losses))
+                assert abs(found - scale * mean) <= points.error + turned
+            assert abs(points.log_moment - truth) <= points.error * 1.001
+            assert points.error <= 1e-9
+
+
+def law_variance(law: LossLaw, order: float) -> float:
+    points = law.points(order, 1.0)
+    mean = points.masses @ points.losses
+    return float(points.masses @ (points.losses - mean) ** 2)
+
+
+@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("rate", [1e-4, 0.3, 1.0])
+@pytest.mark.parametrize("scale", [0.4, 3.0, 50.0])
+def test_laplace_moments_hold_their_closed_form(scale, rate, way):
+    """At rate 1: e^(c s)/2 + e^(-(c+1) s)/2 + (e^(c s) - e^(-(c+1) s)) / (2 (2 c + 1))."""
+    pair = pair_of(Laplace(scale), Adjacency.ADD_OR_REMOVE_ONE, TAIL)
+    law = sampled_losses(pair, rate, way, TAIL)
+    s = np.longdouble(1) / np.longdouble(scale)
+    for order in (0.1, 5.0, 300.0):
+        c = np.longdouble(order)
+        power = c + 1 if way is Way.REMOVED else -c
+
+        def at(base, power=power):
+            return power * long_double.log_ratio(np.asarray(base, np.longdouble), rate)
+
+        inside = long_double.log_integral(
+            lambda l, at=at: -(l + s) / 2 - np.log(np.longdouble(4)) + at(l), -s, s
+        )
+        top, bottom = at(s) - s - np.log(np.longdouble(2)), at(-s) - np.log(np.longdouble(2))
+        truth = np.logaddexp(np.logaddexp(top, bottom), inside)
+        least, most = law.log_moments(np.array([order]))
+        assert least[0] <= truth <= most[0]
+        assert most[0] - least[0] <= 1e-10
+        if rate == 1:
+            peak = c * s
+            falls = np.exp(-(2 * c + 1) * s)
+            closed = peak + np.log(0.5 + falls / 2 + (1 - falls) / (2 * (2 * c + 1)))
+            assert float(closed) == pytest.approx(float(truth), rel=1e-14, abs=1e-14)
+
+
+@pytest.mark.parametrize("mechanism", [PureDP(0.7), ApproximateDP(0.7, 1e-3)])
+@pytest.mark.parametrize("rate", [1e-5, 0.2, 1.0])
+def test_laws_of_atoms_hold_all_mass_and_the_moments_are_sums(mechanism, rate):
+    pair = pair_of(mechanism, Adjacency.ADD_OR_REMOVE_ONE, TAIL)
+    for way in Way:
+        law = sampled_losses(pair, rate, way, TAIL)
+        assert float(law.atom_masses.sum()) + law.infinite == pytest.approx(1, abs=1e-15)
+        least, most = law.log_moments(np.array([0.5, 20.0]))
+        for order, low, high in zip((0.5, 20.0), least, most, strict=True):
+            terms = law.atom_masses * np.exp(order * law.atom_losses)
+            assert low <= math.log(math.fsum(terms)) <= high
+            assert high - low <= 1e-12
+
+
+def tail_of(law: LossLaw, epsilon: float) -> float:
+    answer = one_release.delta(law, epsilon)
+    assert answer.upper - answer.lower <= 1e-13 + 1e-9 * answer.upper
+    return (answer.lower + answer.upper) / 2
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.02, 0.4, 1.0])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 8.0])
+def test_a_record_replaced_in_a_batch_of_fixed_size_is_amplified_as_proven(rate, noise):
+    """delta is q H_(1 + (g - 1)/q) of the whole pair where g = e^epsilon >= 1, and below it
+    what symmetry says: H_g = 1 - g + g H_(1/g)."""
+    pair = gaussians(2 / noise)
+    law = replaced_losses(pair, rate, TAIL)
+    for epsilon in (0.0, 0.01 * rate, 0.5, 3.0):
+        base = math.log1p(math.expm1(epsilon) / rate)
+        whole = oracles.one_step_delta(base, 1.0, noise / 2, "remove")
+        assert tail_of(law, epsilon) == pytest.approx(rate * whole, rel=1e-10, abs=1e-14)
+        mirrored = 1 - math.exp(-epsilon) + math.exp(-epsilon) * rate * whole
+        assert tail_of(law, -epsilon) == pytest.approx(mirrored, rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.02, 0.4, 1.0])
+def test_a_record_replaced_has_a_law_of_total_mass_1_under_both_neighbours(rate):
+    for pair in (
+        gaussians(0.7),
+        pair_of(Laplace(1.5), Adjacency.REPLACE_ONE, TAIL),
+        pair_of(PureDP(0.3), Adjacency.REPLACE_ONE, TAIL),
+    ):
+        law = replaced_losses(pair, rate, TAIL)
+        for order in (1e-300, -1.0):  # under P, and under Q: dQ = e^-L dP
+            assert law.points(order, 0.0).log_moment == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.3, 1.0])
+@pytest.mark.parametrize("way", Way)
+def test_a_law_split_in_two_holds_every_loss_once(rate, way):
+    law = law_of(1.3, rate, way)
+    for share in (-0.5, 0.01, 0.4, 0.9):
+        below, above = law.split(share * law.largest)
+        whole, low, high = (
+            sum(
+                (math.exp(part.log_moments(np.array([0.3]))[side][0]) for part in parts if part.branches),
+                0.0,
+            )
+            for parts, side in (((law,), 0), ((below, above), 1), ((below, above), 0))
+        )
+        assert low == pytest.approx(whole, rel=1e-12)
+        assert high == pytest.approx(whole, rel=1e-12)
+        assert below.largest <= share * law.largest
