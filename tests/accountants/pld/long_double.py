@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 LongDouble = np.longdouble
-POINTS, PANELS, SCANNED = 24, 300, 200_001
+POINTS, PANELS, SCANNED = 24, 100, 30_001
 GONE = 70.0  # e^-70 of the peak is left out
 
 Real = np.ndarray
@@ -50,7 +50,7 @@ def log_fourier(
     held = np.flatnonzero(logs > logs.max() - GONE)
     first, last = max(held[0] - 1, 0), min(held[-1] + 1, SCANNED - 1)
     turns = abs(frequency * float(loss(scan[last : last + 1])[0] - loss(scan[first : first + 1])[0]))
-    edges = np.linspace(scan[first], scan[last], PANELS + int(turns) + 1)
+    edges = np.linspace(scan[first], scan[last], PANELS + int(turns / 4) + 1)
     half = np.diff(edges)[:, None] / 2
     x = (edges[:-1, None] + half) + half * NODES
     logs, weights = log_f(x), half * WEIGHTS
