@@ -9,7 +9,7 @@ from dpaudit.accountants.pld import planning
 from dpaudit.accountants.pld.compose import Question, Role
 from dpaudit.accountants.pld.contour import Contour, Kernel
 from dpaudit.accountants.pld.cumulants import Cumulants, Ledger, scan
-from dpaudit.accountants.pld.losses import Way
+from dpaudit.accountants.pld.losses import LossLaw, Way
 from dpaudit.accountants.pld.planning import Jumps, Source, Target, Whole
 from dpaudit.accountants.pld.solve import Evaluator
 from dpaudit.accountants.releases import count_releases
@@ -41,8 +41,9 @@ def ledger_of(
 
 def saddle(source: Source, epsilon: float) -> tuple[float, Cumulants, Target]:
     """Return about the order where Chernoff's bound is least: a rough look, then three closer."""
-    whole = source.ledger if isinstance(source, Whole) else _both(source)
-    rough = scan(whole, 30.0)
+    parts = (source.ledger,) if isinstance(source, Whole) else (source.below, source.above)
+    laws = [(law, times) for part in parts for law, times in part.laws if not is_empty(law)]
+    rough = scan(replace(parts[0], laws=tuple(laws)), 30.0)
     order = float(rough.orders[int(rough.log_chernoff(epsilon).argmin())])
     for _ in range(3):
         table = source.table(order)
@@ -51,8 +52,8 @@ def saddle(source: Source, epsilon: float) -> tuple[float, Cumulants, Target]:
     return order, source.table(order), Target(epsilon, max(float(logs.min()) - 3, -680.0))
 
 
-def _both(jumps: Jumps) -> Ledger:
-    return replace(jumps.below, laws=jumps.below.laws + jumps.above.laws)
+def is_empty(law: LossLaw) -> bool:
+    return not law.branches and not len(law.atom_losses)
 
 
 def plain_part(ledger: Ledger, epsilon: float) -> Contour | None:
@@ -86,6 +87,8 @@ def smoothed(ledger: Ledger, epsilon: float, share: float = SHARE) -> Evaluator 
 def split(ledger: Ledger, epsilon: float, cap: float, share: float = SHARE) -> Evaluator | None:
     """Return delta by two smoothed contours: losses up to ``cap``, and what larger ones add."""
     below, above = ledger.split(cap)
+    if any(is_empty(law) for law, _ in below.laws):
+        return None
     parts = [smooth_part(source, epsilon, share) for source in (Whole(below), Jumps(below, above))]
     found = tuple(part for part in parts if part is not None)
     return Evaluator(found, ledger) if len(found) == len(parts) else None

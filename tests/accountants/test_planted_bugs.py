@@ -221,9 +221,7 @@ def test_without_a_planted_bug_every_check_passes(check):
     assert check()
 
 
-def wide_panels(
-    monkeypatch, scales: float = 5.0, losses_wide: float = 1.8, radians: float = 40.0
-):
+def wide_panels(monkeypatch, scales: float = 5.0, losses_wide: float = 1.8, radians: float = 40.0):
     monkeypatch.setattr(losses, "WIDTH_IN_SCALES", scales)
     monkeypatch.setattr(losses, "WIDTH_IN_LOSSES", losses_wide)
     monkeypatch.setattr(losses, "WIDTH_IN_RADIANS", radians)

@@ -181,7 +181,8 @@ def _cheapest(cumulants: Cumulants, saddle: float, target: Target) -> tuple[floa
     """
     c = cumulants.orders
     logs = cumulants.log_chernoff(target.epsilon)
-    worse = logs - float(logs.min())
+    with np.errstate(invalid="ignore"):
+        worse = logs - float(logs.min())
     near = [
         float(o) for o, w in zip(c, worse, strict=True) if saddle / 4 < o < 1.7 * saddle and w < 3
     ]

@@ -43,7 +43,7 @@ LARGEST_SHARE, LARGEST_GUESS = 0.3, 1e6
 MOVED = 1.5
 NEARLY_ONE = -3.0  # log delta
 CORNER = 0.98  # of the largest loss: all releases lose nearly what they can
-CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4)
+CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4, 2e-3, 1e-2, 5e-2)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _epsilon_smoothed(
 ) -> Answer:
     """Narrow what is known by smoothed contours, each finer than the last."""
     log_delta = math.log(delta)
-    guess = split.epsilon if known.lower == 0 else (known.lower + known.upper) / 2
+    guess = min(max(split.epsilon, known.lower), known.upper)
     # Smoothing by h widens delta by about (h slope)^2, and epsilon by that over slope.
     size = max(guess, known.upper / 4) if known.lower == 0 else guess
     share = min(math.sqrt(slope * max(SMOOTHING * size, ABSOLUTE_SMOOTHING)), LARGEST_SHARE)
@@ -138,7 +138,8 @@ def _epsilon_smoothed(
         elif known.upper < guess:
             guess = known.upper
         if not 1 / MOVED < guess / split.epsilon < MOVED:  # the cut was made for elsewhere
-            split = split_for_epsilon(ledger, guess, split.orders[0])
+            moved = split_for_epsilon(ledger, guess, split.orders[0])
+            split = split if moved.cap is None else moved
         share *= _next_share(known, max(WIDE * known.upper, NARROW))
     return known
 

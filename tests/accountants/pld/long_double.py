@@ -49,7 +49,9 @@ def log_fourier(
     logs = log_f(scan)
     held = np.flatnonzero(logs > logs.max() - GONE)
     first, last = max(held[0] - 1, 0), min(held[-1] + 1, SCANNED - 1)
-    turns = abs(frequency * float(loss(scan[last : last + 1])[0] - loss(scan[first : first + 1])[0]))
+    turns = abs(
+        frequency * float(loss(scan[last : last + 1])[0] - loss(scan[first : first + 1])[0])
+    )
     edges = np.linspace(scan[first], scan[last], PANELS + int(turns / 4) + 1)
     half = np.diff(edges)[:, None] / 2
     x = (edges[:-1, None] + half) + half * NODES

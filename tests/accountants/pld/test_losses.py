@@ -196,7 +196,11 @@ def test_a_law_split_in_two_holds_every_loss_once(rate, way):
         below, above = law.split(share * law.largest)
         whole, low, high = (
             sum(
-                (math.exp(part.log_moments(np.array([0.3]))[side][0]) for part in parts if part.branches),
+                (
+                    math.exp(part.log_moments(np.array([0.3]))[side][0])
+                    for part in parts
+                    if part.branches
+                ),
                 0.0,
             )
             for parts, side in (((law,), 0), ((below, above), 1), ((below, above), 0))

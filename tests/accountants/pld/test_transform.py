@@ -41,7 +41,7 @@ def test_the_error_holds_the_sum_in_long_double(monkeypatch, by, points, count):
         # From far below one turn of the largest loss to many.
         spacing = 10 ** generator.uniform(-3, 1) / max(float(np.abs(losses).max()), 1e-9)
         found, error = transform.characteristic(losses, masses, spacing, count)
-        at = np.unique(generator.integers(0, count, 12).tolist() + [0, count - 1])
+        at = np.unique([0, count - 1, *generator.integers(0, count, 12)])
         assert np.abs(found[at] - sums(losses, masses, spacing, at)).max() <= error
         assert error <= 1e-9 + 1e-15 * spacing * count * float(np.abs(losses).max())
 
