@@ -34,7 +34,7 @@ NODES, WEIGHTS = _legendre(POINTS)
 
 def log_integral(log_f: Callable[[Real], Real], low: float, high: float) -> LongDouble:
     """Return the log of the integral of exp(log_f) on [low, high]."""
-    return log_fourier(log_f, lambda x: np.zeros_like(x), low, high, 0.0)[0]
+    return log_fourier(log_f, np.zeros_like, low, high, 0.0)[0]
 
 
 def log_fourier(

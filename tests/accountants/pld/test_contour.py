@@ -17,7 +17,7 @@ RULE = np.polynomial.legendre.leggauss(200)
 
 
 def kernel_by_integral(kernel: Kernel, z: complex) -> complex:
-    """Return the mean of e^(-z v) over |v| <= h with weights I0(beta sqrt(1 - (v/h)^2)) e^(-v/2)."""
+    """Return the mean of e^(-z v), |v| <= h, with weights I0(beta sqrt(1 - (v/h)^2)) e^(-v/2)."""
     x, w = RULE
     v = kernel.half_width * x
     root = kernel.beta * np.sqrt(1 - x * x)

@@ -262,7 +262,8 @@ def test_exponential_choices_cost_at_most_pure_ones(times, epsilon_0):
         assert choice.upper <= anything.upper * (1 + 1e-3) + 1e-6
 
 
-def test_two_exponential_choices_hold_the_mean_over_the_first():
+def test_two_exponential_choices_cost_at_most_the_mean_over_the_first():
+    """From above it is the envelope's; from below no choice attains the envelope twice."""
     epsilon_0 = 1.5
 
     def one(t: float) -> float:
@@ -280,8 +281,9 @@ def test_two_exponential_choices_hold_the_mean_over_the_first():
     for epsilon in (0.1, 0.9, 2.0):
         truth = sum(m * mirrored(one)(epsilon - at) for m, at in zip(mass, loss, strict=True))
         answer = pld.profile(Repeated(Exponential(epsilon_0), 2)).delta(epsilon=epsilon)
-        assert holds(answer, float(truth), 1e-8)
-        assert is_narrow(answer)
+        assert truth <= answer.upper * (1 + 1e-8)
+        assert answer.upper <= truth * (1 + 1e-3)
+        assert answer.lower < truth
 
 
 @pytest.mark.parametrize(
