@@ -69,6 +69,11 @@ class Ledger:
         return sum(times for _, times in self.laws)
 
     @property
+    def steepest(self) -> float:
+        """The largest order around which a table can be afforded."""
+        return min((law.steepest for law, _ in self.laws), default=math.inf) / FACTORS[-1]
+
+    @property
     def supremum(self) -> float:
         """What no composed loss exceeds, kept or not, infinite ones aside."""
         if self.gaussian:
@@ -145,7 +150,7 @@ def jump_table_around(below: Ledger, above: Ledger, order: float) -> Cumulants:
                 gap < 0, np.log1p(np.exp(np.minimum(gap, 0))), np.logaddexp(0, gap)
             )
     slack = ROUNDING * (16 + len(below.laws)) * (1 + np.abs(upper))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore"):
         grown = np.where(log_ratio > 500, log_ratio, np.log(np.expm1(np.minimum(log_ratio, 500))))
     return Cumulants(orders, upper + grown + slack)
 
@@ -162,6 +167,7 @@ def scan(ledger: Ledger, guess: float) -> Cumulants:
 def order_for_delta(ledger: Ledger, log_delta: float) -> tuple[float, float]:
     """Return a good order for the epsilon where delta is as given, and the mean loss there."""
     order, table = _settled(ledger, log_delta, lambda table: table.order_at(log_delta))
+    order = min(order, ledger.steepest)
     return order, float(np.interp(order, table.orders, np.gradient(table.upper, table.orders)))
 
 
@@ -172,7 +178,7 @@ def order_for_epsilon(ledger: Ledger, epsilon: float) -> float:
         c = table.orders
         return float(c[int(np.argmin(table.upper - c * epsilon - np.log(c * (c + 1))))])
 
-    return _settled(ledger, -20.0, best)[0]
+    return min(_settled(ledger, -20.0, best)[0], ledger.steepest)
 
 
 def _settled(

@@ -43,7 +43,8 @@ WIDTH_IN_SCALES, WIDTH_IN_LOSSES, WIDTH_IN_RADIANS = 1.2, 0.8, 7.0
 LOG_NEGLIGIBLE, LOG_GONE = -46.0, 60.0
 LARGEST_LOSS = 700.0  # its exponential is a double
 LARGEST_BASE_LOSS, LARGEST_ATOM = 5e3, 600.0
-MOST_PANELS = 100_000
+MOST_PANELS, AFFORDED_PANELS = 100_000, 20_000
+ROUNDED_UP = 1 + 2.0**-52
 
 
 class Way(Enum):
@@ -140,6 +141,12 @@ class Branch:
         top = self.density.log_above(edges[:-1], edges[1:], np.zeros(count - 1))
         return edges, log_ratio(edges, self.rate), top
 
+    @property
+    def steepest(self) -> float:
+        """The largest order that ``AFFORDED_PANELS`` resolve."""
+        ratios = self._coarse[1]
+        return WIDTH_IN_RADIANS * AFFORDED_PANELS / max(abs(ratios[-1] - ratios[0]), 1e-300)
+
     def above(self, loss: float) -> tuple[Branch | None, Branch | None]:
         """Split in two: where L <= ``loss``, and where it is above."""
         cut = float(self._base(np.array([self.way.value * loss]))[0])
@@ -218,7 +225,7 @@ class LossLaw:
         branches: Parts with a density.
         atoms: Losses and masses under P.
         cut: P-mass of finite losses that is left out, at most.
-        infinite: P-mass of infinite losses.
+        infinite: P-mass of infinite losses; at most, and to the last digits.
         largest: The largest loss that is kept.
         supremum: What no loss exceeds, kept or not, infinite ones aside.
     """
@@ -236,6 +243,11 @@ class LossLaw:
         """P-mass that is not held, at most."""
         return self.cut + self.infinite
 
+    @property
+    def steepest(self) -> float:
+        """The largest order that panels can be afforded for."""
+        return min((branch.steepest for branch in self.branches), default=math.inf)
+
     @cached_property
     def rough(self) -> tuple[Array, Array]:
         """Losses and log masses on panels as wide as they may be: for searching alone."""
@@ -250,8 +262,7 @@ class LossLaw:
         """Return about log E[exp(c L)] for every order."""
         losses, log_masses = self.rough
         terms = log_masses + np.multiply.outer(orders, losses)
-        peak = terms.max(axis=1)
-        return np.asarray(peak + np.log(np.exp(terms - peak[:, None]).sum(axis=1)))
+        return _log_sums(terms)
 
     def split(self, loss: float) -> tuple[LossLaw, LossLaw]:
         """Return the part with losses up to ``loss``, and the part above it."""
@@ -305,21 +316,18 @@ class LossLaw:
             edges = branch.panels_for_orders(top)
             losses, log_masses = _on_panels(branch, edges)
             exponents.append(log_masses + np.multiply.outer(orders, losses))
-            errors = branch.log_errors(edges, orders, 0.0)
-            peak = errors.max(axis=1)
-            log_errors.append(peak + np.log(np.exp(errors - peak[:, None]).sum(axis=1)))
+            log_errors.append(_log_sums(branch.log_errors(edges, orders, 0.0)))
         if len(self.atom_losses):
             with np.errstate(divide="ignore"):
                 exponents.append(
                     np.log(self.atom_masses) + np.multiply.outer(orders, self.atom_losses)
                 )
         terms = np.concatenate(exponents, axis=1)
-        peak = terms.max(axis=1)
-        value = peak + np.log(np.exp(terms - peak[:, None]).sum(axis=1))
+        value = _log_sums(terms)
         missing = sum(
             (np.exp(np.minimum(0.0, e - value)) for e in log_errors), np.zeros(len(orders))
         )
-        slack = missing + UNIT_ROUNDOFF * (terms.shape[1] + 64 + 8 * np.abs(peak))
+        slack = missing + UNIT_ROUNDOFF * (terms.shape[1] + 64 + 8 * np.abs(terms.max(axis=1)))
         return value - slack - missing * missing, value + slack
 
 
@@ -339,7 +347,7 @@ def _branch_points(branch: Branch, order: float, reach: float) -> tuple[Array, A
     low, high = edges[:-1], edges[1:]
     log_panel = branch.log_sup(low, high, order) + np.log(np.maximum(high - low, 1e-300))
     errors = branch.log_errors(edges, np.array([order]), reach)[0]
-    log_missing = _log_sum(np.where(keep, errors, log_panel))
+    log_missing = float(_log_sums(np.where(keep, errors, log_panel)[None])[0])
     middle, half = (low[keep] + high[keep]) / 2, (high[keep] - low[keep]) / 2
     base = (middle[:, None] + half[:, None] * GAUSS_X).ravel()
     ratios = log_ratio(base, branch.rate)
@@ -349,9 +357,11 @@ def _branch_points(branch: Branch, order: float, reach: float) -> tuple[Array, A
     return branch.way.value * ratios, log_masses, log_missing
 
 
-def _log_sum(logs: Array) -> float:
-    peak = float(logs.max())
-    return peak + math.log(float(np.exp(logs - peak).sum())) if peak > -math.inf else peak
+def _log_sums(logs: Array) -> Array:
+    """Return log sum exp of every row, infinities of either sign included."""
+    peak = np.clip(logs.max(axis=1), -1e300, 1e300)
+    with np.errstate(divide="ignore"):
+        return np.asarray(peak + np.log(np.exp(logs - peak[:, None]).sum(axis=1)))
 
 
 def sampled_losses(pair: Pair, rate: float, way: Way, tail: float) -> LossLaw:
@@ -360,7 +370,7 @@ def sampled_losses(pair: Pair, rate: float, way: Way, tail: float) -> LossLaw:
     losses, masses = _atoms(pair, rate, way)
     joins = rate if way is Way.REMOVED else 0.0
     cut = _cut(pair, tail) + joins * pair.cut
-    return _law(branches, losses, masses, cut, joins * pair.infinite)
+    return _law(branches, losses, masses, cut, _share(joins, pair.infinite))
 
 
 def replaced_losses(pair: Pair, rate: float, tail: float) -> LossLaw:
@@ -374,16 +384,24 @@ def replaced_losses(pair: Pair, rate: float, tail: float) -> LossLaw:
         positive = way.value * way_losses > 0
         losses.append(way_losses[positive])
         masses.append(way_masses[positive])
-    infinite = rate * pair.infinite
+    infinite = _share(rate, pair.infinite)
     inside = sum(float(np.exp(_on_panels(b, b.panels_for_orders(1e-9))[1]).sum()) for b in branches)
     nothing = max(0.0, 1 - inside - infinite - sum(float(part.sum()) for part in masses))
+    if nothing > 0:
+        losses.append(np.zeros(1))
+        masses.append(np.array([nothing]))
     return _law(
         branches,
-        np.concatenate([*losses, [0.0]]),
-        np.concatenate([*masses, [nothing]]),
+        np.concatenate(losses),
+        np.concatenate(masses),
         2 * _cut(pair, tail) + rate * pair.cut,
         infinite,
     )
+
+
+def _share(rate: float, mass: float) -> float:
+    """Return rate * mass, rounded up; a whole mass stays what it was declared to be."""
+    return mass if rate == 1 else rate * mass * ROUNDED_UP
 
 
 def _branch(density: Density, rate: float, way: Way, tail: float) -> Branch:

@@ -21,13 +21,11 @@ NUDGE = 1 + 1e-12
 
 def delta(law: LossLaw, epsilon: float) -> Answer:
     """Return the interval of delta at ``epsilon``."""
-    if epsilon >= law.largest:
-        beyond = epsilon >= law.largest * NUDGE
-        most = law.beyond + (0.0 if beyond else 1e-12)
-        return Answer(law.infinite / NUDGE, min(1.0, most * NUDGE), METHOD)
+    never = law.infinite if law.cut == 0 else law.beyond * NUDGE
     above = law.split(epsilon)[1]
-    if not above.branches and not len(above.atom_losses):
-        return Answer(law.infinite / NUDGE, min(1.0, law.beyond * NUDGE), METHOD)
+    if epsilon >= law.largest or not (above.branches or len(above.atom_losses)):
+        rounding = 0.0 if epsilon >= law.largest * NUDGE else 1e-12
+        return Answer(law.infinite / NUDGE, min(1.0, never + rounding), METHOD)
     points = above.points(0.0, 0.0)
     excess = points.losses - epsilon
     value = math.exp(points.log_moment) * float(points.masses @ -np.expm1(-np.maximum(excess, 0.0)))
@@ -36,7 +34,7 @@ def delta(law: LossLaw, epsilon: float) -> Answer:
     mass = math.exp(points.log_moment)
     rounding = UNIT_ROUNDOFF * (1 + abs(epsilon) + float(points.masses @ np.abs(points.losses)))
     error = mass * (PULL * points.error + 16 * rounding)
-    lower, upper = value - error + law.infinite / NUDGE, value + error + law.beyond * NUDGE
+    lower, upper = value - error + law.infinite / NUDGE, value + error + never
     return Answer(max(0.0, lower), min(1.0, upper), METHOD)
 
 

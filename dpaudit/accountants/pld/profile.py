@@ -182,6 +182,11 @@ def _delta(question: Question, epsilon: float) -> Answer:
 
 def _epsilon_resolved(question: Question, delta: float) -> Answer:
     ledger = question.ledger(delta)
+    if ledger.infinite / NUDGE > delta:
+        raise Unresolvable(
+            f"no epsilon is enough: with probability {ledger.infinite:g} the output tells all, "
+            f"which is more than delta {delta:g}; ask for a larger delta"
+        )
     match ledger:
         case Ledger(laws=((law, 1),), gaussian=0.0):
             return one_release.epsilon(law, delta)

@@ -28,6 +28,7 @@ from dpaudit.accountants.pld.cumulants import (
 from dpaudit.accountants.pld.planning import Jumps, Source, Target, Whole
 from dpaudit.accountants.pld.splitting import Split, split_for_delta, split_for_epsilon
 from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.errors import Unresolvable
 
 SHARP = 1e-6
 WIDE = 8e-4  # relative; or, for epsilon,
@@ -69,7 +70,7 @@ class Evaluator:
 
     def budget(self, epsilon: float) -> dict[str, float]:
         """Return what each kind of error may be at ``epsilon``, over delta."""
-        delta = max(self.estimate(epsilon), 1e-300)
+        delta = max(self.upper(epsilon), 1e-300)
         errors = {
             "tails that were cut off": self.ledger.cut / delta,
             "large losses that were given up": self.dropped / delta,
@@ -84,7 +85,16 @@ class Evaluator:
 
 
 def epsilon(ledger: Ledger, delta: float) -> Answer:
-    """Return the interval of epsilon at ``delta``."""
+    """Return the interval of epsilon at ``delta``.
+
+    Raises:
+        Unresolvable: delta is that of the infinite losses, to the last digits.
+    """
+    if not ledger.beyond * NUDGE < delta:
+        raise Unresolvable(
+            f"with probability {ledger.beyond:g} the output may tell all, so that no epsilon "
+            f"can be certified at delta {delta:g}: ask for a larger delta"
+        )
     log_delta = math.log(delta)
     order, mean_loss = order_for_delta(ledger, log_delta)
     known = Answer(0.0, math.inf, "nothing")
@@ -178,10 +188,8 @@ def _smoothed(ledger: Ledger, split: Split, target: Target, share: float) -> Eva
 
 def _by_chernoff(ledger: Ledger, cumulants: Cumulants, delta: float) -> Answer:
     """Return what Chernoff's inequality and the largest loss say of epsilon."""
-    left = delta - ledger.beyond
-    if not left > 0:
-        return Answer(0.0, math.inf, "nothing")
-    chernoff = (cumulants.upper + log_peak(cumulants.orders) - math.log(left)) / cumulants.orders
+    log_left = math.log(delta - ledger.beyond)
+    chernoff = (cumulants.upper + log_peak(cumulants.orders) - log_left) / cumulants.orders
     most = max(0.0, min(float(chernoff.min()) * NUDGE, ledger.largest * NUDGE))
     return Answer(0.0, most, "Chernoff's inequality")
 
@@ -192,8 +200,6 @@ def _corner(ledger: Ledger, delta: float) -> Answer:
     If every loss is at least (1 - x) of its largest with probability p, then delta is at
     least p^T (1 - exp(epsilon - (1 - x) sum of the largest)).
     """
-    if not ledger.beyond < delta:
-        return Answer(0.0, math.inf, "nothing")
     best, ceiling = 0.0, ledger.largest * NUDGE
     for share in CORNER_SHARES:
         log_mass, total = 0.0, 0.0
