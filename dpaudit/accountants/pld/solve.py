@@ -39,7 +39,7 @@ NUDGE = 1 + 1e-12
 DROPPED_MASS = 1e-6  # of delta: large losses that rare are given up
 BETA = 18.0
 MOST_SLACK = 40.0
-SMOOTHING, ABSOLUTE_SMOOTHING = 3e-4, 4e-7
+SMOOTHING, ABSOLUTE_SMOOTHING = 1.5e-4, 4e-7
 LARGEST_SHARE, LARGEST_GUESS = 0.3, 1e6
 MOVED = 1.5
 NEARLY_ONE = -3.0  # log delta
@@ -104,6 +104,8 @@ def epsilon(ledger: Ledger, delta: float) -> Answer:
             return known
     cumulants = table_around(ledger, order)
     known = known.meet(_by_chernoff(ledger, cumulants, delta))
+    if known.lower == 0 and known.upper > CORNER * ledger.largest:
+        known = known.meet(_corner(ledger, delta))
     if known.narrow_enough(SHARP, 0.0):
         return known
     guess, slope = known.upper, order

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 CAPS = 48
 TYPICAL_LOG_GAP = 2.5  # of Chernoff's bound above the truth
 ABOUT_EQUAL = 1.0
-WORTH_SPLITTING = 7.0  # nats that the terms would cancel
+WORTH_SPLITTING = 4.0  # nats that the terms would cancel
 
 
 @dataclass(frozen=True)
