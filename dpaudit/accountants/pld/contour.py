@@ -306,6 +306,10 @@ class Contour:
         exponent = self.transform.log_moment - self.transform.order * epsilon
         return math.exp(min(LARGEST_EXPONENT, exponent))
 
+    def sum(self, epsilon: float) -> float:
+        """Return about the sum itself, before it is scaled to a delta."""
+        return self._sum(epsilon)[0]
+
     def doubt(self, epsilon: float) -> float:
         """Return the error of the sum over the sum, infinite where that is not above 0."""
         value, error = self._sum(epsilon)

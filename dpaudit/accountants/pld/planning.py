@@ -36,6 +36,7 @@ MOST_DOUBT = 4e-4  # a wider contour is no better than a smoothed one
 SLOWEST_FALL = 1.55  # of log |phi|, when the reach is doubled
 NEGLIGIBLE = 1e-12
 STEP_IN_DEVIATIONS = 5.0  # costs 5^2/8 in the exponent
+LEFT_BETWEEN = 1e-8  # of phi^T, between samples of nothing
 MOST_SAMPLES, FURTHEST = 2000, 60.0
 # Orders to try, over the saddle point's: a larger one cancels less, a smaller one stays clear
 # of rare large losses.
@@ -76,8 +77,9 @@ def certified(ledger: Ledger, drafted: Contour, epsilon: float) -> Contour | Non
     """Return the drafted contour with all of its errors, or None where they hide the sum."""
     if not drafted.doubt(epsilon) < MOST_DOUBT:
         return None
+    affordable = MOST_DOUBT * drafted.sum(epsilon)
     try:
-        found = replace(drafted, truncation=_beyond(ledger, drafted.transform))
+        found = replace(drafted, truncation=_beyond(ledger, drafted.transform, affordable))
     except Unresolvable:
         return None
     return found if found.doubt(epsilon) < MOST_DOUBT else None
@@ -192,10 +194,11 @@ def _cheapest(cumulants: Cumulants, saddle: float, target: Target) -> tuple[floa
     )
 
 
-def _beyond(ledger: Ledger, found: Transform) -> float:
+def _beyond(ledger: Ledger, found: Transform, affordable: float) -> float:
     """Bound (1/pi) sum over further frequencies of spacing |phi|^T / |z (z + 1)|.
 
-    Far out by the envelopes alone; nearer, where they say little, from samples.
+    Far out by the envelopes alone; nearer, where they say little, from samples. Infinite
+    where that is more than ``affordable`` in any case.
     """
     far = found.reach * np.geomspace(1, 1e9, 300)
     log_far = -0.5 * ledger.gaussian * far * far
@@ -205,13 +208,24 @@ def _beyond(ledger: Ledger, found: Transform) -> float:
     parts = _segments(far, log_far[:-1], found.spacing)
     beyond = np.append(np.cumsum(parts[::-1])[::-1], 0.0) + math.exp(log_far[-1]) / far[-1]
     enough = np.flatnonzero(beyond < NEGLIGIBLE / (found.order * (found.order + 1)))
-    step = STEP_IN_DEVIATIONS / found.deviation(ledger)
+    step = _step_in_deviations(ledger.steps) / found.deviation(ledger)
     split = min(
         int(enough[0]) if len(enough) else len(far) - 1,
         int(np.searchsorted(far, min(MOST_SAMPLES * step, FURTHEST * found.reach))),
     )
-    near = _sampled(ledger, found, step, float(far[split])) if split else 0.0
-    return near + float(beyond[min(split, len(far) - 1)])
+    rest = float(beyond[min(split, len(far) - 1)])
+    if rest > affordable:
+        return math.inf
+    return rest + (_sampled(ledger, found, step, float(far[split])) if split else 0.0)
+
+
+def _step_in_deviations(steps: int) -> float:
+    """Return how coarse samples of |phi| may be.
+
+    Between samples |phi|^2 is known up to step^2 variance / 4 of one release, which is what
+    is left of a phi that has fallen to nothing: its T-th power must be next to nothing too.
+    """
+    return min(STEP_IN_DEVIATIONS, 2 * math.sqrt(steps) * LEFT_BETWEEN ** (1 / steps))
 
 
 def _sampled(ledger: Ledger, found: Transform, step: float, end: float) -> float:
