@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from dpaudit.accountants.pld import planning
 from dpaudit.accountants.pld.compose import Question, Role
-from dpaudit.accountants.pld.contour import Contour, Kernel
+from dpaudit.accountants.pld.contour import Contour
 from dpaudit.accountants.pld.cumulants import Cumulants, Ledger, scan
+from dpaudit.accountants.pld.evaluator import Evaluator
+from dpaudit.accountants.pld.kernel import Kernel
 from dpaudit.accountants.pld.losses import LossLaw, Way
 from dpaudit.accountants.pld.planning import Jumps, Source, Target, Whole
-from dpaudit.accountants.pld.solve import Evaluator
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.mechanism import Mechanism

@@ -9,15 +9,7 @@ z = c + i y (Alghamdi et al. 2023; Zhu, Dong & Wang 2022),
 The trapezoid rule with spacing 2 pi / B gives sum_k e^(c k B) delta(epsilon + k B): aliases
 are not negative, so they touch the lower bound alone, and Chernoff bounds them.
 
-kappa = 1 where phi falls fast. Elsewhere delta is smoothed first: as a function of
-t = e^epsilon it falls and is convex, so its mean g over e^v t, |v| <= h, with weights
-I0(beta sqrt(1 - (v/h)^2)) e^(-v/2), which keep the mean of t, lies above it, and
-
-    (1 + e^-h) g(epsilon + h) - e^-h g(epsilon + 2 h) <= delta(epsilon) <= g(epsilon).
-
-Then kappa = [sinh rho / rho] / [sinh k0 / k0], rho^2 = beta^2 + ((z + 1/2) h)^2,
-k0^2 = beta^2 + h^2/4, is tiny beyond y = beta / h, whatever phi does: |sinh rho / rho| is
-at most cosh(Re rho).
+kappa = 1 where phi falls fast. Elsewhere delta is smoothed first: see ``kernel``.
 """
 
 from __future__ import annotations
@@ -30,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.accountants.pld.cumulants import Cumulants, Ledger
+from dpaudit.accountants.pld.kernel import LARGEST_EXPONENT, Kernel
 from dpaudit.accountants.pld.losses import Points
 from dpaudit.accountants.pld.transform import characteristic
 from dpaudit.vocabulary.errors import Unresolvable
@@ -38,40 +31,9 @@ Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
 UNIT_ROUNDOFF = 2.0**-53
-LARGEST_EXPONENT = 700.0
 NEXT_TO_NOTHING = 1e-20
 LEAST_SQUARE = 1e-15  # of |1 + z|: below it nothing is left of the logarithm's digits
 LARGEST_GROWTH = 300.0  # far above 1, where any error says nothing
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The smoothing: half width h in nats, and beta, how steeply its transform ends."""
-
-    half_width: float
-    beta: float
-
-    @property
-    def reach(self) -> float:
-        """The frequency beyond which the transform is tiny."""
-        return self.beta / self.half_width
-
-    @property
-    def _log_norm(self) -> float:
-        k0 = math.hypot(self.beta, self.half_width / 2)
-        return k0 - math.log(2 * k0) + math.log1p(-math.exp(-2 * k0))
-
-    def transform(self, z: ComplexArray) -> ComplexArray:
-        """Return kappa(z)."""
-        scaled = (z + 0.5) * self.half_width
-        rho = np.sqrt(self.beta * self.beta + scaled * scaled)
-        return np.asarray(np.exp(rho - self._log_norm) * (1 - np.exp(-2 * rho)) / (2 * rho))
-
-    def beyond_reach(self, order: float) -> float:
-        """Bound |kappa(order + i y)| for every y from ``reach`` on."""
-        side = (order + 0.5) * self.half_width
-        real = math.sqrt((math.sqrt(side**4 + 4 * side**2 * self.beta**2) + side**2) / 2)
-        return math.exp(min(LARGEST_EXPONENT, real - self._log_norm))  # cosh x <= e^x
 
 
 @dataclass(frozen=True)
@@ -240,6 +202,40 @@ def _expm1(z: ComplexArray) -> ComplexArray:
 
 
 @dataclass(frozen=True)
+class Series:
+    """Re sum_k terms_k e^(-i y_k x), y_k = k spacing, without the terms next to nothing.
+
+    Attributes:
+        spacing: Distance of frequencies.
+        terms: Shape ``(n,)``.
+        size: The terms' moduli summed, and ``moment`` the same weighted by frequency.
+        errors: The moduli of the errors of all terms, and of those left out, summed.
+    """
+
+    spacing: float
+    terms: ComplexArray
+    size: float
+    moment: float
+    errors: float
+
+    @classmethod
+    def of(cls, transform: Transform, factors: ComplexArray) -> Series:
+        """Return the series of ``transform``'s values times ``factors``."""
+        terms = transform.values * factors
+        moduli = np.abs(terms)
+        held = np.flatnonzero(moduli > NEXT_TO_NOTHING * moduli.max())
+        count = int(held[-1]) + 1 if len(held) else 1
+        errors = float(transform.errors @ np.abs(factors)) + float(moduli[count:].sum())
+        moment = float(moduli[:count] @ transform.frequencies[:count])
+        return cls(transform.spacing, terms[:count], float(moduli[:count].sum()), moment, errors)
+
+    def at(self, x: float) -> float:
+        """Return the sum at ``x``."""
+        phases = self.spacing * x * np.arange(len(self.terms))
+        return float(np.cos(phases) @ self.terms.real + np.sin(phases) @ self.terms.imag)
+
+
+@dataclass(frozen=True)
 class Contour:
     """The integrand, ready to be summed at any epsilon; ``kernel`` None: not smoothed.
 
@@ -256,50 +252,46 @@ class Contour:
     cumulants: Cumulants
 
     @cached_property
-    def _weights(self) -> Array:
-        """Shape ``(n,)``: modulus of what multiplies phi^T."""
-        return np.asarray(np.abs(self._factors))
+    def _series(self) -> Series:
+        """The sum that gives delta, or its smoothed mean g."""
+        z = self._contour
+        factors = self._trapezoid / (z * (z + 1))
+        return Series.of(self.transform, factors if self.kernel is None else factors * self._kappa)
 
     @cached_property
-    def _factors(self) -> ComplexArray:
-        z = np.asarray(self.transform.order + 1j * self.transform.frequencies, np.complex128)
-        factors = self.transform.spacing / math.pi / (z * (z + 1))
-        factors[0] *= 0.5
-        if self.kernel is not None:
-            factors *= self.kernel.transform(z)
-        return np.asarray(factors)
+    def _density(self) -> Series:
+        """The sum that gives j: see ``kernel``."""
+        return Series.of(self.transform, self._trapezoid * self._kappa)
+
+    @property
+    def _contour(self) -> ComplexArray:
+        return np.asarray(self.transform.order + 1j * self.transform.frequencies, np.complex128)
 
     @cached_property
-    def _terms(self) -> ComplexArray:
-        """The terms up to the last that is not next to nothing."""
-        terms = self.transform.values * self._factors
-        moduli = np.abs(terms)
-        held = np.flatnonzero(moduli > NEXT_TO_NOTHING * moduli.max())
-        return np.asarray(terms[: int(held[-1]) + 1] if len(held) else terms[:1])
+    def _kappa(self) -> ComplexArray:
+        # Where its rounding is large beside it, it is e^-beta of what it is at 0.
+        assert self.kernel is not None
+        return self.kernel.transform(self._contour)
 
-    @cached_property
-    def _sizes(self) -> tuple[float, float, float]:
-        """The terms' moduli summed, the same weighted by frequency, and phi's errors."""
-        moduli = np.abs(self._terms)
-        left_out = float(np.abs((self.transform.values * self._factors)[len(moduli) :]).sum())
-        errors = float(self.transform.errors @ self._weights) + left_out
-        frequencies = self.transform.frequencies[: len(moduli)]
-        return float(moduli.sum()), float(moduli @ frequencies), errors
+    @property
+    def _trapezoid(self) -> Array:
+        weights = np.full(len(self.transform.values), self.transform.spacing / math.pi)
+        weights[0] *= 0.5
+        return weights
 
     def _sum(self, epsilon: float) -> tuple[float, float]:
         """Return the sum at ``epsilon`` and a bound on its error."""
+        value, error = self._evaluated(self._series, epsilon)
+        return value, error + self.truncation
+
+    def _evaluated(self, series: Series, epsilon: float) -> tuple[float, float]:
         t = self.transform
-        terms = self._terms
-        phases = t.frequencies[: len(terms)] * (epsilon - t.mean)
-        value = float(np.cos(phases) @ terms.real + np.sin(phases) @ terms.imag)
-        size, moment, errors = self._sizes
+        value = series.at(epsilon - t.mean)
         exponents = abs(t.log_moment) + abs(t.order * epsilon) + abs(t.order * t.mean)
-        rounding = UNIT_ROUNDOFF * (len(phases) + 32 + 8 * exponents) + t.log_moment_error
+        rounding = UNIT_ROUNDOFF * (len(series.terms) + 32 + 8 * exponents) + t.log_moment_error
+        shift = UNIT_ROUNDOFF * (8 + 2 * len(t.points)) * (abs(epsilon) + abs(t.mean))
         return value, (
-            self.truncation
-            + errors
-            + size * math.expm1(min(rounding, 1.0))
-            + UNIT_ROUNDOFF * (8 + 2 * len(t.points)) * (abs(epsilon) + abs(t.mean)) * moment
+            series.errors + series.size * math.expm1(min(rounding, 1.0)) + shift * series.moment
         )
 
     def _scale(self, epsilon: float) -> float:
@@ -335,15 +327,13 @@ class Contour:
 
     def lower(self, epsilon: float) -> float:
         """Return at most the measure's hockey-stick divergence at ``epsilon``."""
-        if self.kernel is None:
-            value, error = self._sum(epsilon)
-            return max(0.0, self._scale(epsilon) * (value - error) - self._aliases(epsilon))
-        h = self.kernel.half_width
-        near, near_error = self._sum(epsilon + h)
-        far, far_error = self._sum(epsilon + 2 * h)
-        least = self._scale(epsilon + h) * (near - near_error) - self._aliases(epsilon + h)
-        most = self._scale(epsilon + 2 * h) * (far + far_error)
-        return max(0.0, (1 + math.exp(-h)) * least - math.exp(-h) * most)
+        value, error = self._sum(epsilon)
+        least = value - error
+        if self.kernel is not None:
+            density, density_error = self._evaluated(self._density, epsilon)
+            beyond = self.kernel.density_beyond(self.transform.order)
+            least -= self.kernel.excess * (max(0.0, density) + density_error + beyond)
+        return max(0.0, self._scale(epsilon) * least - self._aliases(epsilon))
 
     def _aliases(self, epsilon: float) -> float:
         """Bound the sum of e^(c k B) g(epsilon + k B) over k != 0.

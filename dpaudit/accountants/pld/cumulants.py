@@ -71,7 +71,8 @@ class Ledger:
     @property
     def steepest(self) -> float:
         """The largest order around which a table can be afforded."""
-        return min((law.steepest for law, _ in self.laws), default=math.inf) / FACTORS[-1]
+        least = min((law.steepest for law, _ in self.laws), default=math.inf)
+        return least / float(FACTORS[-1])
 
     @property
     def supremum(self) -> float:

@@ -44,6 +44,7 @@ LOG_NEGLIGIBLE, LOG_GONE = -46.0, 60.0
 LARGEST_LOSS = 700.0  # its exponential is a double
 LARGEST_BASE_LOSS, LARGEST_ATOM = 5e3, 600.0
 MOST_PANELS, AFFORDED_PANELS = 100_000, 20_000
+ORDERS = np.geomspace(1.0, 1e15, 151)
 ROUNDED_UP = 1 + 2.0**-52
 
 
@@ -126,11 +127,22 @@ class Branch:
 
         Where L is far below 0, only orders up to some 60 / |L| leave anything of it.
         """
-        coarse, ratios, _ = self._coarse
+        steps = self._steps(np.array([top]))[0]
+        pieces = np.clip(np.ceil(steps), 1, MOST_PANELS).astype(np.int64)
+        return self._subdivided(self._coarse[0], pieces)
+
+    @cached_property
+    def steepest(self) -> float:
+        """About the largest order up to which ``AFFORDED_PANELS`` resolve exp(c L)."""
+        counts = np.maximum(self._steps(ORDERS), 1).sum(axis=1)
+        return float(ORDERS[max(0, int(np.searchsorted(counts, AFFORDED_PANELS)) - 1)])
+
+    def _steps(self, tops: Array) -> Array:
+        """Return by how much to divide each panel for orders up to ``tops``: (tops, panels)."""
+        ratios = self._coarse[1]
         nearest = np.maximum(ratios[1:], ratios[:-1]) if self.way is Way.REMOVED else -ratios[:-1]
-        orders = np.minimum(top, LOG_GONE / np.maximum(-nearest, 1e-9))
-        steps = np.diff(ratios) * (orders / WIDTH_IN_RADIANS)
-        return self._subdivided(coarse, np.clip(np.ceil(steps), 1, MOST_PANELS).astype(np.int64))
+        orders = np.minimum(tops[:, None], LOG_GONE / np.maximum(-nearest, 1e-9))
+        return np.asarray(np.diff(ratios) * orders / WIDTH_IN_RADIANS)
 
     @cached_property
     def _coarse(self) -> tuple[Array, Array, Array]:
@@ -140,12 +152,6 @@ class Branch:
         edges = np.linspace(self.low, self.high, count)
         top = self.density.log_above(edges[:-1], edges[1:], np.zeros(count - 1))
         return edges, log_ratio(edges, self.rate), top
-
-    @property
-    def steepest(self) -> float:
-        """The largest order that ``AFFORDED_PANELS`` resolve."""
-        ratios = self._coarse[1]
-        return WIDTH_IN_RADIANS * AFFORDED_PANELS / max(abs(ratios[-1] - ratios[0]), 1e-300)
 
     def above(self, loss: float) -> tuple[Branch | None, Branch | None]:
         """Split in two: where L <= ``loss``, and where it is above."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from dpaudit.accountants.pld import decay
 from dpaudit.accountants.pld.contour import (
     Contour,
-    Kernel,
     Transform,
     jump_transform,
     transform,
@@ -23,6 +22,7 @@ from dpaudit.accountants.pld.cumulants import (
     jump_table_around,
     table_around,
 )
+from dpaudit.accountants.pld.kernel import Kernel
 from dpaudit.vocabulary.errors import Unresolvable
 
 Array = NDArray[np.float64]
@@ -88,7 +88,10 @@ def certified(ledger: Ledger, drafted: Contour, epsilon: float) -> Contour | Non
 def _draft(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -> Contour | None:
     if any(len(law.branches) != 1 for law, _ in ledger.laws):
         return None
-    spacing = 2 * math.pi / period(cumulants, order, target, PLAIN_ALIASES)
+    length = period(cumulants, order, target, PLAIN_ALIASES)
+    if not 0 < length < math.inf:  # nothing is that far out, or Chernoff knows nothing of it
+        return None
+    spacing = 2 * math.pi / length
     deviation = math.sqrt(cumulants.curvature(order))
     count = 8 + math.ceil(DEVIATIONS / deviation / spacing)
     last_fall = 0.0
@@ -164,16 +167,15 @@ def smooth(
 ) -> Contour | None:
     """Return a contour of the smoothed delta, or None where it takes too many frequencies."""
     order, length = _cheapest(cumulants, saddle, target)
-    spacing = 2 * math.pi / (length + 6 * kernel.half_width)
-    needed = kernel.reach / spacing
+    needed = kernel.reach * (length + 2 * kernel.half_width) / (2 * math.pi)
     if not needed < SMOOTH_FREQUENCIES:
         return None
+    spacing = kernel.reach / needed
     try:
         found = source.transform(order, spacing, math.ceil(needed) + 2)
     except Unresolvable:  # too many panels; a wider kernel needs fewer
         return None
-    truncation = kernel.beyond_reach(order) * math.asinh(1 / found.reach) / math.pi
-    return Contour(found, kernel, truncation, cumulants)
+    return Contour(found, kernel, kernel.beyond(order, found.reach), cumulants)
 
 
 def _cheapest(cumulants: Cumulants, saddle: float, target: Target) -> tuple[float, float]:
@@ -225,7 +227,7 @@ def _step_in_deviations(steps: int) -> float:
     Between samples |phi|^2 is known up to step^2 variance / 4 of one release, which is what
     is left of a phi that has fallen to nothing: its T-th power must be next to nothing too.
     """
-    return min(STEP_IN_DEVIATIONS, 2 * math.sqrt(steps) * LEFT_BETWEEN ** (1 / steps))
+    return min(STEP_IN_DEVIATIONS, 2 * math.sqrt(steps) * math.pow(LEFT_BETWEEN, 1 / steps))
 
 
 def _sampled(ledger: Ledger, found: Transform, step: float, end: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from dpaudit.accountants import gaussian, rdp
-from dpaudit.accountants.pld import one_release, solve
+from dpaudit.accountants.pld import one_release, solve, solve_delta
 from dpaudit.accountants.pld.answer import Answer, worst
 from dpaudit.accountants.pld.compose import Question, Role
 from dpaudit.accountants.pld.cumulants import Ledger
@@ -208,7 +208,7 @@ def _delta_resolved(question: Question, epsilon: float) -> Answer:
             found = gaussian.delta(epsilon, mu=math.sqrt(ledger.gaussian))
             return Answer.closed(found, "one Gaussian, closed form")
         case _:
-            return solve.delta(question.ledger, epsilon)
+            return solve_delta.delta(question.ledger, epsilon)
 
 
 def _epsilon_altered(question: Question, delta: float) -> Answer:

@@ -1,4 +1,4 @@
-"""epsilon(delta) and delta(epsilon) of a ledger of laws: choose a contour, then certify.
+"""epsilon(delta) of a ledger of laws: choose a contour, then certify.
 
 Whatever was chosen, an end is returned only where it was seen to hold: the upper end's
 delta is at most the one asked for, the lower end's is at least that. An iteration that
@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dpaudit.accountants.pld import planning
 from dpaudit.accountants.pld.answer import Answer
-from dpaudit.accountants.pld.contour import Contour, Kernel
 from dpaudit.accountants.pld.cumulants import (
     Cumulants,
     Ledger,
     log_peak,
     order_for_delta,
-    order_for_epsilon,
-    rough_deviation,
     table_around,
 )
-from dpaudit.accountants.pld.planning import Jumps, Source, Target, Whole
+from dpaudit.accountants.pld.evaluator import (
+    ABSOLUTE_SMOOTHING,
+    SMOOTHING,
+    Evaluator,
+    narrower,
+    share_for,
+    smoothed,
+)
+from dpaudit.accountants.pld.planning import Target
 from dpaudit.accountants.pld.splitting import Split, split_for_delta, split_for_epsilon
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import Unresolvable
 
 SHARP = 1e-6
@@ -36,52 +39,10 @@ NARROW = 9e-7  # absolute
 MOST_ROUNDS = 6
 SHARP_ROOT, WIDE_ROOT = 1e-11, 1e-6  # of log delta
 NUDGE = 1 + 1e-12
-DROPPED_MASS = 1e-6  # of delta: large losses that rare are given up
-BETA = 18.0
-MOST_SLACK = 40.0
-SMOOTHING, ABSOLUTE_SMOOTHING = 1.5e-4, 4e-7
-LARGEST_SHARE, LARGEST_GUESS = 0.3, 1e6
+LARGEST_SHARE, LARGEST_GUESS = 1.2, 1e6
 MOVED = 1.5
-NEARLY_ONE = -3.0  # log delta
 CORNER = 0.98  # of the largest loss: all releases lose nearly what they can
 CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4, 2e-3, 1e-2, 5e-2)
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """delta at any epsilon, as a sum over parts, and what no part holds."""
-
-    parts: tuple[Contour, ...]
-    ledger: Ledger
-    dropped: float = 0.0
-
-    def estimate(self, epsilon: float) -> float:
-        """Return about delta: for searching."""
-        return sum(part.estimate(epsilon) for part in self.parts) + self.ledger.infinite
-
-    def upper(self, epsilon: float) -> float:
-        """Return a delta at which the composition is certainly (epsilon, delta)-DP."""
-        held = sum(part.upper(epsilon) for part in self.parts)
-        return min(1.0, held + (self.ledger.beyond + self.dropped) * NUDGE)
-
-    def lower(self, epsilon: float) -> float:
-        """Return a delta below which the composition is certainly not (epsilon, delta)-DP."""
-        return sum(part.lower(epsilon) for part in self.parts) + self.ledger.infinite / NUDGE
-
-    def budget(self, epsilon: float) -> dict[str, float]:
-        """Return what each kind of error may be at ``epsilon``, over delta."""
-        delta = max(self.upper(epsilon), 1e-300)
-        errors = {
-            "tails that were cut off": self.ledger.cut / delta,
-            "large losses that were given up": self.dropped / delta,
-        }
-        for part in self.parts:
-            for name, size in part.budget(epsilon).items():
-                errors[name] = errors.get(name, 0.0) + size / delta
-        if any(part.kernel is not None for part in self.parts):
-            width = (self.upper(epsilon) - self.lower(epsilon)) / delta
-            errors["smoothing"] = max(0.0, width - sum(errors.values()))
-        return errors
 
 
 def epsilon(ledger: Ledger, delta: float) -> Answer:
@@ -131,14 +92,15 @@ def _epsilon_smoothed(
     """Narrow what is known by smoothed contours, each finer than the last."""
     log_delta = math.log(delta)
     guess = min(max(split.epsilon, known.lower), known.upper)
-    # Smoothing by h widens delta by about (h slope)^2, and epsilon by that over slope.
+    # Smoothing by h widens delta by about (h slope)^2 / beta, and epsilon by that over slope.
     size = max(guess, known.upper / 4) if known.lower == 0 else guess
-    share = min(math.sqrt(slope * max(SMOOTHING * size, ABSOLUTE_SMOOTHING)), LARGEST_SHARE)
+    share = share_for(slope * max(SMOOTHING * size, ABSOLUTE_SMOOTHING))
+    share = min(share, LARGEST_SHARE)
     ceiling = 2 * min(known.upper, LARGEST_GUESS)
     for _ in range(MOST_ROUNDS):
         if known.narrow_enough(WIDE, NARROW):
             break
-        evaluator = _smoothed(ledger, split, Target(guess, log_delta), share)
+        evaluator = smoothed(ledger, split, Target(guess, log_delta), share)
         if evaluator is None:
             share *= 2
             continue
@@ -152,40 +114,8 @@ def _epsilon_smoothed(
         if not 1 / MOVED < guess / split.epsilon < MOVED:  # the cut was made for elsewhere
             moved = split_for_epsilon(ledger, guess, split.orders[0])
             split = split if moved.cap is None else moved
-        share *= _next_share(known, max(WIDE * known.upper, NARROW))
+        share *= narrower(known.upper - known.lower, max(WIDE * known.upper, NARROW))
     return known
-
-
-def _next_share(known: Answer, wanted: float) -> float:
-    """Return by what to shrink the smoothing: the width goes with its square."""
-    return min(0.7, max(0.05, math.sqrt(0.5 * wanted / max(known.upper - known.lower, wanted))))
-
-
-def _smoothed(ledger: Ledger, split: Split, target: Target, share: float) -> Evaluator | None:
-    """Return delta by smoothed contours, each as wide as ``share`` of a nat of delta."""
-    sources: list[Source] = [Whole(ledger)]
-    dropped = 0.0
-    if split.cap is not None:
-        below, above = ledger.split(split.cap)
-        sources = [Whole(below)]
-        if (mass := above.mass) <= DROPPED_MASS * math.exp(target.log_delta):
-            dropped = mass
-        else:
-            sources.append(Jumps(below, above))
-    parts = []
-    # Near delta 1 it is the spread of the losses that matters, not the order.
-    steepest = 1 / rough_deviation(ledger) if target.log_delta > NEARLY_ONE else 0.0
-    for source, order in zip(sources, split.orders, strict=False):
-        cumulants = source.table(order)
-        slack = float(cumulants.log_chernoff(target.epsilon).min()) - target.log_delta
-        kernel = Kernel(share / max(order, steepest), BETA + min(max(slack, 0.0), MOST_SLACK))
-        part = source.plain(cumulants, order, target) if split.cap is not None else None
-        if part is None:
-            part = planning.smooth(source, cumulants, order, target, kernel)
-        if part is None:
-            return None
-        parts.append(part)
-    return Evaluator(tuple(parts), ledger, dropped)
 
 
 def _by_chernoff(ledger: Ledger, cumulants: Cumulants, delta: float) -> Answer:
@@ -286,58 +216,3 @@ def _seen(
         e += min(max(step, -2 / slope), 2 / slope)
         margin *= 1.5
     return best
-
-
-def delta(ledger: Callable[[float], Ledger], epsilon: float) -> Answer:
-    """Return the interval of delta at ``epsilon``; ``ledger`` cuts its laws for a delta."""
-    log_delta, laws = -40.0, ledger(math.exp(-40.0))
-    for _ in range(4):
-        if epsilon >= laws.supremum * NUDGE:
-            infinite = Bound(laws.infinite / NUDGE, min(1.0, laws.infinite * NUDGE))
-            return Answer.closed(infinite, "no loss is that large")
-        if epsilon >= laws.largest * NUDGE:
-            return Answer(
-                laws.infinite / NUDGE,
-                min(1.0, laws.beyond * NUDGE),
-                "hardly any loss is that large",
-            )
-        order = order_for_epsilon(laws, epsilon)
-        split = split_for_epsilon(laws, epsilon, order)
-        guess = max(split.log_delta, -680.0)
-        close = abs(guess - log_delta) < 6
-        log_delta = guess
-        if close:
-            break
-        laws = ledger(math.exp(min(log_delta, -1.0)))
-    # The saddle point may lie among rare large losses, which the same delta's order avoids.
-    order = min(order, order_for_delta(laws, log_delta)[0])
-    if log_delta > NEARLY_ONE:
-        order = max(order, 0.3 / rough_deviation(laws))
-    if split.cap is None:
-        split = replace(split, orders=(order,))
-    cumulants = table_around(laws, order)
-    most = math.exp(min(0.0, float(cumulants.log_chernoff(epsilon).min()))) * NUDGE
-    known = Answer(0.0, min(1.0, most + laws.beyond), "Chernoff's inequality")
-    for lean in planning.LEANS:
-        drafted = planning.draft(laws, cumulants, lean * order, Target(epsilon, log_delta))
-        contour = planning.certified(laws, drafted, epsilon) if drafted else None
-        if contour is not None:
-            known = known.meet(_delta_by(Evaluator((contour,), laws), epsilon, "contour"))
-        if drafted is not None:
-            break
-    share = 0.02
-    for _ in range(MOST_ROUNDS):
-        if known.narrow_enough(WIDE, 0.0):
-            break
-        evaluator = _smoothed(laws, split, Target(epsilon, log_delta), share)
-        if evaluator is not None:
-            method = "smoothed contour" if split.cap is None else "smoothed contour, split"
-            known = known.meet(_delta_by(evaluator, epsilon, method))
-            log_delta = math.log(max(known.upper, 1e-300))
-        share *= 2 if evaluator is None else _next_share(known, WIDE * known.upper)
-    return known
-
-
-def _delta_by(evaluator: Evaluator, epsilon: float, method: str) -> Answer:
-    lower, upper = min(1.0, evaluator.lower(epsilon)), evaluator.upper(epsilon)
-    return Answer(lower, upper, method, evaluator.budget(epsilon))

@@ -7,51 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.special import i0e
 
-from dpaudit.accountants.pld.contour import Kernel, jump_transform, transform
+from dpaudit.accountants.pld.contour import jump_transform, transform
 from tests.accountants import forced, oracles
 
 ORACLE = 1e-10
-RULE = np.polynomial.legendre.leggauss(200)
-
-
-def kernel_by_integral(kernel: Kernel, z: complex) -> complex:
-    """Return the mean of e^(-z v), |v| <= h, with weights I0(beta sqrt(1 - (v/h)^2)) e^(-v/2)."""
-    x, w = RULE
-    v = kernel.half_width * x
-    root = kernel.beta * np.sqrt(1 - x * x)
-    weights = w * i0e(root) * np.exp(root - kernel.beta) * np.exp(-v / 2)
-    return complex((weights * np.exp(-z * v)).sum() / weights.sum())
-
-
-KERNELS = [Kernel(0.01, 18.0), Kernel(0.3, 20.0), Kernel(1e-6, 25.0), Kernel(2.0, 5.0)]
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_the_kernels_transform_is_the_integral(kernel):
-    generator = np.random.default_rng(1)
-    for _ in range(20):
-        z = complex(generator.uniform(0, 5), generator.uniform(0, 2) * kernel.beta) / max(
-            kernel.half_width, 0.01
-        )
-        found = complex(kernel.transform(np.array([z]))[0])
-        # The integral's own rounding: terms of size e^(Re z h).
-        own = 1e-12 * math.exp(abs(z.real) * kernel.half_width)
-        assert abs(found - kernel_by_integral(kernel, z)) <= own
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_smoothing_keeps_the_mean_and_the_mass(kernel):
-    assert kernel.transform(np.array([0j, -1 + 0j])) == pytest.approx(1, abs=1e-13)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("order", [0.01, 1.0, 40.0])
-def test_beyond_its_reach_the_kernel_lies_below_the_bound(kernel, order):
-    y = kernel.reach * np.concatenate([np.linspace(1, 3, 4001), np.geomspace(3, 1e4, 2000)])
-    assert np.abs(kernel.transform(order + 1j * y)).max() <= kernel.beyond_reach(order)
-
 
 STEPS = [
     (rate, noise, direction)
@@ -79,7 +39,7 @@ def test_smoothing_narrows_with_the_square_of_its_width():
     ledger = forced.ledger_of([(0.01, 1.0, 1)])
     widths = [
         found.upper(2.0) - found.lower(2.0)
-        for share in (0.2, 0.02)
+        for share in (1.0, 0.1)
         for found in [forced.smoothed(ledger, 2.0, share)]
     ]
     assert widths[0] / widths[1] == pytest.approx(100, rel=0.3)

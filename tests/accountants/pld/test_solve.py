@@ -10,7 +10,7 @@ import pytest
 from scipy.special import ndtr
 
 from dpaudit.accountants import pld
-from dpaudit.accountants.pld import one_release, solve
+from dpaudit.accountants.pld import one_release, solve, solve_delta
 from tests.accountants import forced, oracles
 from tests.accountants.golden import of_ledger, one_way
 
@@ -39,7 +39,7 @@ def test_one_step_as_a_composition_holds_the_closed_form(rate, noise, share, dir
     def cut_for(delta):
         return forced.ledger_of([(rate, noise, 1)], direction, delta=delta)
 
-    answer = solve.delta(cut_for, epsilon)
+    answer = solve_delta.delta(cut_for, epsilon)
     assert answer.lower <= truth * (1 + CLOSED_FORM)
     assert truth * (1 - CLOSED_FORM) <= answer.upper
     found = solve.epsilon(cut_for(truth), truth)
