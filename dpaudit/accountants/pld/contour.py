@@ -78,9 +78,12 @@ class Transform:
         return math.sqrt(variance)
 
 
-def transform(ledger: Ledger, order: float, spacing: float, count: int) -> Transform:
+def transform(
+    ledger: Ledger, order: float, spacing: float, count: int, ahead: float = 1.0
+) -> Transform:
     """Return the composition's characteristic function, tilted by ``order``.
 
+    Its points are good for frequencies ``ahead`` times as high.
     A factor known up to e makes its T-th power err by at most (|phi| + e)^T - |phi|^T.
     """
     y = spacing * np.arange(count)
@@ -91,7 +94,7 @@ def transform(ledger: Ledger, order: float, spacing: float, count: int) -> Trans
     log_moment_error = 4 * UNIT_ROUNDOFF * log_moment
     all_points = []
     for law, times in ledger.laws:
-        points = law.points(order, spacing * count)
+        points = law.points(order, ahead * spacing * count)
         centre = float(points.masses @ points.losses)
         factor, error = characteristic(points.losses - centre, points.masses, spacing, count)
         modulus = np.maximum(np.abs(factor), 1e-300)

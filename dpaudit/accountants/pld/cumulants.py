@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ FACTORS = np.concatenate([np.geomspace(1 / 30, 0.8, 10), np.geomspace(0.88, 1.6,
 ROUNDING = 2.0**-52
 SCAN = np.geomspace(1e-4, 1e4, 72)
 MOST_SCANS = 5
+SKETCHED = 24
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,19 @@ class Ledger:
         if self.gaussian:
             return math.inf
         return sum(times * law.supremum for law, times in self.laws)
+
+    @cached_property
+    def sketch(self) -> Ledger:
+        """About the same composition with few laws, for searching: the rest stands for others.
+
+        Those with the largest losses stay, as one of them may decide alone.
+        """
+        if len(self.laws) <= 2 * SKETCHED:
+            return self
+        laws = sorted(self.laws, key=lambda entry: -entry[0].largest)
+        step = -(-(len(laws) - SKETCHED) // SKETCHED)
+        rest = tuple((law, step * times) for law, times in laws[SKETCHED::step])
+        return replace(self, laws=(*laws[:SKETCHED], *rest))
 
     @property
     def largest(self) -> float:
@@ -160,7 +175,7 @@ def scan(ledger: Ledger, guess: float) -> Cumulants:
     """Return roughly K over eight powers of ten around ``guess``: it bounds nothing."""
     orders = guess * SCAN
     rough = 0.5 * ledger.gaussian * orders * (orders + 1)
-    for law, times in ledger.laws:
+    for law, times in ledger.sketch.laws:
         rough = rough + times * law.rough_log_moments(orders)
     return Cumulants(orders, rough)
 
@@ -199,7 +214,7 @@ def _settled(
 def rough_deviation(ledger: Ledger) -> float:
     """Return about the standard deviation of the composed loss."""
     variance = ledger.gaussian
-    for law, times in ledger.laws:
+    for law, times in ledger.sketch.laws:
         losses, log_masses = law.rough
         masses = np.exp(log_masses)
         mean = float(masses @ losses)
@@ -210,7 +225,7 @@ def rough_deviation(ledger: Ledger) -> float:
 def _first_guess(ledger: Ledger, log_delta: float) -> float:
     """Return an order as for a Gaussian of the same variance."""
     variance = ledger.gaussian
-    for law, times in ledger.laws:
+    for law, times in ledger.sketch.laws:
         losses, log_masses = law.rough
         variance += times * float(np.exp(log_masses) @ np.minimum(losses * losses, 100.0))
     return math.sqrt(-2 * min(log_delta, -1.0) / max(variance, 1e-30))

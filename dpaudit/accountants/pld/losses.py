@@ -44,7 +44,7 @@ LOG_NEGLIGIBLE, LOG_GONE = -46.0, 60.0
 LARGEST_LOSS = 700.0  # its exponential is a double
 LARGEST_BASE_LOSS, LARGEST_ATOM = 5e3, 600.0
 MOST_PANELS, AFFORDED_PANELS = 100_000, 20_000
-ORDERS = np.geomspace(1.0, 1e15, 151)
+ORDERS = np.geomspace(1.0, 1e15, 46)
 ROUNDED_UP = 1 + 2.0**-52
 
 
@@ -66,14 +66,15 @@ class Points:
         losses: Shape ``(n,)``.
         masses: Shape ``(n,)``, of the tilted law; they sum to 1 up to rounding.
         log_moment: log E[exp(order * L)], L inside the range that is kept.
-        error: Bound on the error of the points' characteristic function, up to the reach
-            that they were made for; and on that of the logarithm of the moment.
+        error: Bound on the error of the points' characteristic function up to frequency
+            ``reach``; and on that of the logarithm of the moment.
     """
 
     losses: Array
     masses: Array
     log_moment: float
     error: float
+    reach: float
 
 
 def log_ratio(base: Array, rate: float) -> Array:
@@ -312,7 +313,7 @@ class LossLaw:
         rounding = UNIT_ROUNDOFF * (
             24 + 4 * abs(peak) + 4 * float(masses @ (np.abs(log_masses) + np.abs(order * losses)))
         )
-        return Points(losses, masses, log_moment, missing + rounding)
+        return Points(losses, masses, log_moment, missing + rounding, reach)
 
     def log_moments(self, orders: Array) -> tuple[Array, Array]:
         """Return log E[exp(c L)] from both sides, for every order, L inside what is kept."""

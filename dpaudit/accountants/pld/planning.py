@@ -30,13 +30,16 @@ Array = NDArray[np.float64]
 PLAIN_ALIASES, SMOOTH_ALIASES = 1e-10, 1e-6
 PLAIN_FREQUENCIES = 3000
 SMOOTH_FREQUENCIES = 200_000
-DEVIATIONS = 10.0  # a normal characteristic function is gone at 7
+DEVIATIONS = 12.0  # a normal characteristic function is gone at 7
 LOG_FALLEN = 27.6  # of |phi|^T / |z|^2, over that at its largest
 MOST_DOUBT = 4e-4  # a wider contour is no better than a smoothed one
 SLOWEST_FALL = 1.55  # of log |phi|, when the reach is doubled
 NEGLIGIBLE = 1e-12
 STEP_IN_DEVIATIONS = 5.0  # costs 5^2/8 in the exponent
 LEFT_BETWEEN = 1e-8  # of phi^T, between samples of nothing
+ENVELOPES = 100
+# Of many laws the points are made once, for the samples beyond the last frequency as well.
+MANY, AHEAD = 10, 8.0
 MOST_SAMPLES, FURTHEST = 2000, 60.0
 # Orders to try, over the saddle point's: a larger one cancels less, a smaller one stays clear
 # of rare large losses.
@@ -94,9 +97,9 @@ def _draft(ledger: Ledger, cumulants: Cumulants, order: float, target: Target) -
     spacing = 2 * math.pi / length
     deviation = math.sqrt(cumulants.curvature(order))
     count = 8 + math.ceil(DEVIATIONS / deviation / spacing)
-    last_fall = 0.0
+    last_fall, ahead = 0.0, AHEAD if len(ledger.laws) > MANY else 1.0
     while count <= PLAIN_FREQUENCIES:
-        found = transform(ledger, order, spacing, count)
+        found = transform(ledger, order, spacing, count, ahead)
         modulus = float(np.abs(found.values[-4:]).max())
         fall = -math.log(max(modulus, 1e-300))
         wanted = LOG_FALLEN - 2 * math.log(max(found.reach / order, 1.0))
@@ -204,7 +207,8 @@ def _beyond(ledger: Ledger, found: Transform, affordable: float) -> float:
     """
     far = found.reach * np.geomspace(1, 1e9, 300)
     log_far = -0.5 * ledger.gaussian * far * far
-    for (law, times), points in zip(ledger.laws, found.points, strict=True):
+    # No factor exceeds 1: some of many are enough.
+    for (law, times), points in list(zip(ledger.laws, found.points, strict=True))[:ENVELOPES]:
         bound = decay.envelope(law, found.order, points.log_moment)
         log_far = log_far + times * bound.log_above(far)
     parts = _segments(far, log_far[:-1], found.spacing)
@@ -235,8 +239,8 @@ def _sampled(ledger: Ledger, found: Transform, step: float, end: float) -> float
     first = math.floor(found.reach / step)
     y = np.asarray(step * np.arange(math.ceil(end / step) + 2))
     log_modulus = -0.5 * ledger.gaussian * y[first:-1] ** 2
-    for law, times in ledger.laws:
-        points = law.points(found.order, float(y[-1]))
+    for (law, times), made in zip(ledger.laws, found.points, strict=True):
+        points = made if made.reach >= y[-1] else law.points(found.order, float(y[-1]))
         log_modulus += times * decay.log_between(points, step, len(y))[first:]
     return float(_segments(np.maximum(y[first:], found.reach), log_modulus, found.spacing).sum())
 

@@ -51,7 +51,7 @@ class RoughTables:
         base = 0.5 * ledger.gaussian * self.orders * (self.orders + 1)
         self.below = np.tile(base[:, None], len(self.caps))
         self.ratio = np.zeros_like(self.below)
-        for law, times in ledger.laws:
+        for law, times in ledger.sketch.laws:
             log_below, log_ratio = _partial_moments(*law.rough, self.orders, self.caps)
             self.below += times * log_below
             self.ratio += times * log_ratio
