@@ -17,7 +17,7 @@ from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import InvalidArgument
 
 FINEST_RESOLUTION = 1e-12
-LONGEST_STRIDE = math.log(30)  # while neither side of the answer is known
+FIRST_STRIDE, LONGEST_STRIDE = math.log(2.5), math.log(30)  # until the answer is enclosed
 OVERSTRIDE = 1.1  # land beyond where the answer is guessed, so that it is enclosed
 NEAR = 0.9  # of the resolution: a step that short past the answer ends the search
 PATIENCE = 3  # interpolations that may fail to halve the interval before a halving
@@ -169,7 +169,8 @@ class Search(Generic[Number]):
         stride = OVERSTRIDE * abs(point.height) / self._slope() + 1e-3 * 4.0 ** len(self.points)
         # An end of the bracket that the user gave is tried before anything beyond it.
         room = left if left > FINEST_RESOLUTION else math.inf
-        return point.position + way * min(stride, LONGEST_STRIDE, room)
+        longest = min(FIRST_STRIDE * len(self.points), LONGEST_STRIDE)
+        return point.position + way * min(stride, longest, room)
 
     def _slope(self) -> float:
         """Return by how much the height falls per unit of position, as far as is known."""

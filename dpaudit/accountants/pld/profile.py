@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,7 +77,7 @@ class PldProfile:
             InvalidArgument: ``delta`` is out of range.
             Unresolvable: nothing can be certified here.
         """
-        return worst(self.explain_epsilon(delta=delta))
+        return worst(self._epsilons(delta, _largest_lower))
 
     def delta(self, *, epsilon: float) -> Bound:
         """Return the interval of the least delta at ``epsilon``, finite and at least 0.
@@ -90,6 +90,12 @@ class PldProfile:
 
     def explain_epsilon(self, *, delta: float) -> tuple[Answer, ...]:
         """Return the interval of each direction, how it was come by, and its error budget."""
+        return self._epsilons(delta, lambda answers: 0.0)
+
+    def _epsilons(
+        self, delta: float, enough: Callable[[Sequence[Answer]], float]
+    ) -> tuple[Answer, ...]:
+        """Ask both directions; ``enough`` says what further answers may be as large as."""
         require_delta("delta", delta)
         if (mu := self._gaussian_mu()) is not None:
             return (Answer.closed(gaussian.epsilon(delta, mu=mu), "one Gaussian, closed form"),)
@@ -97,12 +103,13 @@ class PldProfile:
             return (Answer.closed(pair.epsilon(delta), "binomial sum"),)
         if self._ever_joins() <= delta:
             return (Answer.closed(Bound(0.0, 0.0), "the record hardly ever takes part"),)
-        ask = partial(_epsilon_altered, delta=delta)
-        answers = tuple(self._answer(way, ask) for way in self._ways())
-        if (renyi := self._renyi()) is not None:
-            most = renyi.epsilon(delta=delta).upper
-            answers = tuple(answer.at_most(most) for answer in answers)
-        return answers
+        answers: list[Answer] = []
+        for way in self._ways():
+            ask = partial(_epsilon_altered, delta=delta, enough=enough(answers))
+            answers.append(self._answer(way, ask))
+        renyi = self._renyi()
+        most = math.inf if renyi is None else renyi.epsilon(delta=delta).upper
+        return tuple(answer.at_most(most) for answer in answers)
 
     def explain_delta(self, *, epsilon: float) -> tuple[Answer, ...]:
         """Return the interval of each direction, how it was come by, and its error budget."""
@@ -162,9 +169,14 @@ class PldProfile:
 Ask = Callable[[Question], Answer]
 
 
-def _epsilon(question: Question, delta: float) -> Answer:
+def _largest_lower(answers: Sequence[Answer]) -> float:
+    return max((answer.lower for answer in answers), default=0.0)
+
+
+def _epsilon(question: Question, delta: float, enough: float = 0.0) -> Answer:
+    """Answer; an upper end of at most ``enough`` need not be any narrower."""
     try:
-        return _epsilon_resolved(question, delta)
+        return _epsilon_resolved(question, delta, enough)
     except Unresolvable:
         if (mu := question.unsampled) is None:
             raise
@@ -180,7 +192,7 @@ def _delta(question: Question, epsilon: float) -> Answer:
         return Answer(0.0, gaussian.delta(epsilon, mu=mu).upper, UNSAMPLED)
 
 
-def _epsilon_resolved(question: Question, delta: float) -> Answer:
+def _epsilon_resolved(question: Question, delta: float, enough: float) -> Answer:
     ledger = question.ledger(delta)
     if ledger.infinite / NUDGE > delta:
         raise Unresolvable(
@@ -194,7 +206,7 @@ def _epsilon_resolved(question: Question, delta: float) -> Answer:
             found = gaussian.epsilon(delta, mu=math.sqrt(ledger.gaussian))
             return Answer.closed(found, "one Gaussian, closed form")
         case _:
-            return solve.epsilon(ledger, delta)
+            return solve.epsilon(ledger, delta, enough)
 
 
 def _delta_resolved(question: Question, epsilon: float) -> Answer:
@@ -211,7 +223,7 @@ def _delta_resolved(question: Question, epsilon: float) -> Answer:
             return solve_delta.delta(question.ledger, epsilon)
 
 
-def _epsilon_altered(question: Question, delta: float) -> Answer:
+def _epsilon_altered(question: Question, delta: float, enough: float) -> Answer:
     """Steps that were altered with probability t in all add t (1 + e^epsilon) to delta.
 
     So epsilon is enough if the unaltered steps have it at delta - t (1 + e^epsilon).
@@ -221,7 +233,7 @@ def _epsilon_altered(question: Question, delta: float) -> Answer:
     """
     altered = question.altered
     if not altered:
-        return _epsilon(question, delta)
+        return _epsilon(question, delta, enough)
     answer = _epsilon(question, delta)
     for _ in range(TRUNCATION_ROUNDS):
         upper = answer.upper * NUDGE

@@ -45,8 +45,8 @@ CORNER = 0.98  # of the largest loss: all releases lose nearly what they can
 CORNER_SHARES = (1e-5, 5e-5, 2e-4, 5e-4, 2e-3, 1e-2, 5e-2)
 
 
-def epsilon(ledger: Ledger, delta: float) -> Answer:
-    """Return the interval of epsilon at ``delta``.
+def epsilon(ledger: Ledger, delta: float, enough: float = 0.0) -> Answer:
+    """Return the interval of epsilon at ``delta``, narrow unless all of it is below ``enough``.
 
     Raises:
         Unresolvable: delta is that of the infinite losses, to the last digits.
@@ -67,7 +67,7 @@ def epsilon(ledger: Ledger, delta: float) -> Answer:
     known = known.meet(_by_chernoff(ledger, cumulants, delta))
     if known.lower == 0 and known.upper > CORNER * ledger.largest:
         known = known.meet(_corner(ledger, delta))
-    if known.narrow_enough(SHARP, 0.0):
+    if known.narrow_enough(SHARP, 0.0) or known.upper <= enough:
         return known
     guess, slope = known.upper, order
     for lean in planning.LEANS:

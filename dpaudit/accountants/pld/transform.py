@@ -20,7 +20,7 @@ FEW = 4e6  # points times frequencies: more are spread
 BLOCK = 64
 ANCHOR = 8
 PER_POWER = 50  # two powers, each off by ANCHOR roundings of its factors and 2.3 a product
-WINDOW, SHAPE = 16, 37.0
+WINDOW, SHAPE, NEAR_EDGE = 16, 37.0, 0.1
 AT_ONCE = 40_000
 # The window's error for masses that sum to 1, its FFT's rounding included: 2e-14 was seen
 # for single points anywhere in a cell; tests hold it against sums in long double.
@@ -95,15 +95,27 @@ def _fast_length(least: int) -> int:
 
 
 def _spread(grid: Array, offset: Array, cell: NDArray[np.int64], masses: Array) -> None:
+    """Add 2 exp(-b) sinh(b t) / t times ``masses`` to the cells around, in place for speed.
+
+    exp(b (t - 1)) / max(t, NEAR_EDGE) is off by less than 1e-14 of the window's peak.
+    """
     base = int(cell.min())
     length = int(cell.max()) - base + 1
+    cells, scaled = cell - base, offset * (2 / WINDOW)
+    t, window = np.empty_like(offset), np.empty_like(offset)
     for step in range(WINDOW):
-        t = np.sqrt(np.maximum(1 - ((offset - step) * (2 / WINDOW)) ** 2, 1e-30))
-        # 2 exp(-b) sinh(b t) / t, without overflow
-        window = np.exp(SHAPE * (t - 1)) * (1 - np.exp(-2 * SHAPE * t)) / t
-        grid[base + step : base + step + length] += np.bincount(
-            cell - base, masses * window, length
-        )
+        np.subtract(scaled, step * (2 / WINDOW), out=t)
+        np.multiply(t, t, out=t)
+        np.subtract(1.0, t, out=t)
+        np.maximum(t, 0.0, out=t)
+        np.sqrt(t, out=t)
+        np.multiply(t, SHAPE, out=window)
+        window -= SHAPE
+        np.exp(window, out=window)
+        np.maximum(t, NEAR_EDGE, out=t)
+        window /= t
+        window *= masses
+        grid[base + step : base + step + length] += np.bincount(cells, window, length)
 
 
 def _window_transform(count: int, size: int) -> Array:
