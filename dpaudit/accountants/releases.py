@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.errors import UnsupportedMechanism
+from dpaudit.vocabulary.errors import UnsupportedMechanism, require_count
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     Composed,
@@ -38,9 +38,14 @@ def count_releases(mechanism: Mechanism) -> Releases:
       record is in one node of each level (Kairouz et al. 2021, arXiv:2103.00039, Theorem 4.1);
     - b bands over n steps are ceil(n/b) sampled Gaussians (Choquette-Choo et al. 2023,
       arXiv:2306.08153, Theorem 4).
+
+    Raises:
+        InvalidArgument: repetitions of repetitions are more than a double counts exactly.
     """
     counts: Counter[Release] = Counter()
     _collect(mechanism, 1, counts)
+    for times in counts.values():
+        require_count("times, all repetitions multiplied", times)
     return counts
 
 

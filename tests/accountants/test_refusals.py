@@ -174,3 +174,11 @@ def test_a_mechanism_cannot_be_altered(mechanism, field):
 def test_json_that_is_no_mechanism_is_refused(written):
     with pytest.raises(msgspec.DecodeError):
         msgspec.json.decode(written, type=Mechanism)
+
+
+def test_repetitions_of_repetitions_are_counted_before_they_are_priced():
+    mechanism = Gaussian(1.0)
+    for _ in range(8):
+        mechanism = Repeated(mechanism, 1000)
+    with pytest.raises(InvalidArgument, match="all repetitions multiplied"):
+        pld.profile(mechanism)

@@ -111,6 +111,14 @@ def test_bad_numbers_are_named_in_one_line(call: Call, option: str, value: str) 
     assert "must be" in result.err
 
 
+@pytest.mark.parametrize("digits", [20, 400])
+def test_more_steps_than_can_be_counted_are_one_line(call: Call, digits: int) -> None:
+    result = call("epsilon", *changed("--steps", "1" + "0" * digits))
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "at most 9007199254740992" in result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
