@@ -40,7 +40,7 @@ def count_releases(mechanism: Mechanism) -> Releases:
       arXiv:2306.08153, Theorem 4).
 
     Raises:
-        InvalidArgument: repetitions of repetitions are more than a double counts exactly.
+        InvalidArgument: repetitions of repetitions are more than can be counted.
     """
     counts: Counter[Release] = Counter()
     _collect(mechanism, 1, counts)

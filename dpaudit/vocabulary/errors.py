@@ -88,7 +88,7 @@ class BudgetExceeded(AccountingError):
     """A release would cost, or has cost, more than a filter's budget has left."""
 
 
-MOST_COUNT = 2**53
+MOST_COUNT = 10**18
 
 # Written so that NaN is refused too: every comparison with NaN is false.
 
@@ -118,7 +118,7 @@ def require_delta(name: str, value: float) -> None:
 
 
 def require_count(name: str, value: int, *, least: int = 1) -> None:
-    """Refuse anything but a whole number from ``least`` to what a double holds exactly."""
+    """Refuse anything but a whole number from ``least`` to ``MOST_COUNT``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidArgument(name, value, f"a whole number of at least {least}")
     if value > MOST_COUNT:
