@@ -20,7 +20,7 @@ from torch import Tensor
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_arrays, write_arrays
 from dpaudit.trainer.data import Records, Split
-from dpaudit.trainer.engine import clip_factors
+from dpaudit.trainer.engine.clipping import clip_factors
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.settings import CanarySettings

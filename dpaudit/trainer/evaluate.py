@@ -13,7 +13,6 @@ from torch import nn
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer.data import Records, Split
 from dpaudit.trainer.models import make_model
-from dpaudit.trainer.private_sgd import per_record_cross_entropy
 from dpaudit.vocabulary.errors import IntegrityError
 
 CHUNK = 2048
@@ -35,7 +34,8 @@ def evaluate(model: nn.Module, records: Records) -> Evaluation:
         for start in range(0, len(records), CHUNK):
             outputs = model(torch.from_numpy(records.features[start : start + CHUNK]))
             labels = torch.from_numpy(records.labels[start : start + CHUNK])
-            losses.append(per_record_cross_entropy(outputs, labels).double().numpy())
+            of_each = nn.functional.cross_entropy(outputs, labels, reduction="none")
+            losses.append(of_each.double().numpy())
             right += int((outputs.argmax(1) == labels).sum())
     return Evaluation(np.concatenate(losses), right / max(1, len(records)))
 

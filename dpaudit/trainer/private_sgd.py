@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dpaudit.runs.ledger_file import LedgerWriter
 from dpaudit.trainer.canaries import Canaries, gradient_canary_sum
 from dpaudit.trainer.data import Records
-from dpaudit.trainer.engine import PerRecordGradients
+from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.ledger import BookedRelease
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
@@ -25,9 +25,10 @@ GRADIENT_SUM = "gradient sum"
 RECORD_COUNT = "record count"
 
 
-def per_record_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return each record's loss, shape ``(records,)``."""
-    return nn.functional.cross_entropy(outputs, labels, reduction="none")
+def cross_entropies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return each record's loss, shape ``(records,)``, of (features, labels)."""
+    features, labels = batch
+    return nn.functional.cross_entropy(model(features), labels, reduction="none")
 
 
 def make_optimizer(
@@ -71,7 +72,8 @@ class PrivateSgd:
     expected_batch_size: float
 
     def __post_init__(self) -> None:
-        self._gradients = PerRecordGradients(self.model, per_record_cross_entropy)
+        self._engine = Engine(self.model, cross_entropies)
+        self._size = sum(p.numel() for p in self._engine.parameters.values())
         self._features = torch.from_numpy(self.records.features)
         self._labels = torch.from_numpy(self.records.labels)
 
@@ -85,36 +87,36 @@ class PrivateSgd:
         release = PoissonSampled(Gaussian(privacy.noise_multiplier), privacy.sampling_rate)
         self.ledger.book(BookedRelease(GRADIENT_SUM, release, step=number))
         noisy = self._clipped_sum(number) + self._noise(number)
-        self._descend(noisy[: self._gradients.size] / self.expected_batch_size)
-        return np.asarray(noisy[self._gradients.size :] / privacy.clip_norm)
+        self._descend(noisy[: self._size] / self.expected_batch_size)
+        return np.asarray(noisy[self._size :] / privacy.clip_norm)
 
     def _clipped_sum(self, number: int) -> Tensor:
         """Return the sum over the sampled records and canaries, shape ``(d + m,)``."""
         rate, clip_norm = self.privacy.sampling_rate, self.privacy.clip_norm
         drawn = self.stream.coins(Purpose.RECORD_SAMPLING, number, len(self.records), rate)
         batch = torch.from_numpy(np.flatnonzero(drawn))
-        chunk = self.speed.physical_batch_size
+        records = (self._features[batch], self._labels[batch])
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
             torch.manual_seed(self.stream.seed_for(Purpose.DROPOUT, number))
-            by_records = self._gradients.clipped_sum(
-                self._features[batch], self._labels[batch], clip_norm, chunk
+            clipped = self._engine.clipped_sum(
+                records, Flat(clip_norm), self.speed.physical_batch_size
             )
+        by_records = torch.cat([part.flatten() for part in clipped.sums.values()])
         included = self.canaries.gradient_included
         joined = included & self.stream.coins(Purpose.CANARY_SAMPLING, number, len(included), rate)
         return torch.cat([by_records, gradient_canary_sum(joined, clip_norm)])
 
     def _noise(self, number: int) -> Tensor:
         """Return the step's noise, shape ``(d + m,)``: entered once, whatever the chunks."""
-        size = self._gradients.size + len(self.canaries.gradient_included)
+        size = self._size + len(self.canaries.gradient_included)
         draws = self.stream.normals(Purpose.GRADIENT_NOISE, number, size)
         deviation = self.privacy.noise_multiplier * self.privacy.clip_norm
         return torch.from_numpy((deviation * draws).astype(np.float32))
 
     def _descend(self, gradient: Tensor) -> None:
         start = 0
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                part = gradient[start : start + parameter.numel()]
-                parameter.grad = part.view_as(parameter).clone()
-                start += parameter.numel()
+        for parameter in self._engine.parameters.values():
+            part = gradient[start : start + parameter.numel()]
+            parameter.grad = part.view_as(parameter).clone()
+            start += parameter.numel()
         self.optimizer.step()

@@ -1,0 +1,238 @@
+"""What per-record gradients of one parameter look like before they are written out.
+
+A layer's gradient of one record is a sum of few outer products, or touches few rows of a
+table: its norm, and the sum over records once each is scaled, cost much less than the
+gradients themselves (Goodfellow 2015, arXiv:1510.01799; Li et al. 2022, arXiv:2110.05679;
+Bu et al. 2023, arXiv:2210.00038).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+# A norm must not come out too small. That of a sum of outer products is taken from T^2
+# inner products in float32: where they cancel, their rounding may be all that is left. It
+# is at most about this much of (sum_t |row_t| |column_t|)^2, and is added.
+ROUNDING = 2.0**-21
+RECORDS_AT_ONCE = 64
+
+
+class Form(Protocol):
+    """Per-record gradients of one parameter, not necessarily written out."""
+
+    def square_norms(self) -> Tensor:
+        """Return each record's squared norm, never too small; shape ``(records,)``, float64."""
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return the sum over records of factor times gradient, in the parameter's shape."""
+
+    def dense(self) -> Tensor:
+        """Return the gradients themselves, shape ``(records, *parameter)``."""
+
+    def only(self, which: Tensor) -> Self:
+        """Return the same of some records: a mask of shape ``(records,)``."""
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """Return the sum with further gradients of the same parameter and kind."""
+
+
+def square_norms_of_rows(values: Tensor) -> Tensor:
+    """Return the squared norm of each ``values[i]`` in float64; too large for float32: inf."""
+    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return norms.double().square()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Gradients written out: ``values`` of shape ``(records, *parameter)``."""
+
+    values: Tensor
+
+    def square_norms(self) -> Tensor:
+        """See ``Form``."""
+        return square_norms_of_rows(self.values)
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """See ``Form``."""
+        return (factors.to(self.values.dtype) @ self.values.flatten(1)).view(self.values.shape[1:])
+
+    def dense(self) -> Tensor:
+        """See ``Form``."""
+        return self.values
+
+    def only(self, which: Tensor) -> Dense:
+        """See ``Form``."""
+        return Dense(self.values[which])
+
+    def joined(self, others: Sequence[Dense]) -> Dense:
+        """See ``Form``."""
+        return Dense(sum((other.values for other in others), start=self.values))
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """Gradients sum_t rows_t (x) columns_t of a matrix.
+
+    Attributes:
+        rows: Shape ``(records, T, p)``.
+        columns: Shape ``(records, T, d)``; the parameter has shape ``(p, d)``.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    @property
+    def _by_inner_products(self) -> bool:
+        """Whether T^2 inner products cost less than the p d entries of a gradient."""
+        terms, p, d = self.rows.shape[1], self.rows.shape[2], self.columns.shape[2]
+        return terms * (p + d) <= p * d
+
+    @cached_property
+    def _written_out(self) -> Tensor:
+        return torch.bmm(self.rows.mT, self.columns)
+
+    def square_norms(self) -> Tensor:
+        """See ``Form``."""
+        if not self._by_inner_products:
+            return square_norms_of_rows(self._written_out)
+        lengths: Tensor = torch.linalg.vector_norm(self.rows, dim=2)
+        lengths = lengths * torch.linalg.vector_norm(self.columns, dim=2)
+        if lengths.shape[1] == 1:
+            return lengths.squeeze(1).double().square()
+        products = torch.bmm(self.rows, self.rows.mT).mul_(torch.bmm(self.columns, self.columns.mT))
+        rounding = ROUNDING * lengths.sum(dim=1).double().square()
+        return products.sum(dim=(1, 2)).double().clamp(min=0.0) + rounding
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """See ``Form``."""
+        if "_written_out" in self.__dict__:
+            return Dense(self._written_out).weighted(factors)
+        rows = self.rows * factors.to(self.rows.dtype)[:, None, None]
+        return rows.flatten(0, 1).mT @ self.columns.flatten(0, 1)
+
+    def dense(self) -> Tensor:
+        """See ``Form``."""
+        return self._written_out
+
+    def only(self, which: Tensor) -> OuterProducts:
+        """See ``Form``."""
+        return OuterProducts(self.rows[which], self.columns[which])
+
+    def joined(self, others: Sequence[OuterProducts]) -> OuterProducts:
+        """See ``Form``."""
+        return OuterProducts(
+            torch.cat([self.rows, *(other.rows for other in others)], dim=1),
+            torch.cat([self.columns, *(other.columns for other in others)], dim=1),
+        )
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Gradients of a table's rows that were looked up.
+
+    Attributes:
+        index: Shape ``(records, T)``, which rows.
+        values: Shape ``(records, T, d)``, what each look-up adds to its row.
+        size: How many rows the table has.
+    """
+
+    index: Tensor
+    values: Tensor
+    size: int
+
+    @cached_property
+    def _touched(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Record and row of each entry that is touched, and its gradient, added up."""
+        records, width = len(self.index), self.values.shape[2]
+        start = torch.arange(records, device=self.index.device)[:, None] * self.size
+        keys, place = torch.unique(self.index + start, return_inverse=True)
+        sums = self.values.new_zeros(len(keys), width)
+        sums.index_add_(0, place.flatten(), self.values.reshape(-1, width))
+        return keys // self.size, keys % self.size, sums
+
+    def square_norms(self) -> Tensor:
+        """See ``Form``."""
+        record, _, sums = self._touched
+        squares = square_norms_of_rows(sums)
+        return squares.new_zeros(len(self.index)).index_add_(0, record, squares)
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """See ``Form``."""
+        record, row, sums = self._touched
+        total = sums.new_zeros(self.size, sums.shape[1])
+        return total.index_add_(0, row, sums * factors.to(sums.dtype)[record, None])
+
+    def dense(self) -> Tensor:
+        """See ``Form``."""
+        record, row, sums = self._touched
+        values = sums.new_zeros(len(self.index), self.size, sums.shape[1])
+        values[record, row] = sums
+        return values
+
+    def only(self, which: Tensor) -> TableRows:
+        """See ``Form``."""
+        return TableRows(self.index[which], self.values[which], self.size)
+
+    def joined(self, others: Sequence[TableRows]) -> TableRows:
+        """See ``Form``."""
+        return TableRows(
+            torch.cat([self.index, *(other.index for other in others)], dim=1),
+            torch.cat([self.values, *(other.values for other in others)], dim=1),
+            self.size,
+        )
+
+
+@dataclass(frozen=True)
+class Several:
+    """The sum of forms of different kinds, as of a table that is used as a matrix as well."""
+
+    forms: tuple[Form, ...]
+
+    def square_norms(self) -> Tensor:
+        """See ``Form``: a few records at a time, as they have to be written out."""
+        records = len(self.forms[0].square_norms())
+        everyone = torch.arange(records)
+        parts = [
+            square_norms_of_rows(self.only((everyone >= first) & (everyone < first + step)).dense())
+            for step in [RECORDS_AT_ONCE]
+            for first in range(0, records, step)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """See ``Form``."""
+        first, *others = (form.weighted(factors) for form in self.forms)
+        return sum(others, start=first)
+
+    def dense(self) -> Tensor:
+        """See ``Form``."""
+        first, *others = (form.dense() for form in self.forms)
+        return sum(others, start=first)
+
+    def only(self, which: Tensor) -> Several:
+        """See ``Form``."""
+        return Several(tuple(form.only(which) for form in self.forms))
+
+    def joined(self, others: Sequence[Several]) -> Several:
+        """See ``Form``."""
+        return Several((*self.forms, *(form for other in others for form in other.forms)))
+
+
+def merged(forms: Sequence[Form]) -> Form:
+    """Return the sum of several uses' gradients, whose norm is that of the sum.
+
+    Uses of one kind become one of that kind: outer products and look-ups are put one after
+    the other, as if the operation had seen a longer record.
+    """
+    first = forms[0]
+    if len(forms) == 1:
+        return first
+    if all(type(form) is type(first) for form in forms):
+        return first.joined(forms[1:])
+    return Several(tuple(forms))

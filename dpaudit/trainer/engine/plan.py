@@ -1,0 +1,119 @@
+"""What the engine learns of a model from one batch: where records are, and what has no rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.trainer.engine.batches import Batch, mapped
+from dpaudit.trainer.engine.functional import PerSampleLoss
+from dpaudit.trainer.engine.layout import Layout, Mixed, Shared, layout_of
+from dpaudit.trainer.engine.tape import Tape, Use
+from dpaudit.vocabulary.errors import InvalidArgument
+
+MOST_LOOKS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to take a model's per-record gradients.
+
+    Attributes:
+        by_rule: Parameters whose every use has a rule.
+        others: Parameters whose gradients are taken record by record.
+        layouts: Where each use has its records.
+        spread: Uses whose one row is repeated for every record.
+        uses: Names and dimensions of all uses: a batch that differs needs a plan of its own.
+    """
+
+    by_rule: tuple[str, ...]
+    others: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    spread: frozenset[int]
+    uses: tuple[tuple[str, int], ...]
+
+    def fits(self, uses: list[Use]) -> bool:
+        """Return whether a run of the model used its parameters in the same way."""
+        return self.uses == signature(uses)
+
+
+def signature(uses: list[Use]) -> tuple[tuple[str, int], ...]:
+    """Return what must be equal for a plan to hold."""
+    return tuple((use.name, len(use.shape)) for use in uses)
+
+
+def make_plan(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan:
+    """Look at a batch of at least two records.
+
+    Raises:
+        InvalidArgument: an operation mixes records; it names the parameters.
+    """
+    try:
+        return _look(model, loss, batch, records)
+    except InvalidArgument:
+        # As many positions as records: what all of them share looks as if it mixed them.
+        more = mapped(batch, lambda tensor: torch.cat([tensor, tensor[:1]]))
+        return _look(model, loss, more, records + 1)
+
+
+def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    by_rule, spread = dict(named), frozenset[int]()
+    for _ in range(MOST_LOOKS):
+        with Tape(by_rule.values(), spread, records) as tape:
+            losses = loss(model, batch)
+        first, last, reached = _probe(tape.uses, losses, list(named.values()))
+        layouts = [
+            layout_of(use.shape, {0: a, records - 1: b}, records)
+            for use, a, b in zip(tape.uses, first, last, strict=True)
+        ]
+        _require_apart(tape.uses, layouts, named)
+        unknown = {id(p) for p, seen in zip(named.values(), reached, strict=True) if seen}
+        shared = [n for n, layout in enumerate(layouts) if isinstance(layout, Shared)]
+        fixed = [n for n in shared if tape.uses[n].shape[0] != 1]
+        unknown |= {id(p) for n in fixed for p in tape.uses[n].operation.parameters}
+        left = {name: p for name, p in by_rule.items() if id(p) not in unknown}
+        if len(left) == len(by_rule) and not shared:
+            others = tuple(name for name in named if name not in left)
+            return Plan(tuple(left), others, tuple(layouts), spread, signature(tape.uses))
+        # Uses are numbered anew where parameters are given up: rows are spread after that.
+        spread = spread | frozenset(shared) if len(left) == len(by_rule) else frozenset()
+        by_rule = left
+    raise InvalidArgument("model", type(model).__name__, "one that runs the same way twice")
+
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def _probe(
+    uses: list[Use], losses: Tensor, parameters: list[Tensor]
+) -> tuple[Gradients, Gradients, list[bool]]:
+    """Return the first and the last loss's gradients of outputs, and which parameters got any."""
+    edges = [use.edge for use in uses]
+    inputs: list[Any] = [*edges, *parameters]  # torch's types allow either, and not both
+    found = [
+        torch.autograd.grad(losses[record], inputs, retain_graph=True, allow_unused=True)
+        for record in (0, -1)
+    ]
+    reached = [
+        any(gradients[len(uses) + n] is not None for gradients in found)
+        for n in range(len(parameters))
+    ]
+    return found[0][: len(uses)], found[1][: len(uses)], reached
+
+
+def _require_apart(uses: list[Use], layouts: list[Layout], named: Mapping[str, Tensor]) -> None:
+    for use, layout in zip(uses, layouts, strict=True):
+        if isinstance(layout, Mixed):
+            ids = {id(p) for p in use.operation.parameters}
+            names = ", ".join(name for name, p in named.items() if id(p) in ids)
+            raise InvalidArgument(
+                "model",
+                f"{use.name} with {names}",
+                "free of operations that mix records: one record's loss depends on others' "
+                "(GroupNorm or LayerNorm can stand in for batch normalisation)",
+            )

@@ -1,0 +1,203 @@
+"""The sum of clipped per-record gradients: one forward and one backward pass.
+
+Book-keeping (Bu et al. 2023, arXiv:2210.00038): the backward pass stops at the outputs of
+operations; each operation's per-record norms come from its input and that gradient, by
+the cheaper of two ways; and the clipped sum is one product where plain training has the
+weight's gradient. What has no rule is differentiated record by record.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dpaudit.trainer.engine.batches import Batch, chunks, count, mapped
+from dpaudit.trainer.engine.clipping import Clipping, finite_records
+from dpaudit.trainer.engine.forms import Dense, Form, merged
+from dpaudit.trainer.engine.functional import PerRecordGradients, PerSampleLoss
+from dpaudit.trainer.engine.layout import Layout
+from dpaudit.trainer.engine.plan import Plan, make_plan
+from dpaudit.trainer.engine.tape import Tape, Use
+from dpaudit.vocabulary.errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The sum over some records.
+
+    Attributes:
+        sums: By parameter name, in its shape, float32.
+        norms: Of the records' gradients before clipping, shape ``(records,)``, float64;
+            secret, as are the losses.
+        losses: Shape ``(records,)``.
+        left_out: How many records were left out, as their gradients are not finite.
+    """
+
+    sums: dict[str, Tensor]
+    norms: Tensor
+    losses: Tensor
+    left_out: int
+
+
+class Engine:
+    """Sums of clipped gradients of one model and loss."""
+
+    def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
+        self._model, self._loss = model, loss
+        self._plan: Plan | None = None
+        self._others: PerRecordGradients | None = None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name; a tied one once."""
+        return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+
+    def clipped_sum(self, batch: Batch, clipping: Clipping, chunk: int | None = None) -> Clipped:
+        """Return the clipped sum, taking ``chunk`` records at a time.
+
+        The chunk is a matter of memory and speed alone; no records give zeros.
+
+        Raises:
+            InvalidArgument: the loss is not one number a record, or records are mixed.
+        """
+        records = count(batch)
+        parts = [self._sum(part, clipping) for part in chunks(batch, chunk or max(1, records))]
+        if not parts:
+            return self._nothing()
+        first, *others = parts
+        for part in others:
+            for name in first.sums:
+                first.sums[name] += part.sums[name]
+        return Clipped(
+            first.sums,
+            torch.cat([part.norms for part in parts]),
+            torch.cat([part.losses for part in parts]),
+            sum(part.left_out for part in parts),
+        )
+
+    def _nothing(self) -> Clipped:
+        sums = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        return Clipped(sums, torch.zeros(0, dtype=torch.float64), torch.zeros(0), 0)
+
+    def _sum(self, batch: Batch, clipping: Clipping) -> Clipped:
+        losses, forms = self._gradients(batch)
+        with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
+            squares = [self._squares(form, losses) for form in forms.values()]
+            kept = finite_records(squares)
+            left_out = len(kept) - int(kept.sum())
+            if left_out:  # 0 times infinity is NaN: what is left out must not be multiplied
+                forms = {name: form and form.only(kept) for name, form in forms.items()}
+            factors = clipping.factors(torch.stack(squares)[:, kept])
+            sums = {
+                name: torch.zeros_like(p) if form is None else form.weighted(row).view_as(p)
+                for (name, p), form, row in zip(
+                    self.parameters.items(), forms.values(), factors, strict=True
+                )
+            }
+            norms = torch.stack(squares).sum(dim=0).sqrt()
+        return Clipped(sums, norms, losses.detach(), left_out)
+
+    @staticmethod
+    def _squares(form: Form | None, losses: Tensor) -> Tensor:
+        if form is None:
+            return torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
+        return form.square_norms()
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
+        """Return the losses, and the per-record gradients by parameter; None: all zero."""
+        records = count(batch)
+        if records == 1:
+            return self._of_one(batch)
+        plan = self._plan = self._plan or self._planned(batch)
+        if plan is None:
+            return self._one_by_one(batch)
+        named = self.parameters
+        with Tape((named[name] for name in plan.by_rule), plan.spread, records) as tape:
+            losses = self._losses(batch, records)
+        if not plan.fits(tape.uses):
+            self._plan = None
+            return self._gradients(batch)
+        gradients = torch.autograd.grad(
+            losses.sum(), [use.edge for use in tape.uses], allow_unused=True
+        )
+        found = _by_parameter(tape.uses, plan.layouts, gradients, records)
+        with torch.no_grad():
+            forms = {name: merged(found[id(p)]) if id(p) in found else None
+                     for name, p in named.items()}  # fmt: skip
+        if self._others is not None:
+            for name, values in zip(plan.others, self._others(batch), strict=True):
+                forms[name] = Dense(values)
+        return losses, forms
+
+    def _planned(self, batch: Batch) -> Plan | None:
+        """Look at the records whose loss is finite; None if there is none.
+
+        Zero times what is not finite is NaN, and looks as if a loss reached other records.
+        """
+        with torch.random.fork_rng():  # looking draws no dropout that training would have drawn
+            fine = torch.isfinite(self._losses(batch, count(batch))).detach()
+            if not bool(fine.any()):
+                return None
+            usable = mapped(batch, lambda tensor: tensor[fine])
+            if int(fine.sum()) == 1:
+                usable = mapped(usable, lambda tensor: torch.cat([tensor, tensor]))
+            plan = make_plan(self._model, self._loss, usable, count(usable))
+        self._others = (
+            PerRecordGradients(self._model, self._loss, plan.others) if plan.others else None
+        )
+        return plan
+
+    def _of_one(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
+        """One record's gradient is the batch's: no rule is needed."""
+        losses, named = self._losses(batch, 1), self.parameters
+        gradients = torch.autograd.grad(losses.sum(), list(named.values()), allow_unused=True)
+        return losses, {
+            name: None if g is None else Dense(g[None])
+            for name, g in zip(named, gradients, strict=True)
+        }
+
+    def _one_by_one(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
+        gradients = PerRecordGradients(self._model, self._loss, self.parameters)
+        forms: dict[str, Form | None] = {
+            name: Dense(values)
+            for name, values in zip(self.parameters, gradients(batch), strict=True)
+        }
+        return self._losses(batch, count(batch)), forms
+
+    def _losses(self, batch: Batch, records: int) -> Tensor:
+        losses = self._loss(self._model, batch)
+        if losses.shape != (records,):
+            raise InvalidArgument(
+                "per_sample_loss",
+                tuple(losses.shape),
+                f"a function that returns a loss a record, shape ({records},): reduction='none'",
+            )
+        return losses
+
+
+def _by_parameter(
+    uses: list[Use],
+    layouts: tuple[Layout, ...],
+    gradients: tuple[Tensor | None, ...],
+    records: int,
+) -> dict[int, list[Form]]:
+    """Return the forms of every use, by the identity of the parameter."""
+    found: defaultdict[int, list[Form]] = defaultdict(list)
+    with torch.no_grad():
+        for use, layout, gradient in zip(uses, layouts, gradients, strict=True):
+            if gradient is None:
+                continue
+            operation = use.operation
+            first = [_full(layout.first(t, records)) for t in (operation.input, gradient)]
+            for parameter, form in operation.forms(*first):
+                if parameter is not None and form is not None and parameter.requires_grad:
+                    found[id(parameter)].append(form)
+    return found
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """Return half precision in float32: norms are taken in it."""
+    return tensor.float() if tensor.dtype in {torch.float16, torch.bfloat16} else tensor

@@ -1,0 +1,112 @@
+"""Records, as a model runs, which parameters took part in which operations.
+
+An operation with a rule runs on detached parameters, so that the backward pass takes no
+gradients of them; all that is kept is its input and the edge of the graph where its
+output's gradient arrives. What has no rule runs as it is, and its parameters get
+gradients of their own, by which they are noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from dpaudit.trainer.engine.decompositions import DECOMPOSITIONS
+from dpaudit.trainer.engine.rules import RULES, Operation
+
+
+class _Differentiable(torch.autograd.Function):
+    """The same tensor, with a gradient: of an output that depends on parameters alone.
+
+    Not a view, so that it may be changed in place as the output might have been.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        """Return ``output``."""
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass the gradient on, and nothing to the anchor."""
+        (gradient,) = gradients
+        return gradient, gradient.new_zeros(())
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call in which trained parameters took part.
+
+    Attributes:
+        name: Of the operation, for messages.
+        operation: Its rule's answer.
+        shape: Of its output.
+        edge: Where the gradient of its output arrives.
+    """
+
+    name: str
+    operation: Operation
+    shape: torch.Size
+    edge: GradientEdge
+
+
+class Tape(TorchFunctionMode):
+    """While it is on, uses of ``parameters`` are recorded in ``uses``.
+
+    Args:
+        parameters: Those that rules may take care of.
+        spread: Numbers of the uses whose single row is to be repeated for every record.
+        records: How many records there are, for these.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], spread: Collection[int] = (), records: int = 1
+    ) -> None:
+        self.uses: list[Use] = []
+        self._parameters = {id(parameter) for parameter in parameters}
+        self._spread, self._records = frozenset(spread), records
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (decomposition := DECOMPOSITIONS.get(func)) is not None:
+            with self:
+                return decomposition(*args, **kwargs)
+        if (rule := RULES.get(func)) is None:
+            return func(*args, **kwargs)
+        operation = rule(*args, **kwargs)
+        if operation is None or not self._has_rules_for(operation):
+            return func(*args, **kwargs)
+        output = func(*map(self._plain, args), **{k: self._plain(v) for k, v in kwargs.items()})
+        return self._recorded(func, operation, output)
+
+    def _has_rules_for(self, operation: Operation) -> bool:
+        trained = [p for p in operation.parameters if p is not None and p.requires_grad]
+        return bool(trained) and all(id(p) in self._parameters for p in trained)
+
+    def _plain(self, value: Any) -> Any:
+        return value.detach() if id(value) in self._parameters else value
+
+    def _recorded(self, func: Callable[..., Any], operation: Operation, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = _Differentiable.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+        if len(self.uses) in self._spread:
+            output = output.expand(self._records, *output.shape[1:]).clone()
+            row = operation.input
+            operation = replace(operation, input=row.expand(self._records, *row.shape[1:]))
+        name = getattr(func, "__name__", str(func))
+        self.uses.append(Use(name, operation, output.shape, get_gradient_edge(output)))
+        return output
