@@ -20,9 +20,22 @@ from dpaudit.vocabulary.ledger import (
     Resumed,
     Sampling,
 )
-from dpaudit.vocabulary.mechanism import Mechanism, PoissonSampled
+from dpaudit.vocabulary.mechanism import (
+    Mechanism,
+    PoissonSampled,
+    RandomAllocation,
+    SampledWithoutReplacement,
+    TruncatedPoisson,
+)
 
 Methods = dict[str, Bound]
+SAMPLED_BY: dict[type, Sampling] = {
+    PoissonSampled: Sampling.POISSON,
+    TruncatedPoisson: Sampling.TRUNCATED_POISSON,
+    SampledWithoutReplacement: Sampling.FIXED_SIZE,
+    RandomAllocation: Sampling.BALLS_IN_BINS,
+}
+"""How batches must have been drawn for a release to be what it says."""
 FILTER = "renyi-filter"
 """What a claim for a schedule chosen during the run names as its accountant."""
 
@@ -149,14 +162,13 @@ def require_priceable(ledger: PrivacyLedger) -> None:
 
 def _require_booked_sampling(ledger: PrivacyLedger) -> None:
     mechanism, header = ledger.mechanism, ledger.header
-    sampled = any(
-        isinstance(release, PoissonSampled) and release.sampling_rate < 1
-        for release in count_releases(mechanism)
-    )
-    if sampled and header.sampling is not Sampling.POISSON:
-        raise UnsupportedMechanism(
-            mechanism, f"it books Poisson sampling, but sampling was {header.sampling.value}"
-        )
+    for release in count_releases(mechanism):
+        booked = SAMPLED_BY.get(type(release), header.sampling)
+        if booked is not header.sampling:
+            raise UnsupportedMechanism(
+                mechanism,
+                f"it books {booked.value} sampling, but sampling was {header.sampling.value}",
+            )
 
 
 def _filtered(ledger: PrivacyLedger, budget: RenyiBudget, delta: float) -> Bound:

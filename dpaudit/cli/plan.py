@@ -36,6 +36,7 @@ NOISE = click.option(
     "--noise-multiplier", type=float, help="Noise's standard deviation / clip norm."
 )
 
+PLANNED = (Sampling.POISSON, Sampling.FULL_BATCH, Sampling.SHUFFLED)
 SCHEDULE = (
     click.option("--sampling-rate", type=float, help="Probability that a record joins a step."),
     click.option("--steps", type=int, help="Number of noisy steps."),
@@ -44,7 +45,7 @@ SCHEDULE = (
     click.option("--epochs", type=float, help="Epochs E: the steps are ceil(E N/B)."),
     click.option(
         "--sampling",
-        type=click.Choice([sampling.value for sampling in Sampling]),
+        type=click.Choice([sampling.value for sampling in PLANNED]),
         default=Sampling.POISSON.value,
         show_default=True,
         help="How batches were drawn; shuffled batches earn no amplification.",

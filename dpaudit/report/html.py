@@ -37,6 +37,9 @@ CHANGES = {
 SAMPLING = {
     Sampling.POISSON: "Poisson sampling",
     Sampling.FULL_BATCH: "every record in every step",
+    Sampling.TRUNCATED_POISSON: "Poisson sampling with a largest batch",
+    Sampling.FIXED_SIZE: "batches of a fixed size, drawn without replacement",
+    Sampling.BALLS_IN_BINS: "each record in one step of each pass, drawn evenly",
     Sampling.SHUFFLED: "shuffled batches (no amplification is claimed)",
 }
 SIGNS = {Outcome.HOLDS: "✓", Outcome.VIOLATED: "✕", Outcome.INCONCLUSIVE: "?"}

@@ -33,6 +33,7 @@ class Purpose(Enum):
     COUNT_NOISE = 6
     MODEL = 7
     DROPOUT = 8
+    RECORD_ORDER = 9
 
 
 class Keystream:

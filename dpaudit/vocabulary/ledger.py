@@ -24,6 +24,15 @@ class Sampling(Enum):
     FULL_BATCH = "full-batch"
     """Every record joins every step."""
 
+    TRUNCATED_POISSON = "truncated-poisson"
+    """Poisson batches that are cut where they grow too large."""
+
+    FIXED_SIZE = "fixed-size"
+    """Every set of one size is as likely, anew in each step."""
+
+    BALLS_IN_BINS = "balls-in-bins"
+    """In each pass, each record joins one step, drawn evenly."""
+
     SHUFFLED = "shuffled"
     """Passes over a shuffled data set in batches of one size: no amplification is claimed."""
 

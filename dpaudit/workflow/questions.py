@@ -274,3 +274,7 @@ def training_mechanism(
             # a pass costs one release on all records, and no amplification is claimed.
             # steps are whole and a pass is 1/rate of them: 1e-9 is rounding.
             return Repeated(release, max(1, math.ceil(steps * sampling_rate - 1e-9)))
+        case _:
+            raise UnsupportedMechanism(
+                release, f"{sampling.value} sampling has numbers of its own: build its mechanism"
+            )
