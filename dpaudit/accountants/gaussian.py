@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import erfcx, log_ndtr
-
 from dpaudit.accountants.invert import largest_with_at_least, smallest_with_at_most
+from dpaudit.accountants.special import erfcx, log_ndtr
 from dpaudit.vocabulary.bound import Bound
 
 # Special functions here are good to a few units in the last place: 16 covers each.

@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.special import ndtr
-
 from dpaudit.accountants import gaussian
 from dpaudit.accountants.releases import (
     Releases,
@@ -19,6 +17,7 @@ from dpaudit.accountants.releases import (
     require_meaning,
     shift_over_noise,
 )
+from dpaudit.accountants.special import ndtr
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import (

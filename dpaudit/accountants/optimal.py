@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
+
+from dpaudit.accountants.special import log_gamma
 
 Array = NDArray[np.float64]
 
@@ -80,7 +81,7 @@ def equal(epsilon: float, times: int, delta: float) -> Law | None:
     if last - first > MOST_ATOMS:
         return None
     low = np.arange(first, last + 1, dtype=np.float64)
-    parts = [gammaln(times + 1.0), gammaln(low + 1), gammaln(times - low + 1)]
+    parts = [log_gamma(times + 1.0), log_gamma(low + 1), log_gamma(times - low + 1)]
     log_mass = parts[0] - parts[1] - parts[2] + (times - low) * log_high + low * log_low
     rounding = 8 * UNIT_ROUNDOFF * (4 + float(parts[0]) * 3 + times * -log_high + last * -log_low)
     cut = delta * math.exp(-NEGLIGIBLE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import gammaln
 
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.mechanism import TruncatedPoisson
@@ -36,9 +35,9 @@ def binomial_tail(trials: int, rate: float, least: int) -> float:
         return 1.0
     n, j = float(trials), float(least)
     parts = (
-        gammaln(n + 1),
-        -gammaln(j + 1),
-        -gammaln(n - j + 1),
+        math.lgamma(n + 1),
+        -math.lgamma(j + 1),
+        -math.lgamma(n - j + 1),
         j * math.log(rate),
         (n - j) * math.log1p(-rate),
     )

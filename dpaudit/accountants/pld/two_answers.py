@@ -13,10 +13,10 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln, logsumexp
 
 from dpaudit.accountants.invert import largest_with_at_least, smallest_with_at_most
 from dpaudit.accountants.releases import Releases, response_loss
+from dpaudit.accountants.special import log_gamma, logsumexp
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.mechanism import (
     DiscreteLaplace,
@@ -60,10 +60,10 @@ class TwoAnswers:
     def __init__(self, loss: float, times: int) -> None:
         first = np.arange(times + 1, dtype=np.float64)
         log_first, log_second = -math.log1p(math.exp(-loss)), -loss - math.log1p(math.exp(-loss))
-        choose = gammaln(times + 1) - gammaln(first + 1) - gammaln(times - first + 1)
+        choose = log_gamma(times + 1) - log_gamma(first + 1) - log_gamma(times - first + 1)
         self._losses = (2 * first - times) * loss
         self._log_masses = choose + first * log_first + (times - first) * log_second
-        # gammaln is good to about one unit in the last place of its value.
+        # log_gamma is good to about one unit in the last place of its value.
         self._slack = 1e-14 * (10 + times * math.log(times + 2) + times * loss)
 
     @property

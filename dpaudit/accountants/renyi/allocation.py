@@ -22,9 +22,9 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import gammainc, gammaincc, gammaln, ndtr
 
 from dpaudit.accountants.renyi.excess import UNIT_ROUNDOFF, Array
+from dpaudit.accountants.special import log_gamma, ndtr
 
 LARGEST_ORDER = 64
 SHIFT_LIMIT = 12.0  # beyond it a pass is as good as not sampled
@@ -46,7 +46,7 @@ def log_moments(shift: float, steps: int) -> tuple[Array, Array]:
 
 def _removed(shift: float, steps: int) -> Array:
     j = np.arange(LARGEST_ORDER + 1, dtype=np.float64)
-    power = j * (j - 1) * (shift * shift / 2) - gammaln(j + 1)
+    power = j * (j - 1) * (shift * shift / 2) - log_gamma(j + 1)
     # By squaring, from the highest binary digit of k down: the exponent is k at the end.
     total = power
     for digit in bin(steps)[3:]:
@@ -57,7 +57,7 @@ def _removed(shift: float, steps: int) -> Array:
     rounds = 2 * steps.bit_length() + 1
     size = float(np.abs(power).max()) + LARGEST_ORDER * math.log(steps + 1) + 2 * LARGEST_ORDER
     slack = 8 * UNIT_ROUNDOFF * j * rounds * (LARGEST_ORDER + size)
-    return np.asarray(np.maximum(0.0, total + gammaln(j + 1) - j * math.log(steps) + slack))
+    return np.asarray(np.maximum(0.0, total + log_gamma(j + 1) - j * math.log(steps) + slack))
 
 
 def _product(left: Array, right: Array) -> Array:
@@ -131,13 +131,15 @@ def _gamma_mean(order: int, time: Array, cost: Array, log_rest: float) -> float:
     right_error = (p * scaled_error + early[:-1] * error) / width
     total = (mass + error) @ height[:-1] + (right + right_error) @ np.diff(height)
     late = (p - 1) * np.log(time[near + 1 :]) + cost[near:-1] - time[near:-1]
-    late += np.log(np.diff(time[near:])) - gammaln(p)
+    late += np.log(np.diff(time[near:])) - log_gamma(p)
     rest = float(np.exp(np.minimum(late, LATE)).sum()) + math.exp(min(LATE, log_rest))
     return math.log1p(float(total) * (1 + 1e-11) + rest * (1 + 1e-9))
 
 
 def _gamma_cells(shape: int, edges: Array) -> tuple[Array, Array]:
     """Return the Gamma law's probabilities of the cells between ``edges``, and their errors."""
+    from scipy.special import gammainc, gammaincc  # noqa: PLC0415 - half a second
+
     below, above = gammainc(shape, edges), gammaincc(shape, edges)
     left = edges[1:] < shape
     mass = np.where(left, np.diff(below), -np.diff(above))
@@ -154,7 +156,7 @@ def _log_rest(shift: float, steps: int, order: int) -> float:
     least = math.inf
     for x in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
         z = LATEST * x
-        above = p * math.log(LATEST) - z - math.log(z - p + 1) - float(gammaln(p))
+        above = p * math.log(LATEST) - z - math.log(z - p + 1) - float(log_gamma(p))
         power = max(p, steps * (-math.log(x) / half - 1) / 2)  # p + b at its best
         under = (power - p) * math.log(x) + power * half * (1 + power / steps)
         least = min(least, float(np.logaddexp(above, under)))

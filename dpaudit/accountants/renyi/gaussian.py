@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import gammaln, log_ndtr, logsumexp, ndtr
 
 from dpaudit.accountants.renyi.excess import (
     UNIT_ROUNDOFF,
@@ -28,6 +27,7 @@ from dpaudit.accountants.renyi.excess import (
     log_mixture,
     rounding,
 )
+from dpaudit.accountants.special import log_gamma, log_ndtr, logsumexp, ndtr
 
 LARGEST_INTEGER = 1024
 MOST_NODES = 400_000
@@ -50,7 +50,9 @@ class _Terms(NamedTuple):
 def _terms(orders: tuple[int, ...]) -> _Terms:
     k = np.concatenate([np.arange(2, a + 1) for a in orders]).astype(float)
     order = np.concatenate([np.full(a - 1, a) for a in orders]).astype(float)
-    log_choose = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    log_factorial = log_gamma(np.arange(max(orders) + 1) + 1.0)
+    a, b = order.astype(int), k.astype(int)
+    log_choose = log_factorial[a] - log_factorial[b] - log_factorial[a - b]
     return _Terms(k, order, log_choose, np.cumsum([0, *(a - 1 for a in orders[:-1])]))
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import logsumexp
 
 from dpaudit.accountants.releases import response_loss
 from dpaudit.accountants.renyi.excess import (
@@ -25,6 +24,7 @@ from dpaudit.accountants.renyi.excess import (
     rounding,
 )
 from dpaudit.accountants.renyi.whole import LEAST_SCALE
+from dpaudit.accountants.special import logsumexp
 from dpaudit.vocabulary.mechanism import (
     DiscreteGaussian,
     DiscreteLaplace,

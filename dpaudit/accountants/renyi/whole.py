@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import logsumexp
 
 from dpaudit.accountants.renyi.excess import UNIT_ROUNDOFF, Array
+from dpaudit.accountants.special import logsumexp
 
 Ends = tuple[Array, Array]  # lower and upper ends of the divergence, one for each order
 
