@@ -22,7 +22,12 @@ HALF_ROOT = math.sqrt(0.5)
 
 def _over_arrays(function: Callable[[float], float]) -> Callable[[ArrayLike], Array]:
     each: Callable[[ArrayLike], Any] = np.frompyfunc(function, 1, 1)
-    return lambda values: np.asarray(each(values), dtype=np.float64)
+
+    def over(values: ArrayLike) -> Array:
+        with np.errstate(over="ignore"):  # -x^2/2 of a huge x is -inf
+            return np.asarray(each(values), dtype=np.float64)
+
+    return over
 
 
 def _square(x: float) -> tuple[float, float]:

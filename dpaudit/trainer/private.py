@@ -30,6 +30,7 @@ from dpaudit.accountants import calibrate, pld
 from dpaudit.runs.ledger_file import LedgerWriter
 from dpaudit.trainer.engine import Clipping, Engine, Flat, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count, mapped, tensors
+from dpaudit.trainer.noise import normals
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sampling import Poisson, Sampler
 from dpaudit.vocabulary.bound import Bound
@@ -308,13 +309,11 @@ class Private:
 
     def _add_noise(self, sums: dict[str, torch.Tensor], deviation: float) -> None:
         total = sum(part.numel() for part in sums.values())
-        noise = torch.from_numpy(
-            self._stream.normals(Purpose.GRADIENT_NOISE, self.steps, total) * deviation
-        )
+        noise = normals(self._stream, Purpose.GRADIENT_NOISE, self.steps, total)
         start = 0
         for part in sums.values():
             drawn = noise[start : start + part.numel()].view_as(part)
-            part.add_(drawn.to(part.dtype).to(part.device))
+            part.add_(drawn.to(part.device, part.dtype), alpha=deviation)
             start += part.numel()
 
 

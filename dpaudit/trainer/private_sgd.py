@@ -16,6 +16,7 @@ from dpaudit.runs.ledger_file import LedgerWriter
 from dpaudit.trainer.canaries import Canaries, gradient_canary_sum
 from dpaudit.trainer.data import Records
 from dpaudit.trainer.engine import Engine, Flat
+from dpaudit.trainer.noise import normals
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.ledger import BookedRelease
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
@@ -109,9 +110,8 @@ class PrivateSgd:
     def _noise(self, number: int) -> Tensor:
         """Return the step's noise, shape ``(d + m,)``: entered once, whatever the chunks."""
         size = self._size + len(self.canaries.gradient_included)
-        draws = self.stream.normals(Purpose.GRADIENT_NOISE, number, size)
         deviation = self.privacy.noise_multiplier * self.privacy.clip_norm
-        return torch.from_numpy((deviation * draws).astype(np.float32))
+        return normals(self.stream, Purpose.GRADIENT_NOISE, number, size) * deviation
 
     def _descend(self, gradient: Tensor) -> None:
         start = 0

@@ -60,10 +60,16 @@ class Keystream:
 
     def words(self, purpose: Purpose, step: int, count: int) -> NDArray[np.uint64]:
         """Return ``count`` uniform 64-bit words, shape ``(count,)``."""
+        return np.frombuffer(self.bits(purpose, step, 8 * count), dtype="<u8")
+
+    def bits(self, purpose: Purpose, step: int, count: int) -> bytearray:
+        """Return ``count`` uniform bytes."""
         # 2 + 6 bytes of address before 8 bytes of block counter, which AES-CTR counts up.
         address = struct.pack(">H", purpose.value) + step.to_bytes(6, "big") + bytes(8)
         cipher = Cipher(algorithms.AES256(self._key), modes.CTR(address)).encryptor()
-        return np.frombuffer(cipher.update(bytes(8 * count)), dtype="<u8")
+        found = bytearray(count)
+        cipher.update_into(found, found)  # of zeros: the keystream itself
+        return found
 
     def coins(self, purpose: Purpose, step: int, count: int, bias: float) -> NDArray[np.bool_]:
         """Return ``count`` coins that show True with probability ``bias``, rounded down to 2^-64.

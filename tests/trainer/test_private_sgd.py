@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dpaudit.runs.ledger_file import LedgerWriter, read_ledger
+from dpaudit.trainer import private_sgd
 from dpaudit.trainer.canaries import Canaries
 from dpaudit.trainer.data import Records
 from dpaudit.trainer.models import linear
@@ -120,13 +121,13 @@ def test_each_release_is_on_disk_before_its_noise_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     booked_at_noise = []
-    honest = Keystream.normals
+    honest = private_sgd.normals
 
-    def watched(self: Keystream, purpose: Purpose, step: int, count: int) -> np.ndarray:
+    def watched(stream: Keystream, purpose: Purpose, step: int, count: int) -> torch.Tensor:
         booked_at_noise.append(len(read_ledger(tmp_path / "ledger").releases))
-        return honest(self, purpose, step, count)
+        return honest(stream, purpose, step, count)
 
-    monkeypatch.setattr(Keystream, "normals", watched)
+    monkeypatch.setattr(private_sgd, "normals", watched)
     sgd = make_sgd(tmp_path / "ledger", make_records(10))
     for number in range(3):
         sgd.step(number)

@@ -38,7 +38,7 @@ class Form(Protocol):
     def only(self, which: Tensor) -> Self:
         """Return the same of some records: a mask of shape ``(records,)``."""
 
-    def joined(self, others: Sequence[Self]) -> Self:
+    def joined(self, others: Sequence[Self]) -> Form:
         """Return the sum with further gradients of the same parameter and kind."""
 
 

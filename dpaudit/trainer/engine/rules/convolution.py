@@ -1,49 +1,138 @@
-"""Convolutions: gradients are written out, one record after the other where that is fastest."""
+"""Convolutions: at each position, an outer product of the output's gradient and a patch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpaudit.trainer.engine.forms import Dense
+from dpaudit.trainer.engine.forms import (
+    Dense,
+    Form,
+    OuterProducts,
+    Several,
+    square_norms_of_rows,
+)
 from dpaudit.trainer.engine.rules.registry import Forms, Operation, rule
 
-Whole = int | tuple[int, ...] | list[int]
+Numbers = tuple[int, ...]
+Whole = int | Numbers
 
 
-def _each(value: Whole, dimensions: int) -> list[int]:
-    return [value] * dimensions if isinstance(value, int) else list(value)
+def _each(value: Whole, dimensions: int) -> Numbers:
+    return (value,) * dimensions if isinstance(value, int) else tuple(value)
 
 
-def _padding(padding: str | Whole, kernel: torch.Size, dilation: list[int]) -> list[int] | None:
+def _padding(padding: str | Whole, kernel: torch.Size, dilation: Numbers) -> Numbers | None:
     """Return the padding in numbers; None where it is not the same on both sides."""
     if padding == "valid":
-        return [0] * len(kernel)
+        return (0,) * len(kernel)
     if padding == "same":
-        whole = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return None if any(w % 2 for w in whole) else [w // 2 for w in whole]
+        whole = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        return None if any(w % 2 for w in whole) else tuple(w // 2 for w in whole)
     return None if isinstance(padding, str) else _each(padding, len(kernel))
 
 
-def weight_gradients(x: Tensor, g: Tensor, weight: Tensor, options: tuple[Any, ...]) -> Tensor:
-    """Return each record's gradient of the weight, shape ``(records, *weight)``."""
+@dataclass(frozen=True)
+class Geometry:
+    """What a convolution's backward pass is told, in torch's order."""
 
-    def of_one(x: Tensor, g: Tensor) -> Tensor:
-        backward = torch.ops.aten.convolution_backward
-        found: Tensor = backward(g[None], x[None], weight, None, *options, [False, True, False])[1]
+    stride: Numbers
+    padding: Numbers
+    dilation: Numbers
+    groups: int
+
+    @property
+    def unfolds(self) -> bool:
+        """Whether patches can be laid out as columns: in one or two dimensions, ungrouped."""
+        return len(self.stride) < 3 and self.groups == 1
+
+    def weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        """Return the weight's gradient, summed over records."""
+        still = (0,) * len(self.stride)
+        found: Tensor = torch.ops.aten.convolution_backward(
+            g, x, weight, None, self.stride, self.padding, self.dilation, False, still,
+            self.groups, [False, True, False],
+        )[1]  # fmt: skip
         return found
 
-    if x.device.type != "cpu":
-        return torch.func.vmap(of_one)(x, g)
-    # On a CPU one small product after the other is faster than unfolding the input.
-    values = weight.new_empty(len(x), *weight.shape)
-    for record in range(len(x)):
-        values[record] = of_one(x[record], g[record])
-    return values
+    def patches(self, x: Tensor, kernel: torch.Size) -> Tensor:
+        """Return the input under each position, shape ``(records, patch, positions)``."""
+        flat = x.dim() == 3  # one dimension is two of which the first has length 1
+        ones, none = ((1,), (0,)) if flat else ((), ())
+        return functional.unfold(
+            x[:, :, None] if flat else x,
+            ones + tuple(kernel),
+            dilation=ones + self.dilation,
+            padding=none + self.padding,
+            stride=ones + self.stride,
+        )
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """Gradients of a convolution's weight: at each position, an outer product with a patch.
+
+    Attributes:
+        x: The input, shape ``(records, channels, ...)``.
+        g: The output's gradient, shape ``(records, channels, ...)``.
+        weight: The weight, for its shape.
+        geometry: How patches lie.
+    """
+
+    x: Tensor
+    g: Tensor
+    weight: Tensor
+    geometry: Geometry
+
+    @property
+    def _by_inner_products(self) -> bool:
+        positions, outputs = self.g[0, 0].numel(), self.weight.shape[0]
+        patch = self.weight[0].numel()
+        return self.geometry.unfolds and positions * (outputs + patch) <= outputs * patch
+
+    @cached_property
+    def _written_out(self) -> Tensor:
+        records, geometry = len(self.x), self.geometry
+        values = self.weight.new_empty(records, *self.weight.shape)
+        for i in range(records):  # on a CPU one after the other is faster than all at once
+            x, g = self.x[i : i + 1], self.g[i : i + 1]
+            if geometry.unfolds:
+                columns = geometry.patches(x, self.weight.shape[2:])[0]
+                torch.mm(g[0].flatten(1), columns.T, out=values[i].view(len(self.weight), -1))
+            else:
+                values[i] = geometry.weight_gradient(x, g, self.weight)
+        return values
+
+    def square_norms(self) -> Tensor:
+        """See ``Form``."""
+        if not self._by_inner_products:
+            return square_norms_of_rows(self._written_out)
+        patches = self.geometry.patches(self.x, self.weight.shape[2:]).mT
+        return OuterProducts(self.g.flatten(2).mT, patches).square_norms()
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """See ``Form``."""
+        if "_written_out" in self.__dict__:
+            return Dense(self._written_out).weighted(factors)
+        scaled = self.g * factors.to(self.g.dtype).view(-1, *[1] * (self.g.dim() - 1))
+        return self.geometry.weight_gradient(self.x, scaled, self.weight)
+
+    def dense(self) -> Tensor:
+        """See ``Form``."""
+        return self._written_out
+
+    def only(self, which: Tensor) -> Convolved:
+        """See ``Form``."""
+        return Convolved(self.x[which], self.g[which], self.weight, self.geometry)
+
+    def joined(self, others: Sequence[Form]) -> Form:
+        """See ``Form``: convolutions of one weight at several places are written out."""
+        return Several((self, *others))
 
 
 def _rule_for(dimensions: int) -> Callable[..., Operation | None]:
@@ -60,13 +149,10 @@ def _rule_for(dimensions: int) -> Callable[..., Operation | None]:
         pad = _padding(padding, weight.shape[2:], spread)
         if x.dim() != dimensions + 2 or pad is None:
             return None
-        options = (
-            _each(stride, dimensions), pad, spread, False, [0] * dimensions, groups,
-        )  # fmt: skip
+        geometry = Geometry(_each(stride, dimensions), pad, spread, groups)
 
         def forms(x: Tensor, g: Tensor) -> Forms:
-            plain = weight.detach().to(x.dtype)
-            gradients = Dense(weight_gradients(x, g, plain, options))
+            gradients = Convolved(x, g, weight.detach().to(x.dtype), geometry)
             return (weight, gradients), (bias, Dense(g.flatten(2).sum(dim=2)))
 
         return Operation((weight, bias), x, forms)
