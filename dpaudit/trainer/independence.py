@@ -1,21 +1,26 @@
 """Does any operation mix records? Found by trying, not by a list of class names.
 
-One record of a batch is replaced; if another record's output moves, no clipping of
+One record of a batch is replaced; if another record's loss moves, no clipping of
 per-record gradients bounds what one record does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from dpaudit.trainer.engine.batches import Batch, count, mapped
+from dpaudit.trainer.engine.functional import PerSampleLoss
 from dpaudit.vocabulary.errors import InvalidArgument
 
 BATCH = 6
 TOLERANCE = 1e-4  # relative to the outputs' size; kernels are deterministic here
+
+Seen = list[tuple[str, str, Tensor]]
+"""Name, class and output of modules, in order of execution."""
 
 
 def require_independent_records(model: nn.Module, shape: tuple[int, ...]) -> None:
@@ -32,9 +37,36 @@ def require_independent_records(model: nn.Module, shape: tuple[int, ...]) -> Non
     batch = torch.rand(BATCH, *shape, generator=generator)
     changed = batch.clone()
     changed[0] = 1 - changed[0] * 3
-    before, after = _outputs(model, batch), _outputs(model, changed)
+    _require_unmoved(model, lambda: model(batch), lambda: model(changed), BATCH)
+
+
+def require_independent_losses(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> None:
+    """Refuse a model or a loss in which one record changes the loss of another.
+
+    The first record is replaced by the last; a batch of fewer than two shows nothing.
+
+    Raises:
+        InvalidArgument: names the first module whose output mixes records.
+    """
+    records = count(batch)
+    if records < 2:
+        return
+
+    def replaced(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[-1:], tensor[1:]])
+
+    changed = mapped(batch, replaced)
+    _require_unmoved(model, lambda: loss(model, batch), lambda: loss(model, changed), records)
+
+
+def _require_unmoved(
+    model: nn.Module, run: Callable[[], Tensor], run_changed: Callable[[], Tensor], records: int
+) -> None:
+    before, after = _outputs(model, run), _outputs(model, run_changed)
+    if not _others_moved(before[-1][2], after[-1][2], records):
+        return
     for (name, kind, one), (_, _, other) in zip(before, after, strict=True):
-        if _others_moved(one, other):
+        if _others_moved(one, other, records):
             raise InvalidArgument(
                 "model",
                 f"{kind} {name!r}",
@@ -43,26 +75,32 @@ def require_independent_records(model: nn.Module, shape: tuple[int, ...]) -> Non
             )
 
 
-def _others_moved(one: Tensor, other: Tensor) -> bool:
-    if one.ndim == 0 or one.shape[0] != BATCH or one.shape != other.shape:
-        return one.shape != other.shape
-    gap = (one[1:] - other[1:]).abs().max()
-    return not bool(gap <= TOLERANCE * (1 + one[1:].abs().max()))  # NaN counts as moved
+def _others_moved(one: Tensor, other: Tensor, records: int) -> bool:
+    if one.shape != other.shape:
+        return True
+    if one.ndim == 0 or one.shape[0] != records:
+        return False  # not a module whose rows are known to be records
+    fine = torch.isfinite(one[1:])  # a record that is not finite says nothing of the others
+    gap = (one[1:] - other[1:])[fine].abs()
+    if not len(gap):
+        return False
+    most = TOLERANCE * (1 + one[1:][fine].abs().amax())
+    return not bool((gap <= most).all())  # NaN counts as moved
 
 
-def _outputs(model: nn.Module, batch: Tensor) -> list[tuple[str, str, Tensor]]:
-    """Return (name, class, output) of every leaf module, in order of execution, and the whole."""
-    seen: list[tuple[str, str, Tensor]] = []
+def _outputs(model: nn.Module, run: Callable[[], Tensor]) -> Seen:
+    """Return what every leaf module gave, and what the whole did."""
+    seen: Seen = []
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _recorded(model, seen):
+    with torch.random.fork_rng(), torch.no_grad(), _recorded(model, seen):
         torch.manual_seed(0)  # the same dropout in both passes
-        output = model(batch)
+        output = run()
     model.load_state_dict(state)  # running statistics moved
     return [*seen, ("", type(model).__name__, output)]
 
 
 @contextmanager
-def _recorded(model: nn.Module, seen: list[tuple[str, str, Tensor]]) -> Iterator[None]:
+def _recorded(model: nn.Module, seen: Seen) -> Iterator[None]:
     def record(name: str, module: nn.Module, output: object) -> None:
         if isinstance(output, Tensor) and output.is_floating_point():
             seen.append((name, type(module).__name__, output.detach().clone()))
