@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpaudit.trainer.randomness import Keystream, Purpose
 
-MANTISSA = 2**53 - 1
+MANTISSA, LOG_SCALE = 2**53 - 1, 53 * math.log(2)
 
 
 def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
@@ -23,10 +23,11 @@ def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tenso
     pairs = (count + 1) // 2
     drawn = stream.bits(purpose, step, 12 * (pairs + pairs % 2))
     bits = torch.frombuffer(drawn, dtype=torch.int64)
-    radius = torch.bitwise_and(bits[:pairs], MANTISSA).double()
-    radius.add_(0.5).mul_(2.0**-53).log_().mul_(-2).sqrt_()
+    uniform = torch.bitwise_and(bits[:pairs], MANTISSA).double().add_(0.5)  # times 2^53
+    # In float64 up to here: near 1, the logarithm is a difference of two that are not small.
+    radius = uniform.log_().sub_(LOG_SCALE).float().mul_(-2).sqrt_()
     angle = bits[pairs:].view(torch.int32)[:pairs].float().mul_(math.pi * 2.0**-31)
-    draws, short = torch.empty(2 * pairs), radius.float()
-    torch.cos(angle, out=draws[:pairs]).mul_(short)
-    torch.sin(angle, out=draws[pairs:]).mul_(short)
+    draws = torch.empty(2 * pairs)
+    torch.mul(torch.cos(angle), radius, out=draws[:pairs])
+    torch.mul(angle.sin_(), radius, out=draws[pairs:])
     return draws[:count]
