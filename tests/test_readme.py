@@ -57,8 +57,10 @@ def test_the_policy_of_the_readme_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_python_of_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
-    exec(code, names)
+    for code in blocks:
+        exec(code, names)
+    assert 0 < names["private"].epsilon(delta=1e-5).upper <= 1.5  # type: ignore[attr-defined]
     epsilon = names["profile"].epsilon(delta=1e-5)  # type: ignore[attr-defined]
     assert str(epsilon.lower)[:10] == str(epsilon.upper)[:10] == "1.82823666"

@@ -1,6 +1,8 @@
 """Makes models under differential privacy and writes down what it released."""
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from dpaudit.vocabulary.errors import MissingExtra
 
@@ -10,3 +12,25 @@ if __name__ != "dpaudit.trainer":
 for _library in ("torch", "safetensors", "cryptography"):
     if find_spec(_library) is None:
         raise MissingExtra(_library, "train")
+
+_FACES = {
+    "make_private": "private",
+    "Private": "private",
+    "fix": "repair",
+    "Engine": "engine",
+    "Flat": "engine",
+    "PerLayer": "engine",
+    "Automatic": "engine",
+    "Poisson": "sampling",
+    "Truncated": "sampling",
+    "FixedSize": "sampling",
+    "BallsInBins": "sampling",
+    "Shuffled": "sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what people use by name only when they do: reading records needs no torch."""
+    if name not in _FACES:
+        raise AttributeError(f"dpaudit.trainer has no {name!r}; it has {', '.join(_FACES)}")
+    return getattr(import_module(f"dpaudit.trainer.{_FACES[name]}"), name)
