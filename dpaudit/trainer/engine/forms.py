@@ -8,6 +8,7 @@ Bu et al. 2023, arXiv:2210.00038).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from torch import Tensor
 # is at most about this much of (sum_t |row_t| |column_t|)^2, and is added.
 ROUNDING = 2.0**-21
 RECORDS_AT_ONCE = 64
+PART = 1024
 
 
 class Form(Protocol):
@@ -43,9 +45,17 @@ class Form(Protocol):
 
 
 def square_norms_of_rows(values: Tensor) -> Tensor:
-    """Return the squared norm of each ``values[i]`` in float64; too large for float32: inf."""
-    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
-    return norms.double().square()
+    """Return the squared norm of each ``values[i]`` in float64; too large for float32: inf.
+
+    A long row is summed in parts, as rounding grows with the length of a sum in float32.
+    """
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
+    whole = rows.shape[1] // PART * PART
+    parts: Tensor = torch.linalg.vector_norm(
+        rows[:, :whole].reshape(len(rows), whole // PART, PART), dim=2
+    )
+    rest: Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1)
+    return parts.double().square().sum(dim=1) + rest.double().square()
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,8 @@ class Dense:
 
     def weighted(self, factors: Tensor) -> Tensor:
         """See ``Form``."""
-        return (factors.to(self.values.dtype) @ self.values.flatten(1)).view(self.values.shape[1:])
+        rows = self.values.reshape(len(self.values), math.prod(self.values.shape[1:]))
+        return (factors.to(self.values.dtype) @ rows).view(self.values.shape[1:])
 
     def dense(self) -> Tensor:
         """See ``Form``."""
@@ -195,15 +206,18 @@ class Several:
     forms: tuple[Form, ...]
 
     def square_norms(self) -> Tensor:
-        """See ``Form``: a few records at a time, as they have to be written out."""
-        records = len(self.forms[0].square_norms())
-        everyone = torch.arange(records)
+        """See ``Form``: a few records at a time, as they have to be written out.
+
+        Where the forms cancel, rounding of each is left: as for inner products, it is added.
+        """
+        each = torch.stack([form.square_norms().sqrt() for form in self.forms])
+        rounding = ROUNDING * each.sum(dim=0).square()
+        place = torch.arange(len(rounding), device=rounding.device)
         parts = [
-            square_norms_of_rows(self.only((everyone >= first) & (everyone < first + step)).dense())
-            for step in [RECORDS_AT_ONCE]
-            for first in range(0, records, step)
+            square_norms_of_rows(self.only((place >= at) & (place < at + RECORDS_AT_ONCE)).dense())
+            for at in range(0, len(rounding), RECORDS_AT_ONCE)
         ]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        return torch.cat([rounding[:0], *parts]) + rounding
 
     def weighted(self, factors: Tensor) -> Tensor:
         """See ``Form``."""

@@ -6,11 +6,12 @@ nothing can be skipped, and no operation can mix records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from dpaudit.trainer.engine.batches import Batch, count, part, tensors, with_tensors
 
@@ -18,24 +19,45 @@ PerSampleLoss = Callable[[nn.Module, Batch], Tensor]
 """(model, batch) to losses of shape (records,)."""
 
 
-class _Loss(nn.Module):
-    """A loss as a module around the model, so that its parameters can be put in from outside."""
+@contextmanager
+def swapped(model: nn.Module, replacements: Mapping[int, Tensor]) -> Iterator[None]:
+    """Put other tensors in the place of parameters, wherever a parameter is used.
 
-    def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
-        super().__init__()
-        self.model, self._loss = model, loss
+    By identity, in every module once: torch's own way of it leaves a module that a model
+    holds under two names with what was put in.
+    """
+    places = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and id(parameter) in replacements
+    ]
+    try:
+        for module, name, parameter in places:
+            module._parameters[name] = replacements[id(parameter)]  # type: ignore[assignment]
+        _refresh(module for module, _, _ in places)
+        yield
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
+        _refresh(module for module, _, _ in places)
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self._loss(self.model, batch)
+
+def _refresh(modules: Iterable[nn.Module]) -> None:
+    """Let recurrent layers look up their weights anew: they keep a list of them."""
+    for module in modules:
+        if isinstance(module, nn.RNNBase):
+            names = module._flat_weights_names
+            module._flat_weights = [getattr(module, name, None) for name in names]
 
 
 class PerRecordGradients:
     """Gradients of each record's own loss with respect to some parameters."""
 
     def __init__(self, model: nn.Module, loss: PerSampleLoss, names: Iterable[str]) -> None:
-        self._module = _Loss(model, loss)
+        self._model, self._loss = model, loss
         named = dict(model.named_parameters())
-        self._parameters = {f"model.{name}": named[name] for name in names}
+        self._parameters = {name: named[name] for name in names}
 
     def __call__(self, batch: Batch) -> list[Tensor]:
         """Return one tensor of shape ``(records, *parameter)`` a parameter."""
@@ -47,8 +69,9 @@ class PerRecordGradients:
     def _at_once(self, batch: Batch) -> list[Tensor]:
         def loss_of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
             alone = with_tensors(batch, [tensor[None] for tensor in record])
-            losses: Tensor = functional_call(self._module, parameters, (alone,))
-            return losses.sum()
+            ids = (id(parameter) for parameter in self._parameters.values())
+            with swapped(self._model, dict(zip(ids, parameters.values(), strict=True))):
+                return self._loss(self._model, alone).sum()
 
         detached = {name: value.detach() for name, value in self._parameters.items()}
         parts = tensors(batch)
@@ -60,7 +83,7 @@ class PerRecordGradients:
         parameters = list(self._parameters.values())
         rows = []
         for record in range(count(batch)):
-            loss = self._module(part(batch, record, record + 1)).sum()
+            loss = self._loss(self._model, part(batch, record, record + 1)).sum()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             rows.append([
                 torch.zeros_like(p) if g is None else g

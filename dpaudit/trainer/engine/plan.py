@@ -41,6 +41,12 @@ class Plan:
         return self.uses == signature(uses)
 
 
+def record_by_record(model: nn.Module) -> Plan:
+    """Return the plan that is always right: every gradient is taken of a record's own loss."""
+    names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+    return Plan((), names, (), frozenset(), ())
+
+
 def signature(uses: list[Use]) -> tuple[tuple[str, int], ...]:
     """Return what must be equal for a plan to hold."""
     return tuple((use.name, len(use.shape)) for use in uses)
@@ -71,10 +77,17 @@ def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> 
             layout_of(use.shape, {0: a, records - 1: b}, records)
             for use, a, b in zip(tape.uses, first, last, strict=True)
         ]
-        _require_apart(tape.uses, layouts, named)
+        unseen = [
+            n
+            for n, found in enumerate(zip(first, last, strict=True))
+            if any(g is None or not bool((g != 0).any()) for g in found)
+        ]
+        seen = [n for n in range(len(layouts)) if n not in unseen]
+        _require_apart([tape.uses[n] for n in seen], [layouts[n] for n in seen], named)
         unknown = {id(p) for p, seen in zip(named.values(), reached, strict=True) if seen}
         shared = [n for n, layout in enumerate(layouts) if isinstance(layout, Shared)]
-        fixed = [n for n in shared if tape.uses[n].shape[0] != 1]
+        # Where no gradient arrives, nothing shows where records are.
+        fixed = [*unseen, *(n for n in shared if tape.uses[n].shape[0] != 1)]
         unknown |= {id(p) for n in fixed for p in tape.uses[n].operation.parameters}
         left = {name: p for name, p in by_rule.items() if id(p) not in unknown}
         if len(left) == len(by_rule) and not shared:

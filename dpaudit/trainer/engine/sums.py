@@ -14,14 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batches import Batch, chunks, count, mapped
+from dpaudit.trainer.engine.batches import Batch, chunks, count, mapped, part
 from dpaudit.trainer.engine.clipping import Clipping, finite_records
 from dpaudit.trainer.engine.forms import Dense, Form, merged
 from dpaudit.trainer.engine.functional import PerRecordGradients, PerSampleLoss
 from dpaudit.trainer.engine.layout import Layout
-from dpaudit.trainer.engine.plan import Plan, make_plan
+from dpaudit.trainer.engine.plan import Plan, make_plan, record_by_record
 from dpaudit.trainer.engine.tape import Tape, Use
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
+
+CHECKED = 4  # records on which a plan is held against the slow way
+AGREEMENT = 1e-3  # of a record's gradient: a wrong rule is wrong by far more
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,16 @@ class Engine:
             InvalidArgument: the loss is not one number a record, or records are mixed.
         """
         records = count(batch)
-        parts = [self._sum(part, clipping) for part in chunks(batch, chunk or max(1, records))]
+        if chunk is not None:
+            require_count("chunk", chunk)
+        size = records if chunk is None else chunk
+        parts = [self._sum(some, clipping) for some in chunks(batch, max(1, size))]
         if not parts:
             return self._nothing()
         first, *others = parts
-        for part in others:
+        for other in others:
             for name in first.sums:
-                first.sums[name] += part.sums[name]
+                first.sums[name] += other.sums[name]
         return Clipped(
             first.sums,
             torch.cat([part.norms for part in parts]),
@@ -114,19 +120,11 @@ class Engine:
         plan = self._plan = self._plan or self._planned(batch)
         if plan is None:
             return self._one_by_one(batch)
-        named = self.parameters
-        with Tape((named[name] for name in plan.by_rule), plan.spread, records) as tape:
-            losses = self._losses(batch, records)
-        if not plan.fits(tape.uses):
+        found = self._by_rule(plan, batch)
+        if found is None:
             self._plan = None
             return self._gradients(batch)
-        gradients = torch.autograd.grad(
-            losses.sum(), [use.edge for use in tape.uses], allow_unused=True
-        )
-        found = _by_parameter(tape.uses, plan.layouts, gradients, records)
-        with torch.no_grad():
-            forms = {name: merged(found[id(p)]) if id(p) in found else None
-                     for name, p in named.items()}  # fmt: skip
+        losses, forms = found
         if self._others is not None:
             for name, values in zip(plan.others, self._others(batch), strict=True):
                 forms[name] = Dense(values)
@@ -144,11 +142,74 @@ class Engine:
             usable = mapped(batch, lambda tensor: tensor[fine])
             if int(fine.sum()) == 1:
                 usable = mapped(usable, lambda tensor: torch.cat([tensor, tensor]))
-            plan = make_plan(self._model, self._loss, usable, count(usable))
+            plan = self._checked(usable)
         self._others = (
             PerRecordGradients(self._model, self._loss, plan.others) if plan.others else None
         )
         return plan
+
+    def _checked(self, batch: Batch) -> Plan:
+        """Return a plan whose gradients were seen to be those of records' own losses.
+
+        Where it cannot be made, or gives others on a few records, as an operation may have
+        ways that no rule foresees, every gradient is taken record by record.
+        """
+        slow = record_by_record(self._model)
+        try:
+            plan = make_plan(self._model, self._loss, batch, count(batch))
+        except InvalidArgument:
+            from dpaudit.trainer.independence import (  # noqa: PLC0415 - it imports this package
+                require_independent_losses,
+            )
+
+            require_independent_losses(self._model, self._loss, batch)
+            return slow
+        except RuntimeError:
+            return slow
+        few = part(batch, 0, CHECKED)
+        training = [module for module in self._model.modules() if module.training]
+        self._model.eval()  # dropout draws what it likes, and would differ
+        try:
+            agrees = self._agrees(plan, few)
+        except RuntimeError:
+            agrees = False
+        finally:
+            for module in training:
+                module.training = True
+        return plan if agrees else slow
+
+    def _agrees(self, plan: Plan, batch: Batch) -> bool:
+        names, records = plan.by_rule, count(batch)
+        found = self._by_rule(plan, batch)
+        if found is None:
+            return False
+        truth = PerRecordGradients(self._model, self._loss, names)(batch)
+        gap, size = torch.zeros(records), torch.zeros(records)
+        for name, true in zip(names, truth, strict=True):
+            form = found[1][name]
+            own = torch.zeros_like(true) if form is None else form.dense().view_as(true)
+            gap += (own - true).reshape(records, -1).float().square().sum(dim=1).cpu()
+            size += true.reshape(records, -1).float().square().sum(dim=1).cpu()
+        fine = torch.isfinite(size)
+        return bool((gap[fine] <= AGREEMENT**2 * size[fine] + 1e-30).all())
+
+    def _by_rule(self, plan: Plan, batch: Batch) -> tuple[Tensor, dict[str, Form | None]] | None:
+        """Return losses and the gradients that rules give; None: the plan does not fit."""
+        records, named = count(batch), self.parameters
+        with Tape((named[name] for name in plan.by_rule), plan.spread, records) as tape:
+            losses = self._losses(batch, records)
+        if not plan.fits(tape.uses):
+            return None
+        if not tape.uses:
+            return losses, dict.fromkeys(named)
+        gradients = torch.autograd.grad(
+            losses.sum(), [use.edge for use in tape.uses], allow_unused=True
+        )
+        found = _by_parameter(tape.uses, plan.layouts, gradients, records)
+        with torch.no_grad():
+            return losses, {
+                name: merged(found[id(p)]) if id(p) in found else None for name, p in named.items()
+            }
 
     def _of_one(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
         """One record's gradient is the batch's: no rule is needed."""

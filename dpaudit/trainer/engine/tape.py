@@ -88,7 +88,7 @@ class Tape(TorchFunctionMode):
         if (rule := RULES.get(func)) is None:
             return func(*args, **kwargs)
         operation = rule(*args, **kwargs)
-        if operation is None or not self._has_rules_for(operation):
+        if operation is None or not self._has_rules_for(operation) or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         output = func(*map(self._plain, args), **{k: self._plain(v) for k, v in kwargs.items()})
         return self._recorded(func, operation, output)
@@ -101,6 +101,8 @@ class Tape(TorchFunctionMode):
         return value.detach() if id(value) in self._parameters else value
 
     def _recorded(self, func: Callable[..., Any], operation: Operation, output: Tensor) -> Tensor:
+        if output._is_view():  # changed in place, a view gets another edge than the one kept
+            output = output.clone()
         if not output.requires_grad:
             output = _Differentiable.apply(output, self._anchor)  # type: ignore[no-untyped-call]
         if len(self.uses) in self._spread:

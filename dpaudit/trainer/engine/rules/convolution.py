@@ -14,7 +14,6 @@ from dpaudit.trainer.engine.forms import (
     Dense,
     Form,
     OuterProducts,
-    Several,
     square_norms_of_rows,
 )
 from dpaudit.trainer.engine.rules.registry import Forms, Operation, rule
@@ -132,7 +131,7 @@ class Convolved:
 
     def joined(self, others: Sequence[Form]) -> Form:
         """See ``Form``: convolutions of one weight at several places are written out."""
-        return Several((self, *others))
+        return Dense(sum((other.dense() for other in others), start=self.dense()))
 
 
 def _rule_for(dimensions: int) -> Callable[..., Operation | None]:
