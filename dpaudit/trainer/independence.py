@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,36 +38,41 @@ def require_independent_records(model: nn.Module, shape: tuple[int, ...]) -> Non
     batch = torch.rand(BATCH, *shape, generator=generator)
     changed = batch.clone()
     changed[0] = 1 - changed[0] * 3
-    _require_unmoved(model, lambda: model(batch), lambda: model(changed), BATCH)
+    _require_unmoved(model, lambda: model(batch), lambda: model(changed), torch.arange(BATCH) > 0)
 
 
 def require_independent_losses(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> None:
     """Refuse a model or a loss in which one record changes the loss of another.
 
-    The first record is replaced by the last; a batch of fewer than two shows nothing.
+    For every bit of their numbers, the records that have it are replaced by their neighbours
+    and the others watched, and the other way round: so any two are told apart once. A batch
+    of fewer than two shows nothing.
 
     Raises:
         InvalidArgument: names the first module whose output mixes records.
     """
     records = count(batch)
-    if records < 2:
-        return
+    numbers = torch.arange(records)
+    for bit in range(max(0, records - 1).bit_length()):
+        for replaced in ((numbers >> bit) & 1 == 1, (numbers >> bit) & 1 == 0):
+            source = torch.where(replaced, numbers.roll(1), numbers)
+            changed = mapped(batch, partial(_taken, source))
+            runs = partial(loss, model, batch), partial(loss, model, changed)
+            _require_unmoved(model, *runs, ~replaced)
 
-    def replaced(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor[-1:], tensor[1:]])
 
-    changed = mapped(batch, replaced)
-    _require_unmoved(model, lambda: loss(model, batch), lambda: loss(model, changed), records)
+def _taken(source: Tensor, tensor: Tensor) -> Tensor:
+    return tensor[source.to(tensor.device)]
 
 
 def _require_unmoved(
-    model: nn.Module, run: Callable[[], Tensor], run_changed: Callable[[], Tensor], records: int
+    model: nn.Module, run: Callable[[], Tensor], run_changed: Callable[[], Tensor], watched: Tensor
 ) -> None:
     before, after = _outputs(model, run), _outputs(model, run_changed)
-    if not _others_moved(before[-1][2], after[-1][2], records):
+    if not _others_moved(before[-1][2], after[-1][2], watched):
         return
     for (name, kind, one), (_, _, other) in zip(before, after, strict=True):
-        if _others_moved(one, other, records):
+        if _others_moved(one, other, watched):
             raise InvalidArgument(
                 "model",
                 f"{kind} {name!r}",
@@ -75,16 +81,17 @@ def _require_unmoved(
             )
 
 
-def _others_moved(one: Tensor, other: Tensor, records: int) -> bool:
+def _others_moved(one: Tensor, other: Tensor, watched: Tensor) -> bool:
     if one.shape != other.shape:
         return True
-    if one.ndim == 0 or one.shape[0] != records:
+    if one.ndim == 0 or one.shape[0] != len(watched):
         return False  # not a module whose rows are known to be records
-    fine = torch.isfinite(one[1:])  # a record that is not finite says nothing of the others
-    gap = (one[1:] - other[1:])[fine].abs()
+    one, other = one[watched], other[watched]
+    fine = torch.isfinite(one)  # a record that is not finite says nothing of the others
+    gap = (one - other)[fine].abs()
     if not len(gap):
         return False
-    most = TOLERANCE * (1 + one[1:][fine].abs().amax())
+    most = TOLERANCE * (1 + one[fine].abs().amax())
     return not bool((gap <= most).all())  # NaN counts as moved
 
 

@@ -19,7 +19,7 @@ from dpaudit.vocabulary.errors import InvalidArgument, require_positive
 
 # A clipped vector's norm is C up to float32 rounding: aim below by more than that, so
 # that the sensitivity is C and not C (1 + 1e-7).
-SHRINK = 1 - 2.0**-20
+SHRINK = 1 - 2.0**-18
 
 
 class Clipping(Protocol):

@@ -55,7 +55,7 @@ def square_norms_of_rows(values: Tensor) -> Tensor:
         rows[:, :whole].reshape(len(rows), whole // PART, PART), dim=2
     )
     rest: Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1)
-    return parts.double().square().sum(dim=1) + rest.double().square()
+    return (parts.double().square().sum(dim=1) + rest.double().square()) * (1 + ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class OuterProducts:
         lengths: Tensor = torch.linalg.vector_norm(self.rows, dim=2)
         lengths = lengths * torch.linalg.vector_norm(self.columns, dim=2)
         if lengths.shape[1] == 1:
-            return lengths.squeeze(1).double().square()
+            return lengths.squeeze(1).double().square() * (1 + ROUNDING)
         products = torch.bmm(self.rows, self.rows.mT).mul_(torch.bmm(self.columns, self.columns.mT))
         rounding = ROUNDING * lengths.sum(dim=1).double().square()
         return products.sum(dim=(1, 2)).double().clamp(min=0.0) + rounding

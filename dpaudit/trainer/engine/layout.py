@@ -22,6 +22,9 @@ class Layout(Protocol):
     def first(self, tensor: Tensor, records: int) -> Tensor:
         """Return ``tensor`` with shape ``(records, ...)``."""
 
+    def holds(self, shape: torch.Size, records: int) -> bool:
+        """Return whether a tensor of that shape may have ``records`` records there."""
+
 
 @dataclass(frozen=True)
 class AlongDimension:
@@ -32,6 +35,10 @@ class AlongDimension:
     def first(self, tensor: Tensor, records: int) -> Tensor:
         """See ``Layout``."""
         return tensor.movedim(self.dimension, 0)
+
+    def holds(self, shape: torch.Size, records: int) -> bool:
+        """See ``Layout``."""
+        return shape[self.dimension] == records
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,10 @@ class InBlocks:
         apart = (*shape[: self.dimension], records, -1, *shape[self.dimension + 1 :])
         return tensor.reshape(apart).movedim(self.dimension, 0)
 
+    def holds(self, shape: torch.Size, records: int) -> bool:
+        """See ``Layout``."""
+        return shape[self.dimension] % records == 0
+
 
 @dataclass(frozen=True)
 class InTurns:
@@ -59,6 +70,10 @@ class InTurns:
         apart = (*shape[: self.dimension], -1, records, *shape[self.dimension + 1 :])
         return tensor.reshape(apart).movedim(self.dimension + 1, 0)
 
+    def holds(self, shape: torch.Size, records: int) -> bool:
+        """See ``Layout``."""
+        return shape[self.dimension] % records == 0
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -68,6 +83,23 @@ class Shared:
         """See ``Layout``."""
         return tensor.expand(records, *tensor.shape[1:])
 
+    def holds(self, shape: torch.Size, records: int) -> bool:
+        """See ``Layout``."""
+        return False
+
+
+@dataclass(frozen=True)
+class Unclear:
+    """Records may be in one place or another."""
+
+    def first(self, tensor: Tensor, records: int) -> Tensor:
+        """See ``Layout``."""
+        raise ValueError("it is not known where records are here")
+
+    def holds(self, shape: torch.Size, records: int) -> bool:
+        """See ``Layout``."""
+        return False
+
 
 @dataclass(frozen=True)
 class Mixed:
@@ -76,6 +108,10 @@ class Mixed:
     def first(self, tensor: Tensor, records: int) -> Tensor:
         """See ``Layout``."""
         raise ValueError("records are mixed here")
+
+    def holds(self, shape: torch.Size, records: int) -> bool:
+        """See ``Layout``."""
+        return False
 
 
 def _touched(gradient: Tensor, dimension: int) -> Tensor:
@@ -118,9 +154,11 @@ def layout_of(shape: torch.Size, gradients: Mapping[int, Tensor | None], records
         records: How many records the batch has; at least 2.
     """
     reached = {r: g for r, g in gradients.items() if g is not None and bool((g != 0).any())}
-    for layout in _candidates(shape, records):
-        if _fits(reached, layout, records):
-            return layout
+    fitting = [each for each in _candidates(shape, records) if _fits(reached, each, records)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:  # too little gradient to tell which
+        return Unclear()
     if len(reached) < len(gradients):
         return Mixed()
     rows = [_touched(g, 0) for g in reached.values()]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpaudit.trainer.engine.batches import Batch, mapped
 from dpaudit.trainer.engine.functional import PerSampleLoss
-from dpaudit.trainer.engine.layout import Layout, Mixed, Shared, layout_of
+from dpaudit.trainer.engine.layout import Layout, Mixed, Shared, Unclear, layout_of
 from dpaudit.trainer.engine.tape import Tape, Use
 from dpaudit.vocabulary.errors import InvalidArgument
 
@@ -36,9 +36,11 @@ class Plan:
     spread: frozenset[int]
     uses: tuple[tuple[str, int], ...]
 
-    def fits(self, uses: list[Use]) -> bool:
+    def fits(self, uses: list[Use], records: int) -> bool:
         """Return whether a run of the model used its parameters in the same way."""
-        return self.uses == signature(uses)
+        return self.uses == signature(uses) and all(
+            layout.holds(use.shape, records) for use, layout in zip(uses, self.layouts, strict=True)
+        )
 
 
 def record_by_record(model: nn.Module) -> Plan:
@@ -81,6 +83,7 @@ def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> 
             n
             for n, found in enumerate(zip(first, last, strict=True))
             if any(g is None or not bool((g != 0).any()) for g in found)
+            or isinstance(layouts[n], Unclear)
         ]
         seen = [n for n in range(len(layouts)) if n not in unseen]
         _require_apart([tape.uses[n] for n in seen], [layouts[n] for n in seen], named)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class Engine:
         )
 
     def _nothing(self) -> Clipped:
-        sums = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        sums = {name: _full(torch.zeros_like(p)) for name, p in self.parameters.items()}
         return Clipped(sums, torch.zeros(0, dtype=torch.float64), torch.zeros(0), 0)
 
     def _sum(self, batch: Batch, clipping: Clipping) -> Clipped:
@@ -98,7 +99,7 @@ class Engine:
                 forms = {name: form and form.only(kept) for name, form in forms.items()}
             factors = clipping.factors(torch.stack(squares)[:, kept])
             sums = {
-                name: torch.zeros_like(p) if form is None else form.weighted(row).view_as(p)
+                name: _full(torch.zeros_like(p)) if form is None else form.weighted(row).view_as(p)
                 for (name, p), form, row in zip(
                     self.parameters.items(), forms.values(), factors, strict=True
                 )
@@ -127,7 +128,7 @@ class Engine:
         losses, forms = found
         if self._others is not None:
             for name, values in zip(plan.others, self._others(batch), strict=True):
-                forms[name] = Dense(values)
+                forms[name] = Dense(_full(values))
         return losses, forms
 
     def _planned(self, batch: Batch) -> Plan | None:
@@ -198,14 +199,15 @@ class Engine:
         records, named = count(batch), self.parameters
         with Tape((named[name] for name in plan.by_rule), plan.spread, records) as tape:
             losses = self._losses(batch, records)
-        if not plan.fits(tape.uses):
+        if not plan.fits(tape.uses, records):
             return None
-        if not tape.uses:
+        if not plan.by_rule:
             return losses, dict.fromkeys(named)
-        gradients = torch.autograd.grad(
-            losses.sum(), [use.edge for use in tape.uses], allow_unused=True
-        )
-        found = _by_parameter(tape.uses, plan.layouts, gradients, records)
+        wanted: list[Any] = [*(use.edge for use in tape.uses), *(named[n] for n in plan.by_rule)]
+        gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        if any(gradient is not None for gradient in gradients[len(tape.uses) :]):
+            return None  # a parameter was used in a way that has no rule
+        found = _by_parameter(tape.uses, plan.layouts, gradients[: len(tape.uses)], records)
         with torch.no_grad():
             return losses, {
                 name: merged(found[id(p)]) if id(p) in found else None for name, p in named.items()
@@ -216,14 +218,14 @@ class Engine:
         losses, named = self._losses(batch, 1), self.parameters
         gradients = torch.autograd.grad(losses.sum(), list(named.values()), allow_unused=True)
         return losses, {
-            name: None if g is None else Dense(g[None])
+            name: None if g is None else Dense(_full(g)[None])
             for name, g in zip(named, gradients, strict=True)
         }
 
     def _one_by_one(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
         gradients = PerRecordGradients(self._model, self._loss, self.parameters)
         forms: dict[str, Form | None] = {
-            name: Dense(values)
+            name: Dense(_full(values))
             for name, values in zip(self.parameters, gradients(batch), strict=True)
         }
         return self._losses(batch, count(batch)), forms

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dpaudit.trainer.engine import Automatic, Clipping, Flat, PerLayer, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count, part
+from dpaudit.trainer.engine.clipping import SHRINK
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class PerRecord:
     @property
     def squares(self) -> Tensor:
         """Squared norms by parameter and record."""
-        return torch.stack([g.flatten(1).square().sum(1) for g in self.gradients.values()])
+        return torch.stack([_rows(g).square().sum(dim=1) for g in self.gradients.values()])
 
     @property
     def norms(self) -> Tensor:
@@ -50,14 +51,22 @@ class PerRecord:
         return total
 
 
+def _cut(clip_norm: float, norm: float) -> float:
+    return min(1.0, SHRINK * clip_norm / norm) if norm else 1.0
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values.reshape(len(values), -1)
+
+
 def clipped_record(gradient: dict[str, Tensor], clipping: Clipping) -> dict[str, Tensor]:
-    """Return one record's gradient, clipped."""
+    """Return one record's gradient, clipped: a hair below the clip norm, as clipping promises."""
     norm = float(torch.cat([g.flatten() for g in gradient.values()]).norm())
     match clipping:
         case Flat(clip_norm):
-            factors = [min(1.0, clip_norm / norm) if norm else 1.0] * len(gradient)
+            factors = [_cut(clip_norm, norm)] * len(gradient)
         case Automatic(clip_norm, stability):
-            factors = [clip_norm / (norm + stability)] * len(gradient)
+            factors = [SHRINK * clip_norm / (norm + stability)] * len(gradient)
         case PerLayer(clip_norms):
             norms = [float(g.norm()) for g in gradient.values()]
             factors = [
