@@ -175,7 +175,7 @@ class Extreme(Keystream):
 
 @given(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**11 - 1, 2**64 - 1]))
 @settings(max_examples=300)
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_no_word_gives_an_infinite_normal(word: int) -> None:
     draws = Extreme(word).normals(Purpose.GRADIENT_NOISE, 0, 4)
     assert np.isfinite(draws).all()
