@@ -27,6 +27,7 @@ NEVER_SMALLER = 1 - 1e-7
 WELL_INSIDE = (1 + SHRINK) / 2  # half of what the clip norm is shrunk by; the sum needs the rest
 NOT_MUCH_LARGER = 1 + 1e-6
 
+often = settings(max_examples=40)
 sizes = st.sampled_from([1e-6, 1.0, 1e6])
 few, small = st.integers(1, 6), st.integers(1, 4)
 
@@ -156,6 +157,7 @@ def factors_for(form: Form) -> Tensor:
 
 
 @given(forms)
+@often
 def test_a_norm_is_not_smaller_than_that_of_the_gradient_by_what_clipping_allows(
     form: Form,
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_norm_is_not_smaller_than_that_of_the_gradient_by_what_clipping_allows
 
 
 @given(forms)
+@often
 def test_a_norm_is_never_smaller_than_that_of_the_gradient(form: Form) -> None:
     norms = form.square_norms().sqrt()
     assert norms.dtype == torch.float64
@@ -171,6 +174,7 @@ def test_a_norm_is_never_smaller_than_that_of_the_gradient(form: Form) -> None:
 
 
 @given(forms)
+@often
 def test_a_norm_is_that_of_the_gradient_up_to_the_rounding_that_is_added(form: Form) -> None:
     squares, truth, whole = form.square_norms(), exact(form).norm(dim=1), magnitude(form)
     most = (truth * NOT_MUCH_LARGER + 1e-6 * whole).square() + 2 * ROUNDING * whole.square()
@@ -178,6 +182,7 @@ def test_a_norm_is_that_of_the_gradient_up_to_the_rounding_that_is_added(form: F
 
 
 @given(st.one_of(denses(), table_rows()))
+@often
 def test_norms_of_forms_that_are_added_up_first_are_exact(form: Form) -> None:
     truth = flat(form.dense()).norm(dim=1)
     assert torch.allclose(form.square_norms().sqrt(), truth, rtol=3e-7 + ROUNDING, atol=0.0)
@@ -195,12 +200,14 @@ def longest_addition(form: Form, norms: Tensor) -> float:
 
 
 @given(forms)
+@often
 def test_what_a_record_adds_after_clipping_is_no_longer_than_the_clip_norm(form: Form) -> None:
     """The law that sensitivity stands on: of the sum that is really made."""
     assert longest_addition(form, form.square_norms().sqrt()) <= 1
 
 
 @given(forms)
+@often
 def test_the_same_holds_where_another_record_is_left_out(form: Form) -> None:
     norms = form.square_norms().sqrt()
     kept = torch.arange(len(norms)) > 0
@@ -208,7 +215,7 @@ def test_the_same_holds_where_another_record_is_left_out(form: Form) -> None:
 
 
 @given(outer_products(), st.integers(1, 4))
-@settings(max_examples=50)
+@often
 def test_terms_that_cancel_leave_a_norm_that_covers_their_rounding(
     form: OuterProducts, times: int
 ) -> None:
@@ -288,6 +295,7 @@ def test_a_parameter_that_is_a_number_has_norms_and_a_sum() -> None:
 
 
 @given(forms)
+@often
 def test_a_weighted_sum_is_that_of_the_gradients(form: Form) -> None:
     factors = factors_for(form)
     expected = (factors[:, None] * exact(form)).sum(dim=0)
@@ -298,12 +306,14 @@ def test_a_weighted_sum_is_that_of_the_gradients(form: Form) -> None:
 
 
 @given(forms)
+@often
 def test_the_gradients_written_out_are_those_of_the_form(form: Form) -> None:
     gaps = (flat(form.dense()) - exact(form)).norm(dim=1)
     assert (gaps <= 1e-6 * magnitude(form)).all()
 
 
 @given(forms)
+@often
 def test_a_sum_is_the_same_before_and_after_norms_are_taken(form: Form) -> None:
     factors = factors_for(form)
     again = form.only(torch.ones(len(factors), dtype=torch.bool))
@@ -316,6 +326,7 @@ def test_a_sum_is_the_same_before_and_after_norms_are_taken(form: Form) -> None:
 
 
 @given(forms, st.data())
+@often
 def test_only_some_records_are_those_records(form: Form, data: st.DataObject) -> None:
     count = len(form.square_norms())
     which = torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
@@ -328,6 +339,7 @@ def test_only_some_records_are_those_records(form: Form, data: st.DataObject) ->
 
 
 @given(forms)
+@often
 @example(TableRows(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, 4), 5))
 def test_no_records_have_no_norms_and_a_sum_of_zeros(form: Form) -> None:
     none = form.only(torch.zeros(len(form.square_norms()), dtype=torch.bool))
@@ -338,7 +350,7 @@ def test_no_records_have_no_norms_and_a_sum_of_zeros(form: Form) -> None:
 
 
 @given(st.sampled_from([denses, outer_products, table_rows]), st.integers(1, 4), few, st.data())
-@settings(max_examples=50)
+@often
 def test_uses_of_one_kind_are_joined_to_their_sum(
     kind: st.SearchStrategy, records: int, uses: int, data: st.DataObject
 ) -> None:
@@ -349,13 +361,14 @@ def test_uses_of_one_kind_are_joined_to_their_sum(
 
 
 @given(convolved(), st.integers(2, 3))
+@often
 def test_uses_of_one_convolution_are_merged_to_their_sum(form: Convolved, uses: int) -> None:
     parts = [form] * uses
     assert_is_sum(merged(parts), parts)
 
 
 @given(st.integers(1, 4), st.data())
-@settings(max_examples=40)
+@often
 def test_uses_of_several_kinds_are_merged_to_their_sum(records: int, data: st.DataObject) -> None:
     shape = (ROWS, COLUMNS)
     kinds = data.draw(st.permutations([denses, outer_products, table_rows, denses]))

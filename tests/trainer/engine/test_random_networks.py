@@ -15,7 +15,7 @@ from tests.trainer.engine.networks import CLASSES, cross_entropies, folded, labe
 from tests.trainer.engine.oracle import per_record, relative_gap
 
 # Of each of six kinds.
-in_passing = settings(max_examples=10, deadline=None, derandomize=True)
+in_passing = settings(max_examples=5, deadline=None, derandomize=True)
 at_length = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 Shape = tuple[int, ...]

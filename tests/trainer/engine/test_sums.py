@@ -51,6 +51,7 @@ from tests.trainer.engine.oracle import PerRecord, clipped_record, per_record, r
 
 TOLERANCE = 1e-5
 UNCLIPPED = Flat(1e6)
+MAY_HIDE = [*PLACES, *ATTENTION, *TABLES, *TRANSFORMERS]  # where records are is not plain
 MODES = ("flat", "never cut", "automatic", "per layer")
 
 
@@ -145,7 +146,7 @@ def test_in_double_precision_every_parameter_has_its_sum(name: str) -> None:
         assert gap <= 1e-9 * float(own.norm()) + 1e-13 * whole, parameter
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*MAY_HIDE, *SHARING])
 def test_a_plan_made_on_one_batch_holds_for_batches_of_other_sizes(name: str) -> None:
     network = NETWORKS[name]
     built = network.build()
@@ -155,11 +156,9 @@ def test_a_plan_made_on_one_batch_holds_for_batches_of_other_sizes(name: str) ->
         assert_right(engine, built, network.batch(records))
 
 
-MAY_HIDE = [*PLACES, *ATTENTION, *TABLES, *TRANSFORMERS]
-
-
 @pytest.mark.parametrize(
-    ("name", "silent"), [(n, "all") for n in NETWORKS] + [(n, "first and last") for n in MAY_HIDE]
+    ("name", "silent"),
+    [(n, "all") for n in (*MAY_HIDE, *SHARING)] + [(n, "first and last") for n in MAY_HIDE],
 )
 def test_a_plan_made_where_no_gradient_arrives_holds_when_it_does(name: str, silent: str) -> None:
     """As with a head that starts at zero, or records that count for nothing."""
