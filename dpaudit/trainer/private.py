@@ -30,7 +30,6 @@ from dpaudit.accountants import calibrate, pld
 from dpaudit.runs.ledger_file import LedgerWriter
 from dpaudit.trainer.engine import Clipping, Engine, Flat, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count, mapped, tensors
-from dpaudit.trainer.independence import require_independent_losses
 from dpaudit.trainer.noise import normals
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sampling import Poisson, Sampler
@@ -201,7 +200,6 @@ class Private:
         self._expected, self._chunk = expected_batch_size, physical_batch_size
         self._engine = Engine(model, self._losses)
         self._loss: PerSampleLoss
-        self._tried = False
         self._booked: dict[Release, int] = {}
         self._budget: Budget | None = None
         self._allowed = 0  # steps that the budget was seen to allow
@@ -249,7 +247,7 @@ class Private:
         if not self._may_go_on():
             raise BudgetExceeded("one step more would exceed the budget that was set")
         self._loss = per_sample_loss
-        self._require_independence(batch)
+        self._engine.require_independence(batch)
         noise_multiplier = self._noise_multiplier(self.steps)
         self._note(self.sampler.booked(Gaussian(noise_multiplier), self.steps))
         clipped = self._engine.clipped_sum(batch, self.clipping, self._chunk)
@@ -268,12 +266,6 @@ class Private:
     def stop_at(self, *, epsilon: float, delta: float) -> None:
         """Let ``batches`` end before the step that would cost more than ``epsilon``."""
         self._budget, self._allowed = Budget(epsilon, delta), self.steps
-
-    def _require_independence(self, batch: Batch) -> None:
-        """Try once, on the first batch that can show anything."""
-        if not self._tried and count(batch) >= 2:
-            require_independent_losses(self.model, self._loss, batch)
-            self._tried = True
 
     def _losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self._loss(model, batch)

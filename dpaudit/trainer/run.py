@@ -22,7 +22,7 @@ from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
 from dpaudit.trainer.canaries import Canaries, make_canaries
 from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
 from dpaudit.trainer.data import Records, Split, load
-from dpaudit.trainer.independence import require_independent_records
+from dpaudit.trainer.engine.independence import require_independent_records
 from dpaudit.trainer.models import default_learning_rate, make_model
 from dpaudit.trainer.private_sgd import (
     PrivateSgd,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.independence import require_independent_losses
+from dpaudit.trainer.engine.independence import require_independent_losses
 from dpaudit.trainer.repair import fix
 
 MODELS = {

@@ -37,8 +37,11 @@ class Form(Protocol):
     def dense(self) -> Tensor:
         """Return the gradients themselves, shape ``(records, *parameter)``."""
 
-    def only(self, which: Tensor) -> Self:
+    def only(self, which: Tensor) -> Form:
         """Return the same of some records: a mask of shape ``(records,)``."""
+
+    def grouped(self, rows: int) -> Form:
+        """Return each record's sum, where every ``rows`` gradients in a row are of one record."""
 
     def joined(self, others: Sequence[Self]) -> Form:
         """Return the sum with further gradients of the same parameter and kind."""
@@ -56,6 +59,12 @@ def square_norms_of_rows(values: Tensor) -> Tensor:
     )
     rest: Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1)
     return (parts.double().square().sum(dim=1) + rest.double().square()) * (1 + ROUNDING)
+
+
+def _end_to_end(values: Tensor, rows: int) -> Tensor:
+    """Return (records * rows, T, ...) as (records, rows * T, ...)."""
+    _, length, *rest = values.shape
+    return values.reshape(-1, rows * length, *rest)
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,10 @@ class Dense:
     def only(self, which: Tensor) -> Dense:
         """See ``Form``."""
         return Dense(self.values[which])
+
+    def grouped(self, rows: int) -> Dense:
+        """See ``Form``."""
+        return Dense(self.values.reshape(-1, rows, *self.values.shape[1:]).sum(dim=1))
 
     def joined(self, others: Sequence[Dense]) -> Dense:
         """See ``Form``."""
@@ -131,9 +144,15 @@ class OuterProducts:
         """See ``Form``."""
         return self._written_out
 
-    def only(self, which: Tensor) -> OuterProducts:
-        """See ``Form``."""
+    def only(self, which: Tensor) -> Form:
+        """See ``Form``: what is written out stays so, or its sum might be rounded otherwise."""
+        if "_written_out" in self.__dict__:
+            return Dense(self._written_out[which])
         return OuterProducts(self.rows[which], self.columns[which])
+
+    def grouped(self, rows: int) -> OuterProducts:
+        """See ``Form``."""
+        return OuterProducts(_end_to_end(self.rows, rows), _end_to_end(self.columns, rows))
 
     def joined(self, others: Sequence[OuterProducts]) -> OuterProducts:
         """See ``Form``."""
@@ -190,6 +209,10 @@ class TableRows:
         """See ``Form``."""
         return TableRows(self.index[which], self.values[which], self.size)
 
+    def grouped(self, rows: int) -> TableRows:
+        """See ``Form``."""
+        return TableRows(_end_to_end(self.index, rows), _end_to_end(self.values, rows), self.size)
+
     def joined(self, others: Sequence[TableRows]) -> TableRows:
         """See ``Form``."""
         return TableRows(
@@ -232,6 +255,10 @@ class Several:
     def only(self, which: Tensor) -> Several:
         """See ``Form``."""
         return Several(tuple(form.only(which) for form in self.forms))
+
+    def grouped(self, rows: int) -> Several:
+        """See ``Form``."""
+        return Several(tuple(form.grouped(rows) for form in self.forms))
 
     def joined(self, others: Sequence[Several]) -> Several:
         """See ``Form``."""

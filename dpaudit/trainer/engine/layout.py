@@ -20,7 +20,13 @@ class Layout(Protocol):
     """How to bring a tensor's records to the front."""
 
     def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Return ``tensor`` with shape ``(records, ...)``."""
+        """Return ``tensor`` with its records in front.
+
+        Where one dimension counts records alone, or what it counts besides lies in front of
+        it, the shape is ``(records, ...)``. Where each record has k rows of the first
+        dimension, as an operation on images has them of a record's several images, it is
+        ``(records * k, ...)`` with all rows of the first record first.
+        """
 
     def holds(self, shape: torch.Size, records: int) -> bool:
         """Return whether a tensor of that shape may have ``records`` records there."""
@@ -43,36 +49,41 @@ class AlongDimension:
 
 @dataclass(frozen=True)
 class InBlocks:
-    """One dimension holds all positions of the first record, then all of the second, ..."""
+    """One dimension holds all ``rows`` of the first record, then all of the second, ..."""
 
     dimension: int
+    rows: int
 
     def first(self, tensor: Tensor, records: int) -> Tensor:
         """See ``Layout``."""
+        if self.dimension == 0:
+            return tensor
         shape = tensor.shape
-        apart = (*shape[: self.dimension], records, -1, *shape[self.dimension + 1 :])
+        apart = (*shape[: self.dimension], records, self.rows, *shape[self.dimension + 1 :])
         return tensor.reshape(apart).movedim(self.dimension, 0)
 
     def holds(self, shape: torch.Size, records: int) -> bool:
         """See ``Layout``."""
-        return shape[self.dimension] % records == 0
+        return shape[self.dimension] == records * self.rows
 
 
 @dataclass(frozen=True)
 class InTurns:
-    """One dimension holds the first position of all records, then the second, ..."""
+    """One dimension holds the first row of all records, then the second, up to ``rows``."""
 
     dimension: int
+    rows: int
 
     def first(self, tensor: Tensor, records: int) -> Tensor:
         """See ``Layout``."""
         shape = tensor.shape
-        apart = (*shape[: self.dimension], -1, records, *shape[self.dimension + 1 :])
-        return tensor.reshape(apart).movedim(self.dimension + 1, 0)
+        apart = (*shape[: self.dimension], self.rows, records, *shape[self.dimension + 1 :])
+        found = tensor.reshape(apart).movedim(self.dimension + 1, 0)
+        return found.flatten(0, 1) if self.dimension == 0 else found
 
     def holds(self, shape: torch.Size, records: int) -> bool:
         """See ``Layout``."""
-        return shape[self.dimension] % records == 0
+        return shape[self.dimension] == records * self.rows
 
 
 @dataclass(frozen=True)
@@ -121,13 +132,19 @@ def _touched(gradient: Tensor, dimension: int) -> Tensor:
     return touched.any(dim=others) if others else touched
 
 
+def reaches_only(gradient: Tensor, layout: Layout, group: Tensor) -> bool:
+    """Return whether a gradient is zero but for the records in ``group``, shape ``(records,)``."""
+    records = len(group)
+    touched = _touched(layout.first(gradient, records).reshape(records, -1), 0)
+    return not bool((touched & ~group).any())
+
+
 def _fits(gradients: Mapping[int, Tensor], layout: Layout, records: int) -> bool:
     """Return whether each record's loss reached that record's rows alone."""
-    for record, gradient in gradients.items():
-        touched = _touched(layout.first(gradient, records), 0)
-        if bool(touched[:record].any()) or bool(touched[record + 1 :].any()):
-            return False
-    return True
+    return all(
+        reaches_only(gradient, layout, torch.arange(records, device=gradient.device) == record)
+        for record, gradient in gradients.items()
+    )
 
 
 def _candidates(shape: torch.Size, records: int) -> list[Layout]:
@@ -139,8 +156,8 @@ def _candidates(shape: torch.Size, records: int) -> list[Layout]:
     dimensions = range(max(1, len(shape) - 1))
     found += [AlongDimension(d) for d in dimensions if shape[d] == records]
     larger = [d for d in dimensions if shape[d] > records and shape[d] % records == 0]
-    found += [InBlocks(d) for d in larger]
-    found += [InTurns(d) for d in larger]
+    found += [InBlocks(d, shape[d] // records) for d in larger]
+    found += [InTurns(d, shape[d] // records) for d in larger]
     return found
 
 
@@ -161,6 +178,8 @@ def layout_of(shape: torch.Size, gradients: Mapping[int, Tensor | None], records
         return Unclear()
     if len(reached) < len(gradients):
         return Mixed()
-    rows = [_touched(g, 0) for g in reached.values()]
-    shared = shape[0] != records and all(torch.equal(rows[0], row) for row in rows)
-    return Shared() if shared else Mixed()
+    one, other = reached.values()
+    alike = all(
+        torch.equal(_touched(one, d), _touched(other, d)) for d in range(max(1, len(shape) - 1))
+    )
+    return Shared() if alike and shape[0] != records else Mixed()

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from dpaudit.trainer.engine.batches import Batch, mapped
 from dpaudit.trainer.engine.functional import PerSampleLoss
-from dpaudit.trainer.engine.layout import Layout, Mixed, Shared, Unclear, layout_of
+from dpaudit.trainer.engine.layout import (
+    InBlocks,
+    InTurns,
+    Layout,
+    Mixed,
+    Shared,
+    Unclear,
+    layout_of,
+    reaches_only,
+)
 from dpaudit.trainer.engine.tape import Tape, Use
 from dpaudit.vocabulary.errors import InvalidArgument
 
@@ -35,6 +44,10 @@ class Plan:
     layouts: tuple[Layout, ...]
     spread: frozenset[int]
     uses: tuple[tuple[str, int], ...]
+
+    def asks_like(self, other: Plan) -> bool:
+        """Return whether a run of the model is recorded in the same way for both."""
+        return self.by_rule == other.by_rule and self.spread == other.spread
 
     def fits(self, uses: list[Use], records: int) -> bool:
         """Return whether a run of the model used its parameters in the same way."""
@@ -74,11 +87,14 @@ def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> 
     for _ in range(MOST_LOOKS):
         with Tape(by_rule.values(), spread, records) as tape:
             losses = loss(model, batch)
-        first, last, reached = _probe(tape.uses, losses, list(named.values()))
+        with tape.replayed():
+            first, last, reached = _probe(tape.uses, losses, list(named.values()))
         layouts = [
             layout_of(use.shape, {0: a, records - 1: b}, records)
             for use, a, b in zip(tape.uses, first, last, strict=True)
         ]
+        with tape.replayed():
+            layouts = _sure(tape.uses, layouts, losses)
         unseen = [
             n
             for n, found in enumerate(zip(first, last, strict=True))
@@ -100,6 +116,29 @@ def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> 
         spread = spread | frozenset(shared) if len(left) == len(by_rule) else frozenset()
         by_rule = left
     raise InvalidArgument("model", type(model).__name__, "one that runs the same way twice")
+
+
+def _sure(uses: list[Use], layouts: list[Layout], losses: Tensor) -> list[Layout]:
+    """Return the layouts, those by rows only if every record's loss reaches its own rows alone.
+
+    The first and the last record say nothing of those between them, which may have more or
+    fewer rows: as tokens do where padding was taken out. For every bit of their numbers, the
+    records that have it are told from those that have not.
+    """
+    rows = [n for n, layout in enumerate(layouts) if isinstance(layout, InBlocks | InTurns)]
+    found = list(layouts)
+    records = len(losses)
+    numbers = torch.arange(records, device=losses.device)
+    for bit in range((records - 1).bit_length() if rows else 0):
+        for group in ((numbers >> bit) & 1 == 1, (numbers >> bit) & 1 == 0):
+            edges: list[Any] = [uses[n].edge for n in rows]
+            reached = torch.autograd.grad(
+                losses[group].sum(), edges, retain_graph=True, allow_unused=True
+            )
+            for n, gradient in zip(rows, reached, strict=True):
+                if gradient is not None and not reaches_only(gradient, layouts[n], group):
+                    found[n] = Unclear()
+    return found
 
 
 Gradients = tuple[Tensor | None, ...]

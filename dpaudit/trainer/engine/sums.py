@@ -9,6 +9,7 @@ weight's gradient. What has no rule is differentiated record by record.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,14 @@ from dpaudit.trainer.engine.batches import Batch, chunks, count, mapped, part
 from dpaudit.trainer.engine.clipping import Clipping, finite_records
 from dpaudit.trainer.engine.forms import Dense, Form, merged
 from dpaudit.trainer.engine.functional import PerRecordGradients, PerSampleLoss
+from dpaudit.trainer.engine.independence import require_independent_losses
 from dpaudit.trainer.engine.layout import Layout
 from dpaudit.trainer.engine.plan import Plan, make_plan, record_by_record
 from dpaudit.trainer.engine.tape import Tape, Use
 from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
+MOST_PLANS = 32  # models may have a plan for each length of records
+MOST_TRIED = 64  # records that are watched for mixing
 CHECKED = 4  # records on which a plan is held against the slow way
 AGREEMENT = (
     0.03  # of a record's gradient, which half precision may be off by; a wrong rule is further
@@ -53,8 +57,8 @@ class Engine:
 
     def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
         self._model, self._loss = model, loss
-        self._plan: Plan | None = None
-        self._others: PerRecordGradients | None = None
+        self._plans: tuple[Plan, ...] = ()  # the newest first
+        self._records_are_apart = False
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -87,6 +91,16 @@ class Engine:
             sum(part.left_out for part in parts),
         )
 
+    def require_independence(self, batch: Batch) -> None:
+        """Try once, on the first batch that can show anything, whether records are mixed.
+
+        Raises:
+            InvalidArgument: they are.
+        """
+        if not self._records_are_apart and count(batch) > 1:
+            require_independent_losses(self._model, self._loss, part(batch, 0, MOST_TRIED))
+            self._records_are_apart = True
+
     def _nothing(self) -> Clipped:
         sums = {name: _full(torch.zeros_like(p)) for name, p in self.parameters.items()}
         return Clipped(sums, torch.zeros(0, dtype=torch.float64), torch.zeros(0), 0)
@@ -115,21 +129,25 @@ class Engine:
             return torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
         return form.square_norms()
 
+    @property
+    def record_by_record(self) -> tuple[str, ...]:
+        """Names of parameters that no rule is found to hold for, as far as is known: slow."""
+        return self._plans[0].others if self._plans else ()
+
     def _gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
         """Return the losses, and the per-record gradients by parameter; None: all zero."""
-        records = count(batch)
-        if records == 1:
+        if count(batch) == 1:
             return self._of_one(batch)
-        plan = self._plan = self._plan or self._planned(batch)
-        if plan is None:
-            return self._one_by_one(batch)
-        found = self._by_rule(plan, batch)
+        found = self._by_rule(self._plans, batch)
+        if found is None and (plan := self._planned(batch)) is not None:
+            self._plans = (plan, *self._plans[: MOST_PLANS - 1])
+            found = self._by_rule((plan,), batch)
         if found is None:
-            self._plan = None
-            return self._gradients(batch)
-        losses, forms = found
-        if self._others is not None:
-            for name, values in zip(plan.others, self._others(batch), strict=True):
+            return self._one_by_one(batch)
+        plan, losses, forms = found
+        if plan.others:
+            slow = PerRecordGradients(self._model, self._loss, plan.others)
+            for name, values in zip(plan.others, slow(batch), strict=True):
                 forms[name] = Dense(_full(values))
         return losses, forms
 
@@ -145,11 +163,8 @@ class Engine:
             usable = mapped(batch, lambda tensor: tensor[fine])
             if int(fine.sum()) == 1:
                 usable = mapped(usable, lambda tensor: torch.cat([tensor, tensor]))
-            plan = self._checked(usable)
-        self._others = (
-            PerRecordGradients(self._model, self._loss, plan.others) if plan.others else None
-        )
-        return plan
+            self.require_independence(usable)
+            return self._checked(usable)
 
     def _checked(self, batch: Batch) -> Plan:
         """Return a plan whose gradients were seen to be those of records' own losses.
@@ -160,20 +175,12 @@ class Engine:
         slow = record_by_record(self._model)
         try:
             plan = make_plan(self._model, self._loss, batch, count(batch))
-        except InvalidArgument:
-            from dpaudit.trainer.independence import (  # noqa: PLC0415 - it imports this package
-                require_independent_losses,
-            )
-
-            require_independent_losses(self._model, self._loss, batch)
+        except (InvalidArgument, RuntimeError):
             return slow
-        except RuntimeError:
-            return slow
-        few = part(batch, 0, CHECKED)
         training = [module for module in self._model.modules() if module.training]
         self._model.eval()  # dropout draws what it likes, and would differ
         try:
-            agrees = self._agrees(plan, few)
+            agrees = self._agrees(plan, part(batch, 0, CHECKED))
         except RuntimeError:
             agrees = False
         finally:
@@ -183,37 +190,45 @@ class Engine:
 
     def _agrees(self, plan: Plan, batch: Batch) -> bool:
         names, records = plan.by_rule, count(batch)
-        found = self._by_rule(plan, batch)
+        found = self._by_rule((plan,), batch)
         if found is None:
             return False
+        _, _, forms = found
         truth = PerRecordGradients(self._model, self._loss, names)(batch)
         gap, size = torch.zeros(records), torch.zeros(records)
-        for name, true in zip(names, truth, strict=True):
-            form = found[1][name]
-            own = torch.zeros_like(true) if form is None else form.dense().view_as(true)
-            gap += (own - true).reshape(records, -1).float().square().sum(dim=1).cpu()
-            size += true.reshape(records, -1).float().square().sum(dim=1).cpu()
+        with torch.no_grad():
+            for name, true in zip(names, truth, strict=True):
+                form = forms[name]
+                own = torch.zeros_like(true) if form is None else form.dense().view_as(true)
+                gap += (own - true).reshape(records, -1).float().square().sum(dim=1).cpu()
+                size += true.reshape(records, -1).float().square().sum(dim=1).cpu()
         fine = torch.isfinite(size)
         return bool((gap[fine] <= AGREEMENT**2 * size[fine] + 1e-30).all())
 
-    def _by_rule(self, plan: Plan, batch: Batch) -> tuple[Tensor, dict[str, Form | None]] | None:
-        """Return losses and the gradients that rules give; None: the plan does not fit."""
-        records, named = count(batch), self.parameters
-        with Tape((named[name] for name in plan.by_rule), plan.spread, records) as tape:
+    def _by_rule(
+        self, plans: Sequence[Plan], batch: Batch
+    ) -> tuple[Plan, Tensor, dict[str, Form | None]] | None:
+        """Return the plan that fits, losses and the gradients that rules give; None: none fits."""
+        if not plans:
+            return None
+        newest, records, named = plans[0], count(batch), self.parameters
+        with Tape((named[name] for name in newest.by_rule), newest.spread, records) as tape:
             losses = self._losses(batch, records)
-        if not plan.fits(tape.uses, records):
+        plan = next((p for p in plans if p.asks_like(newest) and p.fits(tape.uses, records)), None)
+        if plan is None:
             return None
         if not plan.by_rule:
-            return losses, dict.fromkeys(named)
+            return plan, losses, dict.fromkeys(named)
         wanted: list[Any] = [*(use.edge for use in tape.uses), *(named[n] for n in plan.by_rule)]
-        gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        with tape.replayed():
+            gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
         if any(gradient is not None for gradient in gradients[len(tape.uses) :]):
             return None  # a parameter was used in a way that has no rule
         found = _by_parameter(tape.uses, plan.layouts, gradients[: len(tape.uses)], records)
-        with torch.no_grad():
-            return losses, {
-                name: merged(found[id(p)]) if id(p) in found else None for name, p in named.items()
-            }
+        forms = {
+            name: merged(found[id(p)]) if id(p) in found else None for name, p in named.items()
+        }
+        return plan, losses, forms
 
     def _of_one(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
         """One record's gradient is the batch's: no rule is needed."""
@@ -251,16 +266,21 @@ def _by_parameter(
 ) -> dict[int, list[Form]]:
     """Return the forms of every use, by the identity of the parameter."""
     found: defaultdict[int, list[Form]] = defaultdict(list)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(_device(gradients), enabled=False):
         for use, layout, gradient in zip(uses, layouts, gradients, strict=True):
             if gradient is None:
                 continue
             operation = use.operation
             first = [_full(layout.first(t, records)) for t in (operation.input, gradient)]
+            rows = len(first[0]) // records
             for parameter, form in operation.forms(*first):
                 if parameter is not None and form is not None and parameter.requires_grad:
-                    found[id(parameter)].append(form)
+                    found[id(parameter)].append(form if rows == 1 else form.grouped(rows))
     return found
+
+
+def _device(gradients: tuple[Tensor | None, ...]) -> str:
+    return next((g.device.type for g in gradients if g is not None), "cpu")
 
 
 def _full(tensor: Tensor) -> Tensor:

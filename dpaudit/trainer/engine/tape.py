@@ -8,7 +8,8 @@ gradients of their own, by which they are noticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,6 +74,7 @@ class Tape(TorchFunctionMode):
         self._parameters = {id(parameter) for parameter in parameters}
         self._spread, self._records = frozenset(spread), records
         self._anchor = torch.zeros((), requires_grad=True)
+        self._recording = True
 
     def __torch_function__(
         self,
@@ -84,7 +86,8 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if (decomposition := DECOMPOSITIONS.get(func)) is not None:
             with self:
-                return decomposition(*args, **kwargs)
+                output = decomposition(*args, **kwargs)
+            return func(*args, **kwargs) if output is NotImplemented else output
         if (rule := RULES.get(func)) is None:
             return func(*args, **kwargs)
         operation = rule(*args, **kwargs)
@@ -109,6 +112,21 @@ class Tape(TorchFunctionMode):
             output = output.expand(self._records, *output.shape[1:]).clone()
             row = operation.input
             operation = replace(operation, input=row.expand(self._records, *row.shape[1:]))
-        name = getattr(func, "__name__", str(func))
-        self.uses.append(Use(name, operation, output.shape, get_gradient_edge(output)))
+        if self._recording:
+            name = getattr(func, "__name__", str(func))
+            self.uses.append(Use(name, operation, output.shape, get_gradient_edge(output)))
         return output
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Be on while a backward pass runs, which may compute activations anew.
+
+        What is computed then must be what was computed before, on detached parameters; it
+        is not recorded again.
+        """
+        self._recording = False
+        try:
+            with self:
+                yield
+        finally:
+            self._recording = True

