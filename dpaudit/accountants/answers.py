@@ -213,5 +213,6 @@ def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
         ledger_head=ledger.head,
         dpaudit_version=dpaudit.__version__,
         leaves_out=header.leaves_out,
+        unit=header.unit,
         takes_as_public=header.takes_as_public,
     )

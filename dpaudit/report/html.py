@@ -40,6 +40,7 @@ SAMPLING = {
     Sampling.TRUNCATED_POISSON: "Poisson sampling with a largest batch",
     Sampling.FIXED_SIZE: "batches of a fixed size, drawn without replacement",
     Sampling.BALLS_IN_BINS: "each record in one step of each pass, drawn evenly",
+    Sampling.CYCLIC_POISSON: "Poisson sampling of groups of records that take turns",
     Sampling.SHUFFLED: "shuffled batches (no amplification is claimed)",
 }
 SIGNS = {Outcome.HOLDS: "✓", Outcome.VIOLATED: "✕", Outcome.INCONCLUSIVE: "?"}

@@ -129,11 +129,16 @@ def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
     )
 
 
+def _neighbours(claim: Claim) -> str:
+    whole = "" if claim.unit == "record" else f" {claim.unit}, with all of its records"
+    return claim.adjacency.value + whole
+
+
 def claim_in_words(claim: Claim) -> str:
     """Return the claim as one sentence, without which its numbers mean nothing."""
     return (
         f"At delta {claim.delta:g}, epsilon is at most {round_up(claim.epsilon.upper)} "
-        f"({claim.accountant} accountant, {claim.adjacency.value}, {claim.sampling.value} "
+        f"({claim.accountant} accountant, {_neighbours(claim)}, {claim.sampling.value} "
         f"sampling, {claim.randomness.value} randomness, {claim.releases} releases)."
     )
 

@@ -25,7 +25,18 @@ _FACES = {
     "Truncated": "sampling",
     "FixedSize": "sampling",
     "BallsInBins": "sampling",
+    "Cyclic": "sampling",
     "Shuffled": "sampling",
+    "Scheduled": "clip_rules",
+    "Quantile": "clip_rules",
+    "Independent": "added_noise",
+    "AheadOfTime": "added_noise",
+    "OnGrid": "added_noise",
+    "Banded": "added_noise",
+    "Bags": "bags",
+    "Users": "bags",
+    "Views": "bags",
+    "AdamCorrected": "adam",
 }
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import (
     read_arrays,
     read_json,
@@ -32,23 +31,27 @@ KEPT = 2
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far the run had come, its public normaliser, and how many releases were booked."""
+    """How far the run had come, its public normaliser, and how many releases were booked.
+
+    ``clip_norm`` is where one that is learned had come.
+    """
 
     steps_done: int
     releases: int
     expected_batch_size: float
+    clip_norm: float | None = None
     schema_version: str = SCHEMA_VERSION
 
 
 def write_checkpoint(
-    run: RunDirectory,
+    checkpoints: Path,
     progress: Progress,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     observations: list[NDArray[np.float32]],
 ) -> None:
-    """Write a checkpoint and remove all but the newest few."""
-    folder = run.checkpoints / f"step-{progress.steps_done}"
+    """Write a checkpoint into the folder ``checkpoints``; remove all but the newest few there."""
+    folder = checkpoints / f"step-{progress.steps_done}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     save_model(model, str(folder / "model.safetensors"))
@@ -58,19 +61,19 @@ def write_checkpoint(
     for file in folder.glob("*.safetensors"):
         sync(file)
     write_bytes(folder / MARKER, b"")
-    for old in _complete(run)[:-KEPT]:
+    for old in _complete(checkpoints)[:-KEPT]:
         shutil.rmtree(old)
 
 
 def read_newest_checkpoint(
-    run: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoints: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, list[NDArray[np.float32]]] | None:
     """Fill ``model`` and ``optimizer`` from the newest complete checkpoint, if there is one.
 
     Raises:
         IntegrityError: the checkpoint is broken, or of another model.
     """
-    folders = _complete(run)
+    folders = _complete(checkpoints)
     if not folders:
         return None
     newest = folders[-1]
@@ -85,11 +88,11 @@ def read_newest_checkpoint(
         raise IntegrityError(f"{newest} is broken, or of another model: {error}") from error
 
 
-def _complete(run: RunDirectory) -> list[Path]:
+def _complete(checkpoints: Path) -> list[Path]:
     """Return the complete checkpoints, oldest first."""
-    if not run.checkpoints.is_dir():
+    if not checkpoints.is_dir():
         return []
-    folders = [folder for folder in run.checkpoints.iterdir() if (folder / MARKER).exists()]
+    folders = [folder for folder in checkpoints.iterdir() if (folder / MARKER).exists()]
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 

@@ -14,20 +14,50 @@ from torch import Tensor
 from dpaudit.trainer.randomness import Keystream, Purpose
 
 MANTISSA, LOG_SCALE = 2**53 - 1, 53 * math.log(2)
+CPU_PAIRS, DEVICE_PAIRS = 2**17, 2**22
+"""Pairs that are transformed at once, which needs memory beside the draws: on a processor
+about as many as its cache holds, elsewhere enough to be worth the launches."""
 
 
 def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
     """Return ``count`` draws of N(0, 1), float32; they depend on key, purpose and step alone."""
     if count == 0:
         return torch.empty(0)
+    drawn = stream.bits(purpose, step, 8 * words_for(count))
+    return box_muller(torch.frombuffer(drawn, dtype=torch.int64), count)
+
+
+def words_for(count: int) -> int:
+    """Return how many words of 64 bits ``count`` normals are made of."""
     pairs = (count + 1) // 2
-    drawn = stream.bits(purpose, step, 12 * (pairs + pairs % 2))
-    bits = torch.frombuffer(drawn, dtype=torch.int64)
-    uniform = torch.bitwise_and(bits[:pairs], MANTISSA).double().add_(0.5)  # times 2^53
-    # In float64 up to here: near 1, the logarithm is a difference of two that are not small.
-    radius = uniform.log_().sub_(LOG_SCALE).float().mul_(-2).sqrt_()
-    angle = bits[pairs:].view(torch.int32)[:pairs].float().mul_(math.pi * 2.0**-31)
-    draws = torch.empty(2 * pairs)
-    torch.mul(torch.cos(angle), radius, out=draws[:pairs])
-    torch.mul(angle.sin_(), radius, out=draws[pairs:])
+    return 3 * ((pairs + 1) // 2)
+
+
+def box_muller(bits: Tensor, count: int) -> Tensor:
+    """Return ``count`` draws of N(0, 1), float32, where the bits are.
+
+    Args:
+        bits: Uniform words of 64 bits, int64, shape ``(words_for(count),)``: first a word a
+            radius, then half a word an angle.
+        count: How many; draw i and draw i + count / 2 are the two of one pair.
+    """
+    pairs = (count + 1) // 2
+    radii, angles = bits[:pairs], bits[pairs:].view(torch.int32)[:pairs]
+    draws = torch.empty(2 * pairs, device=bits.device)
+    at_once = CPU_PAIRS if bits.is_cpu else DEVICE_PAIRS
+    for start in range(0, pairs, at_once):
+        some = slice(start, start + at_once)
+        radius, angle = _radius(radii[some]), _angle(angles[some])
+        torch.mul(torch.cos(angle), radius, out=draws[:pairs][some])
+        torch.mul(angle.sin_(), radius, out=draws[pairs:][some])
     return draws[:count]
+
+
+def _radius(bits: Tensor) -> Tensor:
+    uniform = torch.bitwise_and(bits, MANTISSA).double().add_(0.5)  # times 2^53
+    # In float64 up to here: near 1, the logarithm is a difference of two that are not small.
+    return uniform.log_().sub_(LOG_SCALE).float().mul_(-2).sqrt_()
+
+
+def _angle(bits: Tensor) -> Tensor:
+    return bits.float().mul_(math.pi * 2.0**-31)

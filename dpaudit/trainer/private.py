@@ -22,25 +22,33 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import TensorDataset, default_collate
 
 import dpaudit
 from dpaudit.accountants import calibrate, pld
-from dpaudit.runs.ledger_file import LedgerWriter
+from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
+from dpaudit.trainer.added_noise import AddedNoise, Banded, Independent, Moment, Sums
+from dpaudit.trainer.bags import Bags, Users, averaged
+from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
+from dpaudit.trainer.clip_rules import Always, ClipRule, Scheduled
 from dpaudit.trainer.engine import Clipping, Engine, Flat, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count, mapped, tensors
-from dpaudit.trainer.noise import normals
-from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.trainer.sampling import Poisson, Sampler
+from dpaudit.trainer.peers import Peers, peers
+from dpaudit.trainer.randomness import Keystream
+from dpaudit.trainer.sampling import Cyclic, Poisson, Sampler
+from dpaudit.trainer.sharding import set_gradients, whole_parameters
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import (
     BudgetExceeded,
+    IntegrityError,
     InvalidArgument,
+    require_count,
     require_delta,
     require_positive,
 )
-from dpaudit.vocabulary.ledger import BookedRelease, LedgerHeader
+from dpaudit.vocabulary.ledger import BookedRelease, LedgerHeader, Randomness, Resumed
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, Release, Repeated
 
 GRADIENT_SUM = "gradient sum"
@@ -74,56 +82,149 @@ class Budget:
         require_delta("delta", self.delta)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What every step does, fixed before training.
+
+    Attributes:
+        sampler: Draws the records, or the users.
+        noise_multiplier: Of each step.
+        noise: What is added.
+        expected_batch_size: The public constant that the noisy sum is divided by.
+        physical_batch_size: Records in memory at once; None: all.
+        unit: What one neighbour more or less is.
+    """
+
+    sampler: Sampler
+    noise_multiplier: Schedule
+    noise: AddedNoise
+    expected_batch_size: float
+    physical_batch_size: int | None
+    unit: str
+
+    def __post_init__(self) -> None:
+        require_positive("expected_batch_size", self.expected_batch_size)
+        if self.physical_batch_size is not None:
+            require_count("physical_batch_size", self.physical_batch_size)
+        bands = self.sampler.bands if isinstance(self.sampler, Cyclic) else None
+        if bands != (self.noise.bands if isinstance(self.noise, Banded) else None):
+            raise InvalidArgument(
+                "noise", self.noise, "Banded(bands) together with the sampler Cyclic(bands, ...)"
+            )
+        if bands is not None and not isinstance(self.noise_multiplier, Constant):
+            raise InvalidArgument("noise_multiplier", "a schedule", "constant with banded noise")
+
+
 def make_private(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
     noise_multiplier: float | Schedule,
-    clip_norm: float = 1.0,
+    clip_norm: float | Schedule = 1.0,
     sampling_rate: float | None = None,
     expected_batch_size: float,
     sampler: Sampler | None = None,
-    clipping: Clipping | None = None,
+    clipping: Clipping | ClipRule | None = None,
+    noise: AddedNoise | None = None,
+    unit: str = "record",
     physical_batch_size: int | None = None,
     ledger: Path | str | None = None,
+    resume: Path | str | None = None,
     seed: int | None = None,
 ) -> Private:
     """Return what takes private steps on ``model`` with ``optimizer``.
+
+    In a process group of torch.distributed, each rank calls this, with a model of the same
+    shape: plain, or sharded by ``fully_shard``. Each takes its part of every batch.
 
     Args:
         model: Any model whose records do not meet; it stays a standard PyTorch model.
         optimizer: Any of torch.optim, over the trainable parameters.
         noise_multiplier: Standard deviation of the noise over the clip norm; or a schedule.
-        clip_norm: Largest L2 norm of one record's gradient, over all parameters together.
+        clip_norm: Largest L2 norm of one record's gradient, over all parameters together;
+            or a schedule.
         sampling_rate: Probability with which each record joins each step.
         expected_batch_size: Public constant that the noisy sum is divided by; not the
             number of records drawn, which is secret.
         sampler: Another way of drawing, in place of ``sampling_rate``.
         clipping: Another way of clipping, in place of ``clip_norm``.
+        noise: Another kind of noise than independent normals.
+        unit: What one neighbour more or less is; anything but a record needs the owners of
+            records in ``batches``.
         physical_batch_size: Records in memory at once; None: all. A matter of speed alone.
         ledger: A new file to book every release in before it is made; None: memory.
+        resume: A folder that ``checkpoint`` wrote: go on from there, with that ledger.
         seed: For tests alone: whoever knows it knows the noise.
 
     Raises:
         InvalidArgument: an argument is out of range, or the optimizer lacks a parameter.
-        RunExists: the ledger's file exists.
+        RunExists: the ledger's file exists, and ``resume`` was not asked for.
+        IntegrityError: what is to be resumed is missing, broken or another run's.
     """
-    require_positive("expected_batch_size", expected_batch_size)
     if sampler is None:
         if sampling_rate is None:
             raise InvalidArgument("sampling_rate", None, "given, or a sampler in its place")
         sampler = Poisson(sampling_rate)
+    recipe = Recipe(
+        sampler=sampler,
+        noise_multiplier=_schedule(noise_multiplier),
+        noise=noise or Independent(),
+        expected_batch_size=expected_batch_size,
+        physical_batch_size=physical_batch_size,
+        unit=unit,
+    )
+    rule = _clip_rule(clipping, clip_norm)
     _require_same_parameters(model, optimizer)
     if sampler.caution:
         warnings.warn(sampler.caution, stacklevel=2)
-    stream = Keystream.of(seed)
-    clipping = clipping or Flat(clip_norm)
-    header = LedgerHeader(
-        adjacency=sampler.adjacency,
-        sampling=sampler.kind,
+    ranks = peers()
+    stream = ranks.agreed(Keystream.of(seed))
+    header = _header(recipe, rule, stream)
+    started = Started(header, MemoryBook(), rule)
+    if resume is not None:
+        started = _resumed(Path(resume), ledger, model, optimizer, started, ranks)
+    elif ledger is not None and ranks.rank == 0:
+        started = Started(header, LedgerWriter.create(Path(ledger), header), rule)
+    ranks.same_start(model)
+    return Private(model, optimizer, recipe, stream, ranks, started)
+
+
+@dataclass(frozen=True)
+class Started:
+    """Where a run begins, or goes on.
+
+    Attributes:
+        header: Of its ledger.
+        book: Where its releases are booked.
+        rule: How clipping stands.
+        step: How many steps were taken before.
+        releases: What was booked before.
+    """
+
+    header: LedgerHeader
+    book: Book
+    rule: ClipRule
+    step: int = 0
+    releases: tuple[Release, ...] = ()
+
+
+def _schedule(value: float | Schedule) -> Schedule:
+    return value if callable(value) else Constant(value)
+
+
+def _clip_rule(clipping: Clipping | ClipRule | None, clip_norm: float | Schedule) -> ClipRule:
+    if clipping is None:
+        return Scheduled(clip_norm) if callable(clip_norm) else Always(Flat(clip_norm))
+    return clipping if isinstance(clipping, ClipRule) else Always(clipping)
+
+
+def _header(recipe: Recipe, rule: ClipRule, stream: Keystream) -> LedgerHeader:
+    return LedgerHeader(
+        adjacency=recipe.sampler.adjacency,
+        sampling=recipe.sampler.kind,
         randomness=stream.randomness,
         schedule_fixed_in_advance=True,
-        clip_norm=clipping.sensitivity,
+        clip_norm=rule.at(0).sensitivity,
         versions={
             "dpaudit": dpaudit.__version__,
             "python": platform.python_version(),
@@ -131,22 +232,42 @@ def make_private(
         },
         run=os.urandom(16).hex(),
         takes_as_public=("expected batch size", "hyper-parameters"),
+        unit=recipe.unit,
     )
-    book = MemoryBook() if ledger is None else LedgerWriter.create(Path(ledger), header)
-    return Private(
-        model=model,
-        optimizer=optimizer,
-        noise_multiplier=noise_multiplier if callable(noise_multiplier) else Constant(
-            noise_multiplier
-        ),
-        clipping=clipping,
-        sampler=sampler,
-        expected_batch_size=expected_batch_size,
-        physical_batch_size=physical_batch_size,
-        stream=stream,
-        header=header,
-        book=book,
-    )  # fmt: skip
+
+
+def _resumed(
+    folder: Path,
+    ledger: Path | str | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    asked: Started,
+    ranks: Peers,
+) -> Started:
+    """Fill model and optimizer from the newest checkpoint, and go on with its ledger."""
+    if ledger is None:
+        raise InvalidArgument("ledger", None, "the run's own, to be resumed with it")
+    path = Path(ledger)
+    book = read_unfinished(path)
+    for name in ("adjacency", "sampling", "clip_norm", "unit"):
+        was, is_now = getattr(book.header, name), getattr(asked.header, name)
+        if was != is_now:
+            raise InvalidArgument(name, is_now, f"{was!r}, as in the run that is resumed")
+    found = read_newest_checkpoint(folder, model, optimizer)
+    if found is None:
+        raise IntegrityError(f"{folder} has no complete checkpoint to resume from")
+    progress, _ = found
+    if len(book.releases) < progress.releases:
+        raise IntegrityError(
+            f"{path} books {len(book.releases)} releases, its checkpoint says "
+            f"{progress.releases}: the ledger was cut"
+        )
+    writer: Book = MemoryBook()
+    if ranks.rank == 0:
+        writer = LedgerWriter.resume(path, Resumed(progress.steps_done, asked.header.randomness))
+    rule = asked.rule.at_norm(progress.clip_norm)
+    releases = tuple(booked.mechanism for booked in book.releases)
+    return Started(book.header, writer, rule, progress.steps_done, releases)
 
 
 @dataclass(frozen=True)
@@ -182,42 +303,49 @@ class Private:
 
     def __init__(
         self,
-        *,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        noise_multiplier: Schedule,
-        clipping: Clipping,
-        sampler: Sampler,
-        expected_batch_size: float,
-        physical_batch_size: int | None,
+        recipe: Recipe,
         stream: Keystream,
-        header: LedgerHeader,
-        book: Book,
+        ranks: Peers,
+        started: Started,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.header, self.sampler, self.clipping = header, sampler, clipping
-        self._noise_multiplier, self._book, self._stream = noise_multiplier, book, stream
-        self._expected, self._chunk = expected_batch_size, physical_batch_size
+        self.model, self.optimizer, self.recipe = model, optimizer, recipe
+        self.header, self.clip_rule = started.header, started.rule
+        self._stream, self._ranks, self._book = stream, ranks, started.book
         self._engine = Engine(model, self._losses)
         self._loss: PerSampleLoss
         self._booked: dict[Release, int] = {}
+        for release in started.releases:
+            self._booked[release] = self._booked.get(release, 0) + 1
         self._budget: Budget | None = None
         self._allowed = 0  # steps that the budget was seen to allow
-        self.steps = 0
-        self._drawn = 0
+        self.steps = self._drawn = started.step
+        seeded = stream.randomness is Randomness.SEEDED
+        self._first = 0 if seeded else started.step  # where this key began
 
-    def batches(self, dataset: Any, *, steps: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, dataset: Any, *, steps: int | None = None, users: Users | None = None
+    ) -> Iterator[Batch]:
         """Yield the batch of each step, for ``steps`` steps or about one pass.
 
         Args:
             dataset: Tensors with records first, in a tuple, dict or dataclass; or anything
                 with a length and records by index, as torch's own.
             steps: How many; None: as many as draw each record once, on average.
+            users: Whose the records are: users are drawn in their place, and what is
+                yielded are ``Bags``. Needed where ``unit`` is anything but a record.
 
         Ends before the step that would exceed the budget of ``stop_at``.
         """
-        records, take = _source(dataset)
-        for _ in range(self.sampler.steps_in_a_pass if steps is None else steps):
+        if (users is None) != (self.recipe.unit == "record"):
+            raise InvalidArgument(
+                "users", users, f"given if, and only if, the unit is another than a record; it "
+                f"is {self.recipe.unit!r}",
+            )  # fmt: skip
+        take = _source(dataset, users)
+        sampler = self.recipe.sampler
+        for _ in range(sampler.steps_in_a_pass if steps is None else steps):
             if self._drawn > self.steps:
                 raise InvalidArgument(
                     "batches", "a batch that no step was taken on", "answered by private.step: "
@@ -226,14 +354,16 @@ class Private:
             if not self._may_go_on():
                 return
             self._drawn += 1
-            yield take(self.sampler.draw(self._stream, self.steps, records))
+            drawn = sampler.draw(self._stream, self.steps, take.records)
+            yield take(self._ranks.share(drawn), self._stream, self.steps)
 
     def step(self, per_sample_loss: PerSampleLoss, batch: Batch) -> None:
         """Take one private step on a batch of ``batches``.
 
         Args:
             per_sample_loss: (model, batch) to losses of shape ``(records,)``.
-            batch: What ``batches`` yielded, moved or changed as you like, record by record.
+            batch: What ``batches`` yielded, moved or changed as you like, record by record;
+                or ``Bags`` of it, whose rows' losses are averaged before anything is clipped.
 
         Raises:
             InvalidArgument: the batch was not drawn here, or the model mixes records.
@@ -246,16 +376,41 @@ class Private:
             )  # fmt: skip
         if not self._may_go_on():
             raise BudgetExceeded("one step more would exceed the budget that was set")
-        self._loss = per_sample_loss
-        self._engine.require_independence(batch)
-        noise_multiplier = self._noise_multiplier(self.steps)
-        self._note(self.sampler.booked(Gaussian(noise_multiplier), self.steps))
-        clipped = self._engine.clipped_sum(batch, self.clipping, self._chunk)
-        self._add_noise(clipped.sums, noise_multiplier * self.clipping.sensitivity)
-        for name, parameter in self._engine.parameters.items():
-            parameter.grad = clipped.sums[name].div_(self._expected).to(parameter.dtype)
-        self.optimizer.step()
+        self._loss = averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+        noise_multiplier = self.recipe.noise_multiplier(self.steps)
+        with whole_parameters(self.model):
+            self._engine.require_independence(batch)
+            self._note(self._to_book(noise_multiplier, self.steps))
+            sums = self._clipped_sums(batch, noise_multiplier)
+        self._ranks.add_up(sums)
+        norm = self.clip_rule.sensitivity(self.steps, noise_multiplier)
+        moment = Moment(self._stream, self.steps, self._first)
+        noisy = self.recipe.noise.added(sums, moment, noise_multiplier, norm)
+        self._descend(noisy, noise_multiplier * norm)
+        expected = self.recipe.expected_batch_size
+        self.clip_rule = self.clip_rule.after(noisy, noise_multiplier, expected)
         self.steps += 1
+
+    def checkpoint(self, folder: Path | str) -> None:
+        """Write model, optimizer and progress into ``folder``; the newest two are kept.
+
+        No key is written: a run that is resumed draws a fresh one, and books the steps that
+        it takes again. What was released meanwhile stays booked.
+
+        Raises:
+            InvalidArgument: the run has no ledger that could be resumed with it.
+        """
+        if self._ranks.rank != 0:
+            return
+        if not isinstance(self._book, LedgerWriter):
+            raise InvalidArgument("ledger", None, "a file, so that a resumed run goes on with it")
+        progress = Progress(
+            self.steps,
+            self._book.releases,
+            self.recipe.expected_batch_size,
+            clip_norm=self.clip_rule.at(self.steps).sensitivity,
+        )
+        write_checkpoint(Path(folder), progress, self.model, self.optimizer, [])
 
     def epsilon(self, *, delta: float) -> Bound:
         """Return the certified interval of epsilon of all that was released so far."""
@@ -269,6 +424,22 @@ class Private:
 
     def _losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self._loss(model, batch)
+
+    def _clipped_sums(self, batch: Batch, noise_multiplier: float) -> Sums:
+        clipping = self.clip_rule.at(self.steps)
+        clipped = self._engine.clipped_sum(batch, clipping, self.recipe.physical_batch_size)
+        return {**clipped.sums, **self.clip_rule.beside(clipped, noise_multiplier)}
+
+    def _descend(self, noisy: Sums, deviation: float) -> None:
+        expected = self.recipe.expected_batch_size
+        set_gradients(self.model, noisy, expected)
+        for group in self.optimizer.param_groups:
+            if "noise_deviation" in group:  # an optimizer that corrects for the noise
+                group["noise_deviation"] = deviation / expected
+        self.optimizer.step()
+
+    def _to_book(self, noise_multiplier: float, step: int) -> Release | None:
+        return self.recipe.sampler.booked(Gaussian(noise_multiplier), step, self._first)
 
     def _note(self, release: Release | None) -> None:
         if release is not None:
@@ -286,7 +457,8 @@ class Private:
         """
         if self._budget is None or self.steps < self._allowed:
             return True
-        following = self.sampler.booked(Gaussian(self._noise_multiplier(self.steps)), self.steps)
+        noise_multiplier = self.recipe.noise_multiplier
+        following = self._to_book(noise_multiplier(self.steps), self.steps)
         if following is None:
             return True
         with suppress(InvalidArgument):  # not even one
@@ -297,39 +469,61 @@ class Private:
                 adjacency=self.header.adjacency,
             )
             # What a schedule will ask for later is not known: it is asked step by step.
-            times = found.value if isinstance(self._noise_multiplier, Constant) else 1
-            self._allowed = self.steps + times * self._steps_a_booking
+            times = found.value if isinstance(noise_multiplier, Constant) else 1
+            self._allowed = self.steps + times * self.recipe.sampler.steps_a_booking
             return True
         return False
 
-    @property
-    def _steps_a_booking(self) -> int:
-        """For how many steps a release is booked at once."""
-        once = self.sampler.booked(Gaussian(1.0), 1) is None
-        return self.sampler.steps_in_a_pass if once else 1
 
-    def _add_noise(self, sums: dict[str, torch.Tensor], deviation: float) -> None:
-        total = sum(part.numel() for part in sums.values())
-        noise = normals(self._stream, Purpose.GRADIENT_NOISE, self.steps, total)
-        start = 0
-        for part in sums.values():
-            drawn = noise[start : start + part.numel()].view_as(part)
-            part.add_(drawn.to(part.device, part.dtype), alpha=deviation)
-            start += part.numel()
+@dataclass(frozen=True)
+class _Source:
+    """Where batches come from.
+
+    Attributes:
+        records: How many records, or users, there are to draw from.
+        rows: Takes the records at some positions.
+        users: Whose they are, if users are drawn.
+    """
+
+    records: int
+    rows: Callable[[NDArray[np.int64]], Batch]
+    users: Users | None = None
+
+    def __call__(self, drawn: NDArray[np.int64], stream: Keystream, step: int) -> Batch:
+        if self.users is None:
+            return self.rows(drawn)
+        chosen, weights = self.users.rows_of(drawn, stream, step)
+        flat = self.rows(chosen.flatten())
+        apart = mapped(flat, lambda tensor: tensor.reshape(*chosen.shape, *tensor.shape[1:]))
+        return Bags(apart, weights)
 
 
-def _source(dataset: Any) -> tuple[int, Callable[[np.ndarray[Any, Any]], Batch]]:
-    """Return how many records there are, and how to take some of them."""
+def _source(dataset: Any, users: Users | None) -> _Source:
+    """Return where batches come from: how many there are, and how to take some of them."""
     if isinstance(dataset, TensorDataset):
         dataset = dataset.tensors
-    if tensors(dataset):
-        return count(dataset), lambda which: mapped(dataset, lambda t: t[torch.from_numpy(which)])
+    records, rows = _tensor_rows(dataset) if tensors(dataset) else _indexed_rows(dataset)
+    if users is None:
+        return _Source(records, rows)
+    if users.records != records:
+        raise InvalidArgument("owners", users.records, f"one for each of {records} records")
+    return _Source(len(users), rows, users)
+
+
+Rows = Callable[[NDArray[np.int64]], Batch]
+
+
+def _tensor_rows(dataset: Batch) -> tuple[int, Rows]:
+    return count(dataset), lambda which: mapped(dataset, lambda t: t[torch.from_numpy(which)])
+
+
+def _indexed_rows(dataset: Any) -> tuple[int, Rows]:
     if not isinstance(dataset, Sized) or len(dataset) == 0:
         raise InvalidArgument("dataset", type(dataset).__name__, "tensors, or records by index")
     one = default_collate([dataset[0]])  # type: ignore[index]
     nothing = mapped(one, lambda tensor: tensor[:0])
 
-    def take(which: np.ndarray[Any, Any]) -> Batch:
+    def take(which: NDArray[np.int64]) -> Batch:
         return default_collate([dataset[int(i)] for i in which]) if len(which) else nothing  # type: ignore[index]
 
     return len(dataset), take

@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpaudit.runs.ledger_file import LedgerWriter
+from dpaudit.trainer.added_noise import AddedNoise, Moment, Sums
 from dpaudit.trainer.canaries import Canaries, gradient_canary_sum
 from dpaudit.trainer.data import Records
 from dpaudit.trainer.engine import Engine, Flat
-from dpaudit.trainer.noise import normals
+from dpaudit.trainer.peers import Peers
 from dpaudit.trainer.randomness import Keystream, Purpose
+from dpaudit.trainer.sharding import set_gradients
 from dpaudit.vocabulary.ledger import BookedRelease
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
 from dpaudit.vocabulary.settings import PrivacySettings, SpeedSettings
 
 GRADIENT_SUM = "gradient sum"
 RECORD_COUNT = "record count"
+CANARIES = "canaries"
 
 
 def cross_entropies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -60,7 +63,21 @@ def release_expected_batch_size(
 
 @dataclass
 class PrivateSgd:
-    """The state of one run between two steps."""
+    """The state of one run between two steps.
+
+    Attributes:
+        model: What is trained.
+        optimizer: Over its parameters.
+        records: All that train, input canaries among them.
+        canaries: The gradient canaries.
+        privacy: What the guarantee depends on.
+        speed: What only speed does.
+        stream: Where coins and noise come from, the same on every rank.
+        ledger: Where releases are booked.
+        expected_batch_size: The public constant that the noisy sum is divided by.
+        ranks: Who trains.
+        noise: What is added.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -71,10 +88,11 @@ class PrivateSgd:
     stream: Keystream
     ledger: LedgerWriter
     expected_batch_size: float
+    ranks: Peers
+    noise: AddedNoise
 
     def __post_init__(self) -> None:
         self._engine = Engine(self.model, cross_entropies)
-        self._size = sum(p.numel() for p in self._engine.parameters.values())
         self._features = torch.from_numpy(self.records.features)
         self._labels = torch.from_numpy(self.records.labels)
 
@@ -87,36 +105,30 @@ class PrivateSgd:
         privacy = self.privacy
         release = PoissonSampled(Gaussian(privacy.noise_multiplier), privacy.sampling_rate)
         self.ledger.book(BookedRelease(GRADIENT_SUM, release, step=number))
-        noisy = self._clipped_sum(number) + self._noise(number)
-        self._descend(noisy[: self._size] / self.expected_batch_size)
-        return np.asarray(noisy[self._size :] / privacy.clip_norm)
+        sums = self._clipped_sums(number)
+        self.ranks.add_up(sums)
+        moment = Moment(self.stream, number)
+        noisy = self.noise.added(sums, moment, privacy.noise_multiplier, privacy.clip_norm)
+        set_gradients(self.model, noisy, self.expected_batch_size)
+        self.optimizer.step()
+        return np.asarray(noisy[CANARIES].cpu() / privacy.clip_norm)
 
-    def _clipped_sum(self, number: int) -> Tensor:
-        """Return the sum over the sampled records and canaries, shape ``(d + m,)``."""
+    def _clipped_sums(self, number: int) -> Sums:
+        """Return the sums over the sampled records, and over canaries as further coordinates."""
         rate, clip_norm = self.privacy.sampling_rate, self.privacy.clip_norm
         drawn = self.stream.coins(Purpose.RECORD_SAMPLING, number, len(self.records), rate)
-        batch = torch.from_numpy(np.flatnonzero(drawn))
+        batch = torch.from_numpy(self.ranks.share(np.flatnonzero(drawn)))
         records = (self._features[batch], self._labels[batch])
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
-            torch.manual_seed(self.stream.seed_for(Purpose.DROPOUT, number))
+            torch.manual_seed(self.stream.seed_for(Purpose.DROPOUT, number) + self.ranks.rank)
             clipped = self._engine.clipped_sum(
                 records, Flat(clip_norm), self.speed.physical_batch_size
             )
-        by_records = torch.cat([part.flatten() for part in clipped.sums.values()])
+        return {**clipped.sums, CANARIES: self._canary_sum(number)}
+
+    def _canary_sum(self, number: int) -> Tensor:
+        """Return the canaries' sum, shape ``(m,)``: the first rank adds it for all."""
         included = self.canaries.gradient_included
+        rate = self.privacy.sampling_rate if self.ranks.rank == 0 else 0.0
         joined = included & self.stream.coins(Purpose.CANARY_SAMPLING, number, len(included), rate)
-        return torch.cat([by_records, gradient_canary_sum(joined, clip_norm)])
-
-    def _noise(self, number: int) -> Tensor:
-        """Return the step's noise, shape ``(d + m,)``: entered once, whatever the chunks."""
-        size = self._size + len(self.canaries.gradient_included)
-        deviation = self.privacy.noise_multiplier * self.privacy.clip_norm
-        return normals(self.stream, Purpose.GRADIENT_NOISE, number, size) * deviation
-
-    def _descend(self, gradient: Tensor) -> None:
-        start = 0
-        for parameter in self._engine.parameters.values():
-            part = gradient[start : start + parameter.numel()]
-            parameter.grad = part.view_as(parameter).clone()
-            start += parameter.numel()
-        self.optimizer.step()
+        return gradient_canary_sum(joined, self.privacy.clip_norm)

@@ -34,6 +34,11 @@ class Purpose(Enum):
     MODEL = 7
     DROPOUT = 8
     RECORD_ORDER = 9
+    FURTHER_BITS = 10
+    """Keys of the streams that continue a draw which its first bits leave open."""
+    DEVICE_KEY = 11
+    """Keys of streams that are made on the tensor's own device."""
+    USER_ROWS = 12
 
 
 class Keystream:
@@ -57,6 +62,11 @@ class Keystream:
     def of(cls, seed: int | None) -> Keystream:
         """Return the stream of ``seed``, or a secure one for None."""
         return cls.secure() if seed is None else cls.seeded(seed)
+
+    @property
+    def key(self) -> bytes:
+        """The key: to hand to the processes that train together, never to store."""
+        return self._key
 
     def words(self, purpose: Purpose, step: int, count: int) -> NDArray[np.uint64]:
         """Return ``count`` uniform 64-bit words, shape ``(count,)``."""

@@ -19,11 +19,13 @@ import dpaudit
 from dpaudit.runs.directory import RunDirectory, create_run, open_run, remove_run
 from dpaudit.runs.files import sha256, sync, write_arrays, write_toml
 from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
+from dpaudit.trainer.added_noise import Independent
 from dpaudit.trainer.canaries import Canaries, make_canaries
 from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
 from dpaudit.trainer.data import Records, Split, load
 from dpaudit.trainer.engine.independence import require_independent_records
 from dpaudit.trainer.models import default_learning_rate, make_model
+from dpaudit.trainer.peers import Alone
 from dpaudit.trainer.private_sgd import (
     PrivateSgd,
     make_optimizer,
@@ -118,7 +120,7 @@ def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     """
     run = open_run(out)
     canaries, optimizer = Canaries.read(run), _optimizer(prepared)
-    found = read_newest_checkpoint(run, prepared.model, optimizer)
+    found = read_newest_checkpoint(run.checkpoints, prepared.model, optimizer)
     step = found[0].steps_done if found else 0
     with LedgerWriter.resume(run.ledger, Resumed(step, prepared.stream.randomness)) as ledger:
         if found is not None and ledger.releases < found[0].releases:
@@ -202,6 +204,8 @@ def _sgd(
         stream=prepared.stream,
         ledger=ledger,
         expected_batch_size=expected_batch_size,
+        ranks=Alone(),
+        noise=Independent(),
     )
 
 
@@ -209,7 +213,7 @@ def _save_progress(
     run: RunDirectory, sgd: PrivateSgd, observations: list[NDArray[np.float32]], done: int = 0
 ) -> None:
     progress = Progress(done, sgd.ledger.releases, sgd.expected_batch_size)
-    write_checkpoint(run, progress, sgd.model, sgd.optimizer, observations)
+    write_checkpoint(run.checkpoints, progress, sgd.model, sgd.optimizer, observations)
 
 
 def _finish(

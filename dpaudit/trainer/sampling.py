@@ -18,6 +18,7 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_sampling_rate
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import (
+    BandedMatrixFactorization,
     Gaussian,
     PoissonSampled,
     RandomAllocation,
@@ -48,6 +49,10 @@ class Sampler(Protocol):
     def steps_in_a_pass(self) -> int:
         """After how many steps each record was drawn once, on average."""
 
+    @property
+    def steps_a_booking(self) -> int:
+        """How many steps one release covers."""
+
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Return the positions of the records that join ``step``, rising.
 
@@ -55,8 +60,14 @@ class Sampler(Protocol):
             InvalidArgument: there are not as many records as was said.
         """
 
-    def booked(self, noise: Gaussian, step: int) -> Release | None:
-        """Return what to book before ``step``; None: an earlier step booked it."""
+    def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
+        """Return what to book before ``step``; None: an earlier step booked it.
+
+        Args:
+            noise: What is added to each step's sum.
+            step: Which step.
+            first: The step at which the key began; what it draws is booked from there on.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Poisson:
 
     sampling_rate: float
     kind = Sampling.POISSON
+    steps_a_booking = 1
     adjacency = Adjacency.ADD_OR_REMOVE_ONE
     caution = ""
 
@@ -82,7 +94,7 @@ class Poisson:
             stream.coins(Purpose.RECORD_SAMPLING, step, records, self.sampling_rate)
         )
 
-    def booked(self, noise: Gaussian, step: int) -> Release | None:
+    def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
         return PoissonSampled(noise, self.sampling_rate)
 
@@ -95,6 +107,7 @@ class Truncated:
     dataset_size: int
     largest_batch: int
     kind = Sampling.TRUNCATED_POISSON
+    steps_a_booking = 1
     adjacency = Adjacency.ADD_OR_REMOVE_ONE
     caution = (
         "cut batches add to delta: keep largest_batch well above sampling_rate * dataset_size; "
@@ -120,7 +133,7 @@ class Truncated:
         order = stream.words(Purpose.RECORD_ORDER, step, len(drawn)).argsort(kind="stable")
         return np.sort(drawn[order[: self.largest_batch]])
 
-    def booked(self, noise: Gaussian, step: int) -> Release | None:
+    def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
         return TruncatedPoisson(noise, self.sampling_rate, self.dataset_size, self.largest_batch)
 
@@ -132,6 +145,7 @@ class FixedSize:
     batch_size: int
     dataset_size: int
     kind = Sampling.FIXED_SIZE
+    steps_a_booking = 1
     adjacency = Adjacency.REPLACE_ONE
     caution = "priced under replace-one, where the number of records is public"
 
@@ -150,7 +164,7 @@ class FixedSize:
         order = stream.words(Purpose.RECORD_SAMPLING, step, records).argsort(kind="stable")
         return np.sort(order[: self.batch_size])
 
-    def booked(self, noise: Gaussian, step: int) -> Release | None:
+    def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
         return SampledWithoutReplacement(noise, self.batch_size, self.dataset_size)
 
@@ -167,17 +181,20 @@ class BallsInBins:
     def __post_init__(self) -> None:
         require_count("steps_in_a_pass", self.steps_in_a_pass)
 
+    @property
+    def steps_a_booking(self) -> int:
+        """See ``Sampler``."""
+        return self.steps_in_a_pass
+
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """See ``Sampler``."""
         number, position = divmod(step, self.steps_in_a_pass)
         words = stream.words(Purpose.RECORD_SAMPLING, number, records)
-        # The top 53 bits times the number of bins: uneven by less than 2^-53 a record.
-        bins = ((words >> np.uint64(11)) * 2.0**-53 * self.steps_in_a_pass).astype(np.int64)
-        return np.flatnonzero(bins == position)
+        return np.flatnonzero(_evenly(words, self.steps_in_a_pass) == position)
 
-    def booked(self, noise: Gaussian, step: int) -> Release | None:
+    def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
-        starts = step % self.steps_in_a_pass == 0
+        starts = step == first or step % self.steps_in_a_pass == 0
         return RandomAllocation(noise, self.steps_in_a_pass) if starts else None
 
 
@@ -203,6 +220,11 @@ class Shuffled:
         """See ``Sampler``."""
         return math.ceil(self.dataset_size / self.batch_size)
 
+    @property
+    def steps_a_booking(self) -> int:
+        """See ``Sampler``."""
+        return self.steps_in_a_pass
+
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """See ``Sampler``."""
         _require_size(records, self.dataset_size)
@@ -210,9 +232,66 @@ class Shuffled:
         order = stream.words(Purpose.RECORD_SAMPLING, number, records).argsort(kind="stable")
         return np.sort(order[position * self.batch_size : (position + 1) * self.batch_size])
 
-    def booked(self, noise: Gaussian, step: int) -> Release | None:
+    def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
-        return noise if step % self.steps_in_a_pass == 0 else None
+        starts = step == first or step % self.steps_in_a_pass == 0
+        return noise if starts else None
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """Records in ``bands`` groups that take turns; each step takes a Poisson sample of one.
+
+    For noise that is correlated over as many steps (``Banded``): a record joins at steps
+    that are ``bands`` apart. The whole run is one release, so its steps are fixed in advance.
+
+    Attributes:
+        bands: How many groups.
+        steps: Of the whole run.
+        sampling_rate: With which each record of the group joins.
+    """
+
+    bands: int
+    steps: int
+    sampling_rate: float = 1.0
+    kind = Sampling.CYCLIC_POISSON
+    adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    caution = ""
+
+    def __post_init__(self) -> None:
+        require_count("bands", self.bands)
+        require_count("steps", self.steps)
+        require_sampling_rate("sampling_rate", self.sampling_rate)
+
+    @property
+    def steps_in_a_pass(self) -> int:
+        """See ``Sampler``."""
+        return max(1, round(self.bands / self.sampling_rate))
+
+    @property
+    def steps_a_booking(self) -> int:
+        """See ``Sampler``."""
+        return self.steps
+
+    def draw(self, stream: Keystream, step: int, records: int) -> Indices:
+        """See ``Sampler``."""
+        if step >= self.steps:
+            raise InvalidArgument("steps", self.steps, f"above {step}, as many as are taken")
+        groups = _evenly(stream.words(Purpose.RECORD_ORDER, 0, records), self.bands)
+        joins = stream.coins(Purpose.RECORD_SAMPLING, step, records, self.sampling_rate)
+        return np.flatnonzero(joins & (groups == step % self.bands))
+
+    def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
+        """See ``Sampler``."""
+        if step != first:
+            return None
+        left = self.steps - first
+        return BandedMatrixFactorization(noise, left, self.bands, self.sampling_rate)
+
+
+def _evenly(words: NDArray[np.uint64], bins: int) -> Indices:
+    """Return a bin for each word: the top 53 bits times their number, uneven by 2^-53 at most."""
+    return ((words >> np.uint64(11)) * 2.0**-53 * bins).astype(np.int64)
 
 
 def _require_size(records: int, said: int) -> None:

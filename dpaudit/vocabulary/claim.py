@@ -42,4 +42,5 @@ class Claim(msgspec.Struct, frozen=True):
     dpaudit_version: str
     leaves_out: tuple[str, ...] = ()
     takes_as_public: tuple[str, ...] = ()
+    unit: str = "record"
     schema_version: str = SCHEMA_VERSION

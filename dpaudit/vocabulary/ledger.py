@@ -33,6 +33,9 @@ class Sampling(Enum):
     BALLS_IN_BINS = "balls-in-bins"
     """In each pass, each record joins one step, drawn evenly."""
 
+    CYCLIC_POISSON = "cyclic-poisson"
+    """Records in groups; the groups take turns, and each step takes a Poisson sample of one."""
+
     SHUFFLED = "shuffled"
     """Passes over a shuffled data set in batches of one size: no amplification is claimed."""
 
@@ -71,8 +74,9 @@ class RenyiBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     """What holds for the whole run; carries no count and no digest of the records.
 
-    A run whose schedule was not fixed in advance may declare, in ``budget``, the filter that
-    it asks before every release.
+    ``unit`` is what one neighbour more or less is: a record, or for instance a user with all
+    of theirs. A run whose schedule was not fixed in advance may declare, in ``budget``, the
+    filter that it asks before every release.
     """
 
     adjacency: Adjacency
@@ -85,6 +89,7 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     leaves_out: tuple[str, ...] = ()
     takes_as_public: tuple[str, ...] = ()
     budget: RenyiBudget | None = None
+    unit: str = "record"
     schema_version: str = SCHEMA_VERSION
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from dpaudit.accountants import pld
 from dpaudit.accountants.answers import claim_of
 from dpaudit.runs.ledger_file import read_ledger
-from dpaudit.trainer import private as private_module
+from dpaudit.trainer import added_noise
 from dpaudit.trainer.engine.batches import Batch
 from dpaudit.trainer.private import Private, make_private
 from dpaudit.trainer.sampling import BallsInBins, FixedSize, Shuffled, Truncated
@@ -71,7 +71,7 @@ def weights(trainer: Private) -> Tensor:
 def test_the_step_is_the_noisy_clipped_sum_over_the_public_constant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(private_module, "normals", lambda stream, purpose, step, n: torch.ones(n))
+    monkeypatch.setattr(added_noise, "normals", lambda stream, purpose, step, n: torch.ones(n))
     trainer, net = private(physical_batch_size=3), model()
     (batch,) = trainer.batches(data(), steps=1)
     trainer.step(loss, batch)

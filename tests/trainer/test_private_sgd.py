@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from dpaudit.runs.ledger_file import LedgerWriter, read_ledger
-from dpaudit.trainer import private_sgd
+from dpaudit.trainer import added_noise
+from dpaudit.trainer.added_noise import Independent
 from dpaudit.trainer.canaries import Canaries
 from dpaudit.trainer.data import Records
 from dpaudit.trainer.models import linear
+from dpaudit.trainer.peers import Alone
 from dpaudit.trainer.private_sgd import (
     GRADIENT_SUM,
     RECORD_COUNT,
@@ -68,6 +70,8 @@ def make_sgd(
         stream=Keystream.of(privacy.seed),
         ledger=LedgerWriter.create(ledger, HEADER),
         expected_batch_size=8.0,
+        ranks=Alone(),
+        noise=Independent(),
     )
 
 
@@ -101,7 +105,9 @@ def test_an_empty_batch_still_takes_a_noisy_step_and_is_booked(tmp_path: Path) -
 def test_noise_enters_the_sum_once_with_the_booked_deviation(tmp_path: Path) -> None:
     sgd = make_sgd(tmp_path / "ledger", make_records(0), canaries=40_000)
     seen = sgd.step(0) * PRIVACY.clip_norm  # no record joins; canaries join at the rate
-    noise = sgd._noise(0).numpy()[-40_000:]
+    size = len(parameters(sgd)) + 40_000
+    drawn = added_noise.normals(sgd.stream, Purpose.GRADIENT_NOISE, 0, size)[-40_000:]
+    noise = drawn.numpy() * 2.0 * 0.5
     assert abs(noise.std() / (2.0 * 0.5) - 1) < 0.02
     # A joined canary is clipped like any record: a hair below C, so that rounding stays inside.
     assert set(np.unique(np.round((seen - noise) / 0.5, 4))) == {0.0, 1.0}
@@ -121,13 +127,13 @@ def test_each_release_is_on_disk_before_its_noise_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     booked_at_noise = []
-    honest = private_sgd.normals
+    honest = added_noise.normals
 
     def watched(stream: Keystream, purpose: Purpose, step: int, count: int) -> torch.Tensor:
         booked_at_noise.append(len(read_ledger(tmp_path / "ledger").releases))
         return honest(stream, purpose, step, count)
 
-    monkeypatch.setattr(private_sgd, "normals", watched)
+    monkeypatch.setattr(added_noise, "normals", watched)
     sgd = make_sgd(tmp_path / "ledger", make_records(10))
     for number in range(3):
         sgd.step(number)

@@ -1,0 +1,105 @@
+"""The processes that train together: each takes a part of every batch, and all add up.
+
+The batch is drawn from one key and one step on every rank alike, and divided; the clipped
+sums are added up once; the noise, from the same key, is the same on every rank. So the
+result does not depend on how many there are, and a rank without a record is nothing special.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed, nn
+
+from dpaudit.trainer.added_noise import Sums
+from dpaudit.trainer.randomness import Keystream
+from dpaudit.trainer.sharding import is_sharded
+
+
+class Peers(Protocol):
+    """Who trains, as one of them sees it."""
+
+    @property
+    def rank(self) -> int:
+        """This one's number, from 0."""
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+
+    def share(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return this rank's part of what was drawn."""
+
+    def add_up(self, sums: Sums) -> None:
+        """Replace the sums, in place, by those over all ranks."""
+
+    def agreed(self, stream: Keystream) -> Keystream:
+        """Return the first rank's stream."""
+
+    def same_start(self, model: nn.Module) -> None:
+        """Replace the model's parameters, in place, by those of the first rank."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One process."""
+
+    rank: int = 0
+    world: int = 1
+
+    def share(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See ``Peers``."""
+        return drawn
+
+    def add_up(self, sums: Sums) -> None:
+        """See ``Peers``."""
+
+    def agreed(self, stream: Keystream) -> Keystream:
+        """See ``Peers``."""
+        return stream
+
+    def same_start(self, model: nn.Module) -> None:
+        """See ``Peers``."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of torch.distributed's default group."""
+
+    rank: int
+    world: int
+
+    def share(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See ``Peers``."""
+        return drawn[self.rank :: self.world]
+
+    def add_up(self, sums: Sums) -> None:
+        """See ``Peers``: in float64, so that the order of ranks does not show."""
+        flat = torch.cat([part.double().flatten() for part in sums.values()])
+        distributed.all_reduce(flat)
+        parts = torch.split(flat, [part.numel() for part in sums.values()])
+        for own, total in zip(sums.values(), parts, strict=True):
+            own.copy_(total.view_as(own))
+
+    def agreed(self, stream: Keystream) -> Keystream:
+        """See ``Peers``: the key travels between the ranks and is not stored."""
+        sent = [stream.key if self.rank == 0 else b""]
+        distributed.broadcast_object_list(sent, src=0)
+        return Keystream(sent[0], stream.randomness)
+
+    def same_start(self, model: nn.Module) -> None:
+        """See ``Peers``: sharded parameters are as ``fully_shard`` left them."""
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not is_sharded(tensor):
+                distributed.broadcast(tensor.detach(), src=0)
+
+
+def peers() -> Peers:
+    """Return the ranks of the process group, if there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        return Ranks(distributed.get_rank(), distributed.get_world_size())
+    return Alone()
