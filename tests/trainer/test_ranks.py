@@ -1,0 +1,78 @@
+"""One, two or four processes take the same steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from places import ROOT
+from safetensors.torch import load_file
+
+from dpaudit.runs.ledger_file import read_ledger
+
+SCRIPT = Path(__file__).parent / "ranks_script.py"
+
+
+def torchrun(kind: str, world: int, out: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+         str(world), str(SCRIPT), kind, str(out)],
+        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def trained(kind: str, world: int, out: Path) -> torch.Tensor:
+    done = torchrun(kind, world, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    parts = load_file(out / f"{kind}-{world}.safetensors")
+    return torch.cat([parts[name].flatten() for name in sorted(parts)])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], torch.Tensor]:
+    """Return what one process trains; ``plain`` is what shards are compared with."""
+    return cache(lambda kind: trained(kind, 1, tmp_path_factory.mktemp("alone")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "worlds"),
+    [
+        ("plain", (2,)),
+        pytest.param("plain", (4,), marks=pytest.mark.slow),
+        ("sharded", (2,)),
+        pytest.param("sharded", (4,), marks=pytest.mark.slow),
+        ("few records", (2,)),  # in most steps a rank has none
+        pytest.param("few records", (4,), marks=pytest.mark.slow),
+        pytest.param("quantile", (2, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_the_result_does_not_depend_on_the_number_of_ranks(
+    tmp_path: Path, kind: str, worlds: tuple[int, ...], alone: Callable[[str], torch.Tensor]
+) -> None:
+    expected = alone("plain" if kind == "sharded" else kind)
+    for world in worlds:
+        assert torch.allclose(trained(kind, world, tmp_path), expected, atol=2e-5)
+
+
+def test_ranks_book_each_release_once_and_agree_on_a_secret_key(tmp_path: Path) -> None:
+    """That all hold the same parameters, with noise of a key that none was given, is asserted
+    by the script."""
+    trained("secure", 2, tmp_path)
+    ledger = read_ledger(tmp_path / "ledger")
+    assert [release.step for release in ledger.releases] == [0, 1, 2, 3]
+
+
+def test_a_rank_that_dies_ends_the_run_within_a_minute(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = torchrun("broken", 2, tmp_path)
+    assert done.returncode != 0
+    assert time.monotonic() - start < 60
+    assert not list(tmp_path.glob("*.safetensors"))
