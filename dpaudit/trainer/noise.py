@@ -14,7 +14,7 @@ from torch import Tensor
 from dpaudit.trainer.randomness import Keystream, Purpose
 
 MANTISSA, LOG_SCALE = 2**53 - 1, 53 * math.log(2)
-CPU_PAIRS, DEVICE_PAIRS = 2**17, 2**22
+CPU_PAIRS, DEVICE_PAIRS = 2**15, 2**22
 """Pairs that are transformed at once, which needs memory beside the draws: on a processor
 about as many as its cache holds, elsewhere enough to be worth the launches."""
 

@@ -125,20 +125,28 @@ class OuterProducts:
         """See ``Form``."""
         if not self._by_inner_products:
             return square_norms_of_rows(self._written_out)
-        lengths: Tensor = torch.linalg.vector_norm(self.rows, dim=2)
-        lengths = lengths * torch.linalg.vector_norm(self.columns, dim=2)
-        if lengths.shape[1] == 1:
-            return lengths.squeeze(1).double().square() * (1 + ROUNDING)
+        if self.rows.shape[1] == 1:
+            lengths: Tensor = torch.linalg.vector_norm(self.rows.squeeze(1), dim=1)
+            lengths = lengths * torch.linalg.vector_norm(self.columns.squeeze(1), dim=1)
+            return lengths.double().square() * (1 + ROUNDING)
         products = torch.bmm(self.rows, self.rows.mT).mul_(torch.bmm(self.columns, self.columns.mT))
-        rounding = ROUNDING * lengths.sum(dim=1).double().square()
+        # Of each outer product with itself: the diagonal, whose terms are squares and cancel
+        # nothing.
+        lengths = products.diagonal(dim1=1, dim2=2).double().clamp(min=0.0).sqrt()
+        rounding = ROUNDING * lengths.sum(dim=1).square()
         return products.sum(dim=(1, 2)).double().clamp(min=0.0) + rounding
 
     def weighted(self, factors: Tensor) -> Tensor:
         """See ``Form``."""
         if "_written_out" in self.__dict__:
             return Dense(self._written_out).weighted(factors)
-        rows = self.rows * factors.to(self.rows.dtype)[:, None, None]
-        return rows.flatten(0, 1).mT @ self.columns.flatten(0, 1)
+        rows, columns = self.rows, self.columns
+        each = factors.to(rows.dtype)[:, None, None]
+        if rows.shape[2] <= columns.shape[2]:  # the smaller one is scaled
+            rows = rows * each
+        else:
+            columns = columns * each
+        return rows.flatten(0, 1).mT @ columns.flatten(0, 1)
 
     def dense(self) -> Tensor:
         """See ``Form``."""

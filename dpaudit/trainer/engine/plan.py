@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,8 @@ class Plan:
         layouts: Where each use has its records.
         spread: Uses whose one row is repeated for every record.
         uses: Names and dimensions of all uses: a batch that differs needs a plan of its own.
+        numbers: How many numbers a record's outputs have, whose gradients are kept until all
+            norms are known.
     """
 
     by_rule: tuple[str, ...]
@@ -44,6 +45,7 @@ class Plan:
     layouts: tuple[Layout, ...]
     spread: frozenset[int]
     uses: tuple[tuple[str, int], ...]
+    numbers: int
 
     def asks_like(self, other: Plan) -> bool:
         """Return whether a run of the model is recorded in the same way for both."""
@@ -59,7 +61,7 @@ class Plan:
 def record_by_record(model: nn.Module) -> Plan:
     """Return the plan that is always right: every gradient is taken of a record's own loss."""
     names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    return Plan((), names, (), frozenset(), ())
+    return Plan((), names, (), frozenset(), (), 0)
 
 
 def signature(uses: list[Use]) -> tuple[tuple[str, int], ...]:
@@ -87,14 +89,19 @@ def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> 
     for _ in range(MOST_LOOKS):
         with Tape(by_rule.values(), spread, records) as tape:
             losses = loss(model, batch)
-        with tape.replayed():
-            first, last, reached = _probe(tape.uses, losses, list(named.values()))
+        looks = [
+            tape.gradients(losses[record], list(named.values()), retain_graph=True)
+            for record in (0, -1)
+        ]
+        (first, _), (last, _) = looks
+        reached = [
+            any(g is not None for g in pair) for pair in zip(*(o for _, o in looks), strict=True)
+        ]
         layouts = [
             layout_of(use.shape, {0: a, records - 1: b}, records)
             for use, a, b in zip(tape.uses, first, last, strict=True)
         ]
-        with tape.replayed():
-            layouts = _sure(tape.uses, layouts, losses)
+        layouts = _sure(tape, layouts, losses)
         unseen = [
             n
             for n, found in enumerate(zip(first, last, strict=True))
@@ -111,14 +118,16 @@ def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> 
         left = {name: p for name, p in by_rule.items() if id(p) not in unknown}
         if len(left) == len(by_rule) and not shared:
             others = tuple(name for name in named if name not in left)
-            return Plan(tuple(left), others, tuple(layouts), spread, signature(tape.uses))
+            numbers = sum(use.shape.numel() for use in tape.uses) // records
+            uses = signature(tape.uses)
+            return Plan(tuple(left), others, tuple(layouts), spread, uses, numbers)
         # Uses are numbered anew where parameters are given up: rows are spread after that.
         spread = spread | frozenset(shared) if len(left) == len(by_rule) else frozenset()
         by_rule = left
     raise InvalidArgument("model", type(model).__name__, "one that runs the same way twice")
 
 
-def _sure(uses: list[Use], layouts: list[Layout], losses: Tensor) -> list[Layout]:
+def _sure(tape: Tape, layouts: list[Layout], losses: Tensor) -> list[Layout]:
     """Return the layouts, those by rows only if every record's loss reaches its own rows alone.
 
     The first and the last record say nothing of those between them, which may have more or
@@ -131,34 +140,12 @@ def _sure(uses: list[Use], layouts: list[Layout], losses: Tensor) -> list[Layout
     numbers = torch.arange(records, device=losses.device)
     for bit in range((records - 1).bit_length() if rows else 0):
         for group in ((numbers >> bit) & 1 == 1, (numbers >> bit) & 1 == 0):
-            edges: list[Any] = [uses[n].edge for n in rows]
-            reached = torch.autograd.grad(
-                losses[group].sum(), edges, retain_graph=True, allow_unused=True
-            )
-            for n, gradient in zip(rows, reached, strict=True):
+            reached, _ = tape.gradients(losses[group].sum(), retain_graph=True)
+            for n in rows:
+                gradient = reached[n]
                 if gradient is not None and not reaches_only(gradient, layouts[n], group):
                     found[n] = Unclear()
     return found
-
-
-Gradients = tuple[Tensor | None, ...]
-
-
-def _probe(
-    uses: list[Use], losses: Tensor, parameters: list[Tensor]
-) -> tuple[Gradients, Gradients, list[bool]]:
-    """Return the first and the last loss's gradients of outputs, and which parameters got any."""
-    edges = [use.edge for use in uses]
-    inputs: list[Any] = [*edges, *parameters]  # torch's types allow either, and not both
-    found = [
-        torch.autograd.grad(losses[record], inputs, retain_graph=True, allow_unused=True)
-        for record in (0, -1)
-    ]
-    reached = [
-        any(gradients[len(uses) + n] is not None for gradients in found)
-        for n in range(len(parameters))
-    ]
-    return found[0][: len(uses)], found[1][: len(uses)], reached
 
 
 def _require_apart(uses: list[Use], layouts: list[Layout], named: Mapping[str, Tensor]) -> None:

@@ -8,10 +8,10 @@ weight's gradient. What has no rule is differentiated record by record.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from dpaudit.trainer.engine.tape import Tape, Use
 from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
 MOST_PLANS = 32  # models may have a plan for each length of records
-MOST_TRIED = 64  # records that are watched for mixing
+MOST_TRIED = 32  # records that are looked at before a plan is made
+MOST_NUMBERS = 20_000_000  # output gradients that are kept at once, until all norms are known
 CHECKED = 4  # records on which a plan is held against the slow way
 AGREEMENT = (
     0.03  # of a record's gradient, which half precision may be off by; a wrong rule is further
@@ -68,16 +69,16 @@ class Engine:
     def clipped_sum(self, batch: Batch, clipping: Clipping, chunk: int | None = None) -> Clipped:
         """Return the clipped sum, taking ``chunk`` records at a time.
 
-        The chunk is a matter of memory and speed alone; no records give zeros.
+        The chunk is a matter of memory and speed alone; None: about what plain training
+        would need. No records give zeros.
 
         Raises:
             InvalidArgument: the loss is not one number a record, or records are mixed.
         """
-        records = count(batch)
         if chunk is not None:
             require_count("chunk", chunk)
-        size = records if chunk is None else chunk
-        parts = [self._sum(some, clipping) for some in chunks(batch, max(1, size))]
+        size = chunk or self._fitting(batch)
+        parts = [self._sum(some, clipping) for some in chunks(batch, size)]
         if not parts:
             return self._nothing()
         first, *others = parts
@@ -139,8 +140,7 @@ class Engine:
         if count(batch) == 1:
             return self._of_one(batch)
         found = self._by_rule(self._plans, batch)
-        if found is None and (plan := self._planned(batch)) is not None:
-            self._plans = (plan, *self._plans[: MOST_PLANS - 1])
+        if found is None and (plan := self._plan(batch)) is not None:
             found = self._by_rule((plan,), batch)
         if found is None:
             return self._one_by_one(batch)
@@ -151,17 +151,33 @@ class Engine:
                 forms[name] = Dense(_full(values))
         return losses, forms
 
+    def _fitting(self, batch: Batch) -> int:
+        """Return how many records are taken at once: even parts of at most so many numbers."""
+        records = max(1, count(batch))
+        if records > 1 and not self._plans:
+            self._plan(batch)
+        numbers = self._plans[0].numbers if self._plans else 0
+        parts = math.ceil(records * numbers / MOST_NUMBERS)
+        return math.ceil(records / max(1, min(parts, records)))
+
+    def _plan(self, batch: Batch) -> Plan | None:
+        plan = self._planned(batch)
+        if plan is not None:
+            self._plans = (plan, *self._plans[: MOST_PLANS - 1])
+        return plan
+
     def _planned(self, batch: Batch) -> Plan | None:
-        """Look at the records whose loss is finite; None if there is none.
+        """Look at some records whose loss is finite; None if there is none.
 
         Zero times what is not finite is NaN, and looks as if a loss reached other records.
         """
         with torch.random.fork_rng():  # looking draws no dropout that training would have drawn
-            fine = torch.isfinite(self._losses(batch, count(batch))).detach()
-            if not bool(fine.any()):
+            with torch.no_grad():
+                fine = torch.isfinite(self._losses(batch, count(batch))).nonzero().squeeze(1)
+            if not len(fine):
                 return None
-            usable = mapped(batch, lambda tensor: tensor[fine])
-            if int(fine.sum()) == 1:
+            usable = mapped(batch, lambda tensor: tensor[fine[:MOST_TRIED].to(tensor.device)])
+            if len(fine) == 1:
                 usable = mapped(usable, lambda tensor: torch.cat([tensor, tensor]))
             self.require_independence(usable)
             return self._checked(usable)
@@ -219,12 +235,11 @@ class Engine:
             return None
         if not plan.by_rule:
             return plan, losses, dict.fromkeys(named)
-        wanted: list[Any] = [*(use.edge for use in tape.uses), *(named[n] for n in plan.by_rule)]
-        with tape.replayed():
-            gradients = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
-        if any(gradient is not None for gradient in gradients[len(tape.uses) :]):
+        parameters = [named[name] for name in plan.by_rule]
+        gradients, unforeseen = tape.gradients(losses.sum(), parameters)
+        if any(gradient is not None for gradient in unforeseen):
             return None  # a parameter was used in a way that has no rule
-        found = _by_parameter(tape.uses, plan.layouts, gradients[: len(tape.uses)], records)
+        found = _by_parameter(tape.uses, plan.layouts, gradients, records)
         forms = {
             name: merged(found[id(p)]) if id(p) in found else None for name, p in named.items()
         }
@@ -261,7 +276,7 @@ class Engine:
 def _by_parameter(
     uses: list[Use],
     layouts: tuple[Layout, ...],
-    gradients: tuple[Tensor | None, ...],
+    gradients: Sequence[Tensor | None],
     records: int,
 ) -> dict[int, list[Form]]:
     """Return the forms of every use, by the identity of the parameter."""
@@ -279,7 +294,7 @@ def _by_parameter(
     return found
 
 
-def _device(gradients: tuple[Tensor | None, ...]) -> str:
+def _device(gradients: Sequence[Tensor | None]) -> str:
     return next((g.device.type for g in gradients if g is not None), "cpu")
 
 

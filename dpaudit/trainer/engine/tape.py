@@ -8,7 +8,7 @@ gradients of their own, by which they are noticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +41,18 @@ class _Differentiable(torch.autograd.Function):
         return gradient, gradient.new_zeros(())
 
 
+def _is_whole(view: Tensor) -> bool:
+    """Return whether a view shows all of a tensor that came out of the same operation."""
+    base = view._base
+    return (
+        base is not None
+        and base.grad_fn is not None
+        and base.numel() == view.numel()
+        and base.is_contiguous()
+        and view.is_contiguous()
+    )
+
+
 @dataclass(frozen=True)
 class Use:
     """One call in which trained parameters took part.
@@ -49,7 +61,7 @@ class Use:
         name: Of the operation, for messages.
         operation: Its rule's answer.
         shape: Of its output.
-        edge: Where the gradient of its output arrives.
+        edge: Where the gradient of its output arrives, in this shape or laid out flat.
     """
 
     name: str
@@ -104,9 +116,10 @@ class Tape(TorchFunctionMode):
         return value.detach() if id(value) in self._parameters else value
 
     def _recorded(self, func: Callable[..., Any], operation: Operation, output: Tensor) -> Tensor:
-        if output._is_view():  # changed in place, a view gets another edge than the one kept
+        if output._is_view() and not _is_whole(output):
             output = output.clone()
         if not output.requires_grad:
+            output = output.clone() if output._is_view() else output
             output = _Differentiable.apply(output, self._anchor)  # type: ignore[no-untyped-call]
         if len(self.uses) in self._spread:
             output = output.expand(self._records, *output.shape[1:]).clone()
@@ -114,11 +127,29 @@ class Tape(TorchFunctionMode):
             operation = replace(operation, input=row.expand(self._records, *row.shape[1:]))
         if self._recording:
             name = getattr(func, "__name__", str(func))
-            self.uses.append(Use(name, operation, output.shape, get_gradient_edge(output)))
+            # Changed in place, a view gets another edge; what it is a view of keeps this one.
+            source = output._base if output._is_view() else output
+            assert source is not None
+            self.uses.append(Use(name, operation, output.shape, get_gradient_edge(source)))
         return output
 
+    def gradients(
+        self, loss: Tensor, others: Sequence[Tensor] = (), *, retain_graph: bool = False
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return a loss's gradients of all uses' outputs, and those of other tensors."""
+        wanted: list[Any] = [*(use.edge for use in self.uses), *others]  # torch allows either
+        if not wanted:
+            return [], []
+        with self._replayed():
+            found = torch.autograd.grad(loss, wanted, retain_graph=retain_graph, allow_unused=True)
+        own: list[Tensor | None] = [
+            None if gradient is None else gradient.reshape(use.shape)
+            for use, gradient in zip(self.uses, found, strict=False)
+        ]
+        return own, list(found[len(own) :])
+
     @contextmanager
-    def replayed(self) -> Iterator[None]:
+    def _replayed(self) -> Iterator[None]:
         """Be on while a backward pass runs, which may compute activations anew.
 
         What is computed then must be what was computed before, on detached parameters; it
