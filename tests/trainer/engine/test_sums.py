@@ -859,3 +859,40 @@ def test_activations_may_be_computed_anew() -> None:
     )  # fmt: skip
     built = Built(model, None, cross_entropies)
     assert_right(Engine(built.model, built.loss), built, numbers(6)(RECORDS))
+
+
+# --- compiled models
+
+
+class _CompiledBody(nn.Module):
+    """A frozen body that is compiled, and a head that is not: as fine-tuning has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = nn.Sequential(nn.Linear(6, 8), nn.Tanh()).requires_grad_(requires_grad=False)
+        self.body, self.head = torch.compile(body, backend="aot_eager"), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+COMPILED = {
+    "a frozen body": _CompiledBody,
+    "graphs of torch's operations": lambda: torch.compile(_with_head_of(8), backend="eager"),
+    "graphs of other operations": lambda: torch.compile(_with_head_of(8), backend="aot_eager"),
+}
+
+
+def _with_head_of(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), head(width))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_models_have_their_sums(name: str) -> None:
+    """By rule where operations can still be seen; record by record where they cannot."""
+    torch.manual_seed(0)
+    built = Built(COMPILED[name](), None, cross_entropies)
+    engine = Engine(built.model, built.loss)
+    for _ in range(2):
+        assert_right(engine, built, numbers(6)(RECORDS))
+    assert name != "a frozen body" or not engine.record_by_record
