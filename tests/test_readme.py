@@ -33,6 +33,12 @@ def masked(text: str) -> str:
     return " ".join(NUMBER.sub("#", text).split())
 
 
+def toml_with(section: str) -> str:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (found,) = [block for block in blocks if section in block]
+    return str(found)
+
+
 def test_every_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
     shutil.copy(ROOT / "dpaudit.toml", tmp_path)
     found = BLOCK.finditer((ROOT / "README.md").read_text())
@@ -50,10 +56,20 @@ def test_every_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None
 def test_the_policy_of_the_readme_is_valid(tmp_path: Path) -> None:
     from dpaudit.gate.policy import read_policy
 
-    (policy,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     path = tmp_path / "dpaudit.toml"
-    path.write_text(policy)
+    path.write_text(toml_with("[claim]"))
     assert read_policy(path).claim.max_epsilon == 3.0
+
+
+def test_the_configuration_file_of_the_readme_is_valid(tmp_path: Path) -> None:
+    from dpaudit.workflow.asked import read_file
+
+    path = tmp_path / "settings.toml"
+    path.write_text(toml_with("[canaries]"))
+    file = read_file(path)
+    assert file.preset == "mnist-scattering"
+    assert file.layer["data"]["source"] == str((tmp_path / "mnist.npz").resolve())
+    assert file.layer["privacy"]["target_epsilon"] == 2.0
 
 
 def test_the_python_of_the_readme_runs() -> None:

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpaudit.cli.options import option_name, required, was_given, with_options
+from dpaudit.cli.options import option_name, was_given, with_options
 from dpaudit.cli.train_options import TRAIN_OPTIONS
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
     from dpaudit.runs.directory import RunDirectory
-    from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
+    from dpaudit.vocabulary.settings import PrivacySettings
+    from dpaudit.workflow.asked import Asked, Layer
 
 Options = dict[str, Any]
+
+SECTIONS = {
+    "data": ("data", "label", "feature_range", "test_fraction", "split_seed"),
+    "privacy": (
+        *(
+            "target_epsilon",
+            "noise_multiplier",
+            "delta",
+            "clip_norm",
+            "seed",
+            "leaves_out",
+            "noise",
+        ),
+        *("sampling_rate", "steps", "expected_batch_size"),
+        *("dataset_size", "batch_size", "epochs"),
+    ),
+    "model": (
+        *("model", "optimizer", "learning_rate", "momentum"),
+        *("learning_rate_schedule", "average_decay"),
+    ),
+    "canaries": ("canaries", "input_canaries"),
+    "speed": ("physical_batch_size", "checkpoint_every", "device"),
+}
+"""The options that a configuration file can hold, by its sections."""
+
+KEYS = {"data": "source", "canaries": "gradient", "input_canaries": "inputs"}
+"""What an option is called there, where it is not called the same."""
 
 
 @click.command()
@@ -28,115 +56,76 @@ Options = dict[str, Any]
 def train(ctx: click.Context, /, **options: Any) -> None:
     """Train a model with DP-SGD; write the run directory with its ledger and its claim.
 
+    CONFIG is a TOML file like a run's own config.toml; what it leaves out is as below. Options
+    stand above it, and it above a preset.
+
     \b
     dpaudit train --target-epsilon 3 --canaries 500
-    dpaudit train --data mnist.npz --target-epsilon 3
+    dpaudit train --data mnist.npz --preset mnist-scattering
+    dpaudit train settings.toml --clip-norm 0.2
     dpaudit train --resume --out runs/mnist
+    torchrun --nproc-per-node 2 -m dpaudit train settings.toml
     """
     from dpaudit.report.words import claim_in_words
     from dpaudit.runs.directory import require_absent
     from dpaudit.trainer import run as runs
+    from dpaudit.workflow.asked import config_of
     from dpaudit.workflow.training import heldout_accuracy, write_claim
 
-    out = _out(options)
     begin: Callable[[runs.Prepared, Path, runs.OnStep], RunDirectory]
     if options["if_exists"] == "resume":
         _refuse_settings(ctx)
+        out = _out(options["out"], options["data"])
         prepared, begin = runs.prepare_resume(out), runs.resume
-    elif options["if_exists"] == "overwrite":
-        prepared, begin = runs.prepare(_config(ctx, options)), runs.train_over
     else:
-        require_absent(out)
-        prepared, begin = runs.prepare(_config(ctx, options)), runs.train
+        asked = _asked(ctx, options)
+        out = _out(options["out"], asked.source)
+        begin = runs.train_over if options["if_exists"] == "overwrite" else runs.train
+        if begin is runs.train:
+            require_absent(out)
+        prepared = runs.prepare(config_of(asked))
     privacy = prepared.config.privacy
+    if prepared.ranks.rank != 0:  # the first one speaks
+        begin(prepared, out, _say_nothing)
+        return
     run = _with_progress(privacy, partial(begin, prepared, out))
     click.echo(claim_in_words(write_claim(run, privacy.delta)))
     click.echo(f"held-out accuracy {heldout_accuracy(run, prepared.split):.1%}")
     click.echo(f"wrote {run.path}")
 
 
-def _out(options: Options) -> Path:
-    if isinstance(options["out"], Path):
-        return options["out"]
-    return Path("runs") / Path(str(options["data"])).name.split(".")[0]
+def _out(asked: Path | None, source: str) -> Path:
+    return asked or Path("runs") / Path(source).name.split(".")[0]
 
 
 def _refuse_settings(ctx: click.Context) -> None:
-    allowed = {"if_exists", "out"}
-    for parameter in ctx.params:
-        if parameter not in allowed and was_given(ctx, parameter):
-            raise click.UsageError(
-                f"--resume takes the run's own settings: leave out {option_name(parameter)}"
-            )
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        if name not in {"if_exists", "out"} and was_given(ctx, name):
+            spelled = name.upper() if isinstance(parameter, click.Argument) else option_name(name)
+            raise click.UsageError(f"--resume takes the run's own settings: leave out {spelled}")
 
 
-def _config(ctx: click.Context, options: Options) -> RunConfig:
-    """Return the run's settings; the types of ``dpaudit.vocabulary.settings`` check each value."""
-    from dpaudit.vocabulary.settings import (
-        CanarySettings,
-        DataSettings,
-        ModelSettings,
-        RunConfig,
-        SpeedSettings,
-    )
+def _asked(ctx: click.Context, options: Options) -> Asked:
+    """Return what preset, file and command line ask for, on top of the options' defaults."""
+    from dpaudit.workflow.asked import asked_for, read_file
 
-    source = options["data"]
+    file = None if options["config"] is None else read_file(options["config"])
+    given = {name for name in options if was_given(ctx, name)}
+    by_default = _layer(options, options.keys() - given)
+    return asked_for(by_default, options["preset"], file, _layer(options, given))
+
+
+def _layer(options: Options, names: Set[str]) -> Layer:
+    """Return the settings that the options called ``names`` hold, by section and key."""
+    layer = {
+        section: {KEYS.get(name, name): options[name] for name in members if name in names}
+        for section, members in SECTIONS.items()
+    }
+    source = layer["data"].get("source", "digits")
     if source != "digits":
-        source = str(Path(source).resolve())
-    canaries, inputs = options["canaries"], options["input_canaries"]
-    return RunConfig(
-        data=DataSettings(
-            source,
-            options["label"],
-            options["feature_range"],
-            options["test_fraction"],
-            options["split_seed"],
-        ),
-        privacy=_privacy(ctx, options),
-        model=ModelSettings(
-            options["model"], options["optimizer"], options["learning_rate"], options["momentum"]
-        ),
-        canaries=CanarySettings(canaries, canaries // 20 if inputs is None else inputs),
-        speed=SpeedSettings(options["physical_batch_size"], options["checkpoint_every"]),
-    )
-
-
-def _privacy(ctx: click.Context, options: Options) -> PrivacySettings:
-    from dpaudit.vocabulary.settings import PrivacySettings
-    from dpaudit.workflow.training import calibrated
-
-    target, noise = options["target_epsilon"], options["noise_multiplier"]
-    if (target is None) == (noise is None):
-        raise click.UsageError("give one of --target-epsilon and --noise-multiplier")
-    rate, steps, normaliser = _schedule(ctx, options)
-    privacy = PrivacySettings(
-        sampling_rate=rate,
-        noise_multiplier=1.0 if noise is None else noise,
-        clip_norm=options["clip_norm"],
-        steps=steps,
-        delta=options["delta"],
-        expected_batch_size=normaliser,
-        seed=options["seed"],
-        leaves_out=tuple(options["leaves_out"]),
-    )
-    return privacy if target is None else calibrated(privacy, target)
-
-
-def _schedule(ctx: click.Context, options: Options) -> tuple[float, int, float | None]:
-    """Return sampling rate, steps and public normaliser, from rates or from public sizes."""
-    from dpaudit.workflow.questions import rate_and_steps
-
-    sizes = ("dataset_size", "batch_size", "epochs")
-    if all(options[name] is None for name in sizes):
-        return options["sampling_rate"], options["steps"], options["expected_batch_size"]
-    for name in ("sampling_rate", "steps", "expected_batch_size"):
-        if was_given(ctx, name):
-            raise click.UsageError(
-                f"--dataset-size, --batch-size, --epochs set {option_name(name)}"
-            )
-    size, batch, epochs = (required(name, options[name]) for name in sizes)
-    rate, steps = rate_and_steps(size, batch, epochs)
-    return rate, steps, float(batch)
+        layer["data"]["source"] = str(Path(source).resolve())
+    return layer
 
 
 def _with_progress(

@@ -76,3 +76,10 @@ class AdamCorrected(torch.optim.Optimizer):
         mean = state["mean"] / (1 - first**steps)
         clean = state["square"] / (1 - second**steps) - group["noise_deviation"] ** 2
         parameter.addcdiv_(mean, clean.clamp_(min=group["least"]).sqrt_(), value=-group["lr"])
+
+
+def tell_noise(optimizer: torch.optim.Optimizer, deviation: float) -> None:
+    """Let an optimizer that corrects for the noise know its deviation in the gradients."""
+    for group in optimizer.param_groups:
+        if "noise_deviation" in group:
+            group["noise_deviation"] = deviation

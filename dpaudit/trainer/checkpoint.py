@@ -33,13 +33,15 @@ KEPT = 2
 class Progress(msgspec.Struct, frozen=True):
     """How far the run had come, its public normaliser, and how many releases were booked.
 
-    ``clip_norm`` is where one that is learned had come.
+    ``clip_norm`` is where one that is learned had come; ``run`` is what the ledger's header
+    calls the run, where the ledger is not in the same folder.
     """
 
     steps_done: int
     releases: int
     expected_batch_size: float
     clip_norm: float | None = None
+    run: str = ""
     schema_version: str = SCHEMA_VERSION
 
 
@@ -49,12 +51,18 @@ def write_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     observations: list[NDArray[np.float32]],
+    average: nn.Module | None = None,
 ) -> None:
-    """Write a checkpoint into the folder ``checkpoints``; remove all but the newest few there."""
+    """Write a checkpoint into the folder ``checkpoints``; remove all but the newest few there.
+
+    ``average`` is that of the model over the steps, where there is one.
+    """
     folder = checkpoints / f"step-{progress.steps_done}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     save_model(model, str(folder / "model.safetensors"))
+    if average is not None:
+        save_model(average, str(folder / "average.safetensors"))
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     write_arrays(folder / "observations.npz", rows=np.array(observations, dtype=np.float32))
     write_json(folder / "progress.json", progress)
@@ -65,10 +73,19 @@ def write_checkpoint(
         shutil.rmtree(old)
 
 
+def read_newest_progress(checkpoints: Path) -> Progress | None:
+    """Return how far the newest complete checkpoint had come, if there is one."""
+    folders = _complete(checkpoints)
+    return read_json(folders[-1] / "progress.json", Progress) if folders else None
+
+
 def read_newest_checkpoint(
-    checkpoints: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoints: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
 ) -> tuple[Progress, list[NDArray[np.float32]]] | None:
-    """Fill ``model`` and ``optimizer`` from the newest complete checkpoint, if there is one.
+    """Fill model, optimizer and average from the newest complete checkpoint, if there is one.
 
     Raises:
         IntegrityError: the checkpoint is broken, or of another model.
@@ -79,9 +96,14 @@ def read_newest_checkpoint(
     newest = folders[-1]
     progress = read_json(newest / "progress.json", Progress)
     try:
+        # All is read before anything is filled: a broken file changes nothing.
+        state = load_file(newest / "optimizer.safetensors")
+        observations = list(read_arrays(newest / "observations.npz")["rows"])
         load_model(model, newest / "model.safetensors")
-        _fill_optimizer(optimizer, load_file(newest / "optimizer.safetensors"))
-        return progress, list(read_arrays(newest / "observations.npz")["rows"])
+        if average is not None:
+            load_model(average, newest / "average.safetensors")
+        _fill_optimizer(optimizer, state)
+        return progress, observations
     except IntegrityError:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds

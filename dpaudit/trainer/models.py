@@ -1,4 +1,8 @@
-"""The models that come with the trainer, and how a user's own is found."""
+"""The models that come with the trainer, and how a user's own is found.
+
+A model may begin with a fixed part (``Featured``): what it makes of each record is computed
+once a run, and only what follows is trained step by step.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,72 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from dpaudit.trainer.scattering import CHANNELS, Scattering
 from dpaudit.vocabulary.errors import InvalidArgument
 
 Shape = tuple[int, ...]
 Factory = Callable[[Shape, int], nn.Module]
 
+FEATURED_AT_ONCE = 1024  # records whose features are computed in one go: a matter of memory
+SCATTERING_GROUPS = 27  # each normalised on its own, as Tramer & Boneh 2021 have it
 IMAGE_SIDE = 16  # from this side on, ``auto`` takes convolutions; else it is linear
+
+
+class Featured(nn.Module):
+    """A fixed part, which nothing trains, and a trained part on its features.
+
+    The fixed part must treat each record by itself and draw no random numbers; it is always
+    in evaluation mode. The whole takes records as they are, like any other model.
+    """
+
+    def __init__(self, features: nn.Module, trained: nn.Module) -> None:
+        """Put ``trained`` behind ``features``.
+
+        Raises:
+            InvalidArgument: the fixed part has a parameter that could be trained.
+        """
+        super().__init__()
+        loose = [name for name, p in features.named_parameters() if p.requires_grad]
+        if loose:
+            allowed = "without trainable parameters: freeze them with requires_grad_(False)"
+            raise InvalidArgument("features", loose[0], allowed)
+        self.features, self.trained = features.eval(), trained
+
+    def train(self, mode: bool = True) -> Featured:
+        """Set the mode of the trained part; the fixed part has but one."""
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def forward(self, records: Tensor) -> Tensor:
+        """Return the model's outputs."""
+        outputs: Tensor = self.trained(self.features(records))
+        return outputs
+
+
+def trained_part(model: nn.Module) -> nn.Module:
+    """Return what of ``model`` takes part in every step: all, or what follows its features."""
+    return model.trained if isinstance(model, Featured) else model
+
+
+def features_of(model: nn.Module, records: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what ``trained_part(model)`` is given for ``records``."""
+    if not isinstance(model, Featured):
+        return records
+    model.features.eval()
+    parts = torch.split(torch.from_numpy(records), FEATURED_AT_ONCE)
+    with torch.no_grad():
+        first = model.features(parts[0])
+        found = torch.empty(len(records), *first.shape[1:])
+        # One array filled in place: the features of all records may be most of the memory.
+        for part, place in zip(parts, torch.split(found, FEATURED_AT_ONCE), strict=True):
+            place[:] = first if part is parts[0] else model.features(part)
+    return found.numpy()
 
 
 def linear(shape: Shape, classes: int) -> nn.Module:
@@ -56,11 +117,28 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
     return nn.Sequential(body, nn.Linear(features, 32), nn.Tanh(), nn.Linear(32, classes))
 
 
+def scattering(shape: Shape, classes: int) -> nn.Module:
+    """Return a linear model on scattering features of images: no statistic of the data.
+
+    Tramer & Boneh 2021, arXiv:2011.11660, with group normalisation.
+    """
+    transform = Scattering(shape)
+    channels = CHANNELS * (shape[0] if len(shape) == 3 else 1)
+    # Without weights of its own, the normalisation is fixed too: it sees one record at a time.
+    features = nn.Sequential(
+        transform, nn.GroupNorm(SCATTERING_GROUPS, channels, affine=False), nn.Flatten()
+    )
+    classifier = nn.Linear(channels * math.prod(transform.sides), classes)
+    for parameter in classifier.parameters():  # the loss is convex: no random start is better
+        nn.init.zeros_(parameter)
+    return Featured(features, classifier)
+
+
 # Found on the bundled digits and on MNIST at epsilon 3, with a clip norm of 0.5 and SGD.
 LINEAR_LEARNING_RATE, DEFAULT_LEARNING_RATE = 1.0, 2.0
 ADAM_LEARNING_RATE = 0.01
 
-BUILT_IN = {"linear": linear, "mlp": mlp, "cnn": cnn}
+BUILT_IN = {"linear": linear, "mlp": mlp, "cnn": cnn, "scattering": scattering}
 
 
 def resolved(name: str, shape: Shape) -> str:

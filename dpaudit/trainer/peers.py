@@ -7,7 +7,9 @@ result does not depend on how many there are, and a rank without a record is not
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import distributed, nn
 from dpaudit.trainer.added_noise import Sums
 from dpaudit.trainer.randomness import Keystream
 from dpaudit.trainer.sharding import is_sharded
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 
 
 class Peers(Protocol):
@@ -43,6 +46,13 @@ class Peers(Protocol):
     def same_start(self, model: nn.Module) -> None:
         """Replace the model's parameters, in place, by those of the first rank."""
 
+    def require_same(self, name: str, value: int) -> None:
+        """Refuse to go on where ranks disagree.
+
+        Raises:
+            IntegrityError: they do.
+        """
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -63,6 +73,9 @@ class Alone:
         return stream
 
     def same_start(self, model: nn.Module) -> None:
+        """See ``Peers``."""
+
+    def require_same(self, name: str, value: int) -> None:
         """See ``Peers``."""
 
 
@@ -96,6 +109,37 @@ class Ranks:
         for tensor in (*model.parameters(), *model.buffers()):
             if not is_sharded(tensor):
                 distributed.broadcast(tensor.detach(), src=0)
+
+    def require_same(self, name: str, value: int) -> None:
+        """See ``Peers``."""
+        found: list[int] = [0] * self.world
+        distributed.all_gather_object(found, value)
+        if len(set(found)) > 1:
+            raise IntegrityError(f"ranks are at different places: {name} {found}")
+
+
+def device_of(asked: str) -> torch.device:
+    """Return the device that ``cpu``, ``cuda`` or ``auto`` stand for; of several GPUs this rank's.
+
+    Raises:
+        InvalidArgument: there is no such device.
+    """
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise InvalidArgument("device", asked, "cpu or auto: there is no GPU that torch can use")
+    if asked == "cpu" or not there:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def begin_ranks(device: torch.device) -> None:
+    """Join the processes that torchrun started, if it did.
+
+    A rank that dies ends the others within a minute.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(seconds=60))
 
 
 def peers() -> Peers:

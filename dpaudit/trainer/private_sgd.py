@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpaudit.runs.ledger_file import LedgerWriter
-from dpaudit.trainer.added_noise import AddedNoise, Moment, Sums
+from dpaudit.trainer.adam import AdamCorrected, tell_noise
+from dpaudit.trainer.added_noise import AddedNoise, Moment, Sums, size
+from dpaudit.trainer.books import Book
 from dpaudit.trainer.canaries import Canaries, gradient_canary_sum
 from dpaudit.trainer.data import Records
 from dpaudit.trainer.engine import Engine, Flat
@@ -40,13 +41,19 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a standard PyTorch optimizer: what follows the noisy sum is post-processing."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr=learning_rate)
-    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
+    match name:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=learning_rate)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=learning_rate)
+        case "adam-corrected":
+            return AdamCorrected(parameters, lr=learning_rate)
+        case _:
+            return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
 
 
 def release_expected_batch_size(
-    records: int, privacy: PrivacySettings, stream: Keystream, ledger: LedgerWriter
+    records: int, privacy: PrivacySettings, stream: Keystream, ledger: Book
 ) -> float:
     """Return the public normaliser: the one that was given, else one from a noisy count.
 
@@ -86,13 +93,14 @@ class PrivateSgd:
     privacy: PrivacySettings
     speed: SpeedSettings
     stream: Keystream
-    ledger: LedgerWriter
+    ledger: Book
     expected_batch_size: float
     ranks: Peers
     noise: AddedNoise
 
     def __post_init__(self) -> None:
         self._engine = Engine(self.model, cross_entropies)
+        self._device = next(self.model.parameters()).device
         self._features = torch.from_numpy(self.records.features)
         self._labels = torch.from_numpy(self.records.labels)
 
@@ -110,6 +118,10 @@ class PrivateSgd:
         moment = Moment(self.stream, number)
         noisy = self.noise.added(sums, moment, privacy.noise_multiplier, privacy.clip_norm)
         set_gradients(self.model, noisy, self.expected_batch_size)
+        deviation = self.noise.deviation(
+            privacy.noise_multiplier, privacy.clip_norm, size(sums), moment
+        )
+        tell_noise(self.optimizer, deviation / self.expected_batch_size)
         self.optimizer.step()
         return np.asarray(noisy[CANARIES].cpu() / privacy.clip_norm)
 
@@ -118,7 +130,7 @@ class PrivateSgd:
         rate, clip_norm = self.privacy.sampling_rate, self.privacy.clip_norm
         drawn = self.stream.coins(Purpose.RECORD_SAMPLING, number, len(self.records), rate)
         batch = torch.from_numpy(self.ranks.share(np.flatnonzero(drawn)))
-        records = (self._features[batch], self._labels[batch])
+        records = tuple(part[batch].to(self._device) for part in (self._features, self._labels))
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
             torch.manual_seed(self.stream.seed_for(Purpose.DROPOUT, number) + self.ranks.rank)
             clipped = self._engine.clipped_sum(
@@ -131,4 +143,4 @@ class PrivateSgd:
         included = self.canaries.gradient_included
         rate = self.privacy.sampling_rate if self.ranks.rank == 0 else 0.0
         joined = included & self.stream.coins(Purpose.CANARY_SAMPLING, number, len(included), rate)
-        return gradient_canary_sum(joined, self.privacy.clip_norm)
+        return gradient_canary_sum(joined, self.privacy.clip_norm).to(self._device)

@@ -19,6 +19,16 @@ from dpaudit.vocabulary.errors import (
     require_sampling_rate,
 )
 
+OPTIMIZERS = ("sgd", "adam", "adamw", "adam-corrected")
+SCHEDULES = ("constant", "cosine")
+NOISES = ("normal", "grid")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidArgument(name, value, f"one of {', '.join(allowed)}")
+
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which records, and which of them train.
@@ -63,6 +73,8 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seed: None for secure randomness; a number makes the run reproducible and no claim
             about it pass a gate that demands secure randomness.
         leaves_out: What else was done with the records that the claim does not cover.
+        noise: ``normal``, or ``grid``: rounded normals on a grid, through whose floats nothing
+            leaks.
     """
 
     sampling_rate: float
@@ -74,8 +86,10 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count_noise_multiplier: float = 50.0
     seed: int | None = None
     leaves_out: tuple[str, ...] = ()
+    noise: str = "normal"
 
     def __post_init__(self) -> None:
+        _require_one_of("noise", self.noise, NOISES)
         require_sampling_rate("sampling_rate", self.sampling_rate)
         require_positive("noise_multiplier", self.noise_multiplier)
         require_positive("clip_norm", self.clip_norm)
@@ -92,23 +106,32 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is trained and how; any value is equally private.
 
     Attributes:
-        model: ``auto``, ``linear``, ``mlp``, ``cnn``, or ``package.module:factory``, called
-            with the shape of one record and the number of classes.
-        optimizer: ``sgd`` or ``adam``.
+        model: ``auto``, ``linear``, ``mlp``, ``cnn``, ``scattering``, or
+            ``package.module:factory``, called with the shape of one record and the number
+            of classes.
+        optimizer: ``sgd``, ``adam``, ``adamw``, or ``adam-corrected``, which takes the noise's
+            share off the second moment.
         learning_rate: Of the optimizer; None for the model's default.
         momentum: Of ``sgd``.
+        learning_rate_schedule: ``constant``, or ``cosine``: down to 0 after the last step.
+        average_decay: What ships is an exponential average of the weights over the steps, of
+            which each step keeps this much; None: the last weights.
     """
 
     model: str = "auto"
     optimizer: str = "sgd"
     learning_rate: float | None = None
     momentum: float = 0.9
+    learning_rate_schedule: str = "constant"
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None:
             require_positive("learning_rate", self.learning_rate)
-        if self.optimizer not in {"sgd", "adam"}:
-            raise InvalidArgument("optimizer", self.optimizer, "sgd or adam")
+        _require_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _require_one_of("learning_rate_schedule", self.learning_rate_schedule, SCHEDULES)
+        if self.average_decay is not None:
+            require_open_unit("average_decay", self.average_decay)
         if not 0 <= self.momentum < 1:
             raise InvalidArgument("momentum", self.momentum, "at least 0 and below 1")
 
@@ -135,22 +158,26 @@ class SpeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         physical_batch_size: Records whose gradients are in memory at once.
         checkpoint_every: Steps between checkpoints.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
     """
 
     physical_batch_size: int = 128
     checkpoint_every: int = 100
+    device: str = "auto"
 
     def __post_init__(self) -> None:
+        _require_one_of("device", self.device, DEVICES)
         require_count("physical_batch_size", self.physical_batch_size)
         require_count("checkpoint_every", self.checkpoint_every)
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was asked of one run."""
+    """What was asked of one run; ``preset`` is the name of the one that it started from."""
 
     data: DataSettings
     privacy: PrivacySettings
     model: ModelSettings
     canaries: CanarySettings
     speed: SpeedSettings
+    preset: str | None = None
     schema_version: str = SCHEMA_VERSION
