@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import dpaudit
 from dpaudit.accountants import adaptive, gdp, naive, pld, rdp, risk, zcdp
 from dpaudit.accountants.pld.answer import Answer, worst
-from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.answers import DeltaAnswer, Explanation, RiskAnswer
 from dpaudit.vocabulary.bound import Bound
@@ -21,6 +20,7 @@ from dpaudit.vocabulary.ledger import (
     Sampling,
 )
 from dpaudit.vocabulary.mechanism import (
+    BandedMatrixFactorization,
     Mechanism,
     PoissonSampled,
     RandomAllocation,
@@ -34,6 +34,7 @@ SAMPLED_BY: dict[type, Sampling] = {
     TruncatedPoisson: Sampling.TRUNCATED_POISSON,
     SampledWithoutReplacement: Sampling.FIXED_SIZE,
     RandomAllocation: Sampling.BALLS_IN_BINS,
+    BandedMatrixFactorization: Sampling.CYCLIC_POISSON,
 }
 """How batches must have been drawn for a release to be what it says."""
 FILTER = "renyi-filter"
@@ -161,12 +162,12 @@ def require_priceable(ledger: PrivacyLedger) -> None:
 
 
 def _require_booked_sampling(ledger: PrivacyLedger) -> None:
-    mechanism, header = ledger.mechanism, ledger.header
-    for release in count_releases(mechanism):
-        booked = SAMPLED_BY.get(type(release), header.sampling)
+    header = ledger.header
+    for booking in ledger.releases:  # as they were booked, not what they are priced as
+        booked = SAMPLED_BY.get(type(booking.mechanism), header.sampling)
         if booked is not header.sampling:
             raise UnsupportedMechanism(
-                mechanism,
+                booking.mechanism,
                 f"it books {booked.value} sampling, but sampling was {header.sampling.value}",
             )
 

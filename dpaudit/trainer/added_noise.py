@@ -43,11 +43,13 @@ class Moment:
 class AddedNoise(Protocol):
     """Turns a sum into what is released."""
 
-    def widened(self, sensitivity: float, dimension: int) -> float:
-        """Return the sensitivity of what the noise is added to, if it is not the sum itself."""
+    def deviation(
+        self, noise_multiplier: float, norm: float, dimension: int, moment: Moment
+    ) -> float:
+        """Return the standard deviation of what is added to one of ``dimension`` coordinates."""
 
     def added(self, sums: Sums, moment: Moment, noise_multiplier: float, norm: float) -> Sums:
-        """Return the sums with noise of noise_multiplier times their widened sensitivity.
+        """Return the sums with noise of noise_multiplier times their sensitivity, or a hair more.
 
         Args:
             sums: The clipped sums; they may be changed in place.
@@ -61,13 +63,15 @@ class AddedNoise(Protocol):
 class Independent:
     """Fresh normals in each step: the Gaussian mechanism, in float32."""
 
-    def widened(self, sensitivity: float, dimension: int) -> float:
+    def deviation(
+        self, noise_multiplier: float, norm: float, dimension: int, moment: Moment
+    ) -> float:
         """See ``AddedNoise``."""
-        return sensitivity
+        return noise_multiplier * norm
 
     def added(self, sums: Sums, moment: Moment, noise_multiplier: float, norm: float) -> Sums:
         """See ``AddedNoise``."""
-        drawn = unit_normals(moment, _size(sums), _device(sums))
+        drawn = unit_normals(moment, size(sums), _device(sums))
         return _plus(sums, drawn, noise_multiplier * norm)
 
 
@@ -76,21 +80,28 @@ class AheadOfTime:
 
     def __init__(self) -> None:
         self._ahead: Ahead | None = None
+        self._stream: Keystream | None = None
 
-    def widened(self, sensitivity: float, dimension: int) -> float:
+    def deviation(
+        self, noise_multiplier: float, norm: float, dimension: int, moment: Moment
+    ) -> float:
         """See ``AddedNoise``."""
-        return sensitivity
+        return noise_multiplier * norm
 
     def added(self, sums: Sums, moment: Moment, noise_multiplier: float, norm: float) -> Sums:
         """See ``AddedNoise``."""
-        if self._ahead is None:
-            size, device = _size(sums), _device(sums)
-            stream, began = moment.stream, moment.first
-            self._ahead = Ahead(
-                lambda step: unit_normals(Moment(stream, step, began), size, device),
-                first=moment.step,
-            )
+        if self._ahead is None or self._stream is not moment.stream:
+            self._ahead, self._stream = self._begun(sums, moment), moment.stream
         return _plus(sums, self._ahead.take(moment.step), noise_multiplier * norm)
+
+    @staticmethod
+    def _begun(sums: Sums, moment: Moment) -> Ahead:
+        dimension, device = size(sums), _device(sums)
+        stream, began = moment.stream, moment.first
+        return Ahead(
+            lambda step: unit_normals(Moment(stream, step, began), dimension, device),
+            first=moment.step,
+        )
 
 
 @dataclass(frozen=True)
@@ -100,21 +111,27 @@ class OnGrid:
     Rounding the sum moves it; the noise is wider by as much, a thousandth at most.
     """
 
-    def widened(self, sensitivity: float, dimension: int) -> float:
+    def deviation(
+        self, noise_multiplier: float, norm: float, dimension: int, moment: Moment
+    ) -> float:
         """See ``AddedNoise``."""
+        return noise_multiplier * self.widened(norm, dimension)
+
+    def widened(self, sensitivity: float, dimension: int) -> float:
+        """Return the sensitivity of the rounded sum."""
         step = grid.grid_for(sensitivity, dimension) * math.sqrt(dimension)
         return math.nextafter(sensitivity + math.nextafter(step, math.inf), math.inf)
 
     def added(self, sums: Sums, moment: Moment, noise_multiplier: float, norm: float) -> Sums:
         """See ``AddedNoise``."""
-        dimension = _size(sums)
+        dimension = size(sums)
         flat = torch.cat([part.flatten() for part in sums.values()])
         noisy = grid.noisy(
             flat,
             moment.stream,
             Purpose.GRADIENT_NOISE,
             moment.step,
-            deviation=noise_multiplier * self.widened(norm, dimension),
+            deviation=self.deviation(noise_multiplier, norm, dimension, moment),
             grid=grid.grid_for(norm, dimension),
         )
         return _apart(noisy, sums)
@@ -137,6 +154,8 @@ class Banded:
     bands: int
     _rows: deque[Tensor] = field(init=False, repr=False)
     _next: int = field(default=-1, init=False, repr=False)
+    _stream: Keystream | None = field(default=None, init=False, repr=False)
+    _inverse: list[float] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_count("bands", self.bands)
@@ -151,13 +170,15 @@ class Banded:
         norm = math.hypot(*series) * (1 + 1e-12)  # a column must not be longer than 1
         return [value / norm for value in series]
 
-    def widened(self, sensitivity: float, dimension: int) -> float:
+    def deviation(
+        self, noise_multiplier: float, norm: float, dimension: int, moment: Moment
+    ) -> float:
         """See ``AddedNoise``."""
-        return sensitivity
+        return noise_multiplier * norm * self._row_norm(moment.step - moment.first)
 
     def added(self, sums: Sums, moment: Moment, noise_multiplier: float, norm: float) -> Sums:
         """See ``AddedNoise``: rows that are not at hand are made again from the key."""
-        if self._next != moment.step:
+        if self._next != moment.step or self._stream is not moment.stream:
             self._rows.clear()
             for step in range(moment.first, moment.step):
                 self._make(Moment(moment.stream, step, moment.first), sums)
@@ -165,15 +186,25 @@ class Banded:
 
     def _make(self, moment: Moment, sums: Sums) -> Tensor:
         first, *others = self.coefficients
-        row = unit_normals(moment, _size(sums), _device(sums))
+        row = unit_normals(moment, size(sums), _device(sums))
         # The newest row is the one before this.
         for coefficient, earlier in zip(others, reversed(self._rows), strict=False):
             row.sub_(earlier, alpha=coefficient)
         row.div_(first)
         if others:
             self._rows.append(row)
-        self._next = moment.step + 1
+        self._next, self._stream = moment.step + 1, moment.stream
         return row
+
+    def _row_norm(self, row: int) -> float:
+        """Return the norm of a row of C^-1, whose entries are those of one column, reversed."""
+        first, *others = self.coefficients
+        column = self._inverse
+        while len(column) <= row:
+            # A column of C^-1 times C is the unit vector: 1, then zeros.
+            earlier = zip(others, reversed(column), strict=False)
+            column.append((0.0 if column else 1.0) / first - sum(c * d for c, d in earlier) / first)
+        return math.hypot(*column[: row + 1])
 
 
 def unit_normals(moment: Moment, count: int, device: torch.device) -> Tensor:
@@ -185,7 +216,8 @@ def unit_normals(moment: Moment, count: int, device: torch.device) -> Tensor:
     return device_stream.normals(key, purpose, moment.step, count, device)
 
 
-def _size(sums: Mapping[str, Tensor]) -> int:
+def size(sums: Mapping[str, Tensor]) -> int:
+    """Return how many coordinates there are."""
     return sum(part.numel() for part in sums.values())
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batches import Batch, count, mapped
+from dpaudit.trainer.engine.batches import Batch, count, mapped, tensors
 from dpaudit.trainer.engine.functional import PerSampleLoss
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import InvalidArgument, require_count
@@ -42,8 +42,16 @@ def averaged(per_sample_loss: PerSampleLoss) -> PerSampleLoss:
 
     def loss(model: nn.Module, bags: Bags) -> Tensor:
         flat = mapped(bags.rows, lambda tensor: tensor.flatten(0, 1))
-        losses = per_sample_loss(model, flat).reshape(bags.weights.shape)
-        return (losses * bags.weights).sum(dim=1)
+        losses = per_sample_loss(model, flat)
+        if losses.numel() != bags.weights.numel():
+            raise InvalidArgument(
+                "per_sample_loss",
+                tuple(losses.shape),
+                f"a function that returns a loss a row, shape ({bags.weights.numel()},): "
+                "reduction='none'",
+            )
+        weights = bags.weights.to(losses.device)
+        return (losses.reshape(weights.shape) * weights).sum(dim=1)
 
     return loss
 
@@ -52,7 +60,8 @@ class Views:
     """Makes ``Bags`` of some random views of each record.
 
     Args:
-        augment: From a batch to one of the same records, each changed at random.
+        augment: From a batch to one of the same records, each changed at random; its coins
+            are torch's, so that it can be tried twice with the same ones.
         views: How many of each record.
     """
 
@@ -72,37 +81,45 @@ class Views:
             self._require_apart(batch, records)
         each = mapped(batch, lambda tensor: tensor.repeat_interleave(self._views, dim=0))
         seen = self._augment(each)
+        if count(seen) != records * self._views:
+            raise self._refused("it changed how many there are")
         apart = mapped(seen, lambda tensor: tensor.reshape(records, self._views, *tensor.shape[1:]))
         weights = torch.full((records, self._views), 1 / self._views)
         return Bags(apart, weights)
 
     def _require_apart(self, batch: Batch, records: int) -> None:
-        """Replace the first record: under the same coins, all others' views stay the same."""
-        source = torch.arange(records).clamp(min=1)
-        one, other = self._drawn(batch), self._drawn(mapped(batch, partial(_taken, source)))
-        pairs = zip(_tensors(one), _tensors(other), strict=True)
-        if any(len(a) != records or not torch.equal(a[1:], b[1:]) for a, b in pairs):
-            raise InvalidArgument(
-                "augment",
-                getattr(self._augment, "__name__", type(self._augment).__name__),
-                "one that changes each record by itself: another record's views moved with it",
-            )
+        """Replace records: under the same coins, all others' views stay the same.
+
+        For every bit of their numbers, those that have it and then those that have not, each
+        by its neighbour: so any two records are told apart once.
+        """
+        numbers = torch.arange(records)
+        for bit in range((records - 1).bit_length()):
+            for seed, kept in enumerate(((numbers >> bit) & 1 == 0, (numbers >> bit) & 1 == 1)):
+                source = torch.where(kept, numbers, numbers.roll(1))
+                coins = 2 * bit + seed
+                one = self._drawn(batch, coins)
+                other = self._drawn(mapped(batch, partial(_taken, source)), coins)
+                for a, b in zip(tensors(one), tensors(other), strict=True):
+                    if len(a) != records:
+                        raise self._refused("it changed how many there are")
+                    own = kept.to(a.device)
+                    if not torch.equal(a[own].nan_to_num(), b[own].nan_to_num()):
+                        raise self._refused("another record's views moved with it")
         self._records_are_apart = True
 
-    def _drawn(self, batch: Batch) -> Batch:
+    def _refused(self, why: str) -> InvalidArgument:
+        name = getattr(self._augment, "__name__", type(self._augment).__name__)
+        return InvalidArgument("augment", name, f"one that changes each record by itself: {why}")
+
+    def _drawn(self, batch: Batch, coins: int) -> Batch:
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return self._augment(batch)
+            torch.manual_seed(coins)
+            return self._augment(mapped(batch, Tensor.clone))  # it may change what it is given
 
 
 def _taken(source: Tensor, tensor: Tensor) -> Tensor:
     return tensor[source.to(tensor.device)]
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    found: list[Tensor] = []
-    mapped(batch, lambda tensor: found.append(tensor.nan_to_num()) or tensor)  # type: ignore[func-returns-value]
-    return found
 
 
 class Users:

@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 
 from dpaudit.trainer.engine import Clipped, Clipping, Flat
+from dpaudit.trainer.engine.clipping import SHRINK
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit, require_positive
 
 
 @runtime_checkable
 class ClipRule(Protocol):
     """Clipping over the steps."""
+
+    @property
+    def learned(self) -> float | None:
+        """The clip norm for a checkpoint to keep; None: nothing is learned."""
 
     def at(self, step: int) -> Clipping:
         """Return how the gradients of ``step`` are clipped."""
@@ -45,6 +50,7 @@ class Always:
     """The same clipping in every step."""
 
     clipping: Clipping
+    learned = None
 
     def at(self, step: int) -> Clipping:
         """See ``ClipRule``."""
@@ -74,6 +80,7 @@ class Scheduled:
     """Another clip norm in each step, fixed before training and blind to the records."""
 
     clip_norm: Callable[[int], float]
+    learned = None
 
     def at(self, step: int) -> Clipping:
         """See ``ClipRule``."""
@@ -129,6 +136,11 @@ class Quantile:
         require_open_unit("target", self.target)
         require_positive("learning_rate", self.learning_rate)
 
+    @property
+    def learned(self) -> float:
+        """See ``ClipRule``."""
+        return self.clip_norm
+
     def at(self, step: int) -> Clipping:
         """See ``ClipRule``."""
         return Flat(self.clip_norm)
@@ -141,13 +153,16 @@ class Quantile:
         """See ``ClipRule``: a record that is left out adds nothing here either."""
         norms = clipped.norms[torch.isfinite(clipped.norms)]
         within = (norms <= self.clip_norm).double() - 0.5
-        return {COUNT: (self._weight(noise_multiplier) * within.sum()).float().reshape(1)}
+        # Rounded to float32 below: a hair less keeps a record inside the sensitivity.
+        coordinate = SHRINK * self._weight(noise_multiplier) * within.sum()
+        device = next(iter(clipped.sums.values())).device  # an empty batch has its norms elsewhere
+        return {COUNT: coordinate.float().reshape(1).to(device)}
 
     def after(
         self, noisy: Mapping[str, Tensor], noise_multiplier: float, expected_batch_size: float
     ) -> Quantile:
         """See ``ClipRule``."""
-        centred = float(noisy[COUNT]) / self._weight(noise_multiplier)
+        centred = float(noisy[COUNT]) / (SHRINK * self._weight(noise_multiplier))
         share = 0.5 + centred / expected_batch_size
         # Noise alone must not carry the clip norm out of all bounds.
         change = min(2.0, max(-2.0, self.learning_rate * (share - self.target)))

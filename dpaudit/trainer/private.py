@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,16 @@ from torch.utils.data import TensorDataset, default_collate
 import dpaudit
 from dpaudit.accountants import calibrate, pld
 from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
-from dpaudit.trainer.added_noise import AddedNoise, Banded, Independent, Moment, Sums
+from dpaudit.trainer.adam import tell_noise
+from dpaudit.trainer.added_noise import AddedNoise, Banded, Independent, Moment, Sums, size
 from dpaudit.trainer.bags import Bags, Users, averaged
-from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
+from dpaudit.trainer.books import Book, MemoryBook
+from dpaudit.trainer.checkpoint import (
+    Progress,
+    read_newest_checkpoint,
+    read_newest_progress,
+    write_checkpoint,
+)
 from dpaudit.trainer.clip_rules import Always, ClipRule, Scheduled
 from dpaudit.trainer.engine import Clipping, Engine, Flat, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count, mapped, tensors
@@ -54,20 +61,6 @@ from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, Release,
 GRADIENT_SUM = "gradient sum"
 Schedule = Callable[[int], float]
 """From the number of the step to a value; fixed before training, blind to the records."""
-
-
-class Book(Protocol):
-    """Where releases are booked; when ``book`` returns, the release counts."""
-
-    def book(self, release: BookedRelease) -> None:
-        """Book one release."""
-
-
-class MemoryBook:
-    """A book that is gone with the process."""
-
-    def book(self, release: BookedRelease) -> None:
-        """Book one release."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +167,7 @@ def make_private(
         unit=unit,
     )
     rule = _clip_rule(clipping, clip_norm)
+    rule.sensitivity(0, recipe.noise_multiplier(0))  # what it refuses, it refuses now
     _require_same_parameters(model, optimizer)
     if sampler.caution:
         warnings.warn(sampler.caution, stacklevel=2)
@@ -249,19 +243,21 @@ def _resumed(
         raise InvalidArgument("ledger", None, "the run's own, to be resumed with it")
     path = Path(ledger)
     book = read_unfinished(path)
-    for name in ("adjacency", "sampling", "clip_norm", "unit"):
+    for name in ("adjacency", "sampling", "clip_norm", "unit", "randomness"):
         was, is_now = getattr(book.header, name), getattr(asked.header, name)
         if was != is_now:
             raise InvalidArgument(name, is_now, f"{was!r}, as in the run that is resumed")
-    found = read_newest_checkpoint(folder, model, optimizer)
-    if found is None:
+    progress = read_newest_progress(folder)
+    if progress is None:
         raise IntegrityError(f"{folder} has no complete checkpoint to resume from")
-    progress, _ = found
+    if progress.run != book.header.run:
+        raise IntegrityError(f"{path} is the ledger of another run than {folder} is of")
     if len(book.releases) < progress.releases:
         raise IntegrityError(
             f"{path} books {len(book.releases)} releases, its checkpoint says "
             f"{progress.releases}: the ledger was cut"
         )
+    read_newest_checkpoint(folder, model, optimizer)
     writer: Book = MemoryBook()
     if ranks.rank == 0:
         writer = LedgerWriter.resume(path, Resumed(progress.steps_done, asked.header.randomness))
@@ -319,8 +315,9 @@ class Private:
         for release in started.releases:
             self._booked[release] = self._booked.get(release, 0) + 1
         self._budget: Budget | None = None
-        self._allowed = 0  # steps that the budget was seen to allow
+        self._room: dict[Release, int] = {}  # how many more the budget was seen to allow
         self.steps = self._drawn = started.step
+        self._most = 0  # records, or users, that the batch at hand was drawn with
         seeded = stream.randomness is Randomness.SEEDED
         self._first = 0 if seeded else started.step  # where this key began
 
@@ -353,9 +350,10 @@ class Private:
                 )  # fmt: skip
             if not self._may_go_on():
                 return
-            self._drawn += 1
-            drawn = sampler.draw(self._stream, self.steps, take.records)
-            yield take(self._ranks.share(drawn), self._stream, self.steps)
+            drawn = self._ranks.share(sampler.draw(self._stream, self.steps, take.records))
+            batch = take(drawn, self._stream, self.steps)
+            self._drawn, self._most = self._drawn + 1, len(drawn)
+            yield batch
 
     def step(self, per_sample_loss: PerSampleLoss, batch: Batch) -> None:
         """Take one private step on a batch of ``batches``.
@@ -374,22 +372,28 @@ class Private:
                 "batch", "one that was not drawn by private.batches", "drawn by it, one a step: "
                 "what is booked is how it draws",
             )  # fmt: skip
+        if count(batch) > self._most:
+            raise InvalidArgument(
+                "batch", "one of more records than were drawn", "changed record by record: "
+                "several rows of one record, as its views, go into Bags",
+            )  # fmt: skip
         if not self._may_go_on():
             raise BudgetExceeded("one step more would exceed the budget that was set")
         self._loss = averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
         noise_multiplier = self.recipe.noise_multiplier(self.steps)
+        norm = self.clip_rule.sensitivity(self.steps, noise_multiplier)
         with whole_parameters(self.model):
             self._engine.require_independence(batch)
             self._note(self._to_book(noise_multiplier, self.steps))
             sums = self._clipped_sums(batch, noise_multiplier)
         self._ranks.add_up(sums)
-        norm = self.clip_rule.sensitivity(self.steps, noise_multiplier)
         moment = Moment(self._stream, self.steps, self._first)
-        noisy = self.recipe.noise.added(sums, moment, noise_multiplier, norm)
-        self._descend(noisy, noise_multiplier * norm)
-        expected = self.recipe.expected_batch_size
+        self.steps += 1  # from here on, whatever fails: this step's noise is not used again
+        noise, expected = self.recipe.noise, self.recipe.expected_batch_size
+        deviation = noise.deviation(noise_multiplier, norm, size(sums), moment)
+        noisy = noise.added(sums, moment, noise_multiplier, norm)
         self.clip_rule = self.clip_rule.after(noisy, noise_multiplier, expected)
-        self.steps += 1
+        self._descend(noisy, deviation)
 
     def checkpoint(self, folder: Path | str) -> None:
         """Write model, optimizer and progress into ``folder``; the newest two are kept.
@@ -408,7 +412,8 @@ class Private:
             self.steps,
             self._book.releases,
             self.recipe.expected_batch_size,
-            clip_norm=self.clip_rule.at(self.steps).sensitivity,
+            clip_norm=self.clip_rule.learned,
+            run=self.header.run,
         )
         write_checkpoint(Path(folder), progress, self.model, self.optimizer, [])
 
@@ -420,7 +425,7 @@ class Private:
 
     def stop_at(self, *, epsilon: float, delta: float) -> None:
         """Let ``batches`` end before the step that would cost more than ``epsilon``."""
-        self._budget, self._allowed = Budget(epsilon, delta), self.steps
+        self._budget, self._room = Budget(epsilon, delta), {}
 
     def _losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self._loss(model, batch)
@@ -433,9 +438,7 @@ class Private:
     def _descend(self, noisy: Sums, deviation: float) -> None:
         expected = self.recipe.expected_batch_size
         set_gradients(self.model, noisy, expected)
-        for group in self.optimizer.param_groups:
-            if "noise_deviation" in group:  # an optimizer that corrects for the noise
-                group["noise_deviation"] = deviation / expected
+        tell_noise(self.optimizer, deviation / expected)
         self.optimizer.step()
 
     def _to_book(self, noise_multiplier: float, step: int) -> Release | None:
@@ -445,6 +448,7 @@ class Private:
         if release is not None:
             self._book.book(BookedRelease(GRADIENT_SUM, release, step=self.steps))
             self._booked[release] = self._booked.get(release, 0) + 1
+            self._room = {release: self._room.get(release, 0) - 1}
 
     def _spent(self, more: Release | None = None, times: int = 0) -> Mechanism:
         parts = [Repeated(release, count) for release, count in self._booked.items()]
@@ -453,13 +457,12 @@ class Private:
     def _may_go_on(self) -> bool:
         """Return whether the budget, if any, has room for the next step.
 
-        How many steps like it fit is asked once, and again when they are used up.
+        How many releases like its own fit is asked once, and again when they are used up.
         """
-        if self._budget is None or self.steps < self._allowed:
+        if self._budget is None:
             return True
-        noise_multiplier = self.recipe.noise_multiplier
-        following = self._to_book(noise_multiplier(self.steps), self.steps)
-        if following is None:
+        following = self._to_book(self.recipe.noise_multiplier(self.steps), self.steps)
+        if following is None or self._room.get(following, 0) > 0:
             return True
         with suppress(InvalidArgument):  # not even one
             found = calibrate.steps(
@@ -468,9 +471,7 @@ class Private:
                 delta=self._budget.delta,
                 adjacency=self.header.adjacency,
             )
-            # What a schedule will ask for later is not known: it is asked step by step.
-            times = found.value if isinstance(noise_multiplier, Constant) else 1
-            self._allowed = self.steps + times * self.recipe.sampler.steps_a_booking
+            self._room = {following: found.value}
             return True
         return False
 

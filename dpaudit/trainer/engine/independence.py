@@ -45,11 +45,13 @@ def require_independent_losses(model: nn.Module, loss: PerSampleLoss, batch: Bat
     """Refuse a model or a loss in which one record changes the loss of another.
 
     For every bit of their numbers, the records that have it are replaced by their neighbours
-    and the others watched, and the other way round: so any two are told apart once. A batch
-    of fewer than two shows nothing.
+    and the others watched, and the other way round: so any two are told apart once. A single
+    record shows no mixing. Refused, too, is a model that keeps running statistics of what it
+    is given: they are part of it, and would be released without noise.
 
     Raises:
-        InvalidArgument: names the first module whose output mixes records.
+        InvalidArgument: names the first module whose output mixes records, or a buffer that
+            records move.
     """
     records = count(batch)
     numbers = torch.arange(records)
@@ -59,6 +61,40 @@ def require_independent_losses(model: nn.Module, loss: PerSampleLoss, batch: Bat
             changed = mapped(batch, partial(_taken, source))
             runs = partial(loss, model, batch), partial(loss, model, changed)
             _require_unmoved(model, *runs, ~replaced)
+    require_no_statistics(model, loss, batch)
+
+
+def require_no_statistics(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> None:
+    """Refuse a model with a buffer that records move; the model is left as it was.
+
+    Raises:
+        InvalidArgument: names the buffer.
+    """
+    before = _state(model)
+    with torch.random.fork_rng(), torch.no_grad():
+        loss(model, batch)
+    moved = [
+        name
+        for name, value in model.named_buffers()
+        if value.is_floating_point() and not torch.equal(value, before.get(name, value))
+    ]
+    model.load_state_dict(before)
+    if moved:
+        raise InvalidArgument(
+            "model",
+            f"{_owner(model, moved[0])} with the buffer {moved[0]!r}",
+            "free of running statistics of its records (they are released with it, without "
+            "noise: dpaudit.trainer.fix takes them out)",
+        )
+
+
+def _owner(model: nn.Module, buffer: str) -> str:
+    name = buffer.rpartition(".")[0]
+    return f"{type(model.get_submodule(name)).__name__} {name!r}"
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def _taken(source: Tensor, tensor: Tensor) -> Tensor:
@@ -98,7 +134,7 @@ def _others_moved(one: Tensor, other: Tensor, watched: Tensor) -> bool:
 def _outputs(model: nn.Module, run: Callable[[], Tensor]) -> Seen:
     """Return what every leaf module gave, and what the whole did."""
     seen: Seen = []
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = _state(model)
     with torch.random.fork_rng(), torch.no_grad(), _recorded(model, seen):
         torch.manual_seed(0)  # the same dropout in both passes
         output = run()

@@ -20,7 +20,10 @@ from dpaudit.trainer.engine.batches import Batch, chunks, count, mapped, part
 from dpaudit.trainer.engine.clipping import Clipping, finite_records
 from dpaudit.trainer.engine.forms import Dense, Form, merged
 from dpaudit.trainer.engine.functional import PerRecordGradients, PerSampleLoss
-from dpaudit.trainer.engine.independence import require_independent_losses
+from dpaudit.trainer.engine.independence import (
+    require_independent_losses,
+    require_no_statistics,
+)
 from dpaudit.trainer.engine.layout import Layout
 from dpaudit.trainer.engine.plan import Plan, make_plan, record_by_record
 from dpaudit.trainer.engine.tape import Tape, Use
@@ -93,14 +96,14 @@ class Engine:
         )
 
     def require_independence(self, batch: Batch) -> None:
-        """Try once, on the first batch that can show anything, whether records are mixed.
+        """Try once, on the first batch that can show it, whether records are mixed or kept.
 
         Raises:
             InvalidArgument: they are.
         """
-        if not self._records_are_apart and count(batch) > 1:
+        if not self._records_are_apart and count(batch) > 0:
             require_independent_losses(self._model, self._loss, part(batch, 0, MOST_TRIED))
-            self._records_are_apart = True
+            self._records_are_apart = count(batch) > 1
 
     def _nothing(self) -> Clipped:
         sums = {name: _full(torch.zeros_like(p)) for name, p in self.parameters.items()}
@@ -138,6 +141,7 @@ class Engine:
     def _gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
         """Return the losses, and the per-record gradients by parameter; None: all zero."""
         if count(batch) == 1:
+            self.require_independence(batch)
             return self._of_one(batch)
         found = self._by_rule(self._plans, batch)
         if found is None and (plan := self._plan(batch)) is not None:
@@ -171,6 +175,8 @@ class Engine:
 
         Zero times what is not finite is NaN, and looks as if a loss reached other records.
         """
+        if not self._records_are_apart:
+            require_no_statistics(self._model, self._loss, part(batch, 0, MOST_TRIED))
         with torch.random.fork_rng():  # looking draws no dropout that training would have drawn
             with torch.no_grad():
                 fine = torch.isfinite(self._losses(batch, count(batch))).nonzero().squeeze(1)

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.engine.independence import require_independent_records
 from dpaudit.trainer.models import cnn, linear, mlp
+from dpaudit.trainer.private_sgd import cross_entropies
+from dpaudit.trainer.repair import fix
 from dpaudit.vocabulary.errors import InvalidArgument
 
 
@@ -56,3 +59,34 @@ def test_the_test_leaves_the_model_as_it_was() -> None:
     with pytest.raises(InvalidArgument):
         require_independent_records(model.train(), (6,))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class _Keeping(nn.Module):
+    """Keeps statistics of its records, and mixes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(x).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("records", [1, 2, 5])
+def test_running_statistics_that_would_be_released_without_noise_are_refused(records: int) -> None:
+    model, batch = _Keeping().train(), (torch.randn(records, 2, 4), torch.zeros(records).long())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InvalidArgument, match=r"norm\.running_mean"):
+        Engine(model, cross_entropies).clipped_sum(batch, Flat(1.0))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    fixed = fix(model).model
+    Engine(fixed, cross_entropies).clipped_sum(batch, Flat(1.0))
+
+
+def test_counters_and_fixed_buffers_are_no_statistics() -> None:
+    model = _Keeping().eval()
+    Engine(model, cross_entropies).clipped_sum(
+        (torch.randn(4, 2, 4), torch.zeros(4).long()), Flat(1.0)
+    )
