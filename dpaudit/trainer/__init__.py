@@ -14,7 +14,7 @@ for _library in ("torch", "safetensors", "cryptography"):
         raise MissingExtra(_library, "train")
 
 _FACES = {
-    "make_private": "private",
+    "make_private": "begin",
     "Private": "private",
     "fix": "repair",
     "Engine": "engine",

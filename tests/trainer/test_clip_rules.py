@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from dpaudit.trainer import added_noise
 from dpaudit.trainer.added_noise import Independent, Moment
+from dpaudit.trainer.begin import make_private
 from dpaudit.trainer.clip_rules import COUNT, Always, ClipRule, Quantile, Scheduled
 from dpaudit.trainer.engine import Automatic, Clipped, Engine, Flat, PerLayer
 from dpaudit.trainer.engine.batches import Batch, part
-from dpaudit.trainer.private import Private, make_private
+from dpaudit.trainer.private import Private
 from dpaudit.trainer.randomness import Keystream
 from dpaudit.vocabulary.errors import InvalidArgument
 

@@ -17,8 +17,9 @@ from dpaudit.accountants import pld
 from dpaudit.accountants.answers import claim_of
 from dpaudit.runs.ledger_file import read_ledger
 from dpaudit.trainer import added_noise
+from dpaudit.trainer.begin import make_private
 from dpaudit.trainer.engine.batches import Batch
-from dpaudit.trainer.private import Private, make_private
+from dpaudit.trainer.private import Private
 from dpaudit.trainer.sampling import BallsInBins, FixedSize, Shuffled, Truncated
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, RunExists

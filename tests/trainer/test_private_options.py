@@ -19,10 +19,11 @@ from dpaudit.runs.ledger_file import read_ledger
 from dpaudit.trainer import added_noise
 from dpaudit.trainer.added_noise import AddedNoise, AheadOfTime, Banded, Independent, OnGrid
 from dpaudit.trainer.bags import Bags, Users, Views, averaged
+from dpaudit.trainer.begin import make_private
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Automatic, Engine, Flat, PerLayer
 from dpaudit.trainer.engine.batches import Batch
-from dpaudit.trainer.private import Private, make_private
+from dpaudit.trainer.private import Private
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sampling import BallsInBins, Cyclic, Truncated
 from dpaudit.vocabulary.errors import InvalidArgument

@@ -18,9 +18,10 @@ from dpaudit.accountants.answers import claim_of
 from dpaudit.runs.ledger_file import LedgerWriter, read_ledger, read_unfinished
 from dpaudit.trainer.adam import AdamCorrected
 from dpaudit.trainer.added_noise import AheadOfTime, Banded, OnGrid
+from dpaudit.trainer.begin import make_private
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Flat
-from dpaudit.trainer.private import Private, make_private
+from dpaudit.trainer.private import Private
 from dpaudit.trainer.sampling import BallsInBins, Cyclic, Poisson, Shuffled
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists

@@ -481,7 +481,7 @@ def test_operations_that_mix_records_are_refused_and_named(name: str) -> None:
     make, shape, parameter = MIXING[name]
     torch.manual_seed(0)
     model, batch = make().train(), numbers(*shape)(RECORDS)
-    with pytest.raises(InvalidArgument, match="mix records|running statistics") as refusal:
+    with pytest.raises(InvalidArgument, match=r"mix records|running statistics") as refusal:
         Engine(model, cross_entropies).clipped_sum(batch, Flat(1.0))
     # A parameter before it or the module itself: whichever can be told.
     assert re.search(f"{parameter}|BatchNorm|'inner'|'mixing|'head'|Formula", str(refusal.value))
