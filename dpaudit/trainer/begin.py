@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -51,6 +52,7 @@ def make_private(
     clipping: Clipping | ClipRule | None = None,
     noise: AddedNoise | None = None,
     unit: str = "record",
+    leaves_out: Sequence[str] = (),
     physical_batch_size: int | None = None,
     ledger: Path | str | None = None,
     resume: Path | str | None = None,
@@ -75,7 +77,10 @@ def make_private(
         noise: Another kind of noise than independent normals.
         unit: What one neighbour more or less is; anything but a record needs the owners of
             records in ``batches``.
-        physical_batch_size: Records in memory at once; None: all. A matter of speed alone.
+        leaves_out: What else was done with the records that no claim of this run covers:
+            tuning, early stopping, training losses that are shown. It is written down.
+        physical_batch_size: Records in memory at once; None: about as many as plain training
+            has memory for. A matter of speed alone.
         ledger: A new file to book every release in before it is made; None: memory.
         resume: A folder that ``checkpoint`` wrote: go on from there, with that ledger.
         seed: For tests alone: whoever knows it knows the noise.
@@ -104,7 +109,7 @@ def make_private(
         warnings.warn(sampler.caution, stacklevel=2)
     ranks = peers()
     stream = ranks.agreed(Keystream.of(seed))
-    header = _header(recipe, rule, stream)
+    header = _header(recipe, rule, stream, tuple(leaves_out))
     started = Started(header, MemoryBook(), rule)
     if resume is not None:
         started = _resumed(Path(resume), ledger, model, optimizer, started, ranks)
@@ -124,7 +129,9 @@ def _clip_rule(clipping: Clipping | ClipRule | None, clip_norm: float | Schedule
     return clipping if isinstance(clipping, ClipRule) else Always(clipping)
 
 
-def _header(recipe: Recipe, rule: ClipRule, stream: Keystream) -> LedgerHeader:
+def _header(
+    recipe: Recipe, rule: ClipRule, stream: Keystream, leaves_out: tuple[str, ...]
+) -> LedgerHeader:
     return LedgerHeader(
         adjacency=recipe.sampler.adjacency,
         sampling=recipe.sampler.kind,
@@ -137,6 +144,7 @@ def _header(recipe: Recipe, rule: ClipRule, stream: Keystream) -> LedgerHeader:
             "torch": str(torch.__version__),
         },
         run=os.urandom(16).hex(),
+        leaves_out=leaves_out,
         takes_as_public=("expected batch size", "hyper-parameters"),
         unit=recipe.unit,
     )

@@ -177,6 +177,21 @@ class Private:
         self.clip_rule = self.clip_rule.after(noisy, noise_multiplier, expected)
         self._descend(noisy, deviation)
 
+    def also_released(self, what: str, release: Release) -> None:
+        """Book something else about the same records, before it is made.
+
+        A noisy accuracy, say, or how many records there are: the loop itself adds the noise.
+
+        Raises:
+            BudgetExceeded: it would exceed the budget of ``stop_at``.
+        """
+        if self._budget is not None:
+            spent = pld.profile(self._spent(release, 1), adjacency=self.header.adjacency)
+            if not spent.epsilon(delta=self._budget.delta).upper <= self._budget.epsilon:
+                raise BudgetExceeded(f"{what} would exceed the budget that was set")
+        self._book.book(BookedRelease(what, release, step=self.steps))
+        self._count(release)
+
     def checkpoint(self, folder: Path | str) -> None:
         """Write model, optimizer and progress into ``folder``; the newest two are kept.
 
@@ -229,8 +244,12 @@ class Private:
     def _note(self, release: Release | None) -> None:
         if release is not None:
             self._book.book(BookedRelease(GRADIENT_SUM, release, step=self.steps))
-            self._booked[release] = self._booked.get(release, 0) + 1
-            self._room = {release: self._room.get(release, 0) - 1}
+            self._count(release)
+
+    def _count(self, release: Release) -> None:
+        """Whatever else had room is asked for anew."""
+        self._booked[release] = self._booked.get(release, 0) + 1
+        self._room = {release: self._room.get(release, 0) - 1}
 
     def _spent(self, more: Release | None = None, times: int = 0) -> Mechanism:
         parts = [Repeated(release, count) for release, count in self._booked.items()]

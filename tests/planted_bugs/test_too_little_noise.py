@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer import run as runs
-from dpaudit.trainer.private_sgd import PrivateSgd
+from dpaudit.trainer.added_noise import Independent, Moment, Sums
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.settings import (
     CanarySettings,
@@ -58,12 +57,14 @@ def test_an_honest_run_holds_with_useful_accuracy(tmp_path: Path) -> None:
 def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = PrivateSgd._noise
+    honest = Independent.added
 
-    def a_fifth(self: PrivateSgd, number: int) -> Tensor:
-        return honest(self, number) / 5
+    def a_fifth(
+        self: Independent, sums: Sums, moment: Moment, noise_multiplier: float, norm: float
+    ) -> Sums:
+        return honest(self, sums, moment, noise_multiplier / 5, norm)
 
-    monkeypatch.setattr(PrivateSgd, "_noise", a_fifth)
+    monkeypatch.setattr(Independent, "added", a_fifth)
     _, verdict, _ = run_pipeline(tmp_path / "run")
     assert verdict.outcome is Outcome.VIOLATED
     convicted = [rule for rule in verdict.rules if rule.outcome is Outcome.VIOLATED]

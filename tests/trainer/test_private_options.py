@@ -26,10 +26,11 @@ from dpaudit.trainer.engine.batches import Batch
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sampling import BallsInBins, Cyclic, Truncated
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
+    Composed,
     Gaussian,
     PoissonSampled,
     RandomAllocation,
@@ -502,3 +503,33 @@ def test_a_ledger_of_groups_that_take_turns_can_be_claimed(tmp_path: Path) -> No
     claim = claim_of(read_ledger(path), 1e-5, "pld")
     assert claim.epsilon == trainer.epsilon(delta=1e-5)
     assert claim.sampling is Sampling.CYCLIC_POISSON
+
+
+def test_what_no_claim_covers_is_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    run(private(ledger=path, leaves_out=["hyperparameter-tuning"]), 1)
+    assert claim_of(read_ledger(path), 1e-5, "pld").leaves_out == ("hyperparameter-tuning",)
+
+
+def test_what_else_is_released_is_booked_and_counts(tmp_path: Path) -> None:
+    trainer = run(private(ledger=tmp_path / "ledger"), 3)
+    before = trainer.epsilon(delta=1e-5)
+    trainer.also_released("accuracy", Gaussian(2.0))
+    assert read_ledger(tmp_path / "ledger").releases[-1].what == "accuracy"
+    steps = Repeated(PoissonSampled(Gaussian(1.3), 0.25), 3)
+    whole = pld.profile(Composed((steps, Gaussian(2.0)))).epsilon(delta=1e-5)
+    assert trainer.epsilon(delta=1e-5) == whole
+    assert whole.lower > before.upper
+    trainer.stop_at(epsilon=whole.upper + 0.01, delta=1e-5)
+    with pytest.raises(BudgetExceeded, match="accuracy"):
+        trainer.also_released("accuracy", Gaussian(2.0))
+    assert trainer.epsilon(delta=1e-5) == whole
+
+
+def test_what_else_is_released_leaves_less_room_for_steps() -> None:
+    trainer = private()
+    trainer.stop_at(epsilon=2.0, delta=1e-5)
+    run(trainer, 1)
+    trainer.also_released("count", Gaussian(3.0))
+    run(trainer, 1000)
+    assert trainer.epsilon(delta=1e-5).upper <= 2.0
