@@ -530,6 +530,6 @@ def test_what_else_is_released_leaves_less_room_for_steps() -> None:
     trainer = private()
     trainer.stop_at(epsilon=2.0, delta=1e-5)
     run(trainer, 1)
-    trainer.also_released("count", Gaussian(3.0))
+    trainer.also_released("count", Gaussian(8.0))
     run(trainer, 1000)
     assert trainer.epsilon(delta=1e-5).upper <= 2.0
