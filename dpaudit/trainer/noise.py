@@ -16,7 +16,7 @@ from dpaudit.trainer.randomness import Keystream, Purpose
 MANTISSA, LOG_SCALE = 2**53 - 1, 53 * math.log(2)
 CPU_PAIRS, DEVICE_PAIRS = 2**15, 2**22
 """Pairs that are transformed at once, which needs memory beside the draws: on a processor
-about as many as its cache holds, elsewhere enough to be worth the launches."""
+about as many as its cache holds for each thread, elsewhere enough to be worth the launches."""
 
 
 def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
@@ -44,7 +44,7 @@ def box_muller(bits: Tensor, count: int) -> Tensor:
     pairs = (count + 1) // 2
     radii, angles = bits[:pairs], bits[pairs:].view(torch.int32)[:pairs]
     draws = torch.empty(2 * pairs, device=bits.device)
-    at_once = CPU_PAIRS if bits.is_cpu else DEVICE_PAIRS
+    at_once = CPU_PAIRS * torch.get_num_threads() if bits.is_cpu else DEVICE_PAIRS
     for start in range(0, pairs, at_once):
         some = slice(start, start + at_once)
         radius, angle = _radius(radii[some]), _angle(angles[some])
