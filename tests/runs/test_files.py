@@ -34,9 +34,13 @@ from dpaudit.vocabulary.audit import (
 )
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
-from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
+from dpaudit.vocabulary.errors import MOST_COUNT, DpauditError, IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.settings import (
+    DEVICES,
+    NOISES,
+    OPTIMIZERS,
+    SCHEDULES,
     CanarySettings,
     DataSettings,
     ModelSettings,
@@ -72,18 +76,24 @@ configs = st.builds(
         delta=st.floats(1e-300, 1, exclude_max=True),
         expected_batch_size=st.none() | positive,
         count_noise_multiplier=positive,
-        seed=st.none() | st.integers(0, 2**63 - 1),
+        seed=st.none() | st.integers(0, MOST_COUNT),
         leaves_out=st.lists(text, max_size=3).map(tuple),
+        noise=st.sampled_from(NOISES),
     ),
     st.builds(
         ModelSettings,
         text,
-        st.sampled_from(["sgd", "adam"]),
+        st.sampled_from(OPTIMIZERS),
         st.none() | positive,
         st.floats(0, 1, exclude_max=True),
+        st.sampled_from(SCHEDULES),
+        st.none() | unit,
     ),
     st.builds(CanarySettings, counts, counts),
-    st.builds(SpeedSettings, st.integers(1, 2**53), st.integers(1, 2**53)),
+    st.builds(
+        SpeedSettings, st.integers(1, 2**53), st.integers(1, 2**53), st.sampled_from(DEVICES)
+    ),
+    st.none() | text,
 )
 claims = st.builds(
     Claim,
