@@ -72,12 +72,13 @@ def features_of(model: nn.Module, records: NDArray[np.float32]) -> NDArray[np.fl
         return records
     model.features.eval()
     parts = torch.split(torch.from_numpy(records), FEATURED_AT_ONCE)
+    device = next(model.parameters()).device
     with torch.no_grad():
-        first = model.features(parts[0])
+        first = model.features(parts[0].to(device))
         found = torch.empty(len(records), *first.shape[1:])
         # One array filled in place: the features of all records may be most of the memory.
         for part, place in zip(parts, torch.split(found, FEATURED_AT_ONCE), strict=True):
-            place[:] = first if part is parts[0] else model.features(part)
+            place[:] = first if part is parts[0] else model.features(part.to(device))
     return found.numpy()
 
 
