@@ -19,6 +19,7 @@ def presets_in_words(presets: Mapping[str, Preset]) -> str:
 
 def _in_words(name: str, preset: Preset) -> str:
     model = preset.model
+    averaged = model.average_decay is not None
     return "\n".join(
         (
             f"{name}  for {preset.data}",
@@ -26,7 +27,8 @@ def _in_words(name: str, preset: Preset) -> str:
             f"{preset.clip_norm:g}; expected batch {preset.batch_size} of {preset.dataset_size} "
             f"records, {preset.epochs:g} epochs",
             f"  model {model.model}; {model.optimizer}, learning rate {model.learning_rate:g}, "
-            f"momentum {model.momentum:g}",
+            f"momentum {model.momentum:g}"
+            + (f", weights averaged with decay {model.average_decay:g}" if averaged else ""),
             f"  from {preset.source}",
         )
     )

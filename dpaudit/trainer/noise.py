@@ -20,11 +20,27 @@ about as many as its cache holds for each thread, elsewhere enough to be worth t
 
 
 def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
-    """Return ``count`` draws of N(0, 1), float32; they depend on key, purpose and step alone."""
-    if count == 0:
-        return torch.empty(0)
-    drawn = stream.bits(purpose, step, 8 * words_for(count))
-    return box_muller(torch.frombuffer(drawn, dtype=torch.int64), count)
+    """Return ``count`` draws of N(0, 1), float32; they depend on key, purpose and step alone.
+
+    They are ``box_muller`` of the stream's words, which are made a cache's worth at a time.
+    """
+    pairs = (count + 1) // 2
+    draws = torch.empty(2 * pairs)
+    radii, angles = stream.reader(purpose, step), stream.reader(purpose, step, 8 * pairs)
+    at_once = CPU_PAIRS * torch.get_num_threads()
+    for start in range(0, pairs, at_once):
+        some = slice(start, min(start + at_once, pairs))
+        length = some.stop - start
+        of_radii, of_angles = bytearray(8 * length), bytearray(4 * length)
+        radii(of_radii)
+        angles(of_angles)
+        _transform(
+            torch.frombuffer(of_radii, dtype=torch.int64),
+            torch.frombuffer(of_angles, dtype=torch.int32),
+            draws[:pairs][some],
+            draws[pairs:][some],
+        )
+    return draws[:count]
 
 
 def words_for(count: int) -> int:
@@ -44,13 +60,18 @@ def box_muller(bits: Tensor, count: int) -> Tensor:
     pairs = (count + 1) // 2
     radii, angles = bits[:pairs], bits[pairs:].view(torch.int32)[:pairs]
     draws = torch.empty(2 * pairs, device=bits.device)
-    at_once = CPU_PAIRS * torch.get_num_threads() if bits.is_cpu else DEVICE_PAIRS
+    at_once = CPU_PAIRS if bits.is_cpu else DEVICE_PAIRS
     for start in range(0, pairs, at_once):
         some = slice(start, start + at_once)
-        radius, angle = _radius(radii[some]), _angle(angles[some])
-        torch.mul(torch.cos(angle), radius, out=draws[:pairs][some])
-        torch.mul(angle.sin_(), radius, out=draws[pairs:][some])
+        _transform(radii[some], angles[some], draws[:pairs][some], draws[pairs:][some])
     return draws[:count]
+
+
+def _transform(radii: Tensor, angles: Tensor, one: Tensor, other: Tensor) -> None:
+    """Write both draws of each pair."""
+    radius, angle = _radius(radii), _angle(angles)
+    torch.mul(torch.cos(angle), radius, out=one)
+    torch.mul(angle.sin_(), radius, out=other)
 
 
 def _radius(bits: Tensor) -> Tensor:

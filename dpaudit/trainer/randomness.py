@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Callable
 from enum import Enum
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from dpaudit.vocabulary.ledger import Randomness
 
-WORDS_PER_BLOCK = 2
+BLOCK = 16  # bytes of AES
 
 
 class Purpose(Enum):
@@ -74,12 +75,25 @@ class Keystream:
 
     def bits(self, purpose: Purpose, step: int, count: int) -> bytearray:
         """Return ``count`` uniform bytes."""
-        # 2 + 6 bytes of address before 8 bytes of block counter, which AES-CTR counts up.
-        address = struct.pack(">H", purpose.value) + step.to_bytes(6, "big") + bytes(8)
-        cipher = Cipher(algorithms.AES256(self._key), modes.CTR(address)).encryptor()
         found = bytearray(count)
-        cipher.update_into(found, found)  # of zeros: the keystream itself
+        self.reader(purpose, step)(found)
         return found
+
+    def reader(
+        self, purpose: Purpose, step: int, start: int = 0
+    ) -> Callable[[bytearray | memoryview], None]:
+        """Return what fills buffers of zeros in turn with the bytes from ``start`` on."""
+        block, within = divmod(start, BLOCK)
+        # 2 + 6 bytes of address before 8 bytes of block counter, which AES-CTR counts up.
+        address = struct.pack(">H", purpose.value) + step.to_bytes(6, "big")
+        mode = modes.CTR(address + block.to_bytes(8, "big"))
+        cipher = Cipher(algorithms.AES256(self._key), mode).encryptor()
+        cipher.update(bytes(within))
+
+        def fill(buffer: bytearray | memoryview) -> None:
+            cipher.update_into(buffer, buffer)  # of zeros: the keystream itself
+
+        return fill
 
     def coins(self, purpose: Purpose, step: int, count: int, bias: float) -> NDArray[np.bool_]:
         """Return ``count`` coins that show True with probability ``bias``, rounded down to 2^-64.
