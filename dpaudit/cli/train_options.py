@@ -32,7 +32,7 @@ TRAIN_OPTIONS = (
     click.option("--split-seed", type=int, default=0, show_default=True, help="Seed of the held-out split."),
     click.option("--model", default="auto", show_default=True, help="auto, linear, mlp, cnn, scattering, or package.module:factory."),
     click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="sgd", show_default=True),
-    click.option("--learning-rate", type=float, help="[default: 1 for linear, 2 for others; 0.01 for adam]"),
+    click.option("--learning-rate", type=float, help="[default: 1 for linear, 2 for others; 0.01 for adam's kin]"),
     click.option("--momentum", type=float, default=0.9, show_default=True),
     click.option("--learning-rate-schedule", type=click.Choice(SCHEDULES), default="constant", show_default=True),
     click.option("--average-decay", type=float, help="Ship an exponential average of the weights, e.g. 0.99.  [default: the last weights]"),

@@ -152,7 +152,7 @@ def resolved(name: str, shape: Shape) -> str:
 
 def default_learning_rate(model: str, shape: Shape, optimizer: str) -> float:
     """Return the learning rate that is used where none was asked for."""
-    if optimizer == "adam":
+    if optimizer != "sgd":
         return ADAM_LEARNING_RATE
     return LINEAR_LEARNING_RATE if resolved(model, shape) == "linear" else DEFAULT_LEARNING_RATE
 

@@ -17,7 +17,13 @@ from dpaudit.trainer import run as runs
 from dpaudit.trainer.canaries import Canaries
 from dpaudit.trainer.data import load
 from dpaudit.trainer.evaluate import evaluate, load_trained_model
-from dpaudit.trainer.models import Featured, features_of, make_model, trained_part
+from dpaudit.trainer.models import (
+    Featured,
+    default_learning_rate,
+    features_of,
+    make_model,
+    trained_part,
+)
 from dpaudit.trainer.scattering import Scattering
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.settings import (
@@ -189,3 +195,9 @@ def test_a_preset_is_named_in_what_the_ledger_takes_as_public(
     run = train(msgspec.structs.replace(config, preset="mnist-scattering"), tmp_path / "run")
     assert "preset mnist-scattering" in run.read_ledger().header.takes_as_public
     assert run.read_config().preset == "mnist-scattering"
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adam-corrected"])
+def test_optimizers_that_scale_their_steps_have_a_small_default_rate(optimizer: str) -> None:
+    assert default_learning_rate("linear", (8, 8), optimizer) == 0.01
+    assert default_learning_rate("linear", (8, 8), "sgd") == 1.0
