@@ -39,7 +39,7 @@ TRAIN_OPTIONS = (
     click.option("--target-epsilon", type=float, help="Use the least noise that keeps epsilon at most this."),
     click.option("--noise-multiplier", type=float, help="Noise's standard deviation / clip norm."),
     click.option("--delta", type=float, default=1e-5, show_default=True),
-    click.option("--noise", type=click.Choice(NOISES), default="normal", show_default=True, help="grid: rounded on a grid, so that floats leak nothing."),
+    click.option("--noise", type=click.Choice(NOISES), default="normal", show_default=True, help="grid: rounded on a grid, so that the noise's own floats leak nothing."),
     click.option("--clip-norm", type=float, default=0.5, show_default=True, help="Largest L2 norm of one record's gradient."),
     click.option("--sampling-rate", type=float, default=0.1, show_default=True, help="Probability that a record joins a step."),
     click.option("--steps", type=int, default=100, show_default=True),

@@ -73,8 +73,8 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seed: None for secure randomness; a number makes the run reproducible and no claim
             about it pass a gate that demands secure randomness.
         leaves_out: What else was done with the records that the claim does not cover.
-        noise: ``normal``, or ``grid``: rounded normals on a grid, through whose floats nothing
-            leaks.
+        noise: ``normal``, or ``grid``: rounded normals on a grid, whose own floats leak
+            nothing.
     """
 
     sampling_rate: float
