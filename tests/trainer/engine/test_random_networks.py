@@ -281,3 +281,16 @@ def test_many_random_networks_agree_with_the_loop(kind: str) -> None:
         holds_for(*one, chunk)
 
     law()
+
+
+@pytest.mark.parametrize("first", ["in one row", "without records", "expanded"])
+@pytest.mark.parametrize("second", ["in one row", "without records", "expanded"])
+def test_tables_of_one_row_that_a_look_takes_for_records_break_nothing(
+    first: str, second: str
+) -> None:
+    """Found by the random networks: repeated for every record, the row was another position."""
+    network = nn.Sequential(
+        nn.Embedding(7, 1), Positions(1, 1, first), Positions(1, 1, second), nn.Flatten(),
+        nn.Linear(1, CLASSES),
+    )  # fmt: skip
+    holds_for(network, (torch.tensor([[1], [2]]), torch.tensor([2, 0])), None)
