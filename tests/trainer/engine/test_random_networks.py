@@ -232,6 +232,11 @@ def networks(draw: st.DrawFn, kind: str) -> tuple[nn.Module, tuple[Tensor, Tenso
         if draw(st.booleans()):
             layers.append(activation(draw))
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(torch.Size(shape).numel(), CLASSES))
+    with torch.no_grad():
+        # Biases that begin at zero let a norm's output be zero but for rounding: on which side
+        # of an activation's kink it then lies is chance, and so is its gradient.
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
     if draw(st.booleans()):
         frozen = draw(st.sampled_from(list(network.parameters())))
         frozen.requires_grad_(False)
