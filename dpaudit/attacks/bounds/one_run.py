@@ -1,32 +1,22 @@
-"""Lower bounds on epsilon as pure functions of counts; larger counts never lower them.
+"""One run with fair inclusion bits: how many right guesses a private mechanism allows.
 
-Everything is for add-or-remove-one neighbours, and every threshold is the caller's to fix
-before the scores are read.
+Steinke, Nasr & Jagielski 2023, arXiv:2305.08846. Nothing is assumed but the coins: canaries
+may interfere as they like. How many guesses there are is fixed before the scores are read.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betainc, betaincinv
+from scipy.special import betainc
 
+from dpaudit.attacks.bounds.result import COINS, LowerBound, require_delta_or_zero
+from dpaudit.attacks.bounds.search import largest
 from dpaudit.vocabulary.audit import BoundKind
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
 
 LARGEST_EPSILON = 60.0  # beyond it a one-run bound would need more guesses than there are atoms
-HALVINGS = 60
-
-
-@dataclass(frozen=True)
-class LowerBound:
-    """A lower bound on epsilon, what it rests on, and how sure it is."""
-
-    epsilon: float
-    kind: BoundKind
-    confidence: float
 
 
 def _at_least(successes: np.ndarray | float, trials: int, probability: float) -> np.ndarray:
@@ -69,58 +59,22 @@ def one_run(
     Raises:
         InvalidArgument: the counts contradict each other, or a number is out of range.
     """
-    _check_counts(canaries, guesses, correct)
-    if not 0 <= delta < 1:
-        raise InvalidArgument("delta", delta, "at least 0 and below 1")
+    require_guesses(canaries, guesses, correct)
+    require_delta_or_zero(delta)
     require_open_unit("confidence", confidence)
-    alpha = 1 - confidence
 
     def refuted(epsilon: float) -> bool:
         p_value = one_run_p_value(
             epsilon=epsilon, canaries=canaries, guesses=guesses, correct=correct, delta=delta
         )
-        return p_value <= alpha
+        return p_value <= 1 - confidence
 
-    low, high = 0.0, LARGEST_EPSILON
-    if not refuted(0.0):
-        return LowerBound(0.0, BoundKind.CERTIFIED, confidence)
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if refuted(middle) else (low, middle)
-    return LowerBound(low, BoundKind.CERTIFIED, confidence)
+    epsilon = largest(refuted, 0.0, LARGEST_EPSILON)
+    return LowerBound(epsilon, BoundKind.CERTIFIED, confidence, COINS)
 
 
-def total_variation(*, canaries: int, correct: int, confidence: float) -> float:
-    """Return a lower bound on the total variation between a canary's two laws.
-
-    Given all scores of independent canaries, the bits are independent, and no rule is
-    right on one of them with probability above (1 + TV)/2: so the number of right guesses
-    is stochastically below Bin(m, (1 + TV)/2), however the guesses were chosen from the
-    scores. This inverts that binomial test by Clopper and Pearson's limit.
-    """
-    _check_counts(canaries, canaries, correct)
-    require_open_unit("confidence", confidence)
-    if correct == 0:
-        return 0.0
-    accuracy = float(betaincinv(correct, canaries - correct + 1, 1 - confidence))
-    return max(0.0, 2 * accuracy - 1)
-
-
-def clopper_pearson_interval(*, successes: int, trials: int, confidence: float) -> Bound:
-    """Return the exact two-sided interval of a probability (Clopper & Pearson 1934)."""
-    _check_counts(trials, trials, successes)
-    require_open_unit("confidence", confidence)
-    side = (1 - confidence) / 2
-    low = float(betaincinv(successes, trials - successes + 1, side)) if successes > 0 else 0.0
-    high = (
-        float(betaincinv(successes + 1, trials - successes, 1 - side))
-        if successes < trials
-        else 1.0
-    )
-    return Bound(low, high)
-
-
-def _check_counts(canaries: int, guesses: int, correct: int) -> None:
+def require_guesses(canaries: int, guesses: int, correct: int) -> None:
+    """Refuse counts that contradict each other."""
     require_count("canaries", canaries)
     require_count("guesses", guesses, least=0)
     require_count("correct", correct, least=0)

@@ -1,0 +1,96 @@
+"""The claimed mechanism with more or less noise: what a bound inverts over.
+
+Lower bounds share no code with the accountants that they may contradict, so what a mechanism
+costs at a noise factor is handed in. Every number is rounded against the bound: trade-off
+curves from below, total variation from above, epsilon by its lower end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from dpaudit.vocabulary.errors import InvalidArgument
+
+Array = NDArray[np.float64]
+
+Tradeoff = Callable[[float], float]
+"""The least false-negative rate that a test with a false-positive rate can have, from below."""
+
+LEAST_NOISE_FACTOR, MOST_NOISE_FACTOR = 0.05, 64.0
+RESOLUTION = 1.001  # of noise factors
+
+
+@dataclass(frozen=True)
+class Family:
+    """The claimed mechanism with all of its noise scaled by a factor.
+
+    Attributes:
+        epsilon: A lower end of epsilon at a noise factor, at the delta of the audit.
+        total_variation: An upper end of the total variation at a noise factor.
+        tradeoff: The trade-off curve at a noise factor, from below.
+    """
+
+    epsilon: Callable[[float], float]
+    total_variation: Callable[[float], float]
+    tradeoff: Callable[[float], Tradeoff]
+
+    def epsilon_refuted(self, refuted: Callable[[float], bool]) -> float:
+        """Return epsilon at the least noise factor that is refuted; 0 where none is.
+
+        Args:
+            refuted: Whether a noise factor is; if one is, so is every larger one.
+        """
+        low, high = LEAST_NOISE_FACTOR, MOST_NOISE_FACTOR
+        if not refuted(high):
+            return 0.0
+        if refuted(low):
+            return self.epsilon(low)
+        while high / low > RESOLUTION:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if refuted(middle) else (middle, high)
+        return self.epsilon(high)
+
+
+@dataclass(frozen=True)
+class SupportedTradeoff:
+    """A trade-off curve from below, by lines that support it.
+
+    An (epsilon, delta)-DP mechanism has FNR >= 1 - delta - e^epsilon FPR and FNR >=
+    e^-epsilon (1 - delta - FPR) (Wasserman & Zhou 2010): the largest over a few epsilons is
+    below the true curve, and touches it there.
+
+    Attributes:
+        epsilons: Shape ``(k,)``, at least 0.
+        deltas: An upper end of delta at each, in both directions, shape ``(k,)``.
+    """
+
+    epsilons: Array
+    deltas: Array
+
+    def __post_init__(self) -> None:
+        if self.epsilons.shape != self.deltas.shape or not np.all(self.epsilons >= 0):
+            raise InvalidArgument("epsilons", self.epsilons, "at least 0, one for each delta")
+        if not np.all((self.deltas >= 0) & (self.deltas <= 1)):
+            raise InvalidArgument("deltas", self.deltas, "from 0 to 1")
+
+    def __call__(self, false_positive_rate: float) -> float:
+        """Return the least false-negative rate, from below."""
+        gain = np.exp(self.epsilons)
+        left = 1 - self.deltas
+        lines = np.maximum(left - gain * false_positive_rate, (left - false_positive_rate) / gain)
+        return max(0.0, float(lines.max()))
+
+
+def gaussian_tradeoff(mu: float) -> Tradeoff:
+    """Return G_mu(x) = Phi(Phi_inv(1 - x) - mu) (Dong, Roth & Su 2022, equation 6)."""
+
+    def least_false_negative_rate(false_positive_rate: float) -> float:
+        return float(ndtr(-ndtri(false_positive_rate) - mu))
+
+    return least_false_negative_rate

@@ -1,0 +1,23 @@
+"""The largest number for which something holds, rounded down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+HALVINGS = 60
+
+
+def largest(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Return a number at which ``holds``, and just above which it does not.
+
+    Args:
+        holds: True below some number, and false above it.
+        low: Where it holds; returned where it holds nowhere above.
+        high: Returned if it holds there, too.
+    """
+    if holds(high):
+        return high
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
