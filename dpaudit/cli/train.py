@@ -41,12 +41,17 @@ SECTIONS = {
         *("model", "optimizer", "learning_rate", "momentum"),
         *("learning_rate_schedule", "average_decay"),
     ),
-    "canaries": ("canaries", "input_canaries"),
+    "canaries": ("canaries", "input_canaries", "canary_directions"),
     "speed": ("physical_batch_size", "checkpoint_every", "device"),
 }
 """The options that a configuration file can hold, by its sections."""
 
-KEYS = {"data": "source", "canaries": "gradient", "input_canaries": "inputs"}
+KEYS = {
+    "data": "source",
+    "canaries": "gradient",
+    "input_canaries": "inputs",
+    "canary_directions": "directions",
+}
 """What an option is called there, where it is not called the same."""
 
 

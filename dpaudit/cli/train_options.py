@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dpaudit.vocabulary.presets import PRESETS
-from dpaudit.vocabulary.settings import DEVICES, NOISES, OPTIMIZERS, SCHEDULES
+from dpaudit.vocabulary.settings import DEVICES, DIRECTIONS, NOISES, OPTIMIZERS, SCHEDULES
 
 
 def print_presets(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -50,6 +50,7 @@ TRAIN_OPTIONS = (
     click.option("--seed", type=int, help="Reproducible noise, for tests; no claim from it passes a gate."),
     click.option("--leaves-out", multiple=True, help="Name what else touched the records and is not in the claim, e.g. hyperparameter-tuning."),
     click.option("--canaries", type=int, default=0, show_default=True, help="Gradient-space canaries, scored at every step."),
+    click.option("--canary-directions", type=click.Choice(DIRECTIONS), default="own", show_default=True, help="own: coordinates beside the parameters, which cannot interfere with records; dirac: one parameter each; orthogonal: all parameters, shared out."),
     click.option("--input-canaries", type=int, help="Mislabelled training records.  [default: one for 20 canaries]"),
     click.option("--physical-batch-size", type=int, default=128, show_default=True, help="Records in memory at once; a matter of speed alone."),
     click.option("--checkpoint-every", type=int, default=100, show_default=True, help="Steps between checkpoints."),

@@ -140,10 +140,13 @@ def audit_text(report: AuditReport) -> str:
             f"[{bound.kind.value}, confidence {bound.confidence:.5g}]"
         )
         lines.append(f"  {bound.name}; {bound.method}")
-        lines.append(
-            f"  {bound.correct} of {bound.guesses} guesses right on {bound.trials} canaries"
-        )
+        if bound.guesses:
+            lines.append(
+                f"  {bound.correct} of {bound.guesses} guesses right on {bound.trials} canaries"
+            )
         lines.append(f"  assumes {bound.assumes}")
+        if bound.states:
+            lines.append(f"  states that {bound.states}")
         if bound.detectable_epsilon is not None:
             lines.append(
                 f"  power: a true epsilon of {round_up(bound.detectable_epsilon)} would have been "

@@ -1,8 +1,8 @@
 """Canaries: records of our own making, each included by a fair coin, whose trace is measured.
 
-Gradient canaries each own one coordinate appended to the released sum. Their gradient
-is zero elsewhere, no record's gradient enters theirs, and no parameter moves by them:
-they cost no accuracy, and see the clipping, the sampling and the noise that every
+Gradient canaries each own a direction; as a rule a coordinate appended to the released sum.
+Their gradient is zero elsewhere, no record's gradient enters theirs, and no parameter moves
+by them: they cost no accuracy, and see the clipping, the sampling and the noise that every
 coordinate gets. Input canaries are held-out records with a wrong label, trained on like
 any other.
 """
@@ -10,7 +10,7 @@ any other.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,6 +20,12 @@ from torch import Tensor
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_arrays, write_arrays
 from dpaudit.trainer.data import Records, Split
+from dpaudit.trainer.directions import (
+    Directions,
+    OwnCoordinates,
+    choose_directions,
+    directions_of,
+)
 from dpaudit.trainer.engine.clipping import clip_factors
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
@@ -28,7 +34,10 @@ from dpaudit.vocabulary.settings import CanarySettings
 # A canary's raw gradient is this much longer than the clip norm: it must be clipped.
 EXCESS = 16.0
 
-SECRET_ARRAYS = {"gradient_included", "input_features", "input_labels", "inputs_included"}
+SECRET_ARRAYS = {
+    *("gradient_included", "direction_coordinates", "direction_signs"),
+    *("input_features", "input_labels", "inputs_included"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,13 @@ class Canaries:
         gradient_included: Shape ``(m,)``, the bit of each gradient canary.
         inputs: The mislabelled records.
         inputs_included: Shape ``(k,)``, the bit of each of them.
+        directions: Where the gradient canaries point.
     """
 
     gradient_included: NDArray[np.bool_]
     inputs: Records
     inputs_included: NDArray[np.bool_]
+    directions: Directions = field(default_factory=OwnCoordinates)
 
     @property
     def trained_inputs(self) -> Records:
@@ -68,6 +79,7 @@ class Canaries:
             input_features=self.inputs.features,
             input_labels=self.inputs.labels,
             inputs_included=self.inputs_included,
+            **self.directions.arrays,
         )
 
     @classmethod
@@ -78,7 +90,9 @@ class Canaries:
         if missing:
             raise IntegrityError(f"{run.secret_canaries} lacks {sorted(missing)}")
         inputs = Records(arrays["input_features"], arrays["input_labels"])
-        return cls(arrays["gradient_included"], inputs, arrays["inputs_included"])
+        return cls(
+            arrays["gradient_included"], inputs, arrays["inputs_included"], directions_of(arrays)
+        )
 
 
 def _salt() -> NDArray[np.uint8]:
@@ -86,9 +100,15 @@ def _salt() -> NDArray[np.uint8]:
 
 
 def make_canaries(
-    settings: CanarySettings, split: Split, stream: Keystream
+    settings: CanarySettings, split: Split, parameters: int, stream: Keystream
 ) -> tuple[Canaries, Records]:
     """Return the canaries, and the held-out records that are left.
+
+    Args:
+        settings: How many of each kind.
+        split: Whose held-out records become input canaries.
+        parameters: How many parameters the model trains.
+        stream: Draws coins, labels and directions.
 
     Raises:
         InvalidArgument: more than half of the held-out records would become canaries.
@@ -109,6 +129,7 @@ def make_canaries(
         gradient_included=coins[: settings.gradient],
         inputs=Records(base.features, wrong),
         inputs_included=coins[settings.gradient :],
+        directions=choose_directions(settings.directions, settings.gradient, parameters, stream),
     )
     return canaries, split.heldout[~taken]
 

@@ -9,9 +9,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ from dpaudit.runs.files import (
     write_bytes,
     write_json,
 )
+from dpaudit.trainer.taps import Tap, as_arrays, from_arrays
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import IntegrityError
 
@@ -50,7 +49,7 @@ def write_checkpoint(
     progress: Progress,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    observations: list[NDArray[np.float32]],
+    taps: list[Tap],
     average: nn.Module | None = None,
 ) -> None:
     """Write a checkpoint into the folder ``checkpoints``; remove all but the newest few there.
@@ -64,7 +63,7 @@ def write_checkpoint(
     if average is not None:
         save_model(average, str(folder / "average.safetensors"))
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
-    write_arrays(folder / "observations.npz", rows=np.array(observations, dtype=np.float32))
+    write_arrays(folder / "observations.npz", **as_arrays(taps))
     write_json(folder / "progress.json", progress)
     for file in folder.glob("*.safetensors"):
         sync(file)
@@ -84,7 +83,7 @@ def read_newest_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None = None,
-) -> tuple[Progress, list[NDArray[np.float32]]] | None:
+) -> tuple[Progress, list[Tap]] | None:
     """Fill model, optimizer and average from the newest complete checkpoint, if there is one.
 
     Raises:
@@ -98,12 +97,12 @@ def read_newest_checkpoint(
     try:
         # All is read before anything is filled: a broken file changes nothing.
         state = load_file(newest / "optimizer.safetensors")
-        observations = list(read_arrays(newest / "observations.npz")["rows"])
+        taps = from_arrays(read_arrays(newest / "observations.npz"))
         load_model(model, newest / "model.safetensors")
         if average is not None:
             load_model(average, newest / "average.safetensors")
         _fill_optimizer(optimizer, state)
-        return progress, observations
+        return progress, taps
     except IntegrityError:
         raise
     except Exception as error:  # safetensors and torch raise their own kinds

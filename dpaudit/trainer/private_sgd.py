@@ -21,13 +21,13 @@ from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.peers import Peers
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sharding import set_gradients
+from dpaudit.trainer.taps import Tap
 from dpaudit.vocabulary.ledger import BookedRelease
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
 from dpaudit.vocabulary.settings import PrivacySettings, SpeedSettings
 
 GRADIENT_SUM = "gradient sum"
 RECORD_COUNT = "record count"
-CANARIES = "canaries"
 
 
 def cross_entropies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -104,8 +104,8 @@ class PrivateSgd:
         self._features = torch.from_numpy(self.records.features)
         self._labels = torch.from_numpy(self.records.labels)
 
-    def step(self, number: int) -> NDArray[np.float32]:
-        """Take one step; return what it showed on the canaries' coordinates, over the clip norm.
+    def step(self, number: int) -> Tap:
+        """Take one step; return what it showed of the gradient canaries.
 
         The release is on disk in the ledger before its noise is drawn. An empty batch
         takes a step like any other.
@@ -113,7 +113,8 @@ class PrivateSgd:
         privacy = self.privacy
         release = PoissonSampled(Gaussian(privacy.noise_multiplier), privacy.sampling_rate)
         self.ledger.book(BookedRelease(GRADIENT_SUM, release, step=number))
-        sums = self._clipped_sums(number)
+        joined = self._joined(number)
+        sums = self._clipped_sums(number, joined)
         self.ranks.add_up(sums)
         moment = Moment(self.stream, number)
         noisy = self.noise.added(sums, moment, privacy.noise_multiplier, privacy.clip_norm)
@@ -123,10 +124,11 @@ class PrivateSgd:
         )
         tell_noise(self.optimizer, deviation / self.expected_batch_size)
         self.optimizer.step()
-        return np.asarray(noisy[CANARIES].cpu() / privacy.clip_norm)
+        shown = self.canaries.directions.read(noisy) / privacy.clip_norm
+        return Tap(np.asarray(shown, dtype=np.float32), joined)
 
-    def _clipped_sums(self, number: int) -> Sums:
-        """Return the sums over the sampled records, and over canaries as further coordinates."""
+    def _clipped_sums(self, number: int, joined: NDArray[np.bool_]) -> Sums:
+        """Return the sums over the sampled records and canaries."""
         rate, clip_norm = self.privacy.sampling_rate, self.privacy.clip_norm
         drawn = self.stream.coins(Purpose.RECORD_SAMPLING, number, len(self.records), rate)
         batch = torch.from_numpy(self.ranks.share(np.flatnonzero(drawn)))
@@ -136,11 +138,11 @@ class PrivateSgd:
             clipped = self._engine.clipped_sum(
                 records, Flat(clip_norm), self.speed.physical_batch_size
             )
-        return {**clipped.sums, CANARIES: self._canary_sum(number)}
+        canaries = gradient_canary_sum(joined, clip_norm)
+        return self.canaries.directions.add(clipped.sums, canaries)
 
-    def _canary_sum(self, number: int) -> Tensor:
-        """Return the canaries' sum, shape ``(m,)``: the first rank adds it for all."""
+    def _joined(self, number: int) -> NDArray[np.bool_]:
+        """Return the canaries in the batch, shape ``(m,)``: the first rank adds them for all."""
         included = self.canaries.gradient_included
         rate = self.privacy.sampling_rate if self.ranks.rank == 0 else 0.0
-        joined = included & self.stream.coins(Purpose.CANARY_SAMPLING, number, len(included), rate)
-        return gradient_canary_sum(joined, self.privacy.clip_norm).to(self._device)
+        return included & self.stream.coins(Purpose.CANARY_SAMPLING, number, len(included), rate)

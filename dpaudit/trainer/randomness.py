@@ -40,6 +40,7 @@ class Purpose(Enum):
     DEVICE_KEY = 11
     """Keys of streams that are made on the tensor's own device."""
     USER_ROWS = 12
+    CANARY_DIRECTIONS = 13
 
 
 class Keystream:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -41,6 +40,7 @@ from dpaudit.trainer.private_sgd import (
     release_expected_batch_size,
 )
 from dpaudit.trainer.randomness import Keystream, Purpose
+from dpaudit.trainer.taps import Tap, as_arrays
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import LedgerHeader, Resumed, Sampling
@@ -89,7 +89,7 @@ def train(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     Of several ranks the first one writes; the others take their parts of its steps.
     """
     config = prepared.config
-    canaries, _ = make_canaries(config.canaries, prepared.split, prepared.stream)
+    canaries = _make_canaries(prepared)
     if prepared.ranks.rank != 0:
         _follow(prepared, _new_sgd(prepared, canaries, MemoryBook()), 0)
         return RunDirectory(out)
@@ -109,7 +109,7 @@ def train(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
 
 def train_over(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     """Train in place of an earlier run, which is removed; anything else is refused."""
-    make_canaries(prepared.config.canaries, prepared.split, prepared.stream)  # may refuse
+    _make_canaries(prepared)  # may refuse
     if prepared.ranks.rank == 0:
         remove_run(out)
     return train(prepared, out, on_step)
@@ -165,6 +165,13 @@ def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     return run
 
 
+def _make_canaries(prepared: Prepared) -> Canaries:
+    trained = trained_part(prepared.model).parameters()
+    parameters = sum(p.numel() for p in trained if p.requires_grad)
+    settings, stream = prepared.config.canaries, prepared.stream
+    return make_canaries(settings, prepared.split, parameters, stream)[0]
+
+
 def heldout_records(run: RunDirectory, split: Split) -> Records:
     """Return the held-out records that did not become canaries."""
     taken = np.arange(len(split.heldout)) < run.read_config().canaries.inputs
@@ -212,7 +219,7 @@ def _resumed_sgd(
     canaries: Canaries,
     ledger: Book,
     optimizer: torch.optim.Optimizer,
-    found: tuple[Progress, list[NDArray[np.float32]]] | None,
+    found: tuple[Progress, list[Tap]] | None,
 ) -> PrivateSgd:
     if found is None:
         return _new_sgd(prepared, canaries, ledger)
@@ -283,7 +290,7 @@ class _Running:
         prepared: What was asked for.
         sgd: Takes its steps.
         ledger: To be sealed.
-        observations: What each step so far showed on the canaries' coordinates.
+        taps: What each step so far showed of the gradient canaries.
         average: Of the weights so far, if it ships.
     """
 
@@ -293,32 +300,32 @@ class _Running:
         prepared: Prepared,
         sgd: PrivateSgd,
         ledger: LedgerWriter,
-        observations: list[NDArray[np.float32]],
+        taps: list[Tap],
         average: AveragedModel | None = None,
     ) -> None:
         self._run, self._prepared, self._sgd, self._ledger = run, prepared, sgd, ledger
-        self._observations = observations
+        self._taps = taps
         self._average = average or _average(prepared)
 
     def save_progress(self) -> None:
         """Write a checkpoint."""
-        sgd, done = self._sgd, len(self._observations)
+        sgd, done = self._sgd, len(self._taps)
         progress = Progress(done, self._ledger.releases, sgd.expected_batch_size)
         write_checkpoint(
             self._run.checkpoints,
             progress,
             self._prepared.model,
             sgd.optimizer,
-            self._observations,
+            self._taps,
             self._average,
         )
 
     def finish(self, on_step: OnStep) -> None:
         """Take the steps that are left, save what ships and seal the ledger."""
         steps, every = self._sgd.privacy.steps, self._sgd.speed.checkpoint_every
-        for number in range(len(self._observations), steps):
+        for number in range(len(self._taps), steps):
             _set_learning_rate(self._prepared, self._sgd, number)
-            self._observations.append(self._sgd.step(number))
+            self._taps.append(self._sgd.step(number))
             if self._average is not None:
                 self._average.update_parameters(self._prepared.model)
             done = number + 1
@@ -332,6 +339,6 @@ class _Running:
         model = self._prepared.model if average is None else average.module
         save_model(model.cpu().eval(), str(run.model))
         sync(run.model)
-        write_arrays(run.observations, rows=np.array(self._observations, dtype=np.float32))
+        write_arrays(run.observations, **as_arrays(self._taps))
         self._ledger.seal({path.name: sha256(path) for path in run.sealed_files})
         shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -22,6 +22,7 @@ from dpaudit.vocabulary.errors import (
 OPTIMIZERS = ("sgd", "adam", "adamw", "adam-corrected")
 SCHEDULES = ("constant", "cosine")
 NOISES = ("normal", "grid")
+DIRECTIONS = ("own", "dirac", "orthogonal")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -140,16 +141,20 @@ class CanarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many canaries are made; each is included by a fair coin of its own.
 
     Attributes:
-        gradient: Canaries in gradient space, one coordinate of the released sum each.
+        gradient: Canaries in gradient space, a direction each.
         inputs: Mislabelled records among the training records.
+        directions: ``own`` coordinates beside the parameters, which cannot interfere; or
+            among the parameters, ``dirac`` (one each) or ``orthogonal`` (all of them).
     """
 
     gradient: int = 0
     inputs: int = 0
+    directions: str = "own"
 
     def __post_init__(self) -> None:
         require_count("canaries", self.gradient, least=0)
         require_count("input_canaries", self.inputs, least=0)
+        _require_one_of("canary_directions", self.directions, DIRECTIONS)
 
 
 class SpeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

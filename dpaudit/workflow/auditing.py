@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-
 import numpy as np
 
-from dpaudit.accountants import pld
 from dpaudit.accountants.answers import claim_of
 from dpaudit.attacks import membership
-from dpaudit.attacks.canary_scores import ClaimedSteps
-from dpaudit.attacks.one_run import Claimed, audit_gradient_canaries, audit_input_canaries
+from dpaudit.attacks.one_run import (
+    Claimed,
+    ClaimedSteps,
+    Seen,
+    audit_gradient_canaries,
+    audit_input_canaries,
+    audit_interfering_canaries,
+)
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_arrays, write_json
 from dpaudit.trainer.canaries import Canaries
@@ -19,16 +21,23 @@ from dpaudit.trainer.data import load
 from dpaudit.trainer.evaluate import evaluate, load_trained_model
 from dpaudit.trainer.private_sgd import GRADIENT_SUM
 from dpaudit.trainer.run import heldout_records
+from dpaudit.trainer.taps import joined_of
 from dpaudit.vocabulary.audit import AuditReport, AuditResult
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, require_open_unit
 from dpaudit.vocabulary.ledger import PrivacyLedger
-from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonSampled
+from dpaudit.workflow.families import booked_steps, family
 from dpaudit.workflow.training import CLAIMING_ACCOUNTANT
 
-# How the failure probability is shared out. The conditional bound is sharp, so its share
-# is how often it contradicts a true claim; the certified ones need more to say anything.
-CERTIFIED_SHARE, INPUT_SHARE, CONDITIONAL_SHARE = 0.48, 0.48, 0.04
+# How the failure probability is shared out: what is certified needs more to say anything.
+GRADIENT_SHARE, INPUT_SHARE = 0.6, 0.4
+
+AUDITS = {
+    "own": audit_gradient_canaries,
+    "dirac": audit_interfering_canaries,
+    "orthogonal": audit_interfering_canaries,
+}
+"""By where the canaries point: among the parameters they meet the records' gradients."""
 
 
 def audit_run(run: RunDirectory, *, confidence: float) -> AuditReport:
@@ -53,7 +62,7 @@ def audit_run(run: RunDirectory, *, confidence: float) -> AuditReport:
     canaries = Canaries.read(run)
     claim = claim_of(ledger, config.privacy.delta, CLAIMING_ACCOUNTANT)
     if len(canaries.gradient_included):
-        bounds += _gradient_bounds(run, ledger, claim, canaries, alpha)
+        bounds += _gradient_bounds(run, ledger, claim, canaries, 1 - GRADIENT_SHARE * alpha)
     if len(canaries.inputs):
         losses = evaluate(model, canaries.inputs).losses
         bounds += (
@@ -76,70 +85,23 @@ def audit_run(run: RunDirectory, *, confidence: float) -> AuditReport:
 
 
 def _gradient_bounds(
-    run: RunDirectory, ledger: PrivacyLedger, claim: Claim, canaries: Canaries, alpha: float
+    run: RunDirectory, ledger: PrivacyLedger, claim: Claim, canaries: Canaries, confidence: float
 ) -> tuple[AuditResult, ...]:
-    observations = read_arrays(run.observations)["rows"].astype(np.float64)
-    steps = _booked_steps(ledger)
+    arrays = read_arrays(run.observations)
+    observations, steps = arrays["rows"].astype(np.float64), booked_steps(ledger, GRADIENT_SUM)
     if len(steps) != len(observations):
         raise IntegrityError(
             f"{run.observations} holds {len(observations)} steps, the ledger {len(steps)}"
         )
-    return audit_gradient_canaries(
-        observations,
-        canaries.gradient_included,
-        _claimed(steps, claim),
-        confidences=(1 - CERTIFIED_SHARE * alpha, 1 - CONDITIONAL_SHARE * alpha),
-        seed=int(ledger.header.run[:12], 16),  # fixed before any score existed
-    )
-
-
-def _booked_steps(ledger: PrivacyLedger) -> list[tuple[float, float]]:
-    """Return the booked (sampling rate, noise multiplier) of every step; the last booking counts.
-
-    A step that was taken again after a crash is booked twice and was observed once.
-    """
-    steps: dict[int, tuple[float, float]] = {}
-    for release in ledger.releases:
-        if release.what != GRADIENT_SUM or release.step is None:
-            continue
-        match release.mechanism:
-            case PoissonSampled(Gaussian(noise_multiplier), sampling_rate):
-                steps[release.step] = (sampling_rate, noise_multiplier)
-            case _:
-                raise IntegrityError(f"step {release.step} books no sampled Gaussian")
-    return [steps[number] for number in sorted(steps)]
-
-
-def _claimed(steps: list[tuple[float, float]], claim: Claim) -> Claimed:
-    """Return the claim for the attacks, with the accountant handed in as functions."""
-    epsilon_at, total_variation_at = _family(steps, claim.delta)
     rates, noises = np.array(steps).T
-    return Claimed(
+    claimed = Claimed(
         steps=ClaimedSteps(rates, noises),
         epsilon=claim.epsilon.upper,
         delta=claim.delta,
-        epsilon_at=epsilon_at,
-        total_variation_at=total_variation_at,
+        family=family(steps, claim.delta),
     )
-
-
-def _family(
-    steps: list[tuple[float, float]], delta: float
-) -> tuple[Callable[[float], tuple[float, float]], Callable[[float], float]]:
-    """Return epsilon (both ends) and total variation (upper end) at a factor on all noise."""
-
-    def mechanism(noise_factor: float) -> Mechanism:
-        return Composed(
-            tuple(PoissonSampled(Gaussian(noise_factor * noise), rate) for rate, noise in steps)
-        )
-
-    @lru_cache
-    def epsilon_at(noise_factor: float) -> tuple[float, float]:
-        bound = pld.profile(mechanism(noise_factor)).epsilon(delta=delta)
-        return bound.lower, bound.upper
-
-    @lru_cache
-    def total_variation_at(noise_factor: float) -> float:
-        return pld.profile(mechanism(noise_factor)).delta(epsilon=0.0).upper
-
-    return epsilon_at, total_variation_at
+    joined = joined_of(arrays)
+    seen = Seen(observations, canaries.gradient_included, claimed.steps, joined)
+    seed = int(ledger.header.run[:12], 16)  # fixed before any score existed
+    audit = AUDITS[run.read_config().canaries.directions]
+    return audit(seen, claimed, confidence=confidence, seed=seed)

@@ -131,6 +131,8 @@ results = st.builds(
     counts,
     counts,
     text,
+    text,
+    st.none() | text,
     st.none() | finite,
 )
 memberships = st.builds(

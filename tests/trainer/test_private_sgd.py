@@ -14,6 +14,7 @@ from dpaudit.trainer import added_noise
 from dpaudit.trainer.added_noise import Independent
 from dpaudit.trainer.canaries import Canaries
 from dpaudit.trainer.data import Records
+from dpaudit.trainer.directions import choose_directions, directions_of
 from dpaudit.trainer.models import linear
 from dpaudit.trainer.peers import Alone
 from dpaudit.trainer.private_sgd import (
@@ -25,6 +26,7 @@ from dpaudit.trainer.private_sgd import (
 )
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.ledger import LedgerHeader, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
 from dpaudit.vocabulary.settings import PrivacySettings, SpeedSettings
@@ -104,7 +106,7 @@ def test_an_empty_batch_still_takes_a_noisy_step_and_is_booked(tmp_path: Path) -
 
 def test_noise_enters_the_sum_once_with_the_booked_deviation(tmp_path: Path) -> None:
     sgd = make_sgd(tmp_path / "ledger", make_records(0), canaries=40_000)
-    seen = sgd.step(0) * PRIVACY.clip_norm  # no record joins; canaries join at the rate
+    seen = sgd.step(0).shown * PRIVACY.clip_norm  # no record joins; canaries join at the rate
     size = len(parameters(sgd)) + 40_000
     drawn = added_noise.normals(sgd.stream, Purpose.GRADIENT_NOISE, 0, size)[-40_000:]
     noise = drawn.numpy() * 2.0 * 0.5
@@ -190,3 +192,22 @@ def test_a_record_with_infinite_features_leaves_the_parameters_finite(tmp_path: 
     sgd = make_sgd(tmp_path / "ledger", records, msgspec.structs.replace(PRIVACY, sampling_rate=1))
     sgd.step(0)
     assert torch.isfinite(parameters(sgd)).all()
+
+
+@pytest.mark.parametrize("kind", ["own", "dirac", "orthogonal"])
+def test_what_is_added_along_the_canaries_directions_is_read_there(kind: str) -> None:
+    sums = {"a": torch.zeros(30, 4), "b": torch.zeros(7)}
+    directions = choose_directions(kind, 12, 127, Keystream.of(3))
+    lengths = torch.arange(12.0)
+    added = directions.add(dict(sums), lengths)
+    assert torch.allclose(directions.read(added), lengths, atol=1e-5)
+    # Each has length one, and no two meet: the norm is that of the lengths.
+    whole = torch.cat([part.flatten() for part in added.values()])
+    assert float(whole.norm()) == pytest.approx(float(lengths.norm()), rel=1e-6)
+    kept = directions_of(directions.arrays)
+    assert torch.equal(kept.read(added), directions.read(added))
+
+
+def test_more_canaries_than_parameters_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="at most the 5 parameters"):
+        choose_directions("dirac", 6, 5, Keystream.of(3))

@@ -200,7 +200,7 @@ def test_a_step_whose_noise_was_never_drawn_is_booked_all_the_same(
     def die(*_: object) -> None:
         raise Interrupted
 
-    canaries = runs.make_canaries(config.canaries, prepared.split, prepared.stream)
+    canaries = runs.make_canaries(config.canaries, prepared.split, 1000, prepared.stream)
     monkeypatch.setattr(runs, "make_canaries", lambda *_: canaries)
     monkeypatch.setattr(prepared.stream, "coins", die)
     with pytest.raises(Interrupted):

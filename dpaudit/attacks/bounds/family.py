@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import InvalidArgument
 
 Array = NDArray[np.float64]
@@ -23,6 +24,7 @@ Tradeoff = Callable[[float], float]
 """The least false-negative rate that a test with a false-positive rate can have, from below."""
 
 LEAST_NOISE_FACTOR, MOST_NOISE_FACTOR = 0.05, 64.0
+BRACKET = 1.5
 RESOLUTION = 1.001  # of noise factors
 
 
@@ -31,12 +33,12 @@ class Family:
     """The claimed mechanism with all of its noise scaled by a factor.
 
     Attributes:
-        epsilon: A lower end of epsilon at a noise factor, at the delta of the audit.
+        epsilon: Epsilon at a noise factor, at the delta of the audit.
         total_variation: An upper end of the total variation at a noise factor.
         tradeoff: The trade-off curve at a noise factor, from below.
     """
 
-    epsilon: Callable[[float], float]
+    epsilon: Callable[[float], Bound]
     total_variation: Callable[[float], float]
     tradeoff: Callable[[float], Tradeoff]
 
@@ -46,15 +48,19 @@ class Family:
         Args:
             refuted: Whether a noise factor is; if one is, so is every larger one.
         """
-        low, high = LEAST_NOISE_FACTOR, MOST_NOISE_FACTOR
-        if not refuted(high):
-            return 0.0
-        if refuted(low):
-            return self.epsilon(low)
+        low = high = 1.0
+        while refuted(low):
+            if low < LEAST_NOISE_FACTOR:
+                return self.epsilon(low).lower
+            low, high = low / BRACKET, low
+        while not refuted(high):
+            if high > MOST_NOISE_FACTOR:
+                return 0.0
+            low, high = high, high * BRACKET
         while high / low > RESOLUTION:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if refuted(middle) else (middle, high)
-        return self.epsilon(high)
+        return self.epsilon(high).lower
 
 
 @dataclass(frozen=True)

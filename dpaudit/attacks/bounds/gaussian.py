@@ -11,8 +11,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtri, stdtr
-from scipy.stats import nct
+from scipy.special import log_ndtr, nctdtr, ndtri, stdtr
 
 from dpaudit.attacks.bounds.result import LowerBound, require_delta_or_zero
 from dpaudit.attacks.bounds.search import largest
@@ -20,6 +19,8 @@ from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
 
 Array = NDArray[np.float64]
+
+ROUNDING = 1e-14  # of a distribution function, with room
 
 GAUSSIAN = "a Gaussian trade-off curve, as full-batch Gaussian noise has it"
 PIVOT = "scores that are normal with one variance, members' and non-members' alike"
@@ -124,4 +125,8 @@ def noncentrality(t: float, degrees: int, level: float) -> float:
     """
     if not stdtr(degrees, -t) <= level:
         return 0.0
-    return largest(lambda centre: float(nct.sf(t, degrees, centre)) <= level, 0.0, t + 1.0)
+
+    def above(centre: float) -> float:
+        return 1 - float(nctdtr(degrees, centre, t)) + ROUNDING
+
+    return largest(lambda centre: above(centre) <= level, 0.0, t + 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-HALVINGS = 60
+RESOLUTION = 1e-12
 
 
 def largest(holds: Callable[[float], bool], low: float, high: float) -> float:
@@ -17,7 +17,7 @@ def largest(holds: Callable[[float], bool], low: float, high: float) -> float:
     """
     if holds(high):
         return high
-    for _ in range(HALVINGS):
+    while high - low > RESOLUTION * (1 + abs(low)):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low

@@ -21,6 +21,8 @@ from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
 
 Array = NDArray[np.float64]
 
+COARSENESS = 10  # numbers of scores are rounded up to a tenth of their first digit
+
 
 @dataclass(frozen=True)
 class ErrorLimits:
@@ -122,8 +124,8 @@ class Band:
         return "every threshold, under a simultaneous band (equal local levels)"
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
-        """Return Clopper and Pearson's limits at the local level of as many scores."""
-        return _everywhere(members, nonmembers, level, local_level)
+        """Return Clopper and Pearson's limits at the local level of so many scores or more."""
+        return _everywhere(members, nonmembers, level, _band_level)
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,15 @@ def _everywhere(
         upper_limit(missed, len(members), local(len(members), level / 2)),
         upper_limit(accused, len(nonmembers), local(len(nonmembers), level / 2)),
     )
+
+
+def _band_level(scores: int, level: float) -> float:
+    """Return a level that is kept: numbers of scores that are near each other share one.
+
+    More scores have a lower local level, so that of a few more is valid.
+    """
+    step = max(1, 10 ** (len(str(scores)) - 1) // COARSENESS)
+    return local_level(step * math.ceil(scores / step), level)
 
 
 def _raised(errors: NDArray[np.int64], trials: int, level: float) -> Array:

@@ -1,0 +1,94 @@
+"""The certified audit: right guesses among canaries with fair coins, nothing assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from dpaudit.attacks import bounds
+from dpaudit.attacks.one_run.claimed import Claimed
+from dpaudit.attacks.one_run.guesses import Guesses, digest, fewest, register
+from dpaudit.attacks.one_run.seen import Seen
+from dpaudit.attacks.one_run.simulation import REPETITIONS, Simulation, detectable_epsilon
+from dpaudit.vocabulary.audit import AuditResult
+
+ONE_RUN = "one run (Steinke, Nasr & Jagielski 2023, Theorem 5.2)"
+
+
+@dataclass(frozen=True)
+class CertifiedAudit:
+    """Steinke's bound at two registered numbers of guesses, each at half the failure budget."""
+
+    claimed: Claimed
+    canaries: int
+    confidence: float
+    simulation: Simulation
+
+    @cached_property
+    def registered(self) -> tuple[Guesses, Guesses]:
+        """The numbers of guesses, from the claim alone."""
+        return register(self.simulation, self.canaries, self.claimed, self._epsilon)
+
+    def result(self, seen: Seen) -> AuditResult:
+        """Return the larger of both bounds."""
+        counts = [guesses.count for guesses in self.registered]  # before a score is read
+        found = [
+            (self._epsilon(guesses.count, correct), guesses.count, correct)
+            for guesses in self.registered
+            for correct in [guesses.correct(seen.scores, seen.included)]
+        ]
+        epsilon, guessed, correct = max(found)
+        bound = self._bound(guessed, correct)
+        return AuditResult(
+            name="gradient canaries, every step",
+            method=ONE_RUN,
+            kind=bound.kind,
+            epsilon_lower=epsilon,
+            delta=self.claimed.delta,
+            confidence=self.confidence,
+            assumes=bound.assumes,
+            states=bound.states,
+            trials=self.canaries,
+            guesses=guessed,
+            correct=correct,
+            thresholds=f"the surest {counts[0]} and {counts[1]} canaries, fixed by simulating "
+            "the claim",
+            registered=digest(audit=ONE_RUN, canaries=self.canaries, guesses=counts),
+            detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
+        )
+
+    def _bound(self, guesses: int, correct: int) -> bounds.LowerBound:
+        return bounds.one_run(
+            canaries=self.canaries,
+            guesses=guesses,
+            correct=correct,
+            delta=self.claimed.delta,
+            confidence=1 - (1 - self.confidence) / 2,
+        )
+
+    def _epsilon(self, guesses: int, correct: int) -> float:
+        return self._bound(guesses, correct).epsilon
+
+    def _share_refuted(self, noise_factor: float) -> float:
+        audits = self.simulation.audits(noise_factor, REPETITIONS)
+        needed = {guesses: self._fewest_refuting(guesses.count) for guesses in self.registered}
+        return float(
+            np.mean([
+                any(guesses.correct(*audit) >= least for guesses, least in needed.items())
+                for audit in audits
+            ])
+        )  # fmt: skip
+
+    def _fewest_refuting(self, guesses: int) -> int:
+        """Return how many right guesses refute the claim; one more than there are: none do."""
+        p_value = partial(
+            bounds.one_run_p_value,
+            epsilon=self.claimed.epsilon,
+            canaries=self.canaries,
+            guesses=guesses,
+            delta=self.claimed.delta,
+        )
+        level = (1 - self.confidence) / 2
+        return fewest(lambda correct: p_value(correct=correct) <= level, guesses)

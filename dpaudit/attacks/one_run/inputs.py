@@ -1,0 +1,61 @@
+"""Input canaries: records that train like any other, scored by the final model."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit.attacks import bounds
+from dpaudit.attacks.one_run.certified import ONE_RUN
+from dpaudit.attacks.one_run.guesses import Guesses, digest
+from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.errors import InvalidArgument
+
+Array = NDArray[np.float64]
+Bits = NDArray[np.bool_]
+
+
+def audit_input_canaries(
+    scores: Array, included: Bits, *, delta: float, confidence: float
+) -> AuditResult:
+    """Return the certified lower bound from one score of each canary.
+
+    Every canary is guessed: in where its score is above the median of all, else out.
+
+    Args:
+        scores: Shape ``(m,)``, finite; larger means included.
+        included: Shape ``(m,)``: fair, independent coins.
+        delta: In [0, 1).
+        confidence: In (0, 1).
+
+    Raises:
+        InvalidArgument: shapes differ, a score is not finite, or all are equal.
+    """
+    if scores.shape != included.shape or len(scores) == 0 or not np.isfinite(scores).all():
+        raise InvalidArgument("scores", f"shape {scores.shape}", "finite, one for each canary")
+    if np.ptp(scores) == 0:
+        raise InvalidArgument("scores", "one value for all", "different for different canaries")
+    guesses = Guesses(len(scores))
+    correct = guesses.correct(scores - np.median(scores), included)
+    bound = bounds.one_run(
+        canaries=len(scores),
+        guesses=guesses.count,
+        correct=correct,
+        delta=delta,
+        confidence=confidence,
+    )
+    return AuditResult(
+        name="input canaries, final model",
+        method=ONE_RUN,
+        kind=bound.kind,
+        epsilon_lower=bound.epsilon,
+        delta=delta,
+        confidence=confidence,
+        assumes=bound.assumes,
+        states=bound.states,
+        trials=len(scores),
+        guesses=guesses.count,
+        correct=correct,
+        thresholds="all are guessed: in where the score is above the median, else out",
+        registered=digest(audit=ONE_RUN, canaries=len(scores), guesses=guesses.count),
+    )

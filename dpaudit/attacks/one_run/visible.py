@@ -1,0 +1,150 @@
+"""Independent canaries whose batches were written down: every step of each is a trial."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+from scipy.stats import nct
+
+from dpaudit.attacks import bounds
+from dpaudit.attacks.bounds.independent import SHARE_OF_HITS
+from dpaudit.attacks.bounds.rates import lower_limit, upper_limit
+from dpaudit.attacks.one_run.claimed import Claimed
+from dpaudit.attacks.one_run.guesses import digest
+from dpaudit.attacks.one_run.likelihood import ClaimedSteps
+from dpaudit.attacks.one_run.seen import Seen
+from dpaudit.attacks.one_run.simulation import REPETITIONS, detectable_epsilon
+from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.errors import InvalidArgument
+
+Array = NDArray[np.float64]
+
+THRESHOLD = 1.0  # in clip norms: half of the canaries in the batch are above it
+HITS = "rates in and out of the batch, inverted over the claimed family"
+GAP = "gap of the means in and out of the batch (noncentral t)"
+
+
+def one_noise_multiplier(steps: ClaimedSteps) -> float | None:
+    """Return the noise multiplier if all steps have one, on Poisson samples; else None."""
+    noises, rates = steps.noise_multipliers, steps.sampling_rates
+    return float(noises[0]) if np.ptp(noises) == 0 and (rates < 1).all() else None
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Observations with the canary in the batch, and all others."""
+
+    inside: Array
+    outside: Array
+
+
+def _cells(seen: Seen) -> _Cells:
+    if seen.joined is None:
+        raise InvalidArgument("joined", None, "given: which canaries each batch held")
+    return _Cells(seen.observations[seen.joined], seen.observations[~seen.joined])
+
+
+@dataclass(frozen=True)
+class _Visible:
+    """What both audits need."""
+
+    claimed: Claimed
+    canaries: int
+    confidence: float
+    seed: int
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The claimed one."""
+        return float(self.claimed.steps.noise_multipliers[0])
+
+    @property
+    def expected_inside(self) -> int:
+        """How many observations are expected to have the canary in the batch."""
+        return max(2, round(self.canaries / 2 * float(self.claimed.steps.sampling_rates.sum())))
+
+    @property
+    def observations(self) -> int:
+        """How many there are in all."""
+        return self.canaries * len(self.claimed.steps.sampling_rates)
+
+    def _result(self, method: str, bound: bounds.LowerBound, cells: _Cells) -> AuditResult:
+        return AuditResult(
+            name="gradient canaries, every step and batch",
+            method=method,
+            kind=bound.kind,
+            epsilon_lower=bound.epsilon,
+            delta=self.claimed.delta,
+            confidence=self.confidence,
+            assumes=bound.assumes,
+            states=bound.states,
+            trials=self.canaries,
+            guesses=len(cells.inside),
+            correct=int(np.count_nonzero(cells.inside > THRESHOLD)),
+            thresholds=f"a canary's coordinate above {THRESHOLD:g} clip norm: the shift it claims",
+            registered=digest(audit=method, canaries=self.canaries, threshold=THRESHOLD),
+            detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
+        )
+
+    def _share_refuted(self, noise_factor: float) -> float:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class HitAudit(_Visible):
+    """Distribution-free, given that a step's shift and noise are those of some noise factor."""
+
+    def result(self, seen: Seen) -> AuditResult:
+        """Return the bound."""
+        cells = _cells(seen)
+        bound = bounds.tv_visible(
+            hits=int(np.count_nonzero(cells.inside > THRESHOLD)),
+            in_batch=len(cells.inside),
+            false_alarms=int(np.count_nonzero(cells.outside > THRESHOLD)),
+            out_of_batch=len(cells.outside),
+            noise_multiplier=self.noise_multiplier,
+            confidence=self.confidence,
+            family=self.claimed.family,
+        )
+        return self._result(HITS, bound, cells)
+
+    def _share_refuted(self, noise_factor: float) -> float:
+        """Simulate both counts, which are binomial."""
+        rng, level = np.random.default_rng(self.seed), 1 - self.confidence
+        inside = self.expected_inside
+        outside = self.observations - inside
+        false_alarm = float(ndtr(-THRESHOLD / (noise_factor * self.noise_multiplier)))
+        hits = rng.binomial(inside, 0.5, REPETITIONS)
+        alarms = rng.binomial(outside, false_alarm, REPETITIONS)
+        least = lower_limit(hits, inside, level * SHARE_OF_HITS)
+        most = upper_limit(alarms, outside, level * (1 - SHARE_OF_HITS))
+        return float(np.mean(self.noise_multiplier * (ndtri(least) - ndtri(most)) > 1))
+
+
+@dataclass(frozen=True)
+class GapAudit(_Visible):
+    """Parametric: sharper, for normal noise."""
+
+    def result(self, seen: Seen) -> AuditResult:
+        """Return the bound."""
+        cells = _cells(seen)
+        bound = bounds.t_visible(
+            in_batch=cells.inside,
+            out_of_batch=cells.outside,
+            noise_multiplier=self.noise_multiplier,
+            confidence=self.confidence,
+            family=self.claimed.family,
+        )
+        return self._result(GAP, bound, cells)
+
+    def _share_refuted(self, noise_factor: float) -> float:
+        """Return the power of the t test, whose statistic is noncentral t."""
+        inside, all_cells = self.expected_inside, self.observations
+        centre = math.sqrt(inside * (all_cells - inside) / all_cells) / self.noise_multiplier
+        degrees = all_cells - 2
+        critical = float(nct.isf(1 - self.confidence, degrees, centre))
+        return float(nct.sf(critical, degrees, centre / noise_factor))
