@@ -118,13 +118,14 @@ class PrivateSgd:
         self.ranks.add_up(sums)
         moment = Moment(self.stream, number)
         noisy = self.noise.added(sums, moment, privacy.noise_multiplier, privacy.clip_norm)
+        # First: what becomes a gradient is divided in place.
+        shown = self.canaries.directions.read(noisy) / privacy.clip_norm
         set_gradients(self.model, noisy, self.expected_batch_size)
         deviation = self.noise.deviation(
             privacy.noise_multiplier, privacy.clip_norm, size(sums), moment
         )
         tell_noise(self.optimizer, deviation / self.expected_batch_size)
         self.optimizer.step()
-        shown = self.canaries.directions.read(noisy) / privacy.clip_norm
         return Tap(np.asarray(shown, dtype=np.float32), joined)
 
     def _clipped_sums(self, number: int, joined: NDArray[np.bool_]) -> Sums:

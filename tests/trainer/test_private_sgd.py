@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -206,6 +207,21 @@ def test_what_is_added_along_the_canaries_directions_is_read_there(kind: str) ->
     assert float(whole.norm()) == pytest.approx(float(lengths.norm()), rel=1e-6)
     kept = directions_of(directions.arrays)
     assert torch.equal(kept.read(added), directions.read(added))
+
+
+@pytest.mark.parametrize("kind", ["dirac", "orthogonal"])
+def test_canaries_among_the_parameters_show_the_booked_noise_and_their_own_length(
+    tmp_path: Path, kind: str
+) -> None:
+    sgd = make_sgd(tmp_path / "ledger", make_records(0), canaries=9)
+    size = len(parameters(sgd))
+    directions = choose_directions(kind, 9, size, sgd.stream)
+    sgd.canaries = dataclasses.replace(sgd.canaries, directions=directions)
+    taps = [sgd.step(number) for number in range(300)]
+    shown, joined = (np.array([getattr(tap, name) for tap in taps]) for name in ("shown", "joined"))
+    noise = shown - joined
+    assert abs(noise.std() / PRIVACY.noise_multiplier - 1) < 0.05
+    assert abs(noise[joined].mean()) < 4 * PRIVACY.noise_multiplier / np.sqrt(joined.sum())
 
 
 def test_more_canaries_than_parameters_are_refused() -> None:
