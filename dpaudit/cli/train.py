@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
     from dpaudit.runs.directory import RunDirectory
-    from dpaudit.vocabulary.settings import PrivacySettings
+    from dpaudit.trainer.run import OnStep
+    from dpaudit.trainer.taps import Tap
+    from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
     from dpaudit.workflow.asked import Asked, Layer
 
 Options = dict[str, Any]
@@ -77,7 +79,7 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     from dpaudit.workflow.asked import config_of
     from dpaudit.workflow.training import heldout_accuracy, write_claim
 
-    begin: Callable[[runs.Prepared, Path, runs.OnStep], RunDirectory]
+    begin: Callable[[runs.Prepared, Path, OnStep], RunDirectory]
     if options["if_exists"] == "resume":
         _refuse_settings(ctx)
         out = _out(options["out"], options["data"])
@@ -93,7 +95,8 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     if prepared.ranks.rank != 0:  # the first one speaks
         begin(prepared, out, _say_nothing)
         return
-    run = _with_progress(privacy, partial(begin, prepared, out))
+    watch = partial(_watched, options["stop_when_refuted"], out, prepared.config)
+    run = _with_progress(privacy, lambda on_step: begin(prepared, out, watch(on_step)))
     click.echo(claim_in_words(write_claim(run, privacy.delta)))
     click.echo(f"held-out accuracy {heldout_accuracy(run, prepared.split):.1%}")
     click.echo(f"wrote {run.path}")
@@ -106,7 +109,7 @@ def _out(asked: Path | None, source: str) -> Path:
 def _refuse_settings(ctx: click.Context) -> None:
     for parameter in ctx.command.params:
         name = str(parameter.name)
-        if name not in {"if_exists", "out"} and was_given(ctx, name):
+        if name not in {"if_exists", "out", "stop_when_refuted"} and was_given(ctx, name):
             spelled = name.upper() if isinstance(parameter, click.Argument) else option_name(name)
             raise click.UsageError(f"--resume takes the run's own settings: leave out {spelled}")
 
@@ -133,9 +136,13 @@ def _layer(options: Options, names: Set[str]) -> Layer:
     return layer
 
 
-def _with_progress(
-    privacy: PrivacySettings, run: Callable[[Callable[[int], None]], RunDirectory]
-) -> RunDirectory:
+def _watched(confidence: float | None, out: Path, config: RunConfig, on_step: OnStep) -> OnStep:
+    from dpaudit.workflow.watching import watched
+
+    return on_step if confidence is None else watched(out, config, confidence, on_step)
+
+
+def _with_progress(privacy: PrivacySettings, run: Callable[[OnStep], RunDirectory]) -> RunDirectory:
     """Run with a bar on standard error that shows epsilon so far; no bar without a terminal."""
     from dpaudit.report.words import spent_in_words
     from dpaudit.workflow.training import spent_so_far
@@ -151,11 +158,11 @@ def _with_progress(
     )
     with bar:
 
-        def show(done: int) -> None:
+        def show(done: int, tap: Tap) -> None:
             bar.update(done - bar.pos)
 
         return run(show)
 
 
-def _say_nothing(done: int) -> None:
+def _say_nothing(done: int, tap: Tap) -> None:
     pass

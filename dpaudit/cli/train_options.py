@@ -52,6 +52,7 @@ TRAIN_OPTIONS = (
     click.option("--canaries", type=int, default=0, show_default=True, help="Gradient-space canaries, scored at every step."),
     click.option("--canary-directions", type=click.Choice(DIRECTIONS), default="own", show_default=True, help="own: coordinates beside the parameters, which cannot interfere with records; dirac: one parameter each; orthogonal: all parameters, shared out."),
     click.option("--input-canaries", type=int, help="Mislabelled training records.  [default: one for 20 canaries]"),
+    click.option("--stop-when-refuted", type=float, metavar="CONFIDENCE", help="Stop, exit code 1, once the canaries refute the claim at this confidence; looked at after every step."),
     click.option("--physical-batch-size", type=int, default=128, show_default=True, help="Records in memory at once; a matter of speed alone."),
     click.option("--checkpoint-every", type=int, default=100, show_default=True, help="Steps between checkpoints."),
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),

@@ -30,7 +30,7 @@ from dpaudit.vocabulary.mechanism import (
     Trials,
     TruncatedPoisson,
 )
-from dpaudit.vocabulary.rounding import round_up
+from dpaudit.vocabulary.rounding import round_down, round_up
 
 
 def mechanism_in_words(mechanism: Mechanism) -> str:
@@ -146,3 +146,14 @@ def claim_in_words(claim: Claim) -> str:
 def spent_in_words(epsilon: float) -> str:
     """Return what a progress bar says of the budget."""
     return f"epsilon at most {round_up(epsilon)}"
+
+
+def refuted_in_words(
+    step: int, noise_factor: float, epsilon: float, delta: float, confidence: float
+) -> str:
+    """Return why a run was stopped."""
+    return (
+        f"stopped after step {step}: the canaries show less than {round_up(noise_factor)} of the "
+        f"claimed noise (conditional, confidence {confidence:g} at every step at once); by its "
+        f"last step, epsilon would be at least {round_down(epsilon)} at delta {delta:g}"
+    )

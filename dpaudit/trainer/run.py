@@ -46,8 +46,8 @@ from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import LedgerHeader, Resumed, Sampling
 from dpaudit.vocabulary.settings import RunConfig
 
-OnStep = Callable[[int], None]
-"""Called after each step with the number of steps done."""
+OnStep = Callable[[int, Tap], None]
+"""Called after each step with the number of steps done and what it showed of canaries."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ class _Running:
             done = number + 1
             if done % every == 0 and done < steps:
                 self.save_progress()
-            on_step(done)
+            on_step(done, self._taps[-1])
         self._ship()
 
     def _ship(self) -> None:

@@ -6,6 +6,7 @@ DpauditError
     MissingExtra        an optional library is not installed exit code 2
     RunExists           a run would be overwritten           exit code 2
     IntegrityError      a file is missing, torn or altered   exit code 4
+    Refuted             a run gives away more than it claims  exit code 1
     AccountingError     no number that is certainly true     exit code 3
         Unresolvable    a method cannot tell; another might
         BudgetExceeded  a release that a filter's budget does not admit
@@ -72,6 +73,12 @@ class IntegrityError(DpauditError):
     """A file of a run is missing, incomplete or not what its hashes say."""
 
     exit_code = ExitCode.INTEGRITY
+
+
+class Refuted(DpauditError):
+    """A run was stopped, as its own canaries show more than its claim allows."""
+
+    exit_code = ExitCode.VIOLATED
 
 
 class AccountingError(DpauditError, ArithmeticError):

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dpaudit.cli.main import _run
 from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
-from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.trainer import run as runs
 from dpaudit.trainer.added_noise import Independent, Moment, Sums
 from dpaudit.vocabulary.audit import BoundKind
+from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.settings import (
     CanarySettings,
     DataSettings,
@@ -41,7 +43,7 @@ def run_pipeline(out: Path) -> tuple[RunDirectory, Verdict, float]:
         DataSettings(), privacy, ModelSettings(), CanarySettings(500, 25), SpeedSettings()
     )
     prepared = runs.prepare(config)
-    run = runs.train(prepared, out, lambda done: None)
+    run = runs.train(prepared, out, lambda done, tap: None)
     claim = write_claim(run, privacy.delta)
     assert claim.epsilon.upper <= 3.0
     audit_run(run, confidence=0.99)
@@ -54,9 +56,8 @@ def test_an_honest_run_holds_with_useful_accuracy(tmp_path: Path) -> None:
     assert accuracy >= 0.92
 
 
-def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add a fifth of the noise that the ledger books."""
     honest = Independent.added
 
     def a_fifth(
@@ -65,6 +66,24 @@ def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(
         return honest(self, sums, moment, noise_multiplier / 5, norm)
 
     monkeypatch.setattr(Independent, "added", a_fifth)
+
+
+def test_a_run_with_too_little_noise_is_stopped_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "--target-epsilon", "3", "--canaries", "200", "--stop-when-refuted", "0.99"]
+    monkeypatch.setattr("sys.argv", ["dpaudit", *command, "--out", str(tmp_path / "honest")])
+    assert _run() == ExitCode.HOLDS
+    planted(monkeypatch)
+    monkeypatch.setattr("sys.argv", ["dpaudit", *command, "--out", str(tmp_path / "run")])
+    assert _run() == ExitCode.VIOLATED
+    assert open_run(tmp_path / "run").read_ledger().seal is None  # nothing is shipped
+
+
+def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted(monkeypatch)
     _, verdict, _ = run_pipeline(tmp_path / "run")
     assert verdict.outcome is Outcome.VIOLATED
     convicted = [rule for rule in verdict.rules if rule.outcome is Outcome.VIOLATED]

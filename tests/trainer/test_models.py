@@ -58,7 +58,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def train(config: RunConfig, out: Path) -> RunDirectory:
-    return runs.train(runs.prepare(config), out, lambda done: None)
+    return runs.train(runs.prepare(config), out, lambda done, tap: None)
 
 
 def test_the_scattering_model_is_linear_and_normalises_each_record_by_itself() -> None:
@@ -141,7 +141,7 @@ def test_features_are_computed_once_a_run(
         return transformed(self, images)
 
     monkeypatch.setattr(Scattering, "forward", noted)
-    run = runs.train(prepared, tmp_path / "run", lambda done: None)
+    run = runs.train(prepared, tmp_path / "run", lambda done, tap: None)
     trained = len(Canaries.read(run).trained_inputs)
     assert seen == [len(prepared.split.train) + trained]  # input canaries go the same way
 
@@ -178,14 +178,14 @@ def test_an_interrupted_run_with_features_resumed_is_the_run_uninterrupted(
     class Interrupted(Exception):
         pass
 
-    def interrupt(done: int) -> None:
+    def interrupt(done: int, tap: object) -> None:
         if done == 3:
             raise Interrupted
 
     whole = train(config, tmp_path / "whole")
     with pytest.raises(Interrupted):
         runs.train(runs.prepare(config), tmp_path / "run", interrupt)
-    run = runs.resume(runs.prepare_resume(tmp_path / "run"), tmp_path / "run", lambda done: None)
+    run = runs.resume(runs.prepare_resume(tmp_path / "run"), tmp_path / "run", lambda done, tap: None)
     assert run.model.read_bytes() == whole.model.read_bytes()
 
 

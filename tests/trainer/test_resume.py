@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,6 +22,7 @@ from dpaudit.trainer import models
 from dpaudit.trainer import run as runs
 from dpaudit.trainer.canaries import Canaries
 from dpaudit.trainer.private_sgd import GRADIENT_SUM, RECORD_COUNT
+from dpaudit.trainer.taps import Tap
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, RunExists
 from dpaudit.vocabulary.ledger import Begun, PrivacyLedger, Randomness, Resumed, Seal
 from dpaudit.vocabulary.settings import (
@@ -36,15 +36,15 @@ from dpaudit.vocabulary.settings import (
 
 STEPS, EVERY = 9, 3
 CHECKPOINT = ["model.safetensors", "optimizer.safetensors", "progress.json", "observations.npz"]
-NOTHING: Callable[[int], None] = lambda done: None  # noqa: E731
+NOTHING: runs.OnStep = lambda done, tap: None  # noqa: E731
 
 
 class Interrupted(Exception):
     """What ends a run in the middle."""
 
 
-def interrupt_at(step: int) -> Callable[[int], None]:
-    def on_step(done: int) -> None:
+def interrupt_at(step: int) -> runs.OnStep:
+    def on_step(done: int, tap: Tap) -> None:
         if done == step:
             raise Interrupted
 
@@ -84,7 +84,7 @@ def interrupted(config: RunConfig, out: Path, step: int) -> RunDirectory:
     return RunDirectory(out)
 
 
-def resume(out: Path, on_step: Callable[[int], None] = NOTHING) -> RunDirectory:
+def resume(out: Path, on_step: runs.OnStep = NOTHING) -> RunDirectory:
     return runs.resume(runs.prepare_resume(out), out, on_step)
 
 
