@@ -8,7 +8,9 @@ import traceback
 import click
 
 import dpaudit
+from dpaudit.cli.attack import attack
 from dpaudit.cli.audit import audit
+from dpaudit.cli.canaries import canaries
 from dpaudit.cli.completion import completion
 from dpaudit.cli.delta import delta
 from dpaudit.cli.epsilon import epsilon
@@ -36,6 +38,8 @@ for _command in (
     noise,
     tradeoff,
     audit,
+    attack,
+    canaries,
     gate,
     report,
     completion,

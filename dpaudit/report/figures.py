@@ -128,8 +128,17 @@ def privacy_profile(points: Sequence[ProfilePoint], claim: Claim, *, label: str)
     return _svg("profile", label, draw, height=3.2)
 
 
-def audit_bounds(bounds: Sequence[AuditResult], claim: Claim, *, label: str) -> str:
-    """Draw each lower bound as a bar from 0, its kind by marker, against the claim's line."""
+def audit_bounds(
+    bounds: Sequence[AuditResult], claimed: float | None, delta: float, *, label: str
+) -> str:
+    """Draw each lower bound as a bar from 0, its kind by marker, against the claim's line.
+
+    Args:
+        bounds: At least one.
+        claimed: The claimed epsilon, its upper end; None where nothing is claimed.
+        delta: The delta of the claim.
+        label: What the picture shows, for those who do not see it.
+    """
 
     def draw(axes: Axes) -> None:
         for row, bound in enumerate(bounds):
@@ -138,26 +147,11 @@ def audit_bounds(bounds: Sequence[AuditResult], claim: Claim, *, label: str) -> 
                 [0, bound.epsilon_lower], [row, row], color=colour, linestyle=line, linewidth=2.5
             )
             axes.plot([bound.epsilon_lower], [row], color=colour, marker=marker, markersize=8)
-            axes.text(0, row - 0.22, _row_name(bound, claim), verticalalignment="bottom")
-        axes.axvline(claim.epsilon.upper, color=VERMILION, linewidth=1.8)
-        furthest = max(claim.epsilon.upper, *(bound.epsilon_lower for bound in bounds))
+            axes.text(0, row - 0.22, _row_name(bound, delta), verticalalignment="bottom")
+        furthest = max(claimed or 0.0, *(bound.epsilon_lower for bound in bounds), 0.0)
         axes.set_xlim(0, 1.12 * furthest or 1)
-        # Beyond the line a bound would contradict the claim: hatched, in case colour is lost.
-        axes.axvspan(
-            claim.epsilon.upper,
-            axes.get_xlim()[1],
-            facecolor="none",
-            edgecolor=VERMILION,
-            alpha=0.7,
-            hatch="///",
-            linewidth=0,
-        )
-        axes.annotate(
-            "the claim",
-            (claim.epsilon.upper, 1.01),
-            xycoords=("data", "axes fraction"),
-            horizontalalignment="center",
-        )
+        if claimed is not None:
+            _draw_claim(axes, claimed)
         axes.set_ylim(len(bounds) - 0.6, -0.75)  # the first bound on top
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
@@ -166,8 +160,28 @@ def audit_bounds(bounds: Sequence[AuditResult], claim: Claim, *, label: str) -> 
     return _svg("audit", label, draw, height=1.1 + 0.55 * len(bounds))
 
 
-def _row_name(bound: AuditResult, claim: Claim) -> str:
-    elsewhere = "" if bound.delta == claim.delta else f", at delta {bound.delta!r}"
+def _draw_claim(axes: Axes, claimed: float) -> None:
+    axes.axvline(claimed, color=VERMILION, linewidth=1.8)
+    # Beyond the line a bound would contradict the claim: hatched, in case colour is lost.
+    axes.axvspan(
+        claimed,
+        axes.get_xlim()[1],
+        facecolor="none",
+        edgecolor=VERMILION,
+        alpha=0.7,
+        hatch="///",
+        linewidth=0,
+    )
+    axes.annotate(
+        "the claim",
+        (claimed, 1.01),
+        xycoords=("data", "axes fraction"),
+        horizontalalignment="center",
+    )
+
+
+def _row_name(bound: AuditResult, delta: float) -> str:
+    elsewhere = "" if bound.delta == delta else f", at delta {bound.delta!r}"
     return f"{_name(bound.name)} ({bound.kind.value}{elsewhere})"
 
 

@@ -147,7 +147,9 @@ def _figures(evidence: ReportEvidence) -> dict[str, Markup]:
         drawn["profile"] = figures.privacy_profile(evidence.profile, claim, label=label)
     if evidence.audit and evidence.audit.bounds:
         label = _bounds_in_words(evidence.audit.bounds, claim)
-        drawn["audit"] = figures.audit_bounds(evidence.audit.bounds, claim, label=label)
+        drawn["audit"] = figures.audit_bounds(
+            evidence.audit.bounds, claim.epsilon.upper, claim.delta, label=label
+        )
     attacks = [a for a in (evidence.audit.membership if evidence.audit else ()) if a.roc]
     if attacks:
         drawn["roc"] = figures.roc(attacks, label=_attacks_in_words(attacks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dpaudit
 from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -146,6 +147,16 @@ def claim_in_words(claim: Claim) -> str:
 def spent_in_words(epsilon: float) -> str:
     """Return what a progress bar says of the budget."""
     return f"epsilon at most {round_up(epsilon)}"
+
+
+def against_claim_in_words(bound: AuditResult, claimed_epsilon: float) -> str:
+    """Return what one lower bound says of a claim."""
+    if not bound.epsilon_lower <= claimed_epsilon:
+        return (
+            f"the claimed epsilon of {claimed_epsilon:g} is contradicted: it is at least "
+            f"{round_down(bound.epsilon_lower)} ({bound.kind.value})"
+        )
+    return f"the claimed epsilon of {claimed_epsilon:g} is not contradicted; this is no proof"
 
 
 def refuted_in_words(

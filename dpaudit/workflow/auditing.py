@@ -9,10 +9,13 @@ from dpaudit.attacks import membership
 from dpaudit.attacks.one_run import (
     Claimed,
     ClaimedSteps,
+    FinalIterate,
     Seen,
+    audit_final_iterate,
     audit_gradient_canaries,
     audit_input_canaries,
     audit_interfering_canaries,
+    audit_interfering_final_iterate,
 )
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_arrays, write_json
@@ -37,14 +40,20 @@ AUDITS = {
     "dirac": audit_interfering_canaries,
     "orthogonal": audit_interfering_canaries,
 }
+FINAL_AUDITS = {
+    "own": audit_final_iterate,
+    "dirac": audit_interfering_final_iterate,
+    "orthogonal": audit_interfering_final_iterate,
+}
 """By where the canaries point: among the parameters they meet the records' gradients."""
 
 
-def audit_run(run: RunDirectory, *, confidence: float) -> AuditReport:
+def audit_run(run: RunDirectory, *, confidence: float, view: str = "every-step") -> AuditReport:
     """Measure ``run``, write what was found into it and return it.
 
     The failure probability 1 - ``confidence`` is shared out, so that all lower bounds hold
-    together.
+    together. ``view`` says what is read of gradient canaries: ``every-step``, or the
+    ``final-iterate`` alone.
 
     Raises:
         IntegrityError: the run is unfinished, or a file is missing or altered.
@@ -62,7 +71,7 @@ def audit_run(run: RunDirectory, *, confidence: float) -> AuditReport:
     canaries = Canaries.read(run)
     claim = claim_of(ledger, config.privacy.delta, CLAIMING_ACCOUNTANT)
     if len(canaries.gradient_included):
-        bounds += _gradient_bounds(run, ledger, claim, canaries, 1 - GRADIENT_SHARE * alpha)
+        bounds += _gradient_bounds(run, ledger, claim, canaries, 1 - GRADIENT_SHARE * alpha, view)
     if len(canaries.inputs):
         losses = evaluate(model, canaries.inputs).losses
         bounds += (
@@ -85,7 +94,12 @@ def audit_run(run: RunDirectory, *, confidence: float) -> AuditReport:
 
 
 def _gradient_bounds(
-    run: RunDirectory, ledger: PrivacyLedger, claim: Claim, canaries: Canaries, confidence: float
+    run: RunDirectory,
+    ledger: PrivacyLedger,
+    claim: Claim,
+    canaries: Canaries,
+    confidence: float,
+    view: str,
 ) -> tuple[AuditResult, ...]:
     arrays = read_arrays(run.observations)
     observations, steps = arrays["rows"].astype(np.float64), booked_steps(ledger, GRADIENT_SUM)
@@ -100,8 +114,17 @@ def _gradient_bounds(
         delta=claim.delta,
         family=family(steps, claim.delta),
     )
-    joined = joined_of(arrays)
-    seen = Seen(observations, canaries.gradient_included, claimed.steps, joined)
     seed = int(ledger.header.run[:12], 16)  # fixed before any score existed
-    audit = AUDITS[run.read_config().canaries.directions]
-    return audit(seen, claimed, confidence=confidence, seed=seed)
+    included = canaries.gradient_included
+    directions = run.read_config().canaries.directions
+    if view == "final-iterate":
+        last = FinalIterate(observations.sum(axis=0), included)
+        return FINAL_AUDITS[directions](last, claimed, confidence=confidence, seed=seed)
+    seen = Seen(observations, included, claimed.steps, joined_of(arrays))
+    return AUDITS[directions](seen, claimed, confidence=confidence, seed=seed)
+
+
+def claimed_epsilon(run: RunDirectory) -> float:
+    """Return the upper end of what the run's ledger claims, at the delta that was asked for."""
+    ledger, config = run.read_finished(), run.read_config()
+    return claim_of(ledger, config.privacy.delta, CLAIMING_ACCOUNTANT).epsilon.upper

@@ -10,8 +10,8 @@ import numpy as np
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import Guesses, digest, fewest, register
-from dpaudit.attacks.one_run.seen import Seen
-from dpaudit.attacks.one_run.simulation import REPETITIONS, Simulation, detectable_epsilon
+from dpaudit.attacks.one_run.seen import Scored
+from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
 
 ONE_RUN = "one run (Steinke, Nasr & Jagielski 2023, Theorem 5.2)"
@@ -24,14 +24,14 @@ class CertifiedAudit:
     claimed: Claimed
     canaries: int
     confidence: float
-    simulation: Simulation
+    simulation: Audits
 
     @cached_property
     def registered(self) -> tuple[Guesses, Guesses]:
         """The numbers of guesses, from the claim alone."""
         return register(self.simulation, self.canaries, self.claimed, self._epsilon)
 
-    def result(self, seen: Seen) -> AuditResult:
+    def result(self, seen: Scored) -> AuditResult:
         """Return the larger of both bounds."""
         counts = [guesses.count for guesses in self.registered]  # before a score is read
         found = [
@@ -42,7 +42,7 @@ class CertifiedAudit:
         epsilon, guessed, correct = max(found)
         bound = self._bound(guessed, correct)
         return AuditResult(
-            name="gradient canaries, every step",
+            name=seen.name,
             method=ONE_RUN,
             kind=bound.kind,
             epsilon_lower=epsilon,

@@ -10,8 +10,8 @@ import numpy as np
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import Guesses, best_guesses, digest, fewest
-from dpaudit.attacks.one_run.seen import Seen
-from dpaudit.attacks.one_run.simulation import REPETITIONS, Simulation, detectable_epsilon
+from dpaudit.attacks.one_run.seen import Scored
+from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
 
 CURVE = "one run against the claimed trade-off curve (Mahloujifar, Melis & Chaudhuri 2024)"
@@ -24,7 +24,7 @@ class CurveAudit:
     claimed: Claimed
     canaries: int
     confidence: float
-    simulation: Simulation
+    simulation: Audits
 
     @cached_property
     def registered(self) -> Guesses:
@@ -41,7 +41,7 @@ class CurveAudit:
 
         return best_guesses(self.simulation, self.canaries, 1.0, mu)[1]
 
-    def result(self, seen: Seen) -> AuditResult:
+    def result(self, seen: Scored) -> AuditResult:
         """Return the bound."""
         guesses = self.registered
         correct = guesses.correct(seen.scores, seen.included)
@@ -53,7 +53,7 @@ class CurveAudit:
             family=self.claimed.family,
         )
         return AuditResult(
-            name="gradient canaries, every step",
+            name=seen.name,
             method=CURVE,
             kind=bound.kind,
             epsilon_lower=bound.epsilon,

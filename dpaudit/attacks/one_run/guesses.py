@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.attacks.one_run.claimed import Claimed
-from dpaudit.attacks.one_run.simulation import Simulation
+from dpaudit.attacks.one_run.simulation import Audits
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
@@ -38,7 +38,7 @@ class Guesses:
 
 
 def best_guesses(
-    simulation: Simulation, canaries: int, noise_factor: float, bound: Bounds
+    simulation: Audits, canaries: int, noise_factor: float, bound: Bounds
 ) -> tuple[float, Guesses]:
     """Return the number of guesses whose bound is largest on average, and that bound."""
     audits = simulation.audits(noise_factor, AUDITS)
@@ -52,7 +52,7 @@ def best_guesses(
 
 
 def register(
-    simulation: Simulation, canaries: int, claimed: Claimed, bound: Bounds
+    simulation: Audits, canaries: int, claimed: Claimed, bound: Bounds
 ) -> tuple[Guesses, Guesses]:
     """Return two numbers of guesses: the best if the claim is true, and the best against it.
 

@@ -10,8 +10,8 @@ import numpy as np
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import Guesses, digest, fewest
-from dpaudit.attacks.one_run.seen import Seen
-from dpaudit.attacks.one_run.simulation import REPETITIONS, Simulation, detectable_epsilon
+from dpaudit.attacks.one_run.seen import Scored
+from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
 
 TOTAL_VARIATION = "total variation, inverted over the claimed family"
@@ -24,9 +24,9 @@ class RankAudit:
     claimed: Claimed
     canaries: int
     confidence: float
-    simulation: Simulation
+    simulation: Audits
 
-    def result(self, seen: Seen) -> AuditResult:
+    def result(self, seen: Scored) -> AuditResult:
         """Return the bound."""
         correct = Guesses(self.canaries).correct(seen.scores, seen.included)
         bound = bounds.tv_rank(
@@ -36,7 +36,7 @@ class RankAudit:
             family=self.claimed.family,
         )
         return AuditResult(
-            name="gradient canaries, every step",
+            name=seen.name,
             method=TOTAL_VARIATION,
             kind=bound.kind,
             epsilon_lower=bound.epsilon,

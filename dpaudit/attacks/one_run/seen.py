@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,22 @@ from dpaudit.vocabulary.errors import InvalidArgument
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
+
+
+class Scored(Protocol):
+    """One score a canary, a function of what was observed alone."""
+
+    @property
+    def name(self) -> str:
+        """What was observed, in words."""
+
+    @property
+    def scores(self) -> Array:
+        """Shape ``(m,)``: positive where included is likelier, the surer the farther from 0."""
+
+    @property
+    def included(self) -> Bits:
+        """Shape ``(m,)``: the canaries' secret bits."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,11 @@ class Seen:
             raise InvalidArgument("joined", f"shape {joined.shape}", "that of the observations")
         if (joined & ~self.included).any():
             raise InvalidArgument("joined", "a canary that was left out", "included canaries alone")
+
+    @property
+    def name(self) -> str:
+        """What was observed."""
+        return "gradient canaries, every step"
 
     @property
     def canaries(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,13 @@ SIMULATED_DRAWS = 20_000_000
 REPETITIONS = 200
 LEAST_NOISE_FACTOR = 0.1
 RESOLUTION = 1.03  # of noise factors
+
+
+class Audits(Protocol):
+    """Simulated audits."""
+
+    def audits(self, noise_factor: float, repetitions: int) -> list[tuple[Array, Bits]]:
+        """Return scores and bits of ``repetitions`` audits at a true noise factor."""
 
 
 class Simulation:

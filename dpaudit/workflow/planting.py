@@ -1,0 +1,183 @@
+"""Canary files: one for whoever trains, one for the auditor alone.
+
+``NAME.npz`` holds the included canaries and nothing of the others, ``NAME.secret.npz`` all of
+them with their bits. Their names say nothing of the bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpaudit.attacks.canaries import (
+    Records,
+    Secrets,
+    Tossed,
+    blank,
+    make_secrets,
+    mislabelled,
+    out_of_distribution,
+    toss,
+)
+from dpaudit.runs.files import read_arrays, write_arrays, write_bytes
+from dpaudit.trainer.data import load
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_count
+from dpaudit.vocabulary.settings import DataSettings
+
+Arrays = dict[str, NDArray[np.generic]]
+Make = Callable[[Records, int, np.random.Generator], Records]
+
+INPUT_KINDS: dict[str, Make] = {
+    "mislabelled": mislabelled,
+    "blank": blank,
+    "out-of-distribution": out_of_distribution,
+}
+SECRET = ("ids", "included", "kind")
+
+
+def secret_path(path: Path) -> Path:
+    """Return where the auditor's file lies beside the trainer's."""
+    return path.with_name(path.name.removesuffix(".npz") + ".secret.npz")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What the auditor knows.
+
+    Attributes:
+        kind: How the canaries were made.
+        ids: Their names.
+        included: Their bits, shape ``(m,)``.
+        arrays: Everything in the file, the canaries themselves among it.
+    """
+
+    kind: str
+    ids: tuple[str, ...]
+    included: NDArray[np.bool_]
+    arrays: Arrays
+
+
+def plant_inputs(
+    kind: str, count: int, data: DataSettings, out: Path, *, training_file: Path | None, make: Make
+) -> Planted:
+    """Make canaries out of held-out records, toss their coins and write both files.
+
+    Args:
+        kind: Its name.
+        count: How many.
+        data: The records; canaries are made of held-out ones.
+        out: The trainer's file.
+        training_file: Where to write all training records with the included canaries among
+            them, too.
+        make: Makes them.
+    """
+    require_count("count", count)
+    split = load(data)
+    if count > len(split.heldout):
+        allowed = f"at most the {len(split.heldout)} held-out records"
+        raise InvalidArgument("count", count, allowed)
+    rng = _unpredictable()
+    chosen = np.zeros(len(split.heldout), np.bool_)
+    chosen[rng.permutation(len(split.heldout))[:count]] = True
+    base = Records(split.heldout.features[chosen], split.heldout.labels[chosen])
+    tossed = toss(make(base, len(split.classes), rng), rng)
+    planted = _write(kind, tossed, _input_arrays, out)
+    if training_file is not None:
+        train, trained = split.train, tossed.trained
+        mixed = rng.permutation(len(train) + len(trained))
+        write_arrays(
+            training_file,
+            x=np.concatenate([train.features, trained.features])[mixed],
+            y=np.concatenate([train.labels, trained.labels])[mixed],
+        )
+    return planted
+
+
+def plant_secrets(
+    count: int, out: Path, *, references: int, template: str, text: Path | None,
+    training_file: Path | None,
+) -> Planted:  # fmt: skip
+    """Make sentences with secrets, toss their coins and write both files.
+
+    Args:
+        count: How many.
+        out: The trainer's file.
+        references: How many sentences more, never trained on, that ranks are taken among.
+        template: Of a sentence.
+        text: Training text, a line a record.
+        training_file: Where to write its lines with the included sentences among them.
+    """
+    rng = _unpredictable()
+    tossed = toss(make_secrets(count, rng, references=references, template=template), rng)
+    planted = _write("secrets", tossed, _secret_arrays, out)
+    if training_file is not None:
+        lines = [] if text is None else text.read_text().splitlines()
+        lines += tossed.trained.sentences
+        mixed = [lines[i] for i in rng.permutation(len(lines))]
+        write_bytes(training_file, ("\n".join(mixed) + "\n").encode())
+    return planted
+
+
+def plant_dummies(count: int, out: Path) -> Planted:
+    """Toss the coins of gradient canaries for one's own loop; the trainer gets their numbers."""
+    tossed = toss(np.arange(count), _unpredictable())
+    return _write("dummy", tossed, lambda numbers: {"numbers": numbers}, out)
+
+
+def read_planted(path: Path) -> Planted:
+    """Return the auditor's file that is at ``path``, or beside the trainer's there.
+
+    Raises:
+        IntegrityError: it is missing, broken, or the trainer's own.
+    """
+    found = path if path.name.endswith(".secret.npz") else secret_path(path)
+    arrays = read_arrays(found)
+    missing = [name for name in SECRET if name not in arrays]
+    if missing:
+        raise IntegrityError(f"{found} lacks {', '.join(missing)}: it is no auditor's canary file")
+    included = np.asarray(arrays["included"], dtype=np.bool_)
+    ids = tuple(str(name) for name in arrays["ids"])
+    if len(ids) != len(included):
+        raise IntegrityError(f"{found} has {len(ids)} canaries and {len(included)} bits")
+    return Planted(str(arrays["kind"]), ids, included, arrays)
+
+
+def _write(kind: str, tossed: Tossed[Any], describe: Callable[..., Arrays], out: Path) -> Planted:
+    if out.suffix != ".npz":
+        raise InvalidArgument("output", str(out), "a file of kind .npz")
+    salt = np.frombuffer(os.urandom(32), dtype=np.uint8)  # digests of the file confirm no guess
+    everything = describe(tossed.canaries) | {
+        "ids": np.array(tossed.ids), "included": tossed.included, "kind": np.array(kind),
+    }  # fmt: skip
+    for path in (out, secret_path(out)):
+        if path.exists():
+            raise InvalidArgument("output", str(path), "a file that does not exist yet")
+    write_arrays(secret_path(out), salt=salt, **everything)
+    trained = describe(tossed.trained)
+    # References would tell a trainer which sentences to leave out of its guesses.
+    trained.pop("references", None)
+    write_arrays(out, ids=np.array(tossed.trained_ids), kind=np.array(kind), **trained)
+    return Planted(kind, tossed.ids, tossed.included, everything)
+
+
+def _input_arrays(records: Records) -> Arrays:
+    return {"x": records.features, "y": records.labels}
+
+
+def _secret_arrays(secrets: Secrets) -> Arrays:
+    return {
+        "sentences": np.array(secrets.sentences, dtype=np.str_),
+        "references": np.array(secrets.references, dtype=np.str_),
+        "space": np.array(secrets.space),
+    }
+
+
+def _unpredictable() -> np.random.Generator:
+    """Return a generator whose seed nobody knows: bits that can be guessed are no secret."""
+    return np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
