@@ -16,7 +16,7 @@ from dpaudit.attacks.one_run.simulation import Audits
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the canaries, the surest first
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 1.0)  # of the canaries, the surest first
 REFUTING_FACTORS = (0.8, 0.65, 0.5, 0.4, 0.33, 0.25, 0.2)  # of the claimed noise
 AUDITS = 20
 
