@@ -9,7 +9,7 @@ import msgspec
 
 from dpaudit.report.text import EpsilonAnswers
 from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
-from dpaudit.vocabulary.audit import AuditReport
+from dpaudit.vocabulary.audit import AttackReport, AuditReport
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.ledger import LedgerLine
 from dpaudit.vocabulary.mechanism import Mechanism
@@ -17,6 +17,7 @@ from dpaudit.vocabulary.verdict import Verdict
 
 FOLDER = Path(__file__).resolve().parent.parent / "dpaudit" / "vocabulary" / "schemas"
 KINDS = {
+    "attack": AttackReport,
     "audit": AuditReport,
     "claim": Claim,
     "delta": DeltaAnswer,

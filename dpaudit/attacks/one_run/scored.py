@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from dpaudit.attacks import bounds
 from dpaudit.attacks.bounds.gaussian import mu_of_epsilon
@@ -120,7 +119,9 @@ def audit_scores(
 
 def centred_ranks(scores: Array) -> Array:
     """Return ranks about zero, equal scores alike."""
-    return np.asarray(rankdata(scores) - (len(scores) + 1) / 2)
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts + 1) / 2
+    return np.asarray(middle[place] - (len(scores) - 1) / 2)
 
 
 def _check(scores: Array, included: Bits, delta: float, confidence: float) -> None:

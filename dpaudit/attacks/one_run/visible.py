@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
-from scipy.stats import nct
+from scipy.special import nctdtr, nctdtrit, ndtr, ndtri
 
 from dpaudit.attacks import bounds
 from dpaudit.attacks.bounds.independent import SHARE_OF_HITS
@@ -146,5 +145,5 @@ class GapAudit(_Visible):
         inside, all_cells = self.expected_inside, self.observations
         centre = math.sqrt(inside * (all_cells - inside) / all_cells) / self.noise_multiplier
         degrees = all_cells - 2
-        critical = float(nct.isf(1 - self.confidence, degrees, centre))
-        return float(nct.sf(critical, degrees, centre / noise_factor))
+        critical = float(nctdtrit(degrees, centre, self.confidence))
+        return 1 - float(nctdtr(degrees, centre / noise_factor, critical))

@@ -1,0 +1,141 @@
+"""Membership inference by the number of reference models: AUC and TPR at 0.1% FPR.
+
+    python benchmarks/membership.py location30.npz                   # the table of the design
+    python benchmarks/membership.py adult.csv --targets 4 --attack loss --attack rmia-online
+    python benchmarks/membership.py location30.npz --json benchmarks/results/membership.json
+
+Targets and references are trained once, together; each row takes the first so many of them.
+What the attacks reach depends on how far the targets overfit: the loss attack's AUC says it.
+CPU time is that of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from side_by_side.tables import table, titled
+
+import dpaudit
+from dpaudit.attacks.membership.battery import ALONE, ATTACKS
+from dpaudit.vocabulary.audit import MembershipResult
+from dpaudit.vocabulary.settings import DataSettings
+from dpaudit.workflow.attacking import AttackSettings, judged, targets_of
+from dpaudit.workflow.populations import population
+
+REFERENCES = (1, 4, 16, 32)
+FPR = 0.001
+BY_DEFAULT = ("loss", "calibrated", "lira-online", "lira-offline", "rmia-online", "rmia-offline")
+
+# On Location30, from the issue: LiRA online with 32 references, RMIA with one.
+TARGETS = {("lira-online", 32): 0.12, ("rmia-online", 1): 0.03}
+
+
+def measure(data: str, asked: AttackSettings, counts: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Return a row for each attack and number of references, and the CPU seconds of each step."""
+    start = time.process_time()
+    source = DataSettings(source=data)
+    records, classes = population(source, most=asked.records, seed=asked.seed)
+    cases = targets_of(records, classes, asked)
+    rows = [{"step": "training and signals", "cpu_seconds": time.process_time() - start}]
+    for count in counts:
+        start = time.process_time()
+        some = [case.with_references(count) for case in cases]
+        found = judged(some, asked, data).report.membership
+        cpu = time.process_time() - start
+        rows += [_row(one, count) for one in found]
+        rows.append({"step": f"attacks with {count} references", "cpu_seconds": cpu})
+        print(f"{count} references: {cpu:.0f} CPU seconds", file=sys.stderr, flush=True)
+    return rows
+
+
+def _row(one: MembershipResult, references: int) -> dict[str, Any]:
+    rate = next((rate for rate in one.tpr_at_fpr if rate.fpr == FPR), None)
+    return {
+        "attack": one.attack,
+        "references": 0 if one.attack in ALONE else references,
+        "auc": one.auc,
+        "tpr": rate and rate.tpr,
+        "interval": rate and [rate.interval.lower, rate.interval.upper],
+        "members": one.members,
+        "nonmembers": one.nonmembers,
+        "target": TARGETS.get((one.attack, references)),
+    }
+
+
+def show(rows: list[dict[str, Any]], counts: tuple[int, ...]) -> str:
+    """Return the table of the design: a row a number of references, a column an attack."""
+    measured = [row for row in rows if "attack" in row]
+    attacks = list(dict.fromkeys(row["attack"] for row in measured))
+    cells = {(row["attack"], row["references"]): _cell(row) for row in measured}
+    lines = [
+        (str(count), *(cells.get((name, 0 if name in ALONE else count), "-") for name in attacks))
+        for count in counts
+    ]
+    seconds = [(row["step"], f"{row['cpu_seconds']:.0f}") for row in rows if "step" in row]
+    return titled(
+        "AUC / TPR at 0.1% FPR in % (interval at 95%)",
+        table(("references", *attacks), lines),
+        table(("step", "CPU seconds"), seconds),
+    )
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["tpr"] is None:
+        return f"{row['auc']:.3f} / -"
+    lower, upper = (100 * end for end in row["interval"])
+    return f"{row['auc']:.3f} / {100 * row['tpr']:.1f} ({lower:.1f}-{upper:.1f})"
+
+
+def facts(data: str, asked: AttackSettings) -> dict[str, Any]:
+    """Return when, on what and with which settings the figures were measured."""
+    settings = {name: getattr(asked, name) for name in asked.__dataclass_fields__}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "dpaudit": dpaudit.__version__,
+        "torch": importlib.metadata.version("torch"),
+        "processors": os.cpu_count(),
+        "data": Path(data).name,
+        "settings": settings,
+    }
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data")
+    parser.add_argument("--attack", choices=ATTACKS, action="append", help="repeatable")
+    parser.add_argument("--references", type=int, nargs="+", default=list(REFERENCES))
+    parser.add_argument("--targets", type=int, default=8)
+    parser.add_argument("--records", type=int)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    given = parser.parse_args()
+    asked = AttackSettings(
+        attacks=tuple(given.attack or BY_DEFAULT),
+        seed=given.seed,
+        references=max(given.references),
+        targets=given.targets,
+        epochs=given.epochs,
+        records=given.records,
+    )
+    counts = tuple(sorted(given.references))
+    rows = measure(given.data, asked, counts)
+    if given.json:
+        found = facts(given.data, asked) | {"rows": rows}
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(show(rows, counts))
+
+
+if __name__ == "__main__":
+    main()

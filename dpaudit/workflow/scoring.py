@@ -1,0 +1,50 @@
+"""Scores of membership inference, ours or from elsewhere, and what they come to. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dpaudit.attacks.membership.evaluation import ONE_MODEL, evaluate
+from dpaudit.attacks.membership.score_file import groups_of, read_scores
+from dpaudit.attacks.membership.scores import MembershipScores
+from dpaudit.vocabulary.audit import AttackReport
+
+SEVERAL_MODELS = "given the models, every pair of a model and a record is an independent trial"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What was found: the report, and every score, one row for each attack, target and record."""
+
+    report: AttackReport
+    scores: pd.DataFrame
+
+
+def attack_scores(path: Path, *, confidence: float) -> Attacked:
+    """Evaluate scores that any framework wrote.
+
+    Raises:
+        InvalidArgument: the file is broken, or its scores are unpaired, NaN, of one class,
+            of a record twice, or of the wrong sign.
+    """
+    attacked = f"scores of {path.name}"
+    return evaluated(read_scores(path), attacked, confidence=confidence)
+
+
+def evaluated(frame: pd.DataFrame, attacked: str, *, confidence: float) -> Attacked:
+    """Evaluate each attack of ``frame``, and each step, on all of its targets together."""
+    several = "target" in frame.columns and frame["target"].nunique() > 1
+    assumes = SEVERAL_MODELS if several else ONE_MODEL
+    results = tuple(
+        evaluate(name, scores, confidence=confidence, assumes=assumes)
+        for name, scores in groups_of(frame).items()
+    )
+    return Attacked(AttackReport(attacked, confidence, results), frame)
+
+
+def scores_by_attack(attacked: Attacked) -> dict[str, MembershipScores]:
+    """Return the scores of each attack, of all targets together."""
+    return groups_of(attacked.scores)

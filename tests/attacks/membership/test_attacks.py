@@ -1,0 +1,295 @@
+"""Each attack against the same thing written slowly, record by record, model by model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from dpaudit.attacks.membership import (
+    References,
+    calibrated,
+    label_only,
+    lira_offline,
+    lira_online,
+    rmia_offline,
+    rmia_online,
+)
+from dpaudit.attacks.membership.classifier import attack_classifier
+from dpaudit.attacks.membership.label_only import flipped, jittered, stays_right
+from dpaudit.attacks.membership.quantile import quantile_regression
+from dpaudit.attacks.membership.scores import Array, RecordScores
+from dpaudit.vocabulary.errors import InvalidArgument
+
+Attack = Callable[[Array, References], RecordScores]
+AGAINST_REFERENCES: list[Attack] = [
+    *(calibrated, lira_online, lira_offline, rmia_online, rmia_offline)
+]
+
+
+def drawn(models: int, records: int, seed: int) -> tuple[Array, References]:
+    """A target and references in complete pairs, of records that differ in difficulty."""
+    generator = np.random.default_rng(seed)
+    member = generator.random((models, records)) < 0.5
+    member[1::2] = ~member[: models // 2 * 2 : 2]
+    difficulty = generator.standard_normal(records)
+    spread = generator.standard_normal((models, records))
+    return generator.standard_normal(records), References(difficulty + 2 * member + spread, member)
+
+
+def means(values: Array, member: Any, record: int) -> tuple[float, float]:
+    inside = [row[record] for row, is_in in zip(values, member, strict=True) if is_in[record]]
+    outside = [row[record] for row, is_in in zip(values, member, strict=True) if not is_in[record]]
+    return float(np.mean(inside)), float(np.mean(outside))
+
+
+def loss(phi: float) -> float:
+    return -math.log(1 / (1 + math.exp(-phi)))
+
+
+seeds = st.integers(0, 10**6)
+
+
+@given(seeds, st.sampled_from([2, 4, 8]))
+def test_calibrated_is_the_mean_loss_outside_less_the_targets(seed: int, models: int) -> None:
+    target, references = drawn(models, 7, seed)
+    found = calibrated(target, references).values
+    losses = np.vectorize(loss)(references.confidences)
+    for record in range(7):
+        outside = means(losses, references.member, record)[1]
+        assert found[record] == pytest.approx(outside - loss(target[record]))
+
+
+def slow_variance(references: References, record: int | None) -> tuple[float, float]:
+    """Of a record's own, or of all about their own means."""
+    sums, free = [0.0, 0.0], [0, 0]
+    for j in range(references.member.shape[1]) if record is None else [record]:
+        for side in (0, 1):
+            which = references.member[:, j] == (side == 0)
+            values = references.confidences[which, j]
+            sums[side] += sum((value - values.mean()) ** 2 for value in values)
+            free[side] += len(values) - 1
+    return sums[0] / free[0], sums[1] / free[1]
+
+
+@given(seeds, st.sampled_from([4, 64, 70]))
+def test_lira_online_is_the_log_ratio_of_two_normal_densities(seed: int, models: int) -> None:
+    """With one variance for all below 32 models a side, and one each from there on."""
+    target, references = drawn(models, 5, seed)
+    found = lira_online(target, references).values
+    for record in range(5):
+        inside, outside = means(references.confidences, references.member, record)
+        variances = slow_variance(references, None if models < 64 else record)
+        expected = norm.logpdf(target[record], inside, math.sqrt(variances[0])) - norm.logpdf(
+            target[record], outside, math.sqrt(variances[1])
+        )
+        assert found[record] == pytest.approx(expected)
+
+
+@given(seeds, st.sampled_from([4, 64]))
+def test_lira_offline_is_the_normal_deviate_of_models_outside(seed: int, models: int) -> None:
+    target, references = drawn(models, 5, seed)
+    found = lira_offline(target, references).values
+    for record in range(5):
+        outside = means(references.confidences, references.member, record)[1]
+        variance = slow_variance(references, None if models < 64 else record)[1]
+        expected = norm.cdf(target[record], outside, math.sqrt(variance))
+        assert norm.cdf(found[record]) == pytest.approx(expected)
+
+
+def slow_rmia(target: Array, mean: list[float], gamma: float) -> list[float]:
+    def ratio(record: int) -> float:
+        return float(1 / (1 + math.exp(-target[record])) / mean[record])
+
+    count = len(target)
+    return [sum(ratio(x) / gamma >= ratio(z) for z in range(count)) / count for x in range(count)]
+
+
+@given(seeds, st.sampled_from([2, 8]), st.floats(0.5, 3))
+def test_rmia_online_is_the_share_of_records_that_are_dominated(
+    seed: int, models: int, gamma: float
+) -> None:
+    target, references = drawn(models, 9, seed)
+    p = 1 / (1 + np.exp(-references.confidences))
+    mean = [sum(means(p, references.member, record)) / 2 for record in range(9)]
+    found = rmia_online(target, references, gamma=gamma).values
+    assert found == pytest.approx(slow_rmia(target, mean, gamma))
+
+
+@given(seeds, st.floats(0, 1))
+def test_rmia_offline_lifts_what_models_outside_say(seed: int, scale: float) -> None:
+    target, references = drawn(4, 9, seed)
+    p = 1 / (1 + np.exp(-references.confidences))
+    outside = [means(p, references.member, record)[1] for record in range(9)]
+    mean = [((1 + scale) * value + 1 - scale) / 2 for value in outside]
+    found = rmia_offline(target, references, offline_scale=scale).values
+    assert found == pytest.approx(slow_rmia(target, mean, 1.0))
+
+
+def test_rmia_compares_with_the_population_alone() -> None:
+    target, references = drawn(4, 50, 0)
+    population = np.arange(50) < 10
+    found = rmia_online(target, references, population=population).values
+    assert np.allclose(found * 10, np.round(found * 10))
+    with pytest.raises(InvalidArgument, match="population"):
+        rmia_online(target, references, population=np.zeros(50, dtype=bool))
+
+
+@pytest.mark.parametrize("attack", AGAINST_REFERENCES)
+@pytest.mark.parametrize("models", [1, 2, 3, 16])
+def test_one_reference_is_enough_for_a_finite_score(attack: Attack, models: int) -> None:
+    target, references = drawn(models, 40, 1)
+    assert np.isfinite(attack(target, references).values).all()
+
+
+@pytest.mark.parametrize("attack", AGAINST_REFERENCES)
+def test_a_more_confident_target_never_lowers_a_records_own_score(attack: Attack) -> None:
+    """On one record, within reach of what models with the record say."""
+    target, references = drawn(16, 40, 2)
+    inside = means(references.confidences, references.member, 0)[0]
+    rising = []
+    for confidence in np.linspace(-4, inside, 9):
+        target[0] = confidence
+        rising.append(attack(target, references).values[0])
+    if attack is lira_online:  # a likelihood ratio of two normals bends far below both
+        rising = rising[-3:]
+    assert (np.diff(rising) >= 0).all()
+
+
+@pytest.mark.parametrize("attack", AGAINST_REFERENCES)
+def test_a_target_of_other_records_is_refused(attack: Attack) -> None:
+    target, references = drawn(4, 10, 0)
+    with pytest.raises(InvalidArgument, match="confidences"):
+        attack(target[:9], references)
+
+
+@pytest.mark.parametrize("attack", [calibrated, lira_online, lira_offline, rmia_offline])
+def test_references_that_know_every_record_are_refused(attack: Attack) -> None:
+    target, references = drawn(4, 10, 0)
+    with pytest.raises(InvalidArgument, match="references"):
+        attack(target, replace(references, member=np.ones((4, 10), dtype=bool)))
+
+
+def test_lira_online_wants_models_that_trained_on_records() -> None:
+    target, references = drawn(4, 10, 0)
+    outside = replace(references, member=np.zeros((4, 10), dtype=bool))
+    with pytest.raises(InvalidArgument, match="use an offline attack"):
+        lira_online(target, outside)
+    assert np.isfinite(lira_offline(target, outside).values).all()
+
+
+@pytest.mark.parametrize(
+    ("confidences", "member"),
+    [
+        (np.zeros((0, 3)), np.zeros((0, 3), dtype=bool)),
+        (np.zeros(3), np.zeros(3, dtype=bool)),
+        (np.zeros((2, 3)), np.zeros((3, 2), dtype=bool)),
+        (np.zeros((2, 3)), np.zeros((2, 3))),
+        (np.full((2, 3), math.nan), np.zeros((2, 3), dtype=bool)),
+    ],
+)
+def test_references_of_no_shape_are_refused(confidences: Any, member: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        References(confidences, member)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_a_gamma_that_compares_nothing_is_refused(bad: float) -> None:
+    with pytest.raises(InvalidArgument, match="gamma"):
+        rmia_online(*drawn(4, 10, 0), gamma=bad)
+    if not 0 <= bad <= 1:
+        with pytest.raises(InvalidArgument, match="offline_scale"):
+            rmia_offline(*drawn(4, 10, 0), offline_scale=bad)
+
+
+class Threshold:
+    """A model of one feature: class 1 above one half."""
+
+    def predict(self, features: Any) -> Any:
+        return np.stack([0.5 - features[:, 0], features[:, 0] - 0.5], axis=1)
+
+
+def test_label_only_counts_the_copies_that_keep_their_label() -> None:
+    features = np.array([[0.6], [3.0], [0.4]], dtype=np.float32)
+    labels = np.array([1, 1, 1])
+    perturb = jittered(1.0)
+    generator = np.random.default_rng(0)
+    copies = stays_right(
+        Threshold(), features, labels, perturb=perturb, copies=50, generator=generator
+    )
+    assert copies[0].tolist() == [True, True, False]
+    again = np.random.default_rng(0)
+    slow = [features, *(perturb(features, again) for _ in range(49))]
+    shares = [np.mean([copy[j, 0] > 0.5 for copy in slow]) for j in range(3)]
+    assert label_only(copies).values == pytest.approx(shares)
+
+
+def test_binary_features_flip_at_their_rate() -> None:
+    features = (np.random.default_rng(0).random((200, 100)) < 0.3).astype(np.float32)
+    seen = flipped(0.1)(features, np.random.default_rng(1))
+    assert set(np.unique(seen)) == {0, 1}
+    assert np.mean(seen != features) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 20000))
+
+
+def test_label_only_takes_booleans_of_copies_and_records() -> None:
+    with pytest.raises(InvalidArgument, match="right_labels"):
+        label_only(np.ones((3, 4)))  # type: ignore[arg-type]
+
+
+def test_quantile_regression_is_the_height_above_the_predicted_quantile() -> None:
+    generator = np.random.default_rng(0)
+    outside, inside = generator.random((2, 400, 2)).astype(np.float32)
+    confidences = 5 * outside[:, 0] + generator.standard_normal(400)
+    found = quantile_regression(
+        inside,
+        np.zeros(400),
+        outside_features=outside,
+        outside_confidences=confidences,
+        seed=0,
+        fpr=0.1,
+    )
+    model = HistGradientBoostingRegressor(loss="quantile", quantile=0.9, random_state=0)
+    assert found.values == pytest.approx(-model.fit(outside, confidences).predict(inside))
+    assert np.corrcoef(found.values, inside[:, 0])[0, 1] < -0.8
+
+
+def test_quantile_regression_wants_a_confidence_for_each_record() -> None:
+    features = np.ones((5, 2), dtype=np.float32)
+    with pytest.raises(InvalidArgument, match="features"):
+        quantile_regression(
+            features, np.zeros(4), outside_features=features, outside_confidences=np.ones(5), seed=0
+        )
+
+
+def test_the_classifier_learns_what_shadow_models_say_of_their_own_records() -> None:
+    """Members are known by the one feature that moves, whichever way: a threshold cannot."""
+    generator = np.random.default_rng(0)
+    member = generator.random((4, 500)) < 0.5
+    noise = generator.standard_normal((5, 500, 2))
+    truth = generator.random(500) < 0.5
+    sign = np.where(generator.random((5, 500)) < 0.5, -3, 3)
+    noise[..., 0] += sign * np.concatenate([member, truth[None]])
+    outputs = noise.astype(np.float32)
+    found = attack_classifier(outputs[4], outputs[:4], member, seed=0).values
+    assert np.mean(found[truth][:, None] > found[~truth]) > 0.9
+
+
+@pytest.mark.parametrize("member", [np.ones((2, 5), dtype=bool), np.zeros((2, 5), dtype=bool)])
+def test_a_classifier_without_two_classes_is_refused(member: Any) -> None:
+    outputs = np.zeros((2, 5, 3), dtype=np.float32)
+    with pytest.raises(InvalidArgument, match="shadow_member"):
+        attack_classifier(outputs[0], outputs, member, seed=0)
+
+
+def test_a_classifier_of_other_records_is_refused() -> None:
+    outputs = np.zeros((2, 5, 3), dtype=np.float32)
+    with pytest.raises(InvalidArgument, match="shadow_outputs"):
+        attack_classifier(outputs[0, :4], outputs, np.ones((2, 5), dtype=bool), seed=0)
