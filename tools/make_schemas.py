@@ -11,6 +11,7 @@ from dpaudit.report.text import EpsilonAnswers
 from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.audit import AttackReport, AuditReport
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
+from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.ledger import LedgerLine
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.verdict import Verdict
@@ -20,6 +21,7 @@ KINDS = {
     "attack": AttackReport,
     "audit": AuditReport,
     "claim": Claim,
+    "conformance": ConformanceResult,
     "delta": DeltaAnswer,
     "epsilon": EpsilonAnswer,
     "epsilon-all": EpsilonAnswers,

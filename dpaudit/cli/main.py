@@ -12,6 +12,7 @@ from dpaudit.cli.attack import attack
 from dpaudit.cli.audit import audit
 from dpaudit.cli.canaries import canaries
 from dpaudit.cli.completion import completion
+from dpaudit.cli.conformance import conformance
 from dpaudit.cli.delta import delta
 from dpaudit.cli.epsilon import epsilon
 from dpaudit.cli.gate import gate
@@ -40,6 +41,7 @@ for _command in (
     audit,
     attack,
     canaries,
+    conformance,
     gate,
     report,
     completion,

@@ -10,21 +10,30 @@ import math
 from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
 from dpaudit.vocabulary.audit import AuditReport, AuditResult
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
 
 
-def judge(policy: Policy, claim: Claim, audit: AuditReport | None) -> Verdict:
+def judge(
+    policy: Policy,
+    claim: Claim,
+    audit: AuditReport | None,
+    conformance: ConformanceResult | None = None,
+) -> Verdict:
     """Return the outcome of every rule of ``policy``.
 
     Args:
         policy: What is demanded.
         claim: The claim at the policy's delta, by the policy's accountant.
         audit: What was measured on the same run; None where nothing was.
+        conformance: Whether the run's trainer does what it claims; None where nobody looked.
     """
     rules = _claim_rules(policy.claim, claim)
     if policy.audit is not None:
+        if policy.audit.require_conformance:
+            rules.append(_conformance(claim, conformance))
         rules += _audit_rules(policy.audit, claim, audit)
     return Verdict(tuple(rules), claim.ledger_head)
 
@@ -79,23 +88,33 @@ def _max_epsilon(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
 
 
 def _audit_rules(policy: AuditPolicy, claim: Claim, audit: AuditReport | None) -> list[RuleOutcome]:
-    rules = [_conformance()] if policy.require_conformance else []
     if audit is None:
         why = "the run was not audited: dpaudit audit RUN"
-        return [*rules, RuleOutcome("audit.evidence", Outcome.INCONCLUSIVE, why)]
+        return [RuleOutcome("audit.evidence", Outcome.INCONCLUSIVE, why)]
     if audit.ledger_head != claim.ledger_head:
         why = "the audit is of another state of the ledger: audit the run again"
-        return [*rules, RuleOutcome("audit.evidence", Outcome.INCONCLUSIVE, why)]
-    rules.append(_lower_bounds(policy, claim, audit))
+        return [RuleOutcome("audit.evidence", Outcome.INCONCLUSIVE, why)]
+    rules = [_lower_bounds(policy, claim, audit)]
     if policy.min_power_epsilon is not None:
         rules.append(_power(policy.min_power_epsilon, policy, claim, audit))
     rules += [_tpr(fpr, most, audit) for fpr, most in policy.max_tpr_at_fpr.items()]
     return rules
 
 
-def _conformance() -> RuleOutcome:
-    why = "this run holds no conformance evidence, and this version cannot make it"
-    return RuleOutcome("audit.require_conformance", Outcome.INCONCLUSIVE, why)
+def _conformance(claim: Claim, conformance: ConformanceResult | None) -> RuleOutcome:
+    rule = "audit.require_conformance"
+    if conformance is None:
+        why = "nobody tested the run's trainer: dpaudit conformance RUN"
+        return RuleOutcome(rule, Outcome.INCONCLUSIVE, why)
+    if conformance.ledger_head != claim.ledger_head:
+        why = "the trainer was tested for another state of the ledger: test it again"
+        return RuleOutcome(rule, Outcome.INCONCLUSIVE, why)
+    told = [f for f in conformance.findings if f.outcome is conformance.verdict]
+    if conformance.verdict is Outcome.HOLDS:
+        why = f"{len(told)} tests of the run's trainer found nothing wrong; this is no proof"
+    else:
+        why = "; ".join(f"{finding.check}, {finding.name}: {finding.why}" for finding in told)
+    return RuleOutcome(rule, conformance.verdict, why or "nothing was tested")
 
 
 def _lower_bounds(policy: AuditPolicy, claim: Claim, audit: AuditReport) -> RuleOutcome:
@@ -156,11 +175,14 @@ def _tpr(fpr: str, most: float, audit: AuditReport) -> RuleOutcome:
     uppers = [
         rate.interval.upper
         for result in audit.membership
+        if result.inconclusive is None
         for rate in result.tpr_at_fpr
         if math.isclose(rate.fpr, float(fpr), rel_tol=1e-9)
     ]
     if not uppers:
+        silent = [one.inconclusive for one in audit.membership if one.inconclusive is not None]
         why = f"no attack was evaluated at a false-positive rate of {fpr}"
+        why += "".join(f"; {reason}" for reason in silent)
         return RuleOutcome(rule, Outcome.INCONCLUSIVE, why)
     worst = max(uppers)
     return _rule(

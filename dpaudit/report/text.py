@@ -12,6 +12,7 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.answers import DeltaAnswer, Explanation, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.audit import AuditReport
 from dpaudit.vocabulary.claim import EpsilonAnswer
+from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.rounding import round_down, round_up
@@ -132,6 +133,11 @@ def audit_text(report: AuditReport) -> str:
             f"between {round_down(rate.interval.lower)} and {round_up(rate.interval.upper)}"
             for rate in attack.tpr_at_fpr
         ]
+        if attack.unresolved:
+            unseen = ", ".join(f"{rate:g}" for rate in attack.unresolved)
+            lines.append(f"  too few non-members to see an FPR of {unseen}")
+        if attack.inconclusive is not None:
+            lines.append(f"  inconclusive: {attack.inconclusive}")
     if not report.bounds:
         lines.append("no lower bound on epsilon: the run has no canaries (train with --canaries)")
     for bound in report.bounds:
@@ -152,6 +158,23 @@ def audit_text(report: AuditReport) -> str:
                 f"  power: a true epsilon of {round_up(bound.detectable_epsilon)} would have been "
                 "seen above the claim 95 times in 100"
             )
+    return "\n".join(lines)
+
+
+def conformance_text(result: ConformanceResult) -> str:
+    """Return the verdict, then each finding with what it saw and what it could have seen."""
+    lines = [
+        result.verdict.value,
+        f"(a trainer that does what it claims is convicted with probability {result.level:g} "
+        "at most)",
+    ]
+    for finding in result.findings:
+        p_value = "" if finding.p_value is None else f" (p = {finding.p_value:.3g})"
+        lines += [
+            f"{finding.outcome.value}  {finding.check}, {finding.name}: {finding.why}{p_value}",
+            f"    tested: {finding.tested}",
+            f"    power: {finding.power}",
+        ]
     return "\n".join(lines)
 
 

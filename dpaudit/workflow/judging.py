@@ -13,6 +13,7 @@ from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_json, write_json
 from dpaudit.vocabulary.audit import AuditReport
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.verdict import Verdict
@@ -33,7 +34,10 @@ def judge_run(run: RunDirectory, policy: Policy) -> Verdict:
     if run.claim.exists():
         _require_same(run, read_json(run.claim, Claim), ledger)
     audit = read_json(run.audit, AuditReport) if run.audit.exists() else None
-    verdict = judge(policy, claim, audit)
+    conformance = None
+    if run.conformance.exists():
+        conformance = read_json(run.conformance, ConformanceResult)
+    verdict = judge(policy, claim, audit, conformance)
     write_json(run.verdict, verdict)
     return verdict
 

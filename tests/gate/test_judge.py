@@ -19,6 +19,7 @@ from dpaudit.vocabulary.audit import (
 )
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
 from dpaudit.vocabulary.errors import AccountingError, ExitCode, InvalidArgument
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
@@ -142,6 +143,42 @@ def test_conformance_that_is_demanded_and_not_there_is_inconclusive() -> None:
     policy = replace(POLICY, audit=replace(POLICY.audit, require_conformance=True))
     found = outcomes(policy, CLAIM, AUDIT)
     assert found["audit.require_conformance"] is Outcome.INCONCLUSIVE
+
+
+def checked(outcome: Outcome, head: str = CLAIM.ledger_head) -> ConformanceResult:
+    steps = StepClaim(
+        noise_multiplier=1.0, clip_norm=0.5, sampling_rate=0.1, steps=10, update_scale=-0.01
+    )
+    finding = Finding(
+        check="replay", name="huge", outcome=outcome, tested="t", why="the reason", power="p"
+    )
+    return ConformanceResult(
+        claim=steps, findings=(finding,), level=1e-4, verdict=outcome, ledger_head=head
+    )
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_the_verdict_on_a_trainer_is_that_of_its_conformance(outcome: Outcome) -> None:
+    policy = replace(POLICY, audit=replace(POLICY.audit, require_conformance=True))
+    rules = judge(policy, CLAIM, AUDIT, checked(outcome)).rules
+    (rule,) = (one for one in rules if one.rule == "audit.require_conformance")
+    assert rule.outcome is outcome
+    assert ("the reason" in rule.why) is (outcome is not Outcome.HOLDS)
+
+
+def test_conformance_of_another_ledger_is_inconclusive() -> None:
+    policy = replace(POLICY, audit=replace(POLICY.audit, require_conformance=True))
+    rules = judge(policy, CLAIM, AUDIT, checked(Outcome.HOLDS, "ff" * 32)).rules
+    found = {rule.rule: rule.outcome for rule in rules}
+    assert found["audit.require_conformance"] is Outcome.INCONCLUSIVE
+
+
+def test_an_attack_that_says_nothing_passes_no_rule() -> None:
+    policy = replace(POLICY, audit=replace(POLICY.audit, max_tpr_at_fpr={"0.01": 0.9}))
+    assert outcomes(policy, CLAIM, AUDIT)["audit.max_tpr_at_fpr.0.01"] is Outcome.HOLDS
+    silent = tuple(replace(one, inconclusive="worse than chance") for one in AUDIT.membership)
+    found = outcomes(policy, CLAIM, replace(AUDIT, membership=silent))
+    assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.INCONCLUSIVE
 
 
 def test_the_upper_end_of_a_true_positive_rate_counts() -> None:

@@ -185,7 +185,8 @@ def test_an_interrupted_run_with_features_resumed_is_the_run_uninterrupted(
     whole = train(config, tmp_path / "whole")
     with pytest.raises(Interrupted):
         runs.train(runs.prepare(config), tmp_path / "run", interrupt)
-    run = runs.resume(runs.prepare_resume(tmp_path / "run"), tmp_path / "run", lambda done, tap: None)
+    out = tmp_path / "run"
+    run = runs.resume(runs.prepare_resume(out), out, lambda done, tap: None)
     assert run.model.read_bytes() == whole.model.read_bytes()
 
 

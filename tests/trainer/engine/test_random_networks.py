@@ -236,7 +236,7 @@ def networks(draw: st.DrawFn, kind: str) -> tuple[nn.Module, tuple[Tensor, Tenso
         # Biases that begin at zero let a norm's output be zero but for rounding: on which side
         # of an activation's kink it then lies is chance, and so is its gradient.
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     if draw(st.booleans()):
         frozen = draw(st.sampled_from(list(network.parameters())))
         frozen.requires_grad_(False)

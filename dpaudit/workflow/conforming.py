@@ -1,0 +1,101 @@
+"""Does a trainer do what it claims? The trainer of a run, or one of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dpaudit.attacks.conformance import MakeTrainer, Record, check, result_of
+from dpaudit.attacks.conformance.provenance import check_provenance
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.files import read_arrays, read_json, write_json
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
+from dpaudit.vocabulary.errors import InvalidArgument
+
+RUN_RECORDS = 256
+"""Of a run's records, so many are looked at: a step on more is no other step."""
+
+
+def check_run(run: RunDirectory, claim: StepClaim | None = None) -> ConformanceResult:
+    """Check the trainer that a finished run's settings describe, and the run's claim.
+
+    What is found is written into the run. The weights are not looked at: what is checked is
+    that this trainer, under these settings, does what it claims.
+
+    Args:
+        run: A finished run.
+        claim: What is claimed of each step; None: what the settings say.
+
+    Raises:
+        IntegrityError: the run is unfinished, or a file is missing or altered.
+        InvalidArgument: its data are gone, or its model cannot be replayed.
+    """
+    from dpaudit.trainer.conforming import RunBench  # noqa: PLC0415 - torch
+    from dpaudit.trainer.run import prepare  # noqa: PLC0415
+
+    ledger = run.read_finished()
+    bench = RunBench.of(prepare(run.read_config()))
+    asked = claim or bench.claim()
+    findings = list(check(bench, asked, records=bench.records(RUN_RECORDS)).findings)
+    if run.claim.exists():
+        findings += check_provenance(ledger, read_json(run.claim, Claim), steps=asked)
+    result = result_of(asked, findings, ledger.head)
+    write_json(run.conformance, result)
+    return result
+
+
+def check_factory(name: str, claim: StepClaim, records: Path | None) -> ConformanceResult:
+    """Check the trainer that ``package.module:make_trainer`` makes.
+
+    Args:
+        name: Where it is.
+        claim: What is claimed of each step.
+        records: An .npz with the arrays x and y; None: those that stand beside
+            ``make_trainer`` under the name ``records``.
+
+    Raises:
+        InvalidArgument: there is no such trainer, or there are no records.
+    """
+    module, make_trainer = _found(name)
+    return check(make_trainer, claim, records=_records(module, records))
+
+
+def read_claim(path: Path) -> StepClaim:
+    """Read what is claimed of each step from a TOML file.
+
+    Raises:
+        InvalidArgument: there is no such file, or it is no such claim.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), StepClaim)
+    except OSError as error:
+        raise InvalidArgument("claim", str(path), f"a file ({error.strerror})") from error
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise InvalidArgument("claim", str(path), f"a claim in TOML: {error}") from error
+
+
+def _found(name: str) -> tuple[Any, MakeTrainer]:
+    where, _, what = name.partition(":")
+    try:
+        module = importlib.import_module(where)
+        return module, getattr(module, what)
+    except (ImportError, AttributeError, ValueError) as error:
+        allowed = f"a run, or package.module:make_trainer that can be imported ({error})"
+        raise InvalidArgument("trainer", name, allowed) from error
+
+
+def _records(module: Any, path: Path | None) -> list[Record]:
+    if path is not None:
+        arrays = read_arrays(path)
+        if not {"x", "y"} <= set(arrays):
+            raise InvalidArgument("records", sorted(arrays), "an .npz with the arrays x and y")
+        return list(zip(arrays["x"], arrays["y"], strict=True))
+    found = getattr(module, "records", None)
+    if found is None:
+        raise InvalidArgument("records", None, "given by --records, or beside make_trainer")
+    return list(found)

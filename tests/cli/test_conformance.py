@@ -1,0 +1,53 @@
+"""The command: a run, or a trainer of one's own; text and JSON; its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dpaudit.cli.conformance import conformance
+
+CLAIM = """
+noise_multiplier = 2.0
+clip_norm = 0.5
+sampling_rate = 0.25
+steps = 24
+update_scale = -0.008333333333333333
+"""
+PLAIN = "tests.attacks.conformance.plain:Plain"
+
+
+def called(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(conformance, arguments)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    claim, records = tmp_path / "claim.toml", tmp_path / "records.npz"
+    claim.write_text(CLAIM)
+    rng = np.random.default_rng(0)
+    np.savez(records, x=rng.normal(size=(24, 30)), y=rng.normal(size=24))
+    return str(claim), str(records)
+
+
+def test_a_trainer_of_ones_own(files: tuple[str, str]) -> None:
+    claim, records = files
+    code, said = called(PLAIN, "--claim", claim, "--records", records, "--format", "json")
+    result = json.loads(said)
+    assert (code, result["verdict"], result["schema_version"]) == (0, "HOLDS", "1.0")
+
+
+def test_a_claim_that_is_not_kept(files: tuple[str, str]) -> None:
+    claim, records = files
+    Path(claim).write_text(CLAIM.replace("2.0", "3.0"))
+    code, said = called(PLAIN, "--claim", claim, "--records", records)
+    assert code == 1
+    assert said.startswith("VIOLATED")
+    assert "0.667 times the claimed standard deviation" in said
