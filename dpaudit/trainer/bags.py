@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dpaudit.trainer.engine.batches import Batch, count, mapped, tensors
 from dpaudit.trainer.engine.functional import PerSampleLoss
+from dpaudit.trainer.engine.seeding import seed_torch
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
@@ -114,7 +115,7 @@ class Views:
 
     def _drawn(self, batch: Batch, coins: int) -> Batch:
         with torch.random.fork_rng():
-            torch.manual_seed(coins)
+            seed_torch(coins)
             return self._augment(mapped(batch, Tensor.clone))  # it may change what it is given
 
 

@@ -18,6 +18,7 @@ from dpaudit.trainer.books import Book
 from dpaudit.trainer.canaries import Canaries, gradient_canary_sum
 from dpaudit.trainer.data import Records
 from dpaudit.trainer.engine import Engine, Flat
+from dpaudit.trainer.engine.seeding import seed_torch
 from dpaudit.trainer.peers import Peers
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sharding import set_gradients
@@ -135,7 +136,7 @@ class PrivateSgd:
         batch = torch.from_numpy(self.ranks.share(np.flatnonzero(drawn)))
         records = tuple(part[batch].to(self._device) for part in (self._features, self._labels))
         with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
-            torch.manual_seed(self.stream.seed_for(Purpose.DROPOUT, number) + self.ranks.rank)
+            seed_torch(self.stream.seed_for(Purpose.DROPOUT, number) + self.ranks.rank)
             clipped = self._engine.clipped_sum(
                 records, Flat(clip_norm), self.speed.physical_batch_size
             )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dpaudit.trainer.engine.batches import Batch, count, mapped
 from dpaudit.trainer.engine.functional import PerSampleLoss
+from dpaudit.trainer.engine.seeding import seed_torch
 from dpaudit.vocabulary.errors import InvalidArgument
 
 BATCH = 6
@@ -136,7 +137,7 @@ def _outputs(model: nn.Module, run: Callable[[], Tensor]) -> Seen:
     seen: Seen = []
     state = _state(model)
     with torch.random.fork_rng(), torch.no_grad(), _recorded(model, seen):
-        torch.manual_seed(0)  # the same dropout in both passes
+        seed_torch(0)  # the same dropout in both passes
         output = run()
     model.load_state_dict(state)  # running statistics moved
     return [*seen, ("", type(model).__name__, output)]
