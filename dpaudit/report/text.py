@@ -150,6 +150,8 @@ def audit_text(report: AuditReport) -> str:
             lines.append(
                 f"  {bound.correct} of {bound.guesses} guesses right on {bound.trials} canaries"
             )
+        else:
+            lines.append(f"  {bound.trials} canaries; threshold: {bound.thresholds}")
         lines.append(f"  assumes {bound.assumes}")
         if bound.states:
             lines.append(f"  states that {bound.states}")

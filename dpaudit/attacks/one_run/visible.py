@@ -71,7 +71,7 @@ class _Visible:
         """How many there are in all."""
         return self.canaries * len(self.claimed.steps.sampling_rates)
 
-    def _result(self, method: str, bound: bounds.LowerBound, cells: _Cells) -> AuditResult:
+    def _result(self, method: str, bound: bounds.LowerBound, thresholds: str) -> AuditResult:
         return AuditResult(
             name="gradient canaries, every step and batch",
             method=method,
@@ -82,9 +82,9 @@ class _Visible:
             assumes=bound.assumes,
             states=bound.states,
             trials=self.canaries,
-            guesses=len(cells.inside),
-            correct=int(np.count_nonzero(cells.inside > THRESHOLD)),
-            thresholds=f"a canary's coordinate above {THRESHOLD:g} clip norm: the shift it claims",
+            guesses=0,
+            correct=0,
+            thresholds=thresholds,
             registered=digest(audit=method, canaries=self.canaries, threshold=THRESHOLD),
             detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
         )
@@ -100,16 +100,24 @@ class HitAudit(_Visible):
     def result(self, seen: Seen) -> AuditResult:
         """Return the bound."""
         cells = _cells(seen)
+        hits, alarms = (
+            int(np.count_nonzero(part > THRESHOLD)) for part in (cells.inside, cells.outside)
+        )
         bound = bounds.tv_visible(
-            hits=int(np.count_nonzero(cells.inside > THRESHOLD)),
+            hits=hits,
             in_batch=len(cells.inside),
-            false_alarms=int(np.count_nonzero(cells.outside > THRESHOLD)),
+            false_alarms=alarms,
             out_of_batch=len(cells.outside),
             noise_multiplier=self.noise_multiplier,
             confidence=self.confidence,
             family=self.claimed.family,
         )
-        return self._result(HITS, bound, cells)
+        thresholds = (
+            f"{THRESHOLD:g} clip norm, the shift that is claimed; above it were "
+            f"{hits} of {len(cells.inside)} observations in the batch and {alarms} of "
+            f"{len(cells.outside)} others"
+        )
+        return self._result(HITS, bound, thresholds)
 
     def _share_refuted(self, noise_factor: float) -> float:
         """Simulate both counts, which are binomial."""
@@ -138,7 +146,7 @@ class GapAudit(_Visible):
             confidence=self.confidence,
             family=self.claimed.family,
         )
-        return self._result(GAP, bound, cells)
+        return self._result(GAP, bound, "none is needed")
 
     def _share_refuted(self, noise_factor: float) -> float:
         """Return the power of the t test, whose statistic is noncentral t."""
