@@ -51,7 +51,9 @@ LISTED = {
     "data-dependent learning rate": Planted(
         bugs.steps_as(bugs.learns_faster_from_large_losses), "replay", "learning rate"
     ),
-    "noise halved": Planted(bugs.scales_noise(lambda moment, norm: 0.5), "noise", "0.5 times"),
+    "noise halved": Planted(
+        bugs.scales_noise(lambda moment, norm: 0.5), "noise", "the noise as a whole has 0."
+    ),
     "noise without C": Planted(
         bugs.scales_noise(lambda moment, norm: 1 / norm), "noise", "2 times"
     ),
