@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import Guesses, digest, fewest, register
+from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Scored
 from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
@@ -39,18 +40,15 @@ class CertifiedAudit:
             for guesses in self.registered
             for correct in [guesses.correct(seen.scores, seen.included)]
         ]
-        epsilon, guessed, correct = max(found)
-        bound = self._bound(guessed, correct)
-        return AuditResult(
+        _, guessed, correct = max(found)
+        # Each bound by itself is surer than that: the budget is that of both.
+        bound = replace(self._bound(guessed, correct), confidence=self.confidence)
+        return audit_result(
+            bound,
             name=seen.name,
             method=ONE_RUN,
-            kind=bound.kind,
-            epsilon_lower=epsilon,
             delta=self.claimed.delta,
-            confidence=self.confidence,
-            assumes=bound.assumes,
-            states=bound.states,
-            trials=self.canaries,
+            canaries=self.canaries,
             guesses=guessed,
             correct=correct,
             thresholds=f"the surest {counts[0]} and {counts[1]} canaries, fixed by simulating "

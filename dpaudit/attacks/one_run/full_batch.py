@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import digest
+from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Seen
 from dpaudit.attacks.one_run.simulation import Simulation, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
@@ -55,18 +56,13 @@ class FullBatchAudit:
     def result(self, seen: Seen) -> AuditResult:
         """Return the bound."""
         bound = self._bound(seen.scores, seen.included)
-        return AuditResult(
+        bound = replace(bound, assumes=f"canaries that do not touch each other; {bound.assumes}")
+        return audit_result(
+            bound,
             name="gradient canaries, every step",
             method=self.method,
-            kind=bound.kind,
-            epsilon_lower=bound.epsilon,
             delta=self.claimed.delta,
-            confidence=self.confidence,
-            assumes=f"canaries that do not touch each other; {bound.assumes}",
-            states=bound.states,
-            trials=self.canaries,
-            guesses=0,
-            correct=0,
+            canaries=self.canaries,
             thresholds="none is chosen: all are paid for, or none is needed",
             registered=digest(audit=self.method, canaries=self.canaries),
             detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.certified import ONE_RUN
 from dpaudit.attacks.one_run.guesses import Guesses, digest
+from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.errors import InvalidArgument
 
@@ -44,16 +45,12 @@ def audit_input_canaries(
         delta=delta,
         confidence=confidence,
     )
-    return AuditResult(
+    return audit_result(
+        bound,
         name="input canaries, final model",
         method=ONE_RUN,
-        kind=bound.kind,
-        epsilon_lower=bound.epsilon,
         delta=delta,
-        confidence=confidence,
-        assumes=bound.assumes,
-        states=bound.states,
-        trials=len(scores),
+        canaries=len(scores),
         guesses=guesses.count,
         correct=correct,
         thresholds="all are guessed: in where the score is above the median, else out",

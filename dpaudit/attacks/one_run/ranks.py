@@ -10,6 +10,7 @@ import numpy as np
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import Guesses, digest, fewest
+from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Scored
 from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
@@ -35,16 +36,12 @@ class RankAudit:
             confidence=self.confidence,
             family=self.claimed.family,
         )
-        return AuditResult(
+        return audit_result(
+            bound,
             name=seen.name,
             method=TOTAL_VARIATION,
-            kind=bound.kind,
-            epsilon_lower=bound.epsilon,
             delta=self.claimed.delta,
-            confidence=self.confidence,
-            assumes=bound.assumes,
-            states=bound.states,
-            trials=self.canaries,
+            canaries=self.canaries,
             guesses=self.canaries,
             correct=correct,
             thresholds="all are guessed: in where included is likelier under the fitted noise",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from dpaudit.attacks.bounds.gaussian import mu_of_epsilon
 from dpaudit.attacks.bounds.result import COINS
 from dpaudit.attacks.one_run.certified import ONE_RUN
 from dpaudit.attacks.one_run.guesses import SHARES, Guesses, digest
+from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
 
@@ -100,16 +103,13 @@ def audit_scores(
         delta=delta,
         confidence=confidence,
     )
-    return AuditResult(
+    assumes = COINS if fair_coins is BoundKind.CERTIFIED else UNKNOWN_COINS
+    return audit_result(
+        replace(bound, kind=fair_coins, assumes=assumes),
         name="canaries, one score each",
         method=ONE_RUN,
-        kind=fair_coins,
-        epsilon_lower=bound.epsilon,
         delta=delta,
-        confidence=confidence,
-        assumes=COINS if fair_coins is BoundKind.CERTIFIED else UNKNOWN_COINS,
-        states=bound.states,
-        trials=canaries,
+        canaries=canaries,
         guesses=guesses.count,
         correct=correct,
         thresholds=f"the {guesses.count} farthest from the median in rank: in above it, out below",

@@ -15,6 +15,7 @@ from dpaudit.attacks.bounds.rates import lower_limit, upper_limit
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import digest
 from dpaudit.attacks.one_run.likelihood import ClaimedSteps
+from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Seen
 from dpaudit.attacks.one_run.simulation import REPETITIONS, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
@@ -72,18 +73,12 @@ class _Visible:
         return self.canaries * len(self.claimed.steps.sampling_rates)
 
     def _result(self, method: str, bound: bounds.LowerBound, thresholds: str) -> AuditResult:
-        return AuditResult(
+        return audit_result(
+            bound,
             name="gradient canaries, every step and batch",
             method=method,
-            kind=bound.kind,
-            epsilon_lower=bound.epsilon,
             delta=self.claimed.delta,
-            confidence=self.confidence,
-            assumes=bound.assumes,
-            states=bound.states,
-            trials=self.canaries,
-            guesses=0,
-            correct=0,
+            canaries=self.canaries,
             thresholds=thresholds,
             registered=digest(audit=method, canaries=self.canaries, threshold=THRESHOLD),
             detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
