@@ -172,7 +172,7 @@ class Bounds:
 
     def curve(self, guesses: int, correct: int) -> float:
         """Return the bound of a few right guesses less: one inversion takes seconds."""
-        step = max(1, round(math.sqrt(guesses) / 8))
+        step = max(1, round(math.sqrt(guesses) / 16))
         found = self._curve(guesses, step * (correct // step))
         refuted = bounds.curve_is_refuted(
             canaries=self.m, guesses=guesses, correct=correct, level=1 - CONFIDENCE,

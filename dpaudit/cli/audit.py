@@ -116,7 +116,7 @@ def _exposed(canaries: Path, scores: Path) -> list[str]:
 
 
 def _plot(report: AuditReport, claimed: float | None, options: dict[str, Any]) -> None:
-    from dpaudit.report.figures import audit_bounds
+    from dpaudit.report.figures import alone, audit_bounds
     from dpaudit.runs.files import write_bytes
     from dpaudit.vocabulary.errors import InvalidArgument
 
@@ -126,4 +126,4 @@ def _plot(report: AuditReport, claimed: float | None, options: dict[str, Any]) -
         raise InvalidArgument("plot", "no lower bound", "for an audit with canaries")
     delta = report.bounds[0].delta
     drawn = audit_bounds(report.bounds, claimed, delta, label="lower bounds on epsilon")
-    write_bytes(options["plot"], drawn.encode())
+    write_bytes(options["plot"], alone(drawn).encode())

@@ -180,6 +180,15 @@ def _draw_claim(axes: Axes, claimed: float) -> None:
     )
 
 
+def alone(picture: str) -> str:
+    """Return a picture as a file of its own: inside of a page, its namespace is known."""
+    return picture.replace(
+        "<svg ",
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" ',
+        1,
+    )
+
+
 def _row_name(bound: AuditResult, delta: float) -> str:
     elsewhere = "" if bound.delta == delta else f", at delta {bound.delta!r}"
     return f"{_name(bound.name)} ({bound.kind.value}{elsewhere})"

@@ -17,7 +17,7 @@ from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonS
 # Lines under a trade-off curve: with 150, a bound would rise by 0.02, in seven times the time.
 SUPPORTS = 20
 MOST_EPSILON = 500.0  # of a line; e to more overflows
-SMALLEST_DELTA = 1e-7  # below it a line says nothing that a few thousand canaries could see
+SMALLEST_DELTA = 1e-5  # below it a line says nothing that a few thousand canaries could see
 
 Step = tuple[float, float]
 """A sampling rate and a noise multiplier."""

@@ -45,7 +45,7 @@ class CertifiedAudit:
         bound = replace(self._bound(guessed, correct), confidence=self.confidence)
         return audit_result(
             bound,
-            name=seen.name,
+            name=f"gradient canaries, {seen.name}",
             method=ONE_RUN,
             delta=self.claimed.delta,
             canaries=self.canaries,

@@ -55,7 +55,7 @@ class CurveAudit:
         )
         return audit_result(
             bound,
-            name=seen.name,
+            name=f"claimed curve, {seen.name}",
             method=CURVE,
             delta=self.claimed.delta,
             canaries=self.canaries,

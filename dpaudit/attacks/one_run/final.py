@@ -46,7 +46,7 @@ class FinalIterate:
     @property
     def name(self) -> str:
         """What was observed."""
-        return "gradient canaries, final iterate"
+        return "final iterate"
 
     @property
     def scores(self) -> Array:

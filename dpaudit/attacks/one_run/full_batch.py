@@ -50,6 +50,7 @@ class FullBatchAudit:
     canaries: int
     confidence: float
     simulation: Simulation
+    name: str
     method: str
     estimator: Estimator
 
@@ -59,7 +60,7 @@ class FullBatchAudit:
         bound = replace(bound, assumes=f"canaries that do not touch each other; {bound.assumes}")
         return audit_result(
             bound,
-            name="gradient canaries, every step",
+            name=f"{self.name}, every step",
             method=self.method,
             delta=self.claimed.delta,
             canaries=self.canaries,

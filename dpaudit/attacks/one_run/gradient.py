@@ -72,8 +72,8 @@ def _audits(seen: Seen, claimed: Claimed, alpha: float, seed: int) -> list[Audit
     ]
     if (claimed.steps.sampling_rates == 1).all():
         audits += [
-            FullBatchAudit(claimed, m, 1 - HITS * alpha, simulation, BAND, band),
-            FullBatchAudit(claimed, m, 1 - GAP * alpha, simulation, PIVOT, pivot),
+            FullBatchAudit(claimed, m, 1 - HITS * alpha, simulation, "Gaussian band", BAND, band),
+            FullBatchAudit(claimed, m, 1 - GAP * alpha, simulation, "Gaussian pivot", PIVOT, pivot),
         ]
     elif seen.joined is not None and one_noise_multiplier(claimed.steps) is not None:
         audits += [

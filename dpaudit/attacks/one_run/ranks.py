@@ -38,7 +38,7 @@ class RankAudit:
         )
         return audit_result(
             bound,
-            name=seen.name,
+            name=f"ranks of canaries, {seen.name}",
             method=TOTAL_VARIATION,
             delta=self.claimed.delta,
             canaries=self.canaries,

@@ -74,7 +74,7 @@ class Seen:
     @property
     def name(self) -> str:
         """What was observed."""
-        return "gradient canaries, every step"
+        return "every step"
 
     @property
     def canaries(self) -> int:

@@ -72,10 +72,12 @@ class _Visible:
         """How many there are in all."""
         return self.canaries * len(self.claimed.steps.sampling_rates)
 
-    def _result(self, method: str, bound: bounds.LowerBound, thresholds: str) -> AuditResult:
+    def _result(
+        self, name: str, method: str, bound: bounds.LowerBound, thresholds: str
+    ) -> AuditResult:
         return audit_result(
             bound,
-            name="gradient canaries, every step and batch",
+            name=name,
             method=method,
             delta=self.claimed.delta,
             canaries=self.canaries,
@@ -112,7 +114,7 @@ class HitAudit(_Visible):
             f"{hits} of {len(cells.inside)} observations in the batch and {alarms} of "
             f"{len(cells.outside)} others"
         )
-        return self._result(HITS, bound, thresholds)
+        return self._result("rates by batch, every step", HITS, bound, thresholds)
 
     def _share_refuted(self, noise_factor: float) -> float:
         """Simulate both counts, which are binomial."""
@@ -141,7 +143,7 @@ class GapAudit(_Visible):
             confidence=self.confidence,
             family=self.claimed.family,
         )
-        return self._result(GAP, bound, "none is needed")
+        return self._result("means by batch, every step", GAP, bound, "none is needed")
 
     def _share_refuted(self, noise_factor: float) -> float:
         """Return the power of the t test, whose statistic is noncentral t."""
