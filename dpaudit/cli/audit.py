@@ -27,7 +27,7 @@ AUDIT_OPTIONS = (
     click.option("--model", help="package.module:factory of a .safetensors checkpoint."),
     click.option("--delta", type=float, default=1e-5, show_default=True, help="A RUN has its own."),
     click.option("--claim-epsilon", type=float, help="The claim that scores are held against.  [default: none; a RUN has its own]"),
-    click.option("--view", type=click.Choice(VIEWS), default=VIEWS[0], show_default=True, help="What of a RUN's gradient canaries is read."),
+    click.option("--view", type=click.Choice(VIEWS), default=VIEWS[0], show_default=True, help="What of a RUN's gradient canaries is read: all steps, or their sum, as plain SGD at one learning rate ships it."),
     click.option("--confidence", type=float, default=0.95, show_default=True, help="Probability with which all lower bounds hold together."),
     click.option("--plot", type=PATH, help="Draw the bounds against the claim into this .svg."),
     format_option("text", "json"),

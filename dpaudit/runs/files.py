@@ -25,10 +25,14 @@ from dpaudit.vocabulary.errors import (
 T = TypeVar("T")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``: after a crash the old file stands, or the new one."""
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write ``content`` to ``path``: after a crash the old file stands, or the new one.
+
+    ``mode`` says who may read and write it; the user's mask may allow less.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)  # its mode would stay
+    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -95,9 +99,18 @@ def read_toml(path: Path, kind: type[T]) -> T:
 
 def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     """Write named arrays as .npz."""
+    write_bytes(path, _packed(arrays))
+
+
+def write_secret_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write named arrays as an .npz that its owner alone may read."""
+    write_bytes(path, _packed(arrays), mode=0o600)
+
+
+def _packed(arrays: dict[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

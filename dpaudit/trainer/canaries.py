@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_arrays, write_arrays
+from dpaudit.runs.files import read_arrays, write_arrays, write_secret_arrays
 from dpaudit.trainer.data import Records, Split
 from dpaudit.trainer.directions import (
     Directions,
@@ -72,7 +72,7 @@ class Canaries:
             input_features=trained.features,
             input_labels=trained.labels,
         )
-        write_arrays(
+        write_secret_arrays(
             run.secret_canaries,
             salt=_salt(),
             gradient_included=self.gradient_included,

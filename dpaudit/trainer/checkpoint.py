@@ -17,9 +17,9 @@ from dpaudit.runs.files import (
     read_arrays,
     read_json,
     sync,
-    write_arrays,
     write_bytes,
     write_json,
+    write_secret_arrays,
 )
 from dpaudit.trainer.taps import Tap, as_arrays, from_arrays
 from dpaudit.vocabulary import SCHEMA_VERSION
@@ -63,7 +63,7 @@ def write_checkpoint(
     if average is not None:
         save_model(average, str(folder / "average.safetensors"))
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
-    write_arrays(folder / "observations.npz", **as_arrays(taps))
+    write_secret_arrays(folder / "observations.npz", **as_arrays(taps))
     write_json(folder / "progress.json", progress)
     for file in folder.glob("*.safetensors"):
         sync(file)
@@ -76,6 +76,12 @@ def read_newest_progress(checkpoints: Path) -> Progress | None:
     """Return how far the newest complete checkpoint had come, if there is one."""
     folders = _complete(checkpoints)
     return read_json(folders[-1] / "progress.json", Progress) if folders else None
+
+
+def read_newest_taps(checkpoints: Path) -> list[Tap]:
+    """Return what the steps up to the newest complete checkpoint showed; none without one."""
+    folders = _complete(checkpoints)
+    return from_arrays(read_arrays(folders[-1] / "observations.npz")) if folders else []
 
 
 def read_newest_checkpoint(

@@ -24,7 +24,7 @@ from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sharding import set_gradients
 from dpaudit.trainer.taps import Tap
 from dpaudit.vocabulary.ledger import BookedRelease
-from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
+from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Release
 from dpaudit.vocabulary.settings import PrivacySettings, SpeedSettings
 
 GRADIENT_SUM = "gradient sum"
@@ -67,6 +67,14 @@ def release_expected_batch_size(
     noise = float(stream.normals(Purpose.COUNT_NOISE, 0, 1)[0])
     count = records + privacy.count_noise_multiplier * noise
     return max(1.0, privacy.sampling_rate * count)
+
+
+def _release(privacy: PrivacySettings) -> Release:
+    """Return what a step releases; a full batch is no sample."""
+    noise = Gaussian(privacy.noise_multiplier)
+    if privacy.sampling_rate == 1:
+        return noise
+    return PoissonSampled(noise, privacy.sampling_rate)
 
 
 @dataclass
@@ -112,7 +120,7 @@ class PrivateSgd:
         takes a step like any other.
         """
         privacy = self.privacy
-        release = PoissonSampled(Gaussian(privacy.noise_multiplier), privacy.sampling_rate)
+        release = _release(privacy)
         self.ledger.book(BookedRelease(GRADIENT_SUM, release, step=number))
         joined = self._joined(number)
         sums = self._clipped_sums(number, joined)

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import dpaudit
 from dpaudit.runs.directory import RunDirectory, create_run, open_run, remove_run
-from dpaudit.runs.files import sha256, sync, write_arrays, write_toml
+from dpaudit.runs.files import sha256, sync, write_secret_arrays, write_toml
 from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
 from dpaudit.trainer.added_noise import Independent, OnGrid
 from dpaudit.trainer.books import Book, MemoryBook
@@ -339,6 +339,6 @@ class _Running:
         model = self._prepared.model if average is None else average.module
         save_model(model.cpu().eval(), str(run.model))
         sync(run.model)
-        write_arrays(run.observations, **as_arrays(self._taps))
+        write_secret_arrays(run.observations, **as_arrays(self._taps))
         self._ledger.seal({path.name: sha256(path) for path in run.sealed_files})
         shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 from dpaudit.accountants.answers import claim_of
@@ -25,12 +26,14 @@ from dpaudit.trainer.evaluate import evaluate, load_trained_model
 from dpaudit.trainer.private_sgd import GRADIENT_SUM
 from dpaudit.trainer.run import heldout_records
 from dpaudit.trainer.taps import joined_of
-from dpaudit.vocabulary.audit import AuditReport, AuditResult
+from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, require_open_unit
-from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness
 from dpaudit.workflow.families import booked_steps, family
 from dpaudit.workflow.training import CLAIMING_ACCOUNTANT
+
+SEEDED_COINS = "a seed that nobody chose for its coins, which are no secret"
 
 # How the failure probability is shared out: what is certified needs more to say anything.
 GRADIENT_SHARE, INPUT_SHARE = 0.6, 0.4
@@ -72,8 +75,8 @@ def audit_run(run: RunDirectory, *, confidence: float, view: str = "every-step")
     claim = claim_of(ledger, config.privacy.delta, CLAIMING_ACCOUNTANT)
     if len(canaries.gradient_included):
         bounds += _gradient_bounds(run, ledger, claim, canaries, 1 - GRADIENT_SHARE * alpha, view)
-    if len(canaries.inputs):
-        losses = evaluate(model, canaries.inputs).losses
+    losses = evaluate(model, canaries.inputs).losses if len(canaries.inputs) else np.zeros(0)
+    if len(losses) and np.ptp(losses) > 0:  # one loss for all is no evidence
         bounds += (
             audit_input_canaries(
                 -losses,
@@ -85,7 +88,7 @@ def audit_run(run: RunDirectory, *, confidence: float, view: str = "every-step")
     report = AuditReport(
         ledger_head=ledger.head,
         confidence=confidence,
-        bounds=bounds,
+        bounds=_as_sure_as_coins(bounds, ledger),
         membership=(membership.evaluate("loss threshold", scores, confidence=confidence),),
         heldout_accuracy=heldout.accuracy,
     )
@@ -122,6 +125,22 @@ def _gradient_bounds(
         return FINAL_AUDITS[directions](last, claimed, confidence=confidence, seed=seed)
     seen = Seen(observations, included, claimed.steps, joined_of(arrays))
     return AUDITS[directions](seen, claimed, confidence=confidence, seed=seed)
+
+
+def _as_sure_as_coins(
+    bounds: tuple[AuditResult, ...], ledger: PrivacyLedger
+) -> tuple[AuditResult, ...]:
+    """Return the bounds; where a seed tossed the coins, none is certified."""
+    if ledger.header.randomness is not Randomness.SEEDED:
+        return bounds
+    return tuple(
+        msgspec.structs.replace(
+            bound, kind=BoundKind.CONDITIONAL, assumes=f"{bound.assumes}; {SEEDED_COINS}"
+        )
+        if bound.kind is BoundKind.CERTIFIED
+        else bound
+        for bound in bounds
+    )
 
 
 def claimed_epsilon(run: RunDirectory) -> float:

@@ -38,6 +38,8 @@ def booked_steps(ledger: PrivacyLedger, what: str) -> list[Step]:
         match release.mechanism:
             case PoissonSampled(Gaussian(noise_multiplier), sampling_rate):
                 steps[release.step] = (sampling_rate, noise_multiplier)
+            case Gaussian(noise_multiplier):  # a full batch
+                steps[release.step] = (1.0, noise_multiplier)
             case _:
                 raise IntegrityError(f"step {release.step} books no sampled Gaussian")
     return [steps[number] for number in sorted(steps)]

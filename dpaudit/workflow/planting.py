@@ -25,7 +25,7 @@ from dpaudit.attacks.canaries import (
     out_of_distribution,
     toss,
 )
-from dpaudit.runs.files import read_arrays, write_arrays, write_bytes
+from dpaudit.runs.files import read_arrays, write_arrays, write_bytes, write_secret_arrays
 from dpaudit.trainer.data import load
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_count
 from dpaudit.vocabulary.settings import DataSettings
@@ -78,6 +78,7 @@ def plant_inputs(
         make: Makes them.
     """
     require_count("count", count)
+    _require_new(out, training_file)
     split = load(data)
     if count > len(split.heldout):
         allowed = f"at most the {len(split.heldout)} held-out records"
@@ -113,6 +114,7 @@ def plant_secrets(
         text: Training text, a line a record.
         training_file: Where to write its lines with the included sentences among them.
     """
+    _require_new(out, training_file)
     rng = _unpredictable()
     tossed = toss(make_secrets(count, rng, references=references, template=template), rng)
     planted = _write("secrets", tossed, _secret_arrays, out)
@@ -126,6 +128,7 @@ def plant_secrets(
 
 def plant_dummies(count: int, out: Path) -> Planted:
     """Toss the coins of gradient canaries for one's own loop; the trainer gets their numbers."""
+    _require_new(out, None)
     tossed = toss(np.arange(count), _unpredictable())
     return _write("dummy", tossed, lambda numbers: {"numbers": numbers}, out)
 
@@ -149,21 +152,29 @@ def read_planted(path: Path) -> Planted:
 
 
 def _write(kind: str, tossed: Tossed[Any], describe: Callable[..., Arrays], out: Path) -> Planted:
-    if out.suffix != ".npz":
-        raise InvalidArgument("output", str(out), "a file of kind .npz")
     salt = np.frombuffer(os.urandom(32), dtype=np.uint8)  # digests of the file confirm no guess
     everything = describe(tossed.canaries) | {
         "ids": np.array(tossed.ids), "included": tossed.included, "kind": np.array(kind),
     }  # fmt: skip
-    for path in (out, secret_path(out)):
-        if path.exists():
-            raise InvalidArgument("output", str(path), "a file that does not exist yet")
-    write_arrays(secret_path(out), salt=salt, **everything)
+    write_secret_arrays(secret_path(out), salt=salt, **everything)
     trained = describe(tossed.trained)
     # References would tell a trainer which sentences to leave out of its guesses.
     trained.pop("references", None)
     write_arrays(out, ids=np.array(tossed.trained_ids), kind=np.array(kind), **trained)
     return Planted(kind, tossed.ids, tossed.included, everything)
+
+
+def _require_new(out: Path, training_file: Path | None) -> None:
+    """Refuse a place where something is, before a coin is tossed."""
+    if out.suffix != ".npz":
+        raise InvalidArgument("output", str(out), "a file of kind .npz")
+    own = (out, secret_path(out))
+    if training_file in own:
+        allowed = "another file than the canaries'"
+        raise InvalidArgument("training_file", str(training_file), allowed)
+    for path in (*own, *([] if training_file is None else [training_file])):
+        if path.exists():
+            raise InvalidArgument("output", str(path), "a file that does not exist yet")
 
 
 def _input_arrays(records: Records) -> Arrays:

@@ -12,6 +12,7 @@ from dpaudit.attacks.sequential import Watch
 from dpaudit.report.words import refuted_in_words
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer.canaries import Canaries
+from dpaudit.trainer.checkpoint import read_newest_taps
 from dpaudit.trainer.run import OnStep
 from dpaudit.trainer.taps import Tap
 from dpaudit.vocabulary.errors import InvalidArgument, Refuted
@@ -43,8 +44,7 @@ def watched(out: Path, config: RunConfig, confidence: float, on_step: OnStep) ->
     def included() -> NDArray[np.bool_]:
         return Canaries.read(RunDirectory(out)).gradient_included
 
-    def look(done: int, tap: Tap) -> None:
-        on_step(done, tap)
+    def see(tap: Tap) -> None:
         ins = included()
         watch.see(
             tap.shown[ins].astype(np.float64),
@@ -52,6 +52,18 @@ def watched(out: Path, config: RunConfig, confidence: float, on_step: OnStep) ->
             sampling_rate=privacy.sampling_rate,
             noise_multiplier=privacy.noise_multiplier,
         )
+
+    first = True
+
+    def look(done: int, tap: Tap) -> None:
+        nonlocal first
+        on_step(done, tap)
+        if first and done > 1:
+            # A run that goes on is one run: what it showed before it was interrupted counts.
+            for earlier in read_newest_taps(RunDirectory(out).checkpoints)[: done - 1]:
+                see(earlier)
+        first = False
+        see(tap)
         factor = watch.refuted_noise_factor
         if factor is not None and watch.refutes_the_claim:
             steps = [(privacy.sampling_rate, privacy.noise_multiplier)] * privacy.steps

@@ -66,6 +66,42 @@ def test_nothing_is_overwritten(call: Call, make: Make, tmp_path: Path) -> None:
     assert "does not exist yet" in result.err
 
 
+def test_a_training_file_is_not_overwritten_and_is_no_canary_file(
+    call: Call, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.npz"
+    mine.write_text("precious")
+    where = ("canaries", "make", "--count", 9, "-o", tmp_path / "c.npz", "--training-file")
+    assert call(*where, mine).code == ExitCode.USAGE
+    assert mine.read_text() == "precious"
+    assert call(*where, tmp_path / "c.secret.npz").code == ExitCode.USAGE
+    assert not (tmp_path / "c.npz").exists()
+
+
+def test_the_bits_are_for_their_owner_alone(make: Make, tmp_path: Path) -> None:
+    make("dummy")
+    assert (tmp_path / "c.secret.npz").stat().st_mode & 0o077 == 0
+
+
+def test_a_full_batch_run_is_claimed_and_audited(call: Call, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    asked = ("--sampling-rate", 1, "--steps", 3, "--noise-multiplier", 3, "--canaries", 60)
+    assert call("train", *asked, "--out", run).code == 0
+    result = call("audit", run)
+    assert result.code == 0
+    assert "Gaussian pivot" in result.out
+    assert (run / "observations.npz").stat().st_mode & 0o077 == 0
+
+
+def test_coins_of_a_seed_certify_nothing(call: Call, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    asked = ("--steps", 3, "--noise-multiplier", 3, "--canaries", 60, "--seed", 7)
+    assert call("train", *asked, "--out", run).code == 0
+    result = call("audit", run)
+    assert "certified" not in result.out
+    assert "which are no secret" in result.out
+
+
 def test_scores_of_every_canary_make_a_certified_bound(
     call: Call, make: Make, tmp_path: Path
 ) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dpaudit.attacks.sequential import Watch
 from dpaudit.cli.main import _run
 from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
 from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.trainer import run as runs
 from dpaudit.trainer.added_noise import Independent, Moment, Sums
+from dpaudit.trainer.taps import Tap
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.settings import (
@@ -25,6 +27,7 @@ from dpaudit.vocabulary.verdict import Outcome, Verdict
 from dpaudit.workflow.auditing import audit_run
 from dpaudit.workflow.judging import judge_run
 from dpaudit.workflow.training import calibrated, heldout_accuracy, write_claim
+from dpaudit.workflow.watching import watched
 
 POLICY = Policy(
     ClaimPolicy(max_epsilon=3.0, delta=1e-5),
@@ -78,6 +81,35 @@ def test_a_run_with_too_little_noise_is_stopped_on_its_way(
     monkeypatch.setattr("sys.argv", ["dpaudit", *command, "--out", str(tmp_path / "run")])
     assert _run() == ExitCode.VIOLATED
     assert open_run(tmp_path / "run").read_ledger().seal is None  # nothing is shipped
+
+
+def test_a_run_that_goes_on_is_watched_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each resumption would open the failure budget anew."""
+    config = RunConfig(
+        DataSettings(),
+        PrivacySettings(0.1, 1.0, 0.5, 30, 1e-5),
+        ModelSettings(),
+        CanarySettings(100, 5),
+        SpeedSettings(checkpoint_every=10),
+    )
+    out = tmp_path / "run"
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, tap: Tap) -> None:
+        if done == 20:
+            raise Stop
+
+    with pytest.raises(Stop):
+        runs.train(runs.prepare(config), out, stop)
+    seen: list[int] = []
+    monkeypatch.setattr(Watch, "see", lambda self, *args, **kwargs: seen.append(len(args[0])))
+    on_step = watched(out, config, 0.99, lambda done, tap: None)
+    runs.resume(runs.prepare_resume(out), out, on_step)
+    assert len(seen) == 30
 
 
 def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(

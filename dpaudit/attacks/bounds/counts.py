@@ -16,6 +16,7 @@ from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
 
 POSTERIOR = "Jeffreys' prior: a credible region, no statement about repeated audits"
+BELIEVED = "by this prior, a smaller epsilon has little probability; nothing is refuted"
 MOST_EPSILON = 60.0
 NODES = 20_000
 
@@ -78,7 +79,7 @@ def jeffreys(
     missed = jeffreys_upper_limit(errors.false_negatives, members, level)
     accused = jeffreys_upper_limit(errors.false_positives, nonmembers, level)
     epsilon = epsilon_both_ways(missed, accused, delta)
-    return LowerBound(epsilon, BoundKind.ESTIMATE, confidence, POSTERIOR)
+    return LowerBound(epsilon, BoundKind.ESTIMATE, confidence, POSTERIOR, BELIEVED)
 
 
 def gaussian_threshold(
@@ -90,7 +91,10 @@ def gaussian_threshold(
     delta: float,
     confidence: float,
 ) -> LowerBound:
-    """Return the bound of the Gaussian trade-off through both limits, arguments as above."""
+    """Return the bound of the Gaussian trade-off through both limits.
+
+    Arguments as above, but ``delta`` above 0.
+    """
     errors = _errors(true_positives, false_positives, members, nonmembers, delta, confidence)
     level = (1 - confidence) / 2
     missed = upper_limit(errors.false_negatives, members, level)
@@ -120,7 +124,7 @@ def zanella_beguelin(
         return _probability_of_region(errors, epsilon, delta) <= 1 - confidence
 
     epsilon = largest(unlikely, 0.0, MOST_EPSILON) if unlikely(0.0) else 0.0
-    return LowerBound(epsilon, BoundKind.ESTIMATE, confidence, POSTERIOR)
+    return LowerBound(epsilon, BoundKind.ESTIMATE, confidence, POSTERIOR, BELIEVED)
 
 
 def _probability_of_region(errors: _Errors, epsilon: float, delta: float) -> float:

@@ -51,7 +51,7 @@ class Family:
         low = high = 1.0
         while refuted(low):
             if low < LEAST_NOISE_FACTOR:
-                return self.epsilon(low).lower
+                return self._largest_epsilon(low)
             low, high = low / BRACKET, low
         while not refuted(high):
             if high > MOST_NOISE_FACTOR:
@@ -60,7 +60,17 @@ class Family:
         while high / low > RESOLUTION:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if refuted(middle) else (middle, high)
-        return self.epsilon(high).lower
+        return self._largest_epsilon(high)
+
+    def _largest_epsilon(self, refuted: float) -> float:
+        """Return the largest lower end of epsilon at a refuted factor or above it.
+
+        It falls with noise but for what an accountant cannot resolve: next to no noise at all
+        may cost anything from 0, though more of it certainly costs much.
+        """
+        while (found := self.epsilon(refuted).lower) == 0 and refuted < MOST_NOISE_FACTOR:
+            refuted *= BRACKET
+        return found
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, nctdtr, ndtri, stdtr
 
-from dpaudit.attacks.bounds.result import LowerBound, require_delta_or_zero
+from dpaudit.attacks.bounds.result import LowerBound
 from dpaudit.attacks.bounds.search import largest
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
 
 Array = NDArray[np.float64]
 
+MOST_MU = 100.0  # beyond it, epsilon is in the thousands
 ROUNDING = 1e-14  # of a distribution function, with room
 
 GAUSSIAN = "a Gaussian trade-off curve, as full-batch Gaussian noise has it"
@@ -93,28 +94,30 @@ def gaussian_pivot(
         confidence: In (0, 1).
 
     Raises:
-        InvalidArgument: fewer than two scores of a kind, scores that are not finite or all
-            equal.
+        InvalidArgument: scores that are not finite, or a number out of range.
     """
     require_open_unit("confidence", confidence)
-    require_delta_or_zero(delta)
-    mu = mu_of_samples(members, nonmembers, 1 - confidence)
+    mu = min(MOST_MU, mu_of_samples(members, nonmembers, 1 - confidence))
     return LowerBound(epsilon_of_mu(mu, delta), BoundKind.CONDITIONAL, confidence, PIVOT)
 
 
 def mu_of_samples(members: Array, nonmembers: Array, level: float) -> float:
-    """Return what the gap in standard deviations is below with probability ``level`` at most."""
+    """Return what the gap in standard deviations is below with probability ``level`` at most.
+
+    Fewer than two scores of a kind say nothing: 0.
+    """
     for name, scores in (("members", members), ("nonmembers", nonmembers)):
-        if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
-            raise InvalidArgument(
-                name, f"scores of shape {scores.shape}", "at least two scores, all finite"
-            )
+        if scores.ndim != 1 or not np.isfinite(scores).all():
+            raise InvalidArgument(name, f"scores of shape {scores.shape}", "a list, all finite")
     n1, n0 = len(members), len(nonmembers)
+    if min(n1, n0) < 2:
+        return 0.0  # too few to say anything
     squares = (n1 * float(members.var()) + n0 * float(nonmembers.var())) / (n1 + n0 - 2)
-    if not squares > 0:
-        raise InvalidArgument("members", "equal scores", "scores that vary")
+    gap = float(members.mean() - nonmembers.mean())
+    if squares == 0:  # no noise at all tells everything, if it tells anything
+        return math.inf if gap > 0 else 0.0
     size = math.sqrt(n1 * n0 / (n1 + n0))
-    t = size * float(members.mean() - nonmembers.mean()) / math.sqrt(squares)
+    t = size * gap / math.sqrt(squares)
     return noncentrality(t, n1 + n0 - 2, level) / size
 
 

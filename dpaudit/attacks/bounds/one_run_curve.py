@@ -111,7 +111,10 @@ def one_run_family(
 def one_run_gaussian(
     *, canaries: int, guesses: int, correct: int, delta: float, confidence: float
 ) -> LowerBound:
-    """Return the bound within the family of Gaussian trade-offs, arguments as above."""
+    """Return the bound within the family of Gaussian trade-offs.
+
+    Arguments as above, but ``delta`` above 0.
+    """
     require_guesses(canaries, guesses, correct)
     require_open_unit("confidence", confidence)
     mu = mu_of_guesses(canaries, guesses, correct, 1 - confidence)

@@ -42,9 +42,10 @@ def from_scores(
 def gaussian_from_scores(
     *, members: Array, nonmembers: Array, thresholds: Thresholds, delta: float, confidence: float
 ) -> LowerBound:
-    """Return the bound of the largest Gaussian trade-off through the limits, arguments as above.
+    """Return the bound of the largest Gaussian trade-off through the limits.
 
-    Nasr et al. 2023, arXiv:2302.07956, with every threshold paid for.
+    Arguments as above, but ``delta`` above 0. Nasr et al. 2023, arXiv:2302.07956, with every
+    threshold paid for.
     """
     limits = _limits(members, nonmembers, thresholds, delta, confidence)
     mu = mu_of_rates(limits.false_negative_rate, limits.false_positive_rate)

@@ -1,4 +1,4 @@
-"""The last parameters alone: each canary shows the sum of what its steps showed."""
+"""The sum of all steps alone, as plain SGD at one learning rate ships it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CERTIFIED = 0.64  # of what is left
 
 @dataclass(frozen=True)
 class FinalIterate:
-    """What the last parameters showed.
+    """What the sum of all noisy sums showed.
 
     Attributes:
-        sums: How far they moved along each canary's direction, over the clip norm and the
-            public factor of a step, shape ``(m,)``.
+        sums: Along each canary's direction, over the clip norm, shape ``(m,)``: how far plain
+            SGD moves the parameters, over the public factor of a step.
         included: The canaries' secret bits, shape ``(m,)``.
     """
 
@@ -46,7 +46,7 @@ class FinalIterate:
     @property
     def name(self) -> str:
         """What was observed."""
-        return "final iterate"
+        return "final iterate of plain SGD"
 
     @property
     def scores(self) -> Array:
@@ -82,13 +82,13 @@ class FinalSimulation:
 def audit_final_iterate(
     seen: FinalIterate, claimed: Claimed, *, confidence: float, seed: int
 ) -> tuple[AuditResult, ...]:
-    """Return lower bounds from the last parameters, the one that assumes least first.
+    """Return lower bounds from the sum of all steps, the one that assumes least first.
 
     They are weaker than those from every step, as they see less; what is claimed of every
     step holds for their sum, too.
 
     Args:
-        seen: What the last parameters showed.
+        seen: What that sum showed.
         claimed: What is claimed of all steps.
         confidence: Probability with which all bounds hold together.
         seed: Of the simulation that fixes the guesses, as for ``audit_gradient_canaries``.

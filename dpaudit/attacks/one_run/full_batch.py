@@ -14,13 +14,14 @@ from dpaudit.attacks.one_run.guesses import digest
 from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Seen
 from dpaudit.attacks.one_run.simulation import Simulation, detectable_epsilon
-from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.audit import AuditResult, BoundKind
 
 Array = NDArray[np.float64]
 Estimator = Callable[[Array, Array, float, float], bounds.LowerBound]
 
 BAND = "Gaussian trade-off under a simultaneous band of all thresholds"
 PIVOT = "Gaussian trade-off from the gap of the means (noncentral t)"
+ONE_KIND = "nothing: all canaries were included, or none"
 AUDITS = 40  # simulated at each noise: a band of thousands of thresholds takes its time
 
 
@@ -71,6 +72,8 @@ class FullBatchAudit:
 
     def _bound(self, scores: Array, included: NDArray[np.bool_]) -> bounds.LowerBound:
         members, nonmembers = scores[included], scores[~included]
+        if included.all() or not included.any():  # coins fall like that, and say nothing
+            return bounds.LowerBound(0.0, BoundKind.CONDITIONAL, self.confidence, ONE_KIND)
         return self.estimator(members, nonmembers, self.claimed.delta, self.confidence)
 
     def _share_refuted(self, noise_factor: float) -> float:

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
 AUDITS = 40
+MOST_CLAIMED = 1000.0  # beyond it no audit can say anything
 LEAKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of the claimed mu
 UNKNOWN_COINS = (
     "that each member was chosen by a fair coin of its own, which the scores do not show"
@@ -34,6 +35,8 @@ def register_share(*, canaries: int, epsilon: float, delta: float, confidence: f
     finds the same.
     """
     require_count("canaries", canaries)
+    if not 0 < epsilon < MOST_CLAIMED:
+        raise InvalidArgument("claimed_epsilon", epsilon, f"above 0 and below {MOST_CLAIMED:g}")
     rng = np.random.default_rng([canaries, int(1e6 * epsilon)])
     share = canaries
     for leak in LEAKS:
@@ -128,7 +131,8 @@ def _check(scores: Array, included: Bits, delta: float, confidence: float) -> No
     require_open_unit("delta", delta)
     require_open_unit("confidence", confidence)
     if scores.shape != included.shape or scores.ndim != 1 or not np.isfinite(scores).all():
-        raise InvalidArgument("scores", f"shape {scores.shape}", "finite, one for each canary")
+        given = f"shape {scores.shape}, {int((~np.isfinite(scores)).sum())} not finite"
+        raise InvalidArgument("scores", given, "finite, one for each canary")
     if included.all() or not included.any():
         given = "every canary" if included.all() else "no canary"
         raise InvalidArgument("included", given, "some in and some out")

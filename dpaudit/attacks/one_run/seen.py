@@ -60,6 +60,8 @@ class Seen:
                 f"shape {self.observations.shape}",
                 f"one column for each of {len(self.included)} canaries",
             )
+        if len(self.observations) == 0:
+            raise InvalidArgument("observations", "no step", "one row for each step")
         if len(self.included) == 0:
             raise InvalidArgument("included", "no canary", "one bit for each canary")
         if self.joined is not None:

@@ -92,7 +92,7 @@ class _Visible:
 
 @dataclass(frozen=True)
 class HitAudit(_Visible):
-    """Distribution-free, given that a step's shift and noise are those of some noise factor."""
+    """By counts alone: given that a step has a Gaussian trade-off, of some noise factor."""
 
     def result(self, seen: Seen) -> AuditResult:
         """Return the bound."""
