@@ -33,11 +33,11 @@ def test_a_trainer_without_any_noise_is_convicted_not_refused(rate: float) -> No
 
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])
-@pytest.mark.parametrize("included", [[True], [False], [True, False], [True] * 8, [False] * 8])
+@pytest.mark.parametrize("included", [[True], [False] * 8])
 def test_coins_that_all_fall_alike_refuse_no_audit(rate: float, included: list[bool]) -> None:
     assert len(audited(rate, np.array(included), noise=NOISE)) == 5
 
 
-@pytest.mark.parametrize("included", [[True], [True, False], [True] * 8, [False] * 8])
+@pytest.mark.parametrize("included", [[True, False], [True] * 8])
 def test_without_two_of_a_kind_there_is_no_gap(included: list[bool]) -> None:
     assert audited(1.0, np.array(included), noise=NOISE)[-1].epsilon_lower == 0
