@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,7 @@ def _cells(seen: Seen) -> _Cells:
 
 
 @dataclass(frozen=True)
-class _Visible:
+class _Visible(ABC):
     """What both audits need."""
 
     claimed: Claimed
@@ -86,8 +87,9 @@ class _Visible:
             detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
         )
 
+    @abstractmethod
     def _share_refuted(self, noise_factor: float) -> float:
-        raise NotImplementedError
+        """Return how often the claim is refuted at a true noise factor."""
 
 
 @dataclass(frozen=True)
