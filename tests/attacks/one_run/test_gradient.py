@@ -79,9 +79,9 @@ def test_bounds_miss_the_true_epsilon_at_most_at_the_nominal_rate() -> None:
     rng = np.random.default_rng(6)
     for factor in (0.5, 1.0):
         truth = FAMILY.epsilon(factor).lower
-        found = np.array([bounds_of(rng, 300, factor) for _ in range(60)])
+        found = np.array([bounds_of(rng, 300, factor) for _ in range(30)])
         misses = (found > truth).any(axis=1).mean()  # they hold together
-        assert misses <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 60)
+        assert misses <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 30)
 
 
 def test_scores_that_carry_no_information_give_zero() -> None:
@@ -103,7 +103,7 @@ def test_the_power_that_is_printed_is_the_power_that_is_had(number: int) -> None
         np.geomspace(0.1, 1.0, 200),
         key=lambda f: abs(FAMILY.epsilon(float(f)).upper - promised),
     )
-    seen = [bounds_of(rng, 400, float(factor))[number] > CLAIMED.epsilon for _ in range(40)]
+    seen = [bounds_of(rng, 400, float(factor))[number] > CLAIMED.epsilon for _ in range(20)]
     assert np.mean(seen) >= 0.8
 
 
