@@ -1,10 +1,9 @@
-"""What a project demands of a run: read from dpaudit.toml, unknown keys refused."""
+"""What a project demands of a run; unknown keys are refused."""
 
 from __future__ import annotations
 
 import math
-import tomllib
-from pathlib import Path
+from datetime import date
 
 import msgspec
 
@@ -18,8 +17,26 @@ from dpaudit.vocabulary.errors import (
 )
 from dpaudit.vocabulary.ledger import Sampling
 
+RULES = (
+    "claim.max_epsilon",
+    "claim.adjacency",
+    "claim.sampling",
+    "claim.require_secure_randomness",
+    "claim.may_leave_out",
+    "audit.evidence",
+    "audit.require_conformance",
+    "audit.lower_bound",
+    "audit.min_power_epsilon",
+    "audit.max_tpr_at_fpr",
+    "regression.baseline",
+    "regression.max_epsilon_increase",
+    "regression.max_tpr_increase",
+    "regression.max_lower_bound_increase",
+)
+"""Every rule that a verdict may hold; of ``audit.max_tpr_at_fpr``, one a rate."""
 
-class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+
+class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the claim must say.
 
     Attributes:
@@ -47,7 +64,7 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidArgument("claim.accountant", self.accountant, "naive, rdp or pld")
 
 
-class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the audit must show.
 
     Attributes:
@@ -77,36 +94,55 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise InvalidArgument(f"audit.max_tpr_at_fpr.{fpr}", tpr, "between 0 and 1")
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All demands; without an audit section no audit is demanded."""
+class RegressionPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much worse than its baseline a run may be; what is None is not compared.
 
-    claim: ClaimPolicy
-    audit: AuditPolicy | None = None
-
-
-def read_policy(path: Path) -> Policy:
-    """Read a policy from dpaudit.toml, or from ``[tool.dpaudit]`` of a pyproject.toml.
-
-    Raises:
-        InvalidArgument: the file is missing or no TOML, a key is unknown or a value is not
-            allowed; the message names it.
+    Attributes:
+        max_epsilon_increase: Of the claim's upper end.
+        max_tpr_increase: Of each attack's true-positive rate, upper end against upper end.
+        max_lower_bound_increase: Of each of the audit's lower bounds on epsilon.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InvalidArgument("policy", str(path), f"a readable file ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument("policy", str(path), f"valid TOML ({error})") from error
-    if path.name == "pyproject.toml":
-        content = content.get("tool", {}).get("dpaudit", {})
-    try:
-        return msgspec.convert(content, Policy)
-    except InvalidArgument:
-        raise
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, InvalidArgument):
-            raise error.__cause__ from error
-        raise InvalidArgument("policy", str(path), f"a valid policy ({error})") from error
+
+    max_epsilon_increase: float | None = None
+    max_tpr_increase: float | None = None
+    max_lower_bound_increase: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InvalidArgument(f"regression.{name}", value, "at least 0 and finite")
+
+
+class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One rule that need not hold, why, and the last day on which it need not.
+
+    ``rule`` is a rule's name, or the key that several rules come from, such as
+    ``audit.max_tpr_at_fpr``.
+    """
+
+    rule: str
+    reason: str
+    expires: date
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise InvalidArgument("waiver.reason", self.reason, "some words")
+        if not any(self.covers(rule) or rule.startswith(f"{self.rule}.") for rule in RULES):
+            raise InvalidArgument("waiver.rule", self.rule, f"one of {', '.join(RULES)}")
+
+    def covers(self, rule: str) -> bool:
+        """Return whether ``rule`` is the named one, or one that comes from it."""
+        return rule == self.rule or rule.startswith(f"{self.rule}.")
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All demands; without a section nothing of its kind is demanded."""
+
+    claim: ClaimPolicy | None = None
+    audit: AuditPolicy | None = None
+    regression: RegressionPolicy | None = None
+    waiver: tuple[Waiver, ...] = ()
 
 
 def _number(text: str) -> float:

@@ -133,11 +133,13 @@ class AttackReport(msgspec.Struct, frozen=True):
         attacked: In words, what was attacked and with what.
         confidence: Of each interval by itself.
         membership: One result an attack.
+        ledger_head: Of the run that was attacked, if it was one.
     """
 
     attacked: str
     confidence: float
     membership: tuple[MembershipResult, ...]
+    ledger_head: str = ""
     schema_version: str = SCHEMA_VERSION
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import date
 from enum import Enum
 
 import msgspec
@@ -18,37 +20,79 @@ class Outcome(Enum):
     INCONCLUSIVE = "INCONCLUSIVE"
 
 
+class OnInconclusive(Enum):
+    """What becomes of a verdict that cannot be told."""
+
+    FAIL = "fail"
+    WARN = "warn"
+
+
+class Waived(msgspec.Struct, frozen=True):
+    """Why a rule need not hold for now, and the last day on which it need not."""
+
+    reason: str
+    expires: date
+
+
+class RuleOutcome(msgspec.Struct, frozen=True):
+    """One rule of the policy, its outcome and why, in words.
+
+    ``waived`` is the waiver in force that keeps a rule that does not hold from counting.
+    """
+
+    rule: str
+    outcome: Outcome
+    why: str
+    waived: Waived | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the outcome enters the verdict."""
+        return self.waived is None
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The outcome of every rule; no rules at all are no evidence.
+
+    ``run`` is the name of what was judged. ``inconclusive`` is what the caller wished for
+    where nothing is violated and something cannot be told.
+    """
+
+    rules: tuple[RuleOutcome, ...]
+    ledger_head: str
+    run: str = ""
+    inconclusive: OnInconclusive = OnInconclusive.FAIL
+    schema_version: str = SCHEMA_VERSION
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the rules that are not waived say together."""
+        if not self.rules:
+            return Outcome.INCONCLUSIVE
+        return together(rule.outcome for rule in self.rules if rule.counts)
+
+    @property
+    def warns(self) -> bool:
+        """Whether something cannot be told, and the caller wished for no failure."""
+        asked = self.inconclusive is OnInconclusive.WARN
+        return asked and bool(self.rules) and self.outcome is Outcome.INCONCLUSIVE
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The process's exit code for this outcome."""
+        return ExitCode.HOLDS if self.warns else _EXIT_CODES[self.outcome]
+
+
+def together(outcomes: Iterable[Outcome]) -> Outcome:
+    """VIOLATED if any is, else INCONCLUSIVE if any is; nothing is left where all are waived."""
+    found = set(outcomes)
+    if Outcome.VIOLATED in found:
+        return Outcome.VIOLATED
+    return Outcome.INCONCLUSIVE if Outcome.INCONCLUSIVE in found else Outcome.HOLDS
+
+
 _EXIT_CODES = {
     Outcome.HOLDS: ExitCode.HOLDS,
     Outcome.VIOLATED: ExitCode.VIOLATED,
     Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
 }
-
-
-class RuleOutcome(msgspec.Struct, frozen=True):
-    """One rule of the policy, its outcome and why, in words."""
-
-    rule: str
-    outcome: Outcome
-    why: str
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """The outcome of every rule; no rules at all are no evidence."""
-
-    rules: tuple[RuleOutcome, ...]
-    ledger_head: str
-    schema_version: str = SCHEMA_VERSION
-
-    @property
-    def outcome(self) -> Outcome:
-        """VIOLATED if any rule is; else INCONCLUSIVE if any rule is, or there is none."""
-        outcomes = {rule.outcome for rule in self.rules}
-        if Outcome.VIOLATED in outcomes:
-            return Outcome.VIOLATED
-        return Outcome.HOLDS if outcomes == {Outcome.HOLDS} else Outcome.INCONCLUSIVE
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """The process's exit code for this outcome."""
-        return _EXIT_CODES[self.outcome]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpaudit.gate.evidence import Declared, Evidence
 from dpaudit.gate.judge import judge
 from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import (
+    AttackReport,
     AuditReport,
     AuditResult,
     BoundKind,
@@ -22,7 +26,13 @@ from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
 from dpaudit.vocabulary.errors import AccountingError, ExitCode, InvalidArgument
 from dpaudit.vocabulary.ledger import Randomness, Sampling
-from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
+from dpaudit.vocabulary.verdict import (
+    OnInconclusive,
+    Outcome,
+    RuleOutcome,
+    Verdict,
+    Waived,
+)
 
 CLAIM = Claim(
     epsilon=Bound(2.97, 2.99),
@@ -54,18 +64,34 @@ ATTACK = MembershipResult(
 )
 AUDIT = AuditReport("a" * 64, 0.99, (BOUND,), (ATTACK,))
 POLICY = Policy(
-    ClaimPolicy(max_epsilon=3.0, delta=1e-5),
-    AuditPolicy(confidence=0.95, min_power_epsilon=3.0, max_tpr_at_fpr={"0.01": 0.05}),
+    claim=ClaimPolicy(max_epsilon=3.0, delta=1e-5),
+    audit=AuditPolicy(confidence=0.95, min_power_epsilon=3.0, max_tpr_at_fpr={"0.01": 0.05}),
 )
 replace = msgspec.structs.replace
 
 
-def outcomes(policy: Policy, claim: Claim, audit: AuditReport | None) -> dict[str, Outcome]:
-    return {rule.rule: rule.outcome for rule in judge(policy, claim, audit).rules}
+TODAY = date(2026, 11, 21)
+
+
+def judged(
+    policy: Policy,
+    claim: Claim | Declared,
+    audit: AuditReport | None,
+    conformance: ConformanceResult | None = None,
+    attack: AttackReport | None = None,
+) -> Verdict:
+    evidence = Evidence(claim=claim, audit=audit, conformance=conformance, attack=attack)
+    return judge(policy, evidence, today=TODAY)
+
+
+def outcomes(
+    policy: Policy, claim: Claim | Declared, audit: AuditReport | None
+) -> dict[str, Outcome]:
+    return {rule.rule: rule.outcome for rule in judged(policy, claim, audit).rules}
 
 
 def test_good_evidence_holds() -> None:
-    verdict = judge(POLICY, CLAIM, AUDIT)
+    verdict = judged(POLICY, CLAIM, AUDIT)
     assert verdict.outcome is Outcome.HOLDS
     assert {rule.outcome for rule in verdict.rules} == {Outcome.HOLDS}
 
@@ -133,7 +159,7 @@ def test_a_conditional_bound_above_the_claim_counts_only_where_the_policy_says_s
 def test_missing_weak_or_stale_evidence_is_inconclusive(
     rule: str, audit: AuditReport | None
 ) -> None:
-    verdict = judge(POLICY, CLAIM, audit)
+    verdict = judged(POLICY, CLAIM, audit)
     found = {one.rule: one.outcome for one in verdict.rules}
     assert found[rule] is Outcome.INCONCLUSIVE
     assert verdict.exit_code is ExitCode.INCONCLUSIVE
@@ -160,7 +186,7 @@ def checked(outcome: Outcome, head: str = CLAIM.ledger_head) -> ConformanceResul
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_the_verdict_on_a_trainer_is_that_of_its_conformance(outcome: Outcome) -> None:
     policy = replace(POLICY, audit=replace(POLICY.audit, require_conformance=True))
-    rules = judge(policy, CLAIM, AUDIT, checked(outcome)).rules
+    rules = judged(policy, CLAIM, AUDIT, checked(outcome)).rules
     (rule,) = (one for one in rules if one.rule == "audit.require_conformance")
     assert rule.outcome is outcome
     assert ("the reason" in rule.why) is (outcome is not Outcome.HOLDS)
@@ -168,7 +194,7 @@ def test_the_verdict_on_a_trainer_is_that_of_its_conformance(outcome: Outcome) -
 
 def test_conformance_of_another_ledger_is_inconclusive() -> None:
     policy = replace(POLICY, audit=replace(POLICY.audit, require_conformance=True))
-    rules = judge(policy, CLAIM, AUDIT, checked(Outcome.HOLDS, "ff" * 32)).rules
+    rules = judged(policy, CLAIM, AUDIT, checked(Outcome.HOLDS, "ff" * 32)).rules
     found = {rule.rule: rule.outcome for rule in rules}
     assert found["audit.require_conformance"] is Outcome.INCONCLUSIVE
 
@@ -188,7 +214,68 @@ def test_the_upper_end_of_a_true_positive_rate_counts() -> None:
 
 def test_without_an_audit_section_no_audit_is_demanded() -> None:
     policy = replace(POLICY, audit=None)
-    assert judge(policy, CLAIM, None).outcome is Outcome.HOLDS
+    assert judged(policy, CLAIM, None).outcome is Outcome.HOLDS
+
+
+def attack(upper: float, **changes: object) -> AttackReport:
+    rate = TprAtFpr(0.01, 0.01, Bound(0.0, upper), 0.99)
+    results = (replace(ATTACK, attack="lira", tpr_at_fpr=(rate,)),)
+    return replace(AttackReport("run", 0.99, results, CLAIM.ledger_head), **changes)
+
+
+def test_the_strongest_of_all_attacks_counts() -> None:
+    verdict = judged(POLICY, CLAIM, AUDIT, attack=attack(0.06))
+    (rule,) = (one for one in verdict.rules if one.rule == "audit.max_tpr_at_fpr.0.01")
+    assert rule.outcome is Outcome.VIOLATED
+    assert "lira" in rule.why
+
+
+@pytest.mark.parametrize("stale", ["", "b" * 64])
+def test_an_attack_on_something_else_is_no_evidence(stale: str) -> None:
+    other = attack(0.02, ledger_head=stale)
+    verdict = judged(POLICY, CLAIM, replace(AUDIT, membership=()), attack=other)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+
+
+def test_an_interval_that_is_less_sure_than_demanded_is_no_evidence() -> None:
+    policy = replace(POLICY, audit=replace(POLICY.audit, confidence=0.99))
+    unsure = replace(ATTACK, tpr_at_fpr=(TprAtFpr(0.01, 0.01, Bound(0.0, 0.02), 0.98),))
+    found = outcomes(policy, CLAIM, replace(AUDIT, membership=(unsure,)))
+    assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.INCONCLUSIVE
+
+
+SCORED = replace(AUDIT, ledger_head="")
+
+
+def test_a_declared_claim_is_held_against_what_was_measured() -> None:
+    policy = replace(POLICY, claim=None)
+    assert judged(policy, Declared(3.0, 1e-5), SCORED).outcome is Outcome.HOLDS
+    verdict = judged(policy, Declared(0.9, 1e-5), SCORED)
+    assert verdict.outcome is Outcome.VIOLATED
+
+
+def test_a_declared_claim_never_passes_a_rule_of_the_claim() -> None:
+    found = outcomes(POLICY, Declared(2.0, 1e-5), SCORED)
+    assert {found[rule] for rule in found if rule.startswith("claim.")} == {Outcome.INCONCLUSIVE}
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(3.1, 1e-5), (100.0, 1e-5)])
+def test_a_declared_claim_above_the_policy_violates(epsilon: float, delta: float) -> None:
+    found = outcomes(POLICY, Declared(epsilon, delta), None)
+    assert found["claim.max_epsilon"] is Outcome.VIOLATED
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_declared_claim_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(InvalidArgument, match="claim_epsilon"):
+        Declared(value, 1e-5)
+    with pytest.raises(InvalidArgument, match="delta"):
+        Declared(1.0, value if value != 0 else 1.0)
+
+
+def test_a_measurement_of_a_run_does_not_count_for_a_declared_claim() -> None:
+    found = outcomes(replace(POLICY, claim=None), Declared(3.0, 1e-5), AUDIT)
+    assert found["audit.evidence"] is Outcome.INCONCLUSIVE
 
 
 def test_nan_is_refused_before_it_reaches_the_judge() -> None:
@@ -198,18 +285,43 @@ def test_nan_is_refused_before_it_reaches_the_judge() -> None:
         replace(BOUND, epsilon_lower=float("nan"))
 
 
-@given(st.lists(st.sampled_from(Outcome), max_size=8))
-def test_outcome_and_exit_code_are_one(rules: list[Outcome]) -> None:
-    verdict = Verdict(tuple(RuleOutcome("r", outcome, "") for outcome in rules), "h")
-    expected = {
+@st.composite
+def verdicts(draw: st.DrawFn) -> Verdict:
+    waived = st.none() | st.just(Waived("known", TODAY))
+    rules = st.lists(
+        st.builds(RuleOutcome, st.just("r"), st.sampled_from(Outcome), st.text(), waived),
+        max_size=8,
+    )
+    return Verdict(tuple(draw(rules)), "h", "run", draw(st.sampled_from(OnInconclusive)))
+
+
+@given(verdicts())
+def test_outcome_and_exit_code_are_one(verdict: Verdict) -> None:
+    counted = {rule.outcome for rule in verdict.rules if rule.counts}
+    assert (verdict.outcome is Outcome.VIOLATED) == (Outcome.VIOLATED in counted)
+    assert (verdict.outcome is Outcome.HOLDS) == (
+        bool(verdict.rules) and counted <= {Outcome.HOLDS}
+    )
+    codes = {
         Outcome.HOLDS: ExitCode.HOLDS,
         Outcome.VIOLATED: ExitCode.VIOLATED,
         Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
-    }[verdict.outcome]
-    assert verdict.exit_code is expected
-    assert (verdict.outcome is Outcome.HOLDS) == (bool(rules) and set(rules) == {Outcome.HOLDS})
-    assert (verdict.outcome is Outcome.VIOLATED) == (Outcome.VIOLATED in rules)
+    }
+    assert verdict.exit_code is (ExitCode.HOLDS if verdict.warns else codes[verdict.outcome])
 
 
-def test_no_rules_are_no_evidence() -> None:
-    assert Verdict((), "h").outcome is Outcome.INCONCLUSIVE
+@given(verdicts())
+def test_a_warning_stands_in_for_what_cannot_be_told_and_for_nothing_else(
+    verdict: Verdict,
+) -> None:
+    if verdict.warns:
+        assert verdict.outcome is Outcome.INCONCLUSIVE
+        assert verdict.inconclusive is OnInconclusive.WARN
+        assert verdict.rules
+
+
+@pytest.mark.parametrize("wish", list(OnInconclusive))
+def test_no_rules_are_no_evidence(wish: OnInconclusive) -> None:
+    verdict = Verdict((), "h", inconclusive=wish)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.exit_code is ExitCode.INCONCLUSIVE

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from dpaudit.gate.policy import read_policy
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.workflow.policies import read_policy
 
 GOOD = "[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n"
 
@@ -34,11 +34,16 @@ def test_pyproject_holds_the_policy_under_tool_dpaudit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "claim"),
         ("[claim]\nmax_epsilon = 3.0\n", "delta"),
         (GOOD + "colour = 1\n", "colour"),
         (GOOD + "[audits]\n", "audits"),
-        (GOOD + "[regression]\nmax_epsilon_increase = 0.0\n", "regression"),
+        (GOOD + "[regression]\nmax_epsilon_increase = nan\n", "max_epsilon_increase"),
+        (GOOD + "[regression]\nmax_tpr_increase = -0.1\n", "max_tpr_increase"),
+        (GOOD + "[regression]\nmax_tpr = 0.1\n", "max_tpr"),
+        (GOOD + '[[waiver]]\nrule = "claim.max_epsilon"\nreason = "why"\n', "expires"),
+        (GOOD + '[[waiver]]\nrule = "claim.max"\nreason = "why"\nexpires = 2027-01-31\n', "rule"),
+        (GOOD + '[[waiver]]\nrule = "audit"\nreason = " "\nexpires = 2027-01-31\n', "reason"),
+        (GOOD + '[[waiver]]\nrule = "audit"\nreason = "why"\nexpires = "soon"\n', "expires"),
         ("[claim]\nmax_epsilon = nan\ndelta = 1e-5\n", "max_epsilon"),
         ("[claim]\nmax_epsilon = -1.0\ndelta = 1e-5\n", "max_epsilon"),
         ("[claim]\nmax_epsilon = inf\ndelta = 1e-5\n", "max_epsilon"),

@@ -1,0 +1,89 @@
+"""A first policy, from what one run claims and what was measured of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from dpaudit.gate.evidence import Evidence
+from dpaudit.vocabulary.audit import AuditReport, BoundKind
+from dpaudit.vocabulary.baseline import AttackRate
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.ledger import Randomness
+from dpaudit.vocabulary.rounding import round_up
+from dpaudit.vocabulary.verdict import Outcome
+
+
+def draft(claim: Claim, evidence: Evidence) -> str:
+    """Return the text of a dpaudit.toml that a run like this one passes.
+
+    Secure randomness is demanded whatever the run had: a seeded run is for tests.
+    """
+    lines = [
+        f"# Drafted from the run {_name(evidence)}: read every line, and make it yours.",
+        *_claim(claim),
+    ]
+    if evidence.audit is not None and evidence.audit.ledger_head == claim.ledger_head:
+        lines += ["", *_audit(evidence.audit, evidence)]
+    lines += ["", *_regression(evidence)]
+    return "\n".join(lines) + "\n"
+
+
+def _name(evidence: Evidence) -> str:
+    name = "" if evidence.booked is None else evidence.booked.run
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _claim(claim: Claim) -> Iterator[str]:
+    seeded = claim.randomness is Randomness.SEEDED
+    yield "[claim]"
+    yield f"max_epsilon = {_up(claim.epsilon.upper)}  # the run's own is the largest allowed"
+    yield f"delta = {claim.delta!r}"
+    if claim.accountant in {"naive", "rdp", "pld"}:
+        yield f"accountant = {_quoted(claim.accountant)}  # whose upper bound counts"
+    yield f"adjacency = {_quoted(claim.adjacency.value)}"
+    yield f"sampling = [{_quoted(claim.sampling.value)}]"
+    yield f"require_secure_randomness = true{'  # this run was seeded' if seeded else ''}"
+    listed = ", ".join(_quoted(item) for item in claim.leaves_out)
+    yield f"may_leave_out = [{listed}]  # each of these was not paid for"
+
+
+def _audit(audit: AuditReport, evidence: Evidence) -> Iterator[str]:
+    kinds = {bound.kind for bound in audit.bounds} - {BoundKind.ESTIMATE}
+    yield "[audit]"
+    yield f"confidence = {audit.confidence!r}"
+    if kinds:
+        listed = ", ".join(_quoted(kind.value) for kind in BoundKind if kind in kinds)
+        yield f"count = [{listed}]  # whose excess over the claim violates"
+    conforms = evidence.conformance is not None and evidence.conformance.verdict is Outcome.HOLDS
+    if conforms:
+        yield "require_conformance = true"
+    powers = [b.detectable_epsilon for b in audit.bounds if b.detectable_epsilon is not None]
+    if powers and evidence.stated.epsilon < min(powers):
+        excess = _up(min(powers) - evidence.stated.epsilon)
+        yield f"min_power_epsilon = {excess}  # such an excess an audit must be able to see"
+    tprs = {rate.fpr: rate.tpr.upper for rate in sorted(evidence.rates, key=_upper)}
+    if tprs:
+        inside = ", ".join(f'"{fpr!r}" = {_up(tpr)}' for fpr, tpr in sorted(tprs.items()))
+        yield f"max_tpr_at_fpr = {{ {inside} }}  # upper ends of intervals"
+
+
+def _upper(rate: AttackRate) -> float:
+    return rate.tpr.upper
+
+
+def _regression(evidence: Evidence) -> Iterator[str]:
+    yield "[regression]  # against a baseline: dpaudit baseline write RUN -o baseline.json"
+    yield "max_epsilon_increase = 0.0"
+    if evidence.rates:
+        yield "max_tpr_increase = 0.01"
+
+
+def _up(value: float) -> str:
+    """Return a TOML float in four digits, never below ``value``."""
+    text = round_up(value)
+    return text if set(text) & set(".e") else f"{text}.0"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # a TOML basic string, too

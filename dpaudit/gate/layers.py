@@ -1,0 +1,135 @@
+"""A policy put together of layers, each above the one before, and where each key came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from dpaudit.gate.policy import Policy
+from dpaudit.vocabulary.errors import InvalidArgument
+
+SECTIONS = ("claim", "audit", "regression")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a key was set: a file and its line, or what stands above all files."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+DEFAULT = Origin("default")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some of a policy's keys.
+
+    Attributes:
+        source: The file, the variable, or the option that sets them.
+        content: The keys, as in dpaudit.toml.
+        lines: The line of each key, from 1, where there are lines.
+    """
+
+    source: str
+    content: Mapping[str, Any]
+    lines: Mapping[str, int]
+
+    def origin(self, key: str) -> Origin:
+        """Return where this layer sets ``key``."""
+        return Origin(self.source, self.lines.get(key))
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy, and the origin of each key and section that was set."""
+
+    policy: Policy
+    origins: Mapping[str, Origin]
+
+    def origin_of(self, rule: str) -> Origin:
+        """Return where the key that ``rule`` comes from was set: the nearest that was."""
+        waiver, _, waived = rule.partition("waiver.")
+        if not waiver and waived:
+            return self._of_waiver(waived)
+        key = rule
+        while key and key not in self.origins:
+            key = key.rpartition(".")[0]
+        return self.origins.get(key, DEFAULT)
+
+    def above_files(self) -> dict[str, Origin]:
+        """Return the keys that no file sets, but an option or a variable."""
+        return {
+            key: origin
+            for key, origin in self.origins.items()
+            if key not in SECTIONS and origin.source.startswith(("$", "--"))
+        }
+
+    def _of_waiver(self, rule: str) -> Origin:
+        places = [i for i, waiver in enumerate(self.policy.waiver) if waiver.rule == rule]
+        keys = [f"waiver.{place}" for place in places]
+        return next((self.origins[key] for key in keys if key in self.origins), DEFAULT)
+
+
+def put_together(layers: Sequence[Layer]) -> LoadedPolicy:
+    """Return the policy that ``layers`` make, the last one on top; keys replace keys.
+
+    Raises:
+        InvalidArgument: a key is unknown or a value is not allowed; the message names it.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for layer in layers:
+        for key, value in _keys(layer.content):
+            _put(merged, key, value)
+            origins[key] = layer.origin(key)
+        origins |= {key: layer.origin(key) for key in layer.lines}  # keys inside of keys, too
+    return LoadedPolicy(_converted(merged, layers), origins)
+
+
+def _keys(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section, value in content.items():
+        if section in SECTIONS and isinstance(value, Mapping):
+            yield section, {}
+            yield from ((f"{section}.{name}", inner) for name, inner in value.items())
+        else:
+            yield section, value
+
+
+def _put(merged: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    if name:
+        merged[section][name] = value
+    elif section in SECTIONS and value == {}:
+        merged.setdefault(section, {})
+    else:
+        merged[section] = value
+
+
+def _converted(content: dict[str, Any], layers: Sequence[Layer]) -> Policy:
+    try:
+        return msgspec.convert(content, Policy)
+    except InvalidArgument:
+        raise
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, InvalidArgument):
+            raise error.__cause__ from error
+        sources = ", ".join(layer.source for layer in layers)
+        raise InvalidArgument("policy", sources, f"a valid policy ({error})") from error
+
+
+def values(policy: Policy) -> Iterator[tuple[str, Any]]:
+    """Yield every key of a policy with its value; a section that is not there has none."""
+    content = msgspec.to_builtins(policy)
+    for section in SECTIONS:
+        for name, value in (content[section] or {}).items():
+            yield f"{section}.{name}", value
+    for place, waiver in enumerate(content["waiver"]):
+        yield f"waiver.{place}", waiver

@@ -1,0 +1,67 @@
+"""What one run did and what was found of it, as later runs are compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.audit import AuditResult, MembershipResult
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.mechanism import Release
+
+
+class Booked(msgspec.Struct, frozen=True):
+    """One kind of release, and how often the ledger books it."""
+
+    what: str
+    mechanism: Release
+    times: int
+
+
+class AttackRate(msgspec.Struct, frozen=True):
+    """The interval of one attack's true-positive rate at a false-positive rate."""
+
+    attack: str
+    fpr: float
+    tpr: Bound
+    confidence: float
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one run.
+
+    Attributes:
+        run: The name of its directory.
+        claim: By its ledger, at one delta and by one accountant.
+        clip_norm: Largest L2 norm of what one record adds to a sum.
+        booked: What its ledger books.
+        schedule_fixed_in_advance: Whether no step's noise or rate was chosen on the way.
+        versions: Of the libraries that trained it.
+        bounds: Lower bounds on its epsilon.
+        rates: What attacks could tell.
+        heldout_accuracy: Of its model, where it was measured.
+    """
+
+    run: str
+    claim: Claim
+    clip_norm: float
+    booked: tuple[Booked, ...]
+    schedule_fixed_in_advance: bool
+    versions: dict[str, str]
+    bounds: tuple[AuditResult, ...] = ()
+    rates: tuple[AttackRate, ...] = ()
+    heldout_accuracy: float | None = None
+    schema_version: str = SCHEMA_VERSION
+
+
+def rates_of(results: Iterable[MembershipResult]) -> tuple[AttackRate, ...]:
+    """Return every rate that is evidence; what is inconclusive is none."""
+    return tuple(
+        AttackRate(result.attack, rate.fpr, rate.interval, rate.confidence)
+        for result in results
+        if result.inconclusive is None
+        for rate in result.tpr_at_fpr
+    )

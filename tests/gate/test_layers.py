@@ -1,0 +1,128 @@
+"""A policy's layers: the later stands above the earlier, and each key has its origin."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from dpaudit.gate.layers import DEFAULT, Layer, put_together, values
+from dpaudit.gate.policy import ClaimPolicy, Policy, Waiver
+from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.workflow.policies import load_policy, some_policy
+
+SHARED = "[tool.dpaudit.claim]\nmax_epsilon = 5.0\ndelta = 1e-6\n[tool.dpaudit.audit]\n"
+OWN = """[claim]
+max_epsilon = 3.0
+
+[[waiver]]
+rule = "claim.sampling"
+reason = "r"
+expires = 2027-01-31
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_own_file_stands_above_pyproject_key_by_key(folder: Path) -> None:
+    (folder / "pyproject.toml").write_text(SHARED)
+    (folder / "dpaudit.toml").write_text(OWN)
+    loaded = load_policy(None, (), {})
+    assert loaded.policy.claim == ClaimPolicy(max_epsilon=3.0, delta=1e-6)
+    assert loaded.policy.audit is not None
+    assert loaded.policy.waiver[0].expires == date(2027, 1, 31)
+    assert str(loaded.origins["claim.max_epsilon"]) == "dpaudit.toml:2"
+    assert str(loaded.origins["claim.delta"]) == "pyproject.toml:3"
+
+
+def test_variables_stand_above_files_and_options_above_variables(folder: Path) -> None:
+    (folder / "dpaudit.toml").write_text(OWN)
+    environment = {"DPAUDIT_POLICY_CLAIM_MAX_EPSILON": "2", "DPAUDIT_POLICY_CLAIM_DELTA": "1e-7"}
+    loaded = load_policy(None, ("claim.max_epsilon=1.5",), environment)
+    assert loaded.policy.claim == ClaimPolicy(max_epsilon=1.5, delta=1e-7)
+    origins = {key: str(origin) for key, origin in loaded.above_files().items()}
+    assert origins == {
+        "claim.max_epsilon": "--set claim.max_epsilon",
+        "claim.delta": "$DPAUDIT_POLICY_CLAIM_DELTA",
+    }
+
+
+def test_a_named_file_stands_in_for_those_of_the_folder(folder: Path) -> None:
+    (folder / "dpaudit.toml").write_text(OWN)
+    other = folder / "other.toml"
+    other.write_text("[claim]\nmax_epsilon = 9.0\ndelta = 1e-5\n")
+    assert load_policy(other, (), {}).policy == Policy(
+        claim=ClaimPolicy(max_epsilon=9.0, delta=1e-5)
+    )
+
+
+def test_words_and_lists_can_be_set_too(folder: Path) -> None:
+    assignments = (
+        "claim.max_epsilon=1",
+        "claim.delta=1e-5",
+        "claim.accountant=rdp",
+        'claim.sampling=["shuffled"]',
+    )
+    claim = load_policy(None, assignments, {}).policy.claim
+    assert claim is not None
+    assert claim.accountant == "rdp"
+    assert [one.value for one in claim.sampling] == ["shuffled"]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "environment", "named"),
+    [
+        (("claim.max_epsilon",), {}, "KEY=VALUE"),
+        (("max_epsilon=3",), {}, "KEY=VALUE"),
+        (("waiver.rule=x",), {}, "--set waiver.rule"),
+        (("claim.max_epsilon=nan",), {}, "max_epsilon"),
+        (("claim.colour=1",), {}, "colour"),
+        ((), {"DPAUDIT_POLICY_CLAIM_COLOUR": "1"}, "colour"),
+        ((), {"DPAUDIT_POLICY_COLOUR": "1"}, "DPAUDIT_POLICY_COLOUR"),
+        ((), {"DPAUDIT_POLICY_CLAIM_MAX_EPSILON": "nan"}, "max_epsilon"),
+    ],
+)
+def test_what_is_set_wrongly_is_named(
+    folder: Path, assignments: tuple[str, ...], environment: dict[str, str], named: str
+) -> None:
+    (folder / "dpaudit.toml").write_text("[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n")
+    with pytest.raises(InvalidArgument, match=named):
+        load_policy(None, assignments, environment)
+
+
+def test_no_policy_at_all_says_how_to_write_one(folder: Path) -> None:
+    assert not some_policy({})
+    with pytest.raises(InvalidArgument, match="dpaudit init RUN"):
+        load_policy(None, (), {})
+    (folder / "pyproject.toml").write_text("[project]\n")
+    assert not some_policy({})
+
+
+def test_a_section_without_keys_is_there() -> None:
+    policy = put_together([Layer("a", {"audit": {}}, {})]).policy
+    assert policy.audit is not None
+    assert policy.claim is None
+
+
+def test_the_origin_of_a_rule_is_that_of_its_nearest_key() -> None:
+    lines = {"audit": 1, "audit.max_tpr_at_fpr": 2, "audit.max_tpr_at_fpr.0.1": 3, "waiver.0": 9}
+    waiver = {"rule": "audit.lower_bound", "reason": "r", "expires": date(2027, 1, 1)}
+    content = {"audit": {"max_tpr_at_fpr": {"0.1": 0.3}}, "waiver": [waiver]}
+    loaded = put_together([Layer("p.toml", content, lines)])
+    assert loaded.policy.waiver == (Waiver(**waiver),)
+    assert str(loaded.origin_of("audit.max_tpr_at_fpr.0.1")) == "p.toml:3"
+    assert str(loaded.origin_of("audit.lower_bound")) == "p.toml:1"
+    assert str(loaded.origin_of("waiver.audit.lower_bound")) == "p.toml:9"
+    assert loaded.origin_of("regression.baseline") == DEFAULT
+
+
+def test_every_key_is_shown_with_its_value() -> None:
+    shown = dict(values(Policy(claim=ClaimPolicy(max_epsilon=3.0, delta=1e-5))))
+    assert shown["claim.max_epsilon"] == 3.0
+    assert shown["claim.accountant"] == "pld"
+    assert not any(key.startswith("audit") for key in shown)

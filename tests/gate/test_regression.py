@@ -1,0 +1,134 @@
+"""A run may not be worse than its baseline; what cannot be compared never passes."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from dpaudit.gate.evidence import Declared, Evidence
+from dpaudit.gate.judge import judge
+from dpaudit.gate.policy import Policy, RegressionPolicy
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.audit import AuditReport, MembershipResult, TprAtFpr
+from dpaudit.vocabulary.baseline import Baseline, Booked
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
+from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
+from tests.gate.figures import BOUND, CLAIM, COUNT, RUN
+
+TODAY = date(2026, 11, 21)
+POLICY = Policy(
+    regression=RegressionPolicy(
+        max_epsilon_increase=0.1, max_tpr_increase=0.01, max_lower_bound_increase=0.5
+    )
+)
+
+
+def audit(tpr: Bound, lower: float = 1.0, attack: str = "loss") -> AuditReport:
+    rate = TprAtFpr(0.01, tpr.lower, tpr, 0.99)
+    found = MembershipResult(attack, 100, 100, 0.5, 0.5, (rate,), ((0.0, 0.0),))
+    return AuditReport("a" * 64, 0.99, (replace(BOUND, epsilon_lower=lower),), (found,))
+
+
+def judged(
+    now: Baseline, measured: AuditReport | None, baseline: Baseline | None = RUN
+) -> dict[str, RuleOutcome]:
+    evidence = Evidence(claim=now.claim, audit=measured, booked=now)
+    rules = judge(POLICY, evidence, baseline, today=TODAY).rules
+    return {rule.rule.removeprefix("regression."): rule for rule in rules}
+
+
+SAME = audit(Bound(0.005, 0.03))
+
+
+def with_epsilon(upper: float) -> Baseline:
+    return replace(RUN, claim=replace(CLAIM, epsilon=Bound(0.0, upper)))
+
+
+def test_the_same_run_is_no_regression() -> None:
+    rules = judged(RUN, SAME)
+    assert list(rules) == ["max_epsilon_increase", "max_tpr_increase", "max_lower_bound_increase"]
+    assert {rule.outcome for rule in rules.values()} == {Outcome.HOLDS}
+
+
+@given(st.floats(1e-3, 100))
+def test_epsilon_may_grow_by_what_is_allowed_and_no_more(upper: float) -> None:
+    rule = judged(with_epsilon(upper), SAME)["max_epsilon_increase"]
+    grown = upper - CLAIM.epsilon.upper
+    if grown > 0.1 + 1e-5:
+        assert rule.outcome is Outcome.VIOLATED
+    if grown < 0.1:
+        assert rule.outcome is Outcome.HOLDS
+
+
+def test_the_cause_of_a_growth_is_named() -> None:
+    noisy = Booked("gradient sum", PoissonSampled(Gaussian(0.8), 0.01), 1000)
+    now = replace(with_epsilon(5.0), booked=(noisy, COUNT))
+    rule = judged(now, SAME)["max_epsilon_increase"]
+    assert rule.outcome is Outcome.VIOLATED
+    assert "noise multiplier (gradient sum) was 1.1, is 0.8: raises epsilon" in rule.why
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"delta": 1e-6},
+        {"accountant": "rdp"},
+        {"adjacency": Adjacency.REPLACE_ONE},
+        {"unit": "user"},
+    ],
+)
+def test_claims_of_different_things_cannot_be_compared(changes: dict[str, object]) -> None:
+    now = replace(RUN, claim=replace(CLAIM, epsilon=Bound(0.0, 0.1), **changes))
+    assert judged(now, SAME)["max_epsilon_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("tpr", "outcome"),
+    [
+        (Bound(0.0, 0.04), Outcome.HOLDS),
+        (Bound(0.03, 0.05), Outcome.INCONCLUSIVE),
+        (Bound(0.041, 0.05), Outcome.VIOLATED),
+    ],
+)
+def test_growth_of_an_attack_is_told_from_chance(tpr: Bound, outcome: Outcome) -> None:
+    assert judged(RUN, audit(tpr))["max_tpr_increase"].outcome is outcome
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [None, audit(Bound(0.0, 0.01), attack="lira"), replace(SAME, ledger_head="b" * 64)],
+)
+def test_what_was_measured_for_the_baseline_alone_is_inconclusive(
+    measured: AuditReport | None,
+) -> None:
+    assert judged(RUN, measured)["max_tpr_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("lower", "outcome"), [(1.5, "HOLDS"), (1.51, "VIOLATED")])
+def test_a_lower_bound_may_grow_by_what_is_allowed(lower: float, outcome: str) -> None:
+    rules = judged(RUN, audit(Bound(0.005, 0.03), lower))
+    assert rules["max_lower_bound_increase"].outcome.value == outcome
+
+
+def test_a_lower_bound_that_is_gone_or_at_another_delta_is_inconclusive() -> None:
+    for bounds in ((), (replace(BOUND, delta=1e-6),)):
+        rules = judged(RUN, replace(SAME, bounds=bounds))
+        assert rules["max_lower_bound_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_baseline_without_measurements_is_no_yardstick_for_them() -> None:
+    rules = judged(RUN, SAME, replace(RUN, rates=(), bounds=()))
+    assert rules["max_tpr_increase"].outcome is Outcome.INCONCLUSIVE
+    assert rules["max_lower_bound_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+def test_without_a_baseline_or_a_run_nothing_can_be_told() -> None:
+    assert judged(RUN, SAME, None)["baseline"].outcome is Outcome.INCONCLUSIVE
+    evidence = Evidence(claim=Declared(2.0, 1e-5), audit=SAME)
+    (rule,) = judge(POLICY, evidence, RUN, today=TODAY).rules
+    assert rule.outcome is Outcome.INCONCLUSIVE

@@ -1,0 +1,74 @@
+"""A waiver keeps one rule from counting until its day, and fails after it."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpaudit.gate.policy import Waiver
+from dpaudit.gate.waivers import waive
+from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
+
+LAST = date(2027, 1, 31)
+WAIVER = Waiver(rule="audit.max_tpr_at_fpr", reason="ticket 123", expires=LAST)
+
+
+def rule(name: str, outcome: Outcome) -> RuleOutcome:
+    return RuleOutcome(name, outcome, "why")
+
+
+def verdict(rules: list[RuleOutcome], today: date, *waivers: Waiver) -> Verdict:
+    return Verdict(tuple(waive(rules, waivers or (WAIVER,), today)), "h")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.VIOLATED, Outcome.INCONCLUSIVE])
+def test_a_waived_rule_does_not_count_and_is_still_told(outcome: Outcome) -> None:
+    found = verdict([rule("audit.max_tpr_at_fpr.0.01", outcome)], LAST)
+    assert found.outcome is Outcome.HOLDS
+    (one,) = found.rules
+    assert one.outcome is outcome
+    assert one.waived is not None
+    assert one.waived.reason == "ticket 123"
+
+
+@given(st.integers(-1000, 1000), st.sampled_from(Outcome))
+def test_a_waiver_holds_through_its_last_day_and_is_a_violation_after(
+    days: int, outcome: Outcome
+) -> None:
+    found = verdict([rule("audit.max_tpr_at_fpr.0.01", outcome)], LAST + timedelta(days))
+    if days > 0:
+        assert found.outcome is Outcome.VIOLATED
+        assert found.rules[0].waived is None
+        assert "expired on 2027-01-31" in found.rules[-1].why
+    else:
+        assert found.outcome is Outcome.HOLDS
+        assert len(found.rules) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["claim.max_epsilon", "audit.max_tpr_at_fprs", "audit.lower_bound"]
+)
+def test_other_rules_count_as_ever(name: str) -> None:
+    assert verdict([rule(name, Outcome.VIOLATED)], LAST).outcome is Outcome.VIOLATED
+
+
+def test_a_rule_that_holds_needs_no_waiver() -> None:
+    assert verdict([rule("audit.max_tpr_at_fpr.0.1", Outcome.HOLDS)], LAST).rules[0].waived is None
+
+
+def test_of_two_waivers_the_one_in_force_counts_and_the_expired_one_fails() -> None:
+    old = Waiver(rule=WAIVER.rule, reason="old", expires=LAST - timedelta(400))
+    found = verdict([rule("audit.max_tpr_at_fpr.0.1", Outcome.VIOLATED)], LAST, old, WAIVER)
+    assert found.rules[0].waived is not None
+    assert found.rules[0].waived.reason == "ticket 123"
+    assert found.outcome is Outcome.VIOLATED
+
+
+@pytest.mark.parametrize("name", ["", "audit.max", "claims", "waiver.audit.lower_bound"])
+def test_a_waiver_of_no_rule_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"waiver\.rule"):
+        Waiver(rule=name, reason="why", expires=LAST)
