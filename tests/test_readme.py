@@ -54,7 +54,7 @@ def test_every_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None
 
 
 def test_the_policy_of_the_readme_is_valid(tmp_path: Path) -> None:
-    from dpaudit.gate.policy import read_policy
+    from dpaudit.workflow.policies import read_policy
 
     path = tmp_path / "dpaudit.toml"
     path.write_text(toml_with("[claim]"))

@@ -1,37 +1,131 @@
 """``dpaudit gate``: claim, measurement and policy, compared; the exit code is the verdict."""
 
+# ruff: noqa: E501  the options are read as a table: one option a line
+
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpaudit.cli.options import OUTPUT, RUN, emit, format_option
+from dpaudit.cli.options import OUTPUT, emit, format_option, was_given, with_options
+
+if TYPE_CHECKING:
+    from dpaudit.gate.layers import LoadedPolicy
+    from dpaudit.vocabulary.verdict import Verdict
+    from dpaudit.workflow.judging import Judging
+
+PATH = click.Path(path_type=Path)
+FORMATS = ("text", "json", "markdown", "junit", "sarif", "github", "html")
+WITHOUT_RUN = ("scores", "audit", "attack", "conformance", "claim_epsilon")
+
+# fmt: off
+POLICY_OPTIONS = (
+    click.option("--policy", type=PATH, help="dpaudit.toml, or a pyproject.toml with [tool.dpaudit].  [default: both, of this folder]"),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Above the policy's files: claim.max_epsilon=2. Repeatable."),
+)
+GATE_OPTIONS = (
+    click.argument("run", metavar="[RUN]", required=False, type=PATH),
+    *POLICY_OPTIONS,
+    click.option("--baseline", type=PATH, help="What dpaudit baseline write wrote, or another run."),
+    click.option("--inconclusive", type=click.Choice(("fail", "warn")), default="fail", show_default=True, help="What becomes of a verdict that cannot be told."),
+    click.option("--history", type=PATH, help="Remember the verdict in this folder: dpaudit history."),
+    click.option("--claim-epsilon", type=float, help="Without a RUN: what is claimed."),
+    click.option("--delta", type=float, default=1e-5, show_default=True, help="Without a RUN: of the claim."),
+    click.option("--scores", type=PATH, help="Without a RUN: a .csv, .parquet or .npz of score and member."),
+    click.option("--audit", type=PATH, help="Without a RUN: the JSON of dpaudit audit."),
+    click.option("--attack", type=PATH, help="Without a RUN: the JSON of dpaudit attack."),
+    click.option("--conformance", type=PATH, help="Without a RUN: the JSON of dpaudit conformance."),
+    format_option(*FORMATS),
+    OUTPUT,
+)
+# fmt: on
 
 
 @click.command()
-@RUN
-@click.option(
-    "--policy",
-    type=click.Path(path_type=Path),
-    default=Path("dpaudit.toml"),
-    show_default=True,
-    help="dpaudit.toml, or a pyproject.toml with [tool.dpaudit].",
-)
-@format_option("text", "json")
-@OUTPUT
+@with_options(GATE_OPTIONS)
 @click.pass_context
-def gate(ctx: click.Context, run: Path, policy: Path, format_: str, output: Path | None) -> None:
-    """Judge RUN by a policy.
+def gate(ctx: click.Context, /, **options: Any) -> None:
+    """Judge RUN, or measurements alone, by a policy.
 
     Exit code: 0 the policy holds, 1 it is violated, 3 that cannot be told, 2 bad usage,
-    4 a file of the run is missing or altered.
+    4 a file of the run is missing or altered. Where GITHUB_STEP_SUMMARY is set, a table is
+    added to that file.
+
+    \b
+    dpaudit gate runs/mnist --baseline baseline.json
+    dpaudit gate runs/mnist --format sarif -o dpaudit.sarif
+    dpaudit gate --scores scores.csv --claim-epsilon 4 --delta 1e-5
     """
-    from dpaudit.gate.policy import read_policy
-    from dpaudit.report import text
+    from dpaudit.report.verdicts.formats import FORMATS as WRITERS
+    from dpaudit.report.verdicts.judged import Judged
+
+    verdict, loaded = _run(options) if options["run"] is not None else _files(ctx, options)
+    judged = Judged(verdict, loaded)
+    emit(WRITERS[options["format_"]](judged), options["output"])
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        from dpaudit.report.verdicts.summary import append_summary
+
+        append_summary(Path(summary), WRITERS["markdown"](judged))
+    ctx.exit(verdict.exit_code)
+
+
+Judgement = tuple["Verdict", "LoadedPolicy"]
+
+
+def _run(options: dict[str, Any]) -> Judgement:
     from dpaudit.runs.directory import open_run
     from dpaudit.workflow.judging import judge_run
+    from dpaudit.workflow.policies import load_policy
 
-    verdict = judge_run(open_run(run), read_policy(policy))
-    emit(text.as_json(verdict) if format_ == "json" else text.verdict_text(verdict), output)
-    ctx.exit(verdict.exit_code)
+    given = [name for name in WITHOUT_RUN if options[name] is not None]
+    if given:
+        spelled = given[0].replace("_", "-")
+        raise click.UsageError(f"a RUN has its own: leave out --{spelled}")
+    run = open_run(options["run"])
+    loaded = load_policy(options["policy"], options["assignments"])
+    judging = _judging(loaded, options)
+    verdict = judge_run(run, judging)
+    if options["history"] is not None:
+        from dpaudit.workflow.histories import remember_verdict
+
+        remember_verdict(options["history"], run, verdict)
+    return verdict, loaded
+
+
+def _files(ctx: click.Context, options: dict[str, Any]) -> Judgement:
+    from dpaudit.gate.evidence import Declared
+    from dpaudit.gate.layers import LoadedPolicy
+    from dpaudit.workflow.measuring import OWN_POLICY, Measured, evidence_of_files
+    from dpaudit.workflow.policies import load_policy, some_policy
+
+    names = ("scores", "audit", "attack", "conformance")
+    if options["claim_epsilon"] is None or not any(options[name] for name in names):
+        raise click.UsageError("give a RUN, or --claim-epsilon with --scores or --audit")
+    if options["history"] is not None:
+        raise click.UsageError("--history remembers runs: give a RUN")
+    loaded = LoadedPolicy(OWN_POLICY, {})
+    if was_given(ctx, "policy") or options["assignments"] or some_policy():
+        loaded = load_policy(options["policy"], options["assignments"])
+    measured = Measured(**{name: options[name] for name in names})
+    claim = Declared(options["claim_epsilon"], options["delta"])
+    judging = _judging(loaded, options)
+    return judging.verdict(evidence_of_files(claim, measured, loaded.policy)), loaded
+
+
+def _judging(loaded: LoadedPolicy, options: dict[str, Any]) -> Judging:
+    from dpaudit.vocabulary.verdict import OnInconclusive
+    from dpaudit.workflow.baselines import read_baseline
+    from dpaudit.workflow.judging import Judging
+
+    for key, origin in sorted(loaded.above_files().items()):
+        click.echo(f"dpaudit: {key} is set by {origin}", err=True)
+    path = options["baseline"]
+    return Judging(
+        loaded.policy,
+        None if path is None else read_baseline(path, loaded.policy),
+        OnInconclusive(options["inconclusive"]),
+    )

@@ -10,16 +10,22 @@ import click
 import dpaudit
 from dpaudit.cli.attack import attack
 from dpaudit.cli.audit import audit
+from dpaudit.cli.baseline import baseline
 from dpaudit.cli.canaries import canaries
+from dpaudit.cli.compare import compare
 from dpaudit.cli.completion import completion
+from dpaudit.cli.config import config
 from dpaudit.cli.conformance import conformance
 from dpaudit.cli.delta import delta
 from dpaudit.cli.epsilon import epsilon
 from dpaudit.cli.gate import gate
+from dpaudit.cli.history import history
+from dpaudit.cli.init import init
 from dpaudit.cli.noise import noise
 from dpaudit.cli.report import report
 from dpaudit.cli.tradeoff import tradeoff
 from dpaudit.cli.train import train
+from dpaudit.cli.watch import watch
 from dpaudit.vocabulary.errors import DpauditError, ExitCode
 
 
@@ -34,6 +40,7 @@ def cli() -> None:
 
 for _command in (
     train,
+    watch,
     epsilon,
     delta,
     noise,
@@ -43,7 +50,12 @@ for _command in (
     canaries,
     conformance,
     gate,
+    baseline,
+    compare,
+    config,
+    init,
     report,
+    history,
     completion,
 ):
     cli.add_command(_command)

@@ -102,6 +102,14 @@ def train(ctx: click.Context, /, **options: Any) -> None:
     click.echo(f"wrote {run.path}")
 
 
+def settings_of(config: Path) -> RunConfig:
+    """Return the settings of ``dpaudit train CONFIG``, whose defaults are the options'."""
+    from dpaudit.workflow.asked import config_of
+
+    context = train.make_context("train", [str(config)])
+    return config_of(_asked(context, context.params))
+
+
 def _out(asked: Path | None, source: str) -> Path:
     return asked or Path("runs") / Path(source).name.split(".")[0]
 
@@ -145,7 +153,7 @@ def _watched(confidence: float | None, out: Path, config: RunConfig, on_step: On
 def _with_progress(privacy: PrivacySettings, run: Callable[[OnStep], RunDirectory]) -> RunDirectory:
     """Run with a bar on standard error that shows epsilon so far; no bar without a terminal."""
     from dpaudit.report.words import spent_in_words
-    from dpaudit.workflow.training import spent_so_far
+    from dpaudit.workflow.plans import spent_so_far
 
     if not sys.stderr.isatty():
         return run(_say_nothing)

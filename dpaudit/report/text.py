@@ -16,7 +16,6 @@ from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.rounding import round_down, round_up
-from dpaudit.vocabulary.verdict import Verdict
 
 
 class EpsilonAnswers(msgspec.Struct, frozen=True):
@@ -46,7 +45,7 @@ def epsilon_text(
         for method, bound in one.methods.items():
             least = round_down(bound.lower) if bound.lower > 0 else "-"
             rows.append((one.accountant, method, least, round_up(bound.upper)))
-    return "\n".join(heading + _table(rows))
+    return "\n".join(heading + table(rows))
 
 
 def guarantee_text(mechanism: Mechanism, answers: Sequence[EpsilonAnswer]) -> str:
@@ -101,7 +100,7 @@ def risk_text(answer: RiskAnswer, sampling: Sampling | None) -> str:
         [
             *_heading(answer.mechanism, answer.adjacency, sampling),
             "The best attacker, who knows every record but one and all that was released:",
-            *_table(rows),
+            *table(rows),
             "advantage (true- less false-positive rate) at most "
             f"{round_up(answer.advantage.upper)}",
             "accuracy on a record that is in half of the time at most "
@@ -180,13 +179,8 @@ def conformance_text(result: ConformanceResult) -> str:
     return "\n".join(lines)
 
 
-def verdict_text(verdict: Verdict) -> str:
-    """Return the verdict, then every rule with its reason."""
-    rows = [(rule.outcome.value, rule.rule, rule.why) for rule in verdict.rules]
-    return "\n".join([verdict.outcome.value, *_table(rows)])
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the rows in columns as wide as they need."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -60,6 +60,11 @@ class RunDirectory:
         return self.path / "audit.json"
 
     @property
+    def attack(self) -> Path:
+        """What further membership attacks could tell."""
+        return self.path / "attack.json"
+
+    @property
     def conformance(self) -> Path:
         """Whether its trainer does what the ledger says."""
         return self.path / "conformance.json"
@@ -90,7 +95,7 @@ class RunDirectory:
         """Every file that a run may hold, the ledger last."""
         return (
             *(self.config, self.model, self.canaries, self.secret_canaries, self.observations),
-            *(self.claim, self.audit, self.conformance, self.verdict, self.report),
+            *(self.claim, self.audit, self.attack, self.conformance, self.verdict, self.report),
             self.ledger,
         )
 

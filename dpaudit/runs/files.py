@@ -73,6 +73,15 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise IntegrityError(f"{path} is not a valid {kind.__name__}: {error}") from error
 
 
+def read_if_there(path: Path, kind: type[T]) -> T | None:
+    """Read ``path`` as ``kind``; None where there is no such file.
+
+    Raises:
+        IntegrityError: it is there, and broken.
+    """
+    return read_json(path, kind) if path.exists() else None
+
+
 def write_toml(path: Path, value: msgspec.Struct) -> None:
     """Write ``value`` as TOML; what is None is left out."""
     try:

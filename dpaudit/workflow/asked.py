@@ -28,8 +28,8 @@ from dpaudit.vocabulary.settings import (
     RunConfig,
     SpeedSettings,
 )
+from dpaudit.workflow.plans import calibrated
 from dpaudit.workflow.questions import rate_and_steps
-from dpaudit.workflow.training import calibrated
 
 Layer = Mapping[str, Mapping[str, Any]]
 """Settings by section and key; what is not there was not asked for."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from dpaudit.attacks.membership.references import References
 from dpaudit.attacks.membership.shadows import Recipe, Speed, train_references
 from dpaudit.attacks.membership.signals import OfStack, Signals, signals_of
 from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.files import write_json
 from dpaudit.trainer.data import Records, Split, load
 from dpaudit.trainer.evaluate import load_trained_model
 from dpaudit.trainer.models import features_of, make_model, trained_part
@@ -115,7 +117,7 @@ def attack_data(data: DataSettings, asked: AttackSettings) -> Attacked:
 
 
 def attack_run(run: RunDirectory, asked: AttackSettings) -> Attacked:
-    """Attack the model of a finished run.
+    """Attack the model of a finished run, write the report into it and return all.
 
     References have the run's architecture and are trained without noise.
 
@@ -123,14 +125,17 @@ def attack_run(run: RunDirectory, asked: AttackSettings) -> Attacked:
         IntegrityError: the run is unfinished, or a file is missing or altered.
         InvalidArgument: the run's data are gone, or a setting cannot be used.
     """
-    run.read_finished()
+    ledger = run.read_finished()
     config = run.read_config()
     split = load(config.data)
     model = load_trained_model(run, split).eval()
     heldout = heldout_records(run, split)
     own = replace(asked, model=config.model.model)
     target = _single(Module(model), split.train, heldout, len(split.classes), own)
-    return judged([target], own, _described("the run's model", own))
+    found = judged([target], own, _described("the run's model", own))
+    report = msgspec.structs.replace(found.report, ledger_head=ledger.head)
+    write_json(run.attack, report)
+    return replace(found, report=report)
 
 
 def attack_checkpoint(checkpoint: Path, data: DataSettings, asked: AttackSettings) -> Attacked:

@@ -30,8 +30,8 @@ from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, require_open_unit
 from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness
+from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT
 from dpaudit.workflow.families import booked_steps, family
-from dpaudit.workflow.training import CLAIMING_ACCOUNTANT
 
 SEEDED_COINS = "a seed that nobody chose for its coins, which are no secret"
 

@@ -1,57 +1,85 @@
-"""Judge a finished run by a policy: reads and verifies, then asks the pure judge."""
+"""Judge a finished run, or measurements alone: reads and verifies, then asks the pure judge."""
 
 from __future__ import annotations
 
-import math
-
-import msgspec
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 
 from dpaudit.accountants.answers import claim_of
+from dpaudit.gate.evidence import Evidence
 from dpaudit.gate.judge import judge
 from dpaudit.gate.policy import Policy
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_json, write_json
-from dpaudit.vocabulary.audit import AuditReport
-from dpaudit.vocabulary.claim import Claim
+from dpaudit.runs.files import read_if_there, write_json
+from dpaudit.vocabulary.audit import AttackReport, AuditReport
+from dpaudit.vocabulary.baseline import Baseline
 from dpaudit.vocabulary.conformance import ConformanceResult
-from dpaudit.vocabulary.errors import IntegrityError
-from dpaudit.vocabulary.ledger import PrivacyLedger
-from dpaudit.vocabulary.verdict import Verdict
+from dpaudit.vocabulary.verdict import OnInconclusive, Verdict
+from dpaudit.workflow.baselines import baseline_of
+from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta, require_own_claim
 
 
-def judge_run(run: RunDirectory, policy: Policy) -> Verdict:
+def utc_today() -> date:
+    """Return the day by which waivers are in force or expired, the same on every machine."""
+    return datetime.now(UTC).date()
+
+
+@dataclass(frozen=True)
+class Judging:
+    """By what something is judged.
+
+    Attributes:
+        policy: What is demanded.
+        baseline: What it is compared with, if with anything.
+        inconclusive: What becomes of a verdict that cannot be told.
+        today: On which waivers are in force or expired.
+    """
+
+    policy: Policy
+    baseline: Baseline | None = None
+    inconclusive: OnInconclusive = OnInconclusive.FAIL
+    today: date = field(default_factory=utc_today)
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """Return the outcome of every rule."""
+        return judge(
+            self.policy,
+            evidence,
+            self.baseline,
+            today=self.today,
+            inconclusive=self.inconclusive,
+        )
+
+
+def judge_run(run: RunDirectory, judging: Judging) -> Verdict:
     """Judge ``run``, write the verdict into it and return it.
-
-    The claim is computed anew from the ledger, at the policy's delta and by its
-    accountant: a claim.json is compared with its ledger and never believed.
 
     Raises:
         IntegrityError: the run is unfinished, a file is missing or altered, or claim.json
             is of another ledger.
     """
-    ledger = run.read_finished()
-    claim = claim_of(ledger, policy.claim.delta, policy.claim.accountant)
-    if run.claim.exists():
-        _require_same(run, read_json(run.claim, Claim), ledger)
-    audit = read_json(run.audit, AuditReport) if run.audit.exists() else None
-    conformance = None
-    if run.conformance.exists():
-        conformance = read_json(run.conformance, ConformanceResult)
-    verdict = judge(policy, claim, audit, conformance)
+    verdict = judging.verdict(evidence_of(run, judging.policy))
     write_json(run.verdict, verdict)
     return verdict
 
 
-def _require_same(run: RunDirectory, written: Claim, ledger: PrivacyLedger) -> None:
-    """Refuse a written claim that is not its ledger's; the last digits may differ by machine."""
-    again = claim_of(ledger, written.delta, written.accountant)
-    same_ends = math.isclose(
-        written.epsilon.upper, again.epsilon.upper, rel_tol=1e-6
-    ) and math.isclose(written.epsilon.lower, again.epsilon.lower, rel_tol=1e-6)
-    rest = msgspec.structs.replace(
-        written, epsilon=again.epsilon, dpaudit_version=again.dpaudit_version
+def evidence_of(run: RunDirectory, policy: Policy) -> Evidence:
+    """Read and verify everything that ``policy`` may ask of ``run``.
+
+    The claim is computed anew from the ledger, at the policy's delta and by its
+    accountant: a claim.json is compared with its ledger and never believed.
+    """
+    ledger = run.read_finished()
+    asked = policy.claim
+    delta = claim_delta(run) if asked is None else asked.delta
+    claim = claim_of(ledger, delta, CLAIMING_ACCOUNTANT if asked is None else asked.accountant)
+    require_own_claim(run, ledger)
+    audit = read_if_there(run.audit, AuditReport)
+    attack = read_if_there(run.attack, AttackReport)
+    return Evidence(
+        claim=claim,
+        audit=audit,
+        attack=attack,
+        conformance=read_if_there(run.conformance, ConformanceResult),
+        booked=baseline_of(run, ledger, claim, audit=audit, attack=attack),
     )
-    if not same_ends or rest != again:
-        raise IntegrityError(
-            f"{run.claim} is not what its ledger says: delete it, or restore the run"
-        )

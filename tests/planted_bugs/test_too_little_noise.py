@@ -26,7 +26,8 @@ from dpaudit.vocabulary.settings import (
 from dpaudit.vocabulary.verdict import Outcome, Verdict
 from dpaudit.workflow.auditing import audit_run
 from dpaudit.workflow.judging import judge_run
-from dpaudit.workflow.training import calibrated, heldout_accuracy, write_claim
+from dpaudit.workflow.plans import calibrated
+from dpaudit.workflow.training import heldout_accuracy, write_claim
 from dpaudit.workflow.watching import watched
 
 POLICY = Policy(

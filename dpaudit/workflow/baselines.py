@@ -1,0 +1,96 @@
+"""The figures of a finished run, as other runs are compared with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from dpaudit.accountants.answers import claim_of
+from dpaudit.gate.policy import Policy
+from dpaudit.runs.directory import RunDirectory, open_run
+from dpaudit.runs.files import read_if_there, read_json, require_new_file, write_json
+from dpaudit.vocabulary.audit import AttackReport, AuditReport
+from dpaudit.vocabulary.baseline import Baseline, Booked, rates_of
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
+from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta
+
+
+def baseline_of_run(run: RunDirectory, policy: Policy | None) -> Baseline:
+    """Return the figures of ``run``, its claim as ``policy`` asks for it, or as it has it.
+
+    Raises:
+        IntegrityError: the run is unfinished, or a file is missing or altered.
+    """
+    ledger = run.read_finished()
+    asked = None if policy is None else policy.claim
+    delta = claim_delta(run) if asked is None else asked.delta
+    accountant = CLAIMING_ACCOUNTANT if asked is None else asked.accountant
+    return baseline_of(
+        run,
+        ledger,
+        claim_of(ledger, delta, accountant),
+        audit=read_if_there(run.audit, AuditReport),
+        attack=read_if_there(run.attack, AttackReport),
+    )
+
+
+def baseline_of(
+    run: RunDirectory,
+    ledger: PrivacyLedger,
+    claim: Claim,
+    *,
+    audit: AuditReport | None,
+    attack: AttackReport | None,
+) -> Baseline:
+    """Return the figures of a run that was read; what is of another ledger is left out."""
+    reports = [one for one in (audit, attack) if one is not None and one.ledger_head == ledger.head]
+    current = audit if audit in reports else None
+    counts = Counter((release.what, release.mechanism) for release in ledger.releases)
+    return Baseline(
+        run=run.path.resolve().name,
+        claim=claim,
+        clip_norm=ledger.header.clip_norm,
+        booked=tuple(Booked(what, release, times) for (what, release), times in counts.items()),
+        schedule_fixed_in_advance=ledger.header.schedule_fixed_in_advance,
+        versions=ledger.header.versions,
+        bounds=() if current is None else current.bounds,
+        rates=tuple(rate for report in reports for rate in rates_of(report.membership)),
+        heldout_accuracy=None if current is None else current.heldout_accuracy,
+    )
+
+
+def read_baseline(path: Path, policy: Policy | None = None) -> Baseline:
+    """Read what ``dpaudit baseline write`` wrote, or the figures of a run directory.
+
+    The claim of a run directory is the one that ``policy`` asks for.
+
+    Raises:
+        InvalidArgument: there is nothing.
+        IntegrityError: it is broken, or an unknown version.
+    """
+    if path.is_dir():
+        return baseline_of_run(open_run(path), policy)
+    if not path.is_file():
+        raise InvalidArgument("baseline", str(path), "a file that dpaudit baseline write wrote")
+    return read_json(path, Baseline)
+
+
+def write_baseline(path: Path, baseline: Baseline) -> None:
+    """Write ``baseline``; an older baseline is replaced, and nothing else ever is.
+
+    Raises:
+        InvalidArgument: the path holds something else, or cannot be written.
+    """
+    require_new_file("output", path)
+    if path.exists():
+        _require_baseline(path)
+    write_json(path, baseline)
+
+
+def _require_baseline(path: Path) -> None:
+    try:
+        read_json(path, Baseline)
+    except IntegrityError as error:
+        raise InvalidArgument("output", str(path), "a new file, or an older baseline") from error

@@ -1,0 +1,114 @@
+"""The policy in force: files, variables of the environment and options, in layers."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpaudit.gate.layers import SECTIONS, Layer, LoadedPolicy, put_together
+from dpaudit.gate.lines import key_lines
+from dpaudit.gate.policy import Policy
+from dpaudit.vocabulary.errors import InvalidArgument
+
+OWN_FILE, SHARED_FILE = "dpaudit.toml", "pyproject.toml"
+TABLE = "tool.dpaudit"
+PREFIX = "DPAUDIT_POLICY_"
+
+
+def load_policy(
+    path: Path | None,
+    assignments: Sequence[str] = (),
+    environment: Mapping[str, str] = os.environ,
+) -> LoadedPolicy:
+    """Return the policy in force.
+
+    From below: ``[tool.dpaudit]`` of pyproject.toml and dpaudit.toml of the working
+    directory, or ``path`` in place of both; variables such as
+    ``DPAUDIT_POLICY_CLAIM_MAX_EPSILON``; ``assignments`` such as ``claim.max_epsilon=3``.
+
+    Raises:
+        InvalidArgument: there is no policy, a file is missing or no TOML, a key is unknown
+            or a value is not allowed; the message names it.
+    """
+    layers = [
+        *_files(path),
+        *_variables(environment),
+        *(_assignment(text) for text in assignments),
+    ]
+    if not layers:
+        raise InvalidArgument(
+            "policy", "none", f"in {OWN_FILE} or {SHARED_FILE}: dpaudit init RUN writes one"
+        )
+    return put_together(layers)
+
+
+def read_policy(path: Path) -> Policy:
+    """Return the policy of one file alone.
+
+    Raises:
+        InvalidArgument: as ``load_policy``.
+    """
+    return put_together([_file(path)]).policy
+
+
+def some_policy(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the working directory or the environment sets any of a policy."""
+    return any(True for _ in _files(None)) or any(name.startswith(PREFIX) for name in environment)
+
+
+def _files(path: Path | None) -> Iterator[Layer]:
+    if path is not None:
+        yield _file(path)
+        return
+    shared, own = Path(SHARED_FILE), Path(OWN_FILE)
+    if shared.is_file() and "dpaudit" in _parsed(shared).get("tool", {}):
+        yield _file(shared)
+    if own.is_file():
+        yield _file(own)
+
+
+def _file(path: Path) -> Layer:
+    content, lines = _parsed(path), key_lines(path.read_text())
+    if path.name == SHARED_FILE:
+        content = content.get("tool", {}).get("dpaudit", {})
+        inside = f"{TABLE}."
+        lines = {key.removeprefix(inside): n for key, n in lines.items() if key.startswith(inside)}
+    return Layer(str(path), content, lines)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidArgument("policy", str(path), f"a readable file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument("policy", str(path), f"valid TOML ({error})") from error
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[Layer]:
+    for name, text in sorted(environment.items()):
+        if name.startswith(PREFIX):
+            section, _, key = name.removeprefix(PREFIX).lower().partition("_")
+            yield _single(f"${name}", section, key, text)
+
+
+def _assignment(text: str) -> Layer:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot):
+        raise InvalidArgument("set", text, "KEY=VALUE, such as claim.max_epsilon=3")
+    return _single(f"--set {name.strip()}", section, key, value.strip())
+
+
+def _single(source: str, section: str, key: str, text: str) -> Layer:
+    """Return the layer of one key; what is no TOML value is a word."""
+    if section not in SECTIONS or not key:
+        raise InvalidArgument("policy", source, f"of one of the sections {', '.join(SECTIONS)}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return Layer(source, {section: {key: value}}, {})
