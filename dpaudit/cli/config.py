@@ -47,16 +47,14 @@ def check(
     against the policy, before anything is trained. Exit code 1 where it would be violated.
     """
     from dpaudit.cli.train import settings_of
-    from dpaudit.report.verdicts.judged import Judged
     from dpaudit.report.verdicts.text import verdict_text
     from dpaudit.workflow.checking import check_policy
     from dpaudit.workflow.policies import load_policy
 
     plans = {str(path): settings_of(path).privacy for path in settings}
-    loaded = load_policy(policy, assignments)
-    verdict = check_policy(loaded.policy, plans)
+    verdict = check_policy(load_policy(policy, assignments).policy, plans)
     if verdict.rules:
-        click.echo(verdict_text(Judged(verdict, loaded)))
+        click.echo(verdict_text(verdict))
         ctx.exit(verdict.exit_code)
     click.echo("the policy is valid")
     ctx.exit(ExitCode.HOLDS)

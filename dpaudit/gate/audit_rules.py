@@ -62,6 +62,13 @@ def _lower_bounds(policy: AuditPolicy, stated: Stated, audit: AuditReport) -> Ru
     above = [bound for bound in usable if not bound.epsilon_lower <= stated.epsilon]
     if above:
         return _contradicted(policy, stated, above)
+    counted = [bound for bound in usable if bound.kind in policy.count]
+    if not any(_could_contradict(bound, stated) for bound in counted):
+        return unknown(
+            rule,
+            f"no outcome of this audit could have contradicted epsilon {round_up(stated.epsilon)}, "
+            "not even if every guess had been right: give it more canaries",
+        )
     worst = max(usable, key=lambda bound: bound.epsilon_lower)
     return decided(
         rule,
@@ -69,6 +76,10 @@ def _lower_bounds(policy: AuditPolicy, stated: Stated, audit: AuditReport) -> Ru
         f"no bound contradicts the claim: the largest says epsilon is at least "
         f"{_described(worst)}, the claim at most {round_up(stated.epsilon)}; this is no proof",
     )
+
+
+def _could_contradict(bound: AuditResult, stated: Stated) -> bool:
+    return bound.greatest_epsilon is None or bound.greatest_epsilon > stated.epsilon
 
 
 def _contradicted(policy: AuditPolicy, stated: Stated, above: list[AuditResult]) -> RuleOutcome:

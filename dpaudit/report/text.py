@@ -159,6 +159,11 @@ def audit_text(report: AuditReport) -> str:
                 f"  power: a true epsilon of {round_up(bound.detectable_epsilon)} would have been "
                 "seen above the claim 95 times in 100"
             )
+        elif bound.greatest_epsilon is not None:
+            lines.append(
+                "  power: not known; had every guess been right, epsilon would be at least "
+                f"{round_down(bound.greatest_epsilon)}"
+            )
     return "\n".join(lines)
 
 

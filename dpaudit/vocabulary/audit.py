@@ -47,6 +47,8 @@ class AuditResult(msgspec.Struct, frozen=True):
         registered: Digest of what was fixed before a score was read.
         detectable_epsilon: The least true epsilon at which this audit, repeated, would have
             refuted the claim 95 times in 100; None where that is not known or unreachable.
+        greatest_epsilon: The bound had every guess been right: no outcome of this audit could
+            have shown more. None where that has no end, or is not known.
     """
 
     name: str
@@ -63,6 +65,7 @@ class AuditResult(msgspec.Struct, frozen=True):
     states: str = ""
     registered: str | None = None
     detectable_epsilon: float | None = None
+    greatest_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         require_open_unit("confidence", self.confidence)

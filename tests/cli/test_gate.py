@@ -197,13 +197,20 @@ def test_scores_alone_can_contradict_a_claim(call: Call) -> None:
     assert code == 0
 
 
+def test_too_few_scores_to_contradict_a_claim_never_pass(call: Call) -> None:
+    few = scores("few.csv", 0.0, 40)
+    code, found = rules(call, "--scores", few, "--claim-epsilon", "4")
+    assert code == 3
+    assert "not even if every guess had been right" in found["audit.lower_bound"]["why"]
+
+
 def test_an_audit_of_scores_in_a_file_is_judged_as_well(call: Call) -> None:
     arguments = ("--claim-epsilon", "1", "--delta", "1e-5")
     leaky = scores("leaky.csv", 3.0)
     told = call("audit", "--scores", leaky, *arguments, "--format", "json", "-o", "audit.json")
     assert told.code == 0
     assert call("gate", "--audit", "audit.json", *arguments).code == 1
-    assert call("gate", "--audit", "audit.json", "--claim-epsilon", "9").code == 0
+    assert call("gate", "--audit", "audit.json", "--claim-epsilon", "9").code == 3
 
 
 def test_scores_do_not_stand_in_for_a_ledger(call: Call) -> None:

@@ -124,6 +124,12 @@ def test_a_certified_bound_above_the_claim_violates() -> None:
     assert outcomes(POLICY, CLAIM, audit)["audit.lower_bound"] is Outcome.VIOLATED
 
 
+def test_an_audit_that_could_not_have_contradicted_the_claim_does_not_pass() -> None:
+    for greatest, outcome in ((2.99, Outcome.INCONCLUSIVE), (3.0, Outcome.HOLDS)):
+        audit = replace(AUDIT, bounds=(replace(BOUND, greatest_epsilon=greatest),))
+        assert outcomes(POLICY, CLAIM, audit)["audit.lower_bound"] is outcome
+
+
 def test_a_conditional_bound_above_the_claim_counts_only_where_the_policy_says_so() -> None:
     above = replace(BOUND, kind=BoundKind.CONDITIONAL, epsilon_lower=3.1)
     audit = replace(AUDIT, bounds=(BOUND, above))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,21 +40,22 @@ def audit_input_canaries(
         raise InvalidArgument("scores", "one value for all", "different for different canaries")
     guesses = Guesses(len(scores))
     correct = guesses.correct(scores - np.median(scores), included)
-    bound = bounds.one_run(
+    of_correct = partial(
+        bounds.one_run,
         canaries=len(scores),
         guesses=guesses.count,
-        correct=correct,
         delta=delta,
         confidence=confidence,
     )
     return audit_result(
-        bound,
+        of_correct(correct=correct),
         name="input canaries, final model",
         method=ONE_RUN,
         delta=delta,
         canaries=len(scores),
         guesses=guesses.count,
         correct=correct,
+        greatest_epsilon=of_correct(correct=guesses.count).epsilon,
         thresholds="all are guessed: in where the score is above the median, else out",
         registered=digest(audit=ONE_RUN, canaries=len(scores), guesses=guesses.count),
     )

@@ -18,6 +18,7 @@ def audit_result(
     guesses: int = 0,
     correct: int = 0,
     detectable_epsilon: float | None = None,
+    greatest_epsilon: float | None = None,
 ) -> AuditResult:
     """Return what ``bound`` says, rests on and assumes, with where it comes from.
 
@@ -32,6 +33,7 @@ def audit_result(
         guesses: How many canaries were guessed; 0 where none is.
         correct: How many guesses were right.
         detectable_epsilon: The power of the audit, where it is known.
+        greatest_epsilon: The bound had every guess been right.
     """
     return AuditResult(
         name=name,
@@ -48,4 +50,5 @@ def audit_result(
         thresholds=thresholds,
         registered=registered,
         detectable_epsilon=detectable_epsilon,
+        greatest_epsilon=greatest_epsilon,
     )

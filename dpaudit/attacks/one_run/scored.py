@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,22 +100,23 @@ def audit_scores(
     registered = digest(audit=ONE_RUN, canaries=canaries, guesses=share)
     guesses = Guesses(share)
     correct = guesses.correct(centred_ranks(scores), included)
-    bound = bounds.one_run(
+    of_correct = partial(
+        bounds.one_run,
         canaries=canaries,
         guesses=guesses.count,
-        correct=correct,
         delta=delta,
         confidence=confidence,
     )
     assumes = COINS if fair_coins is BoundKind.CERTIFIED else UNKNOWN_COINS
     return audit_result(
-        replace(bound, kind=fair_coins, assumes=assumes),
+        replace(of_correct(correct=correct), kind=fair_coins, assumes=assumes),
         name="canaries, one score each",
         method=ONE_RUN,
         delta=delta,
         canaries=canaries,
         guesses=guesses.count,
         correct=correct,
+        greatest_epsilon=of_correct(correct=guesses.count).epsilon,
         thresholds=f"the {guesses.count} farthest from the median in rank: in above it, out below",
         registered=registered,
     )

@@ -117,3 +117,21 @@ def test_sums_that_do_not_pair_with_canaries_are_refused() -> None:
         FinalIterate(np.zeros(3), np.zeros(4, bool))
     with pytest.raises(InvalidArgument, match="finite"):
         FinalIterate(np.array([math.nan]), np.zeros(1, bool))
+
+
+def test_the_greatest_bound_is_that_of_perfect_guesses_and_no_outcome_passes_it() -> None:
+    rng = np.random.default_rng(3)
+    included = rng.random(200) < 0.5
+    for shift in (0.0, 1.0, 100.0):
+        scores = rng.standard_normal(200) + shift * included
+        found = audit_scores(
+            scores,
+            included,
+            delta=1e-5,
+            confidence=0.95,
+            claimed_epsilon=3.0,
+            fair_coins=BoundKind.CERTIFIED,
+        )
+        assert found.greatest_epsilon is not None
+        assert found.epsilon_lower <= found.greatest_epsilon
+        assert (found.correct == found.guesses) == (found.epsilon_lower == found.greatest_epsilon)
