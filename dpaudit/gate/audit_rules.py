@@ -109,7 +109,7 @@ def _power(excess: float, policy: AuditPolicy, stated: Stated, audit: AuditRepor
     least = min(seen)
     why = (
         f"the audit would have seen a true epsilon of {round_up(least)} 95 times in 100, "
-        f"the policy asks for {round_down(stated.epsilon + excess)}"
+        f"the policy asks for {round_up(stated.epsilon + excess)}"
     )
     return decided(rule, True, why) if least - stated.epsilon <= excess else unknown(rule, why)
 

@@ -1,0 +1,77 @@
+"""A drafted policy is valid, whatever the run's words hold, and the run passes it."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import date
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from dpaudit.gate.drafting import draft
+from dpaudit.gate.evidence import Evidence
+from dpaudit.gate.judge import judge
+from dpaudit.gate.policy import Policy
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.audit import AuditReport, BoundKind, MembershipResult, TprAtFpr
+from dpaudit.vocabulary.baseline import Baseline
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.verdict import Outcome
+from tests.gate.figures import BOUND, CLAIM, RUN
+
+TODAY = date(2026, 11, 21)
+
+claims = st.builds(
+    lambda upper, delta, adjacency, sampling, left_out: replace(
+        CLAIM,
+        epsilon=Bound(0.0, upper),
+        delta=delta,
+        adjacency=adjacency,
+        sampling=sampling,
+        leaves_out=tuple(left_out),
+    ),
+    st.floats(1e-6, 1e6),
+    st.floats(1e-300, 0.5),
+    st.sampled_from(Adjacency),
+    st.sampled_from(Sampling),
+    st.lists(st.text(), max_size=3),
+)
+intervals = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda ends: Bound(*sorted(ends)))
+
+
+@st.composite
+def measured(draw: st.DrawFn, claim: Claim) -> AuditReport:
+    rate = TprAtFpr(draw(st.floats(1e-6, 0.9)), 0.5, draw(intervals), 0.99)
+    result = MembershipResult("loss", 9, 9, 0.5, 0.5, (rate,), ((0.0, 0.0),))
+    bound = replace(
+        BOUND,
+        kind=draw(st.sampled_from([BoundKind.CERTIFIED, BoundKind.CONDITIONAL])),
+        delta=claim.delta,
+        epsilon_lower=claim.epsilon.upper * draw(st.floats(0, 1)),
+        detectable_epsilon=draw(st.none() | st.floats(1e-6, 1e6)),
+    )
+    return AuditReport(claim.ledger_head, 0.99, (bound,), (result,))
+
+
+@given(st.data(), claims, st.text())
+def test_a_run_passes_the_policy_that_was_drafted_from_it(
+    data: st.DataObject, claim: Claim, name: str
+) -> None:
+    booked: Baseline = replace(RUN, claim=claim, run=name, bounds=(), rates=())
+    audit = data.draw(measured(claim))
+    evidence = Evidence(claim=claim, audit=audit, booked=booked)
+    policy = msgspec.convert(tomllib.loads(draft(claim, evidence)), Policy)
+    verdict = judge(policy, evidence, None, today=TODAY)
+    failed = [rule.rule for rule in verdict.rules if rule.outcome is not Outcome.HOLDS]
+    assert failed == ["regression.baseline"]
+
+
+def test_without_an_audit_none_is_demanded() -> None:
+    policy = msgspec.convert(tomllib.loads(draft(CLAIM, Evidence(claim=CLAIM))), Policy)
+    assert policy.audit is None
+    assert policy.regression is not None
+    assert policy.regression.max_tpr_increase is None
