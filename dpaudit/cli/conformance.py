@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="An .npz with the arrays x and y, for a trainer that is not a run's.",
 )
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="The run that make_trainer made: its ledger is held against the claim, too, and what "
+    "is found is written into it, for dpaudit gate.",
+)
 @format_option("text", "json")
 @OUTPUT
 @click.pass_context
@@ -33,6 +39,7 @@ def conformance(
     trainer: str,
     claim: Path | None,
     records: Path | None,
+    run: Path | None,
     format_: str,
     output: Path | None,
 ) -> None:
@@ -47,16 +54,21 @@ def conformance(
     """
     from dpaudit.report import text
 
-    result = _checked(trainer, claim, records)
+    result = _checked(trainer, claim, records, run)
     emit(text.as_json(result) if format_ == "json" else text.conformance_text(result), output)
     ctx.exit(result.exit_code)
 
 
-def _checked(trainer: str, claim: Path | None, records: Path | None) -> ConformanceResult:
+def _checked(
+    trainer: str, claim: Path | None, records: Path | None, run: Path | None
+) -> ConformanceResult:
     from dpaudit.runs.directory import open_run
     from dpaudit.workflow.conforming import check_factory, check_run, read_claim
 
     asked: StepClaim | None = None if claim is None else read_claim(claim)
     if ":" in trainer and not Path(trainer).exists():
-        return check_factory(trainer, required("claim", asked), records)
+        made = None if run is None else open_run(run)
+        return check_factory(trainer, required("claim", asked), records, made)
+    if run is not None:
+        raise click.UsageError("--run goes with make_trainer: a RUN has a trainer of its own")
     return check_run(open_run(Path(trainer)), asked)

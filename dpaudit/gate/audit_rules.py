@@ -35,7 +35,7 @@ def _conformance(evidence: Evidence) -> RuleOutcome:
     rule, conformance = "audit.require_conformance", evidence.conformance
     if conformance is None:
         return unknown(rule, "nobody tested the run's trainer: dpaudit conformance RUN")
-    if conformance.ledger_head != evidence.stated.ledger_head:
+    if (conformance.ledger_head or "") != evidence.stated.ledger_head:
         return unknown(
             rule, "the trainer was tested for another state of the ledger: test it again"
         )

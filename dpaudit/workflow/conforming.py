@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from dpaudit.accountants.answers import claim_of
 from dpaudit.attacks.conformance import MakeTrainer, Record, check, result_of
 from dpaudit.attacks.conformance.provenance import check_provenance
 from dpaudit.runs.directory import RunDirectory
@@ -16,6 +17,7 @@ from dpaudit.runs.files import read_arrays, read_json, write_json
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta
 
 RUN_RECORDS = 256
 """Of a run's records, so many are looked at: a step on more is no other step."""
@@ -44,25 +46,41 @@ def check_run(run: RunDirectory, claim: StepClaim | None = None) -> ConformanceR
     findings = list(check(bench, asked, records=bench.records(RUN_RECORDS)).findings)
     if run.claim.exists():
         findings += check_provenance(ledger, read_json(run.claim, Claim), steps=asked)
-    result = result_of(asked, findings, ledger.head)
+    return _written(run, result_of(asked, findings, ledger.head))
+
+
+def _written(run: RunDirectory, result: ConformanceResult) -> ConformanceResult:
     write_json(run.conformance, result)
     return result
 
 
-def check_factory(name: str, claim: StepClaim, records: Path | None) -> ConformanceResult:
+def check_factory(
+    name: str, claim: StepClaim, records: Path | None, run: RunDirectory | None = None
+) -> ConformanceResult:
     """Check the trainer that ``package.module:make_trainer`` makes.
+
+    What is found is written into ``run``, if there is one: whether its ledger books what is
+    claimed is checked, too. That this trainer made the run, nothing shows.
 
     Args:
         name: Where it is.
         claim: What is claimed of each step.
         records: An .npz with the arrays x and y; None: those that stand beside
             ``make_trainer`` under the name ``records``.
+        run: A finished run that the trainer is said to have made.
 
     Raises:
         InvalidArgument: there is no such trainer, or there are no records.
+        IntegrityError: the run is unfinished, or a file is missing or altered.
     """
+    ledger = None if run is None else run.read_finished()  # before minutes are spent
     module, make_trainer = _found(name)
-    return check(make_trainer, claim, records=_records(module, records))
+    result = check(make_trainer, claim, records=_records(module, records))
+    if run is None or ledger is None:
+        return result
+    booked = claim_of(ledger, claim_delta(run), CLAIMING_ACCOUNTANT)
+    findings = [*result.findings, *check_provenance(ledger, booked, steps=claim)]
+    return _written(run, result_of(claim, findings, ledger.head))
 
 
 def read_claim(path: Path) -> StepClaim:

@@ -51,3 +51,27 @@ def test_a_claim_that_is_not_kept(files: tuple[str, str]) -> None:
     assert code == 1
     assert said.startswith("VIOLATED")
     assert "0.667 times the claimed standard deviation" in said
+
+
+def test_a_trainer_of_ones_own_is_held_against_the_run_that_it_made(
+    files: tuple[str, str], run_copy: Path
+) -> None:
+    claim, records = files
+    code, said = called(PLAIN, "--claim", claim, "--records", records, "--run", str(run_copy))
+    assert code == 1
+    assert "30 steps are booked, 24 are claimed" in said
+    written = json.loads((run_copy / "conformance.json").read_text())
+    lines = (run_copy / "ledger.jsonl").read_text().splitlines()
+    assert written["verdict"] == "VIOLATED"
+    assert written["ledger_head"] == json.loads(lines[-1])["hash"]
+    # What the run does is claimed of the trainer: nothing is left that contradicts the ledger.
+    own = CLAIM.replace("0.25", "0.1").replace("24", "30")
+    Path(claim).write_text(own)
+    _, said = called(PLAIN, "--claim", claim, "--records", records, "--run", str(run_copy))
+    assert "the claim covers all that is booked" in said
+
+
+def test_a_run_has_a_trainer_of_its_own(trained: Path) -> None:
+    code, said = called(str(trained), "--run", str(trained))
+    assert code == 2
+    assert "--run goes with make_trainer" in said
