@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dpaudit.gate.comparison import Comparison, Cost
 from dpaudit.report.text import table
+from dpaudit.report.verdicts.printable import one_line
 from dpaudit.vocabulary.baseline import Baseline
 from dpaudit.vocabulary.rounding import round_down, round_near, round_up
 
@@ -19,7 +20,8 @@ def comparison_text(found: Comparison) -> str:
         for name in dict.fromkeys((*before, *after))
     ]
     causes = [line for cost in found.costs for line in _cause(cost)]
-    return "\n".join([*table(rows), "", *(causes or ["nothing differs"])])
+    shown = [tuple(one_line(cell) for cell in row) for row in rows]
+    return "\n".join([*table(shown), "", *(causes or ["nothing differs"])])
 
 
 def _figures(run: Baseline) -> dict[str, str]:
@@ -43,6 +45,6 @@ def _figures(run: Baseline) -> dict[str, str]:
 
 
 def _cause(cost: Cost) -> Iterator[str]:
-    yield str(cost.difference)
+    yield one_line(str(cost.difference))
     if cost.epsilon is not None:
         yield f"    by itself: epsilon at most {round_up(cost.epsilon)}"
