@@ -7,11 +7,15 @@ from pathlib import Path
 
 import msgspec
 
+from dpaudit.gate.comparison import Comparison
+from dpaudit.gate.policy import Policy
 from dpaudit.report.text import EpsilonAnswers
 from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.audit import AttackReport, AuditReport
+from dpaudit.vocabulary.baseline import Baseline
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.conformance import ConformanceResult
+from dpaudit.vocabulary.history import History
 from dpaudit.vocabulary.ledger import LedgerLine
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.verdict import Verdict
@@ -20,14 +24,18 @@ FOLDER = Path(__file__).resolve().parent.parent / "dpaudit" / "vocabulary" / "sc
 KINDS = {
     "attack": AttackReport,
     "audit": AuditReport,
+    "baseline": Baseline,
     "claim": Claim,
+    "comparison": Comparison,
     "conformance": ConformanceResult,
     "delta": DeltaAnswer,
     "epsilon": EpsilonAnswer,
     "epsilon-all": EpsilonAnswers,
+    "history": History,
     "ledger-entry": LedgerLine,
     "mechanism": Mechanism,
     "noise": NoiseAnswer,
+    "policy": Policy,
     "tradeoff": RiskAnswer,
     "verdict": Verdict,
 }

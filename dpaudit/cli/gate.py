@@ -87,13 +87,7 @@ def _run(options: dict[str, Any]) -> Judgement:
         raise click.UsageError(f"a RUN has its own: leave out --{spelled}")
     run = open_run(options["run"])
     loaded = load_policy(options["policy"], options["assignments"])
-    judging = _judging(loaded, options)
-    verdict = judge_run(run, judging)
-    if options["history"] is not None:
-        from dpaudit.workflow.histories import remember_verdict
-
-        remember_verdict(options["history"], run, verdict)
-    return verdict, loaded
+    return judge_run(run, _judging(loaded, options), options["history"]), loaded
 
 
 def _files(ctx: click.Context, options: dict[str, Any]) -> Judgement:

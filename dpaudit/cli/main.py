@@ -18,6 +18,7 @@ from dpaudit.cli.config import config
 from dpaudit.cli.conformance import conformance
 from dpaudit.cli.delta import delta
 from dpaudit.cli.epsilon import epsilon
+from dpaudit.cli.export import export
 from dpaudit.cli.gate import gate
 from dpaudit.cli.history import history
 from dpaudit.cli.init import init
@@ -56,6 +57,7 @@ for _command in (
     init,
     report,
     history,
+    export,
     completion,
 ):
     cli.add_command(_command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 from dpaudit.accountants.answers import claim_of
 from dpaudit.gate.evidence import Evidence
@@ -17,6 +18,7 @@ from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.verdict import OnInconclusive, Verdict
 from dpaudit.workflow.baselines import baseline_of
 from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta, require_own_claim
+from dpaudit.workflow.histories import remember_verdict
 
 
 def utc_today() -> date:
@@ -51,15 +53,19 @@ class Judging:
         )
 
 
-def judge_run(run: RunDirectory, judging: Judging) -> Verdict:
-    """Judge ``run``, write the verdict into it and return it.
+def judge_run(run: RunDirectory, judging: Judging, history: Path | None = None) -> Verdict:
+    """Judge ``run``, write the verdict into it and into ``history``, and return it.
 
     Raises:
         IntegrityError: the run is unfinished, a file is missing or altered, or claim.json
-            is of another ledger.
+            is of another ledger; or the history is corrupt.
+        InvalidArgument: the history cannot be written.
     """
-    verdict = judging.verdict(evidence_of(run, judging.policy))
+    evidence = evidence_of(run, judging.policy)
+    verdict = judging.verdict(evidence)
     write_json(run.verdict, verdict)
+    if history is not None:
+        remember_verdict(history, run, verdict, figures=evidence.booked)
     return verdict
 
 
