@@ -18,7 +18,7 @@ from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.history import History
 from dpaudit.vocabulary.ledger import LedgerLine
 from dpaudit.vocabulary.mechanism import Mechanism
-from dpaudit.vocabulary.verdict import Verdict
+from dpaudit.vocabulary.verdict import WrittenVerdict
 
 FOLDER = Path(__file__).resolve().parent.parent / "dpaudit" / "vocabulary" / "schemas"
 KINDS = {
@@ -37,7 +37,7 @@ KINDS = {
     "noise": NoiseAnswer,
     "policy": Policy,
     "tradeoff": RiskAnswer,
-    "verdict": Verdict,
+    "verdict": WrittenVerdict,
 }
 
 

@@ -67,4 +67,4 @@ def schema(output: Path | None) -> None:
     from importlib.resources import files
 
     shipped = files("dpaudit.vocabulary") / "schemas" / "policy.json"
-    emit(shipped.read_text().rstrip(), output)
+    emit(shipped.read_text(encoding="utf-8").rstrip(), output)

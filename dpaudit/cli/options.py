@@ -41,7 +41,7 @@ def emit(text: str, output: Path | None) -> None:
         click.echo(text)
         return
     try:
-        output.write_text(text + "\n")
+        output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InvalidArgument("output", str(output), f"writable ({error.strerror})") from error
 

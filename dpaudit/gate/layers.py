@@ -74,7 +74,7 @@ class LoadedPolicy:
 
     def _of_waiver(self, rule: str) -> Origin:
         places = [i for i, waiver in enumerate(self.policy.waiver) if waiver.rule == rule]
-        keys = [f"waiver.{place}" for place in places]
+        keys = [*(f"waiver.{place}" for place in places), "waiver"]
         return next((self.origins[key] for key in keys if key in self.origins), DEFAULT)
 
 
@@ -89,7 +89,8 @@ def put_together(layers: Sequence[Layer]) -> LoadedPolicy:
     for layer in layers:
         for key, value in _keys(layer.content):
             _put(merged, key, value)
-            origins[key] = layer.origin(key)
+            if key not in SECTIONS or layer.lines:  # what sets a key alone has no section
+                origins[key] = layer.origin(key)
         origins |= {key: layer.origin(key) for key in layer.lines}  # keys inside of keys, too
     return LoadedPolicy(_converted(merged, layers), origins)
 

@@ -117,8 +117,8 @@ class RegressionPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One rule that need not hold, why, and the last day on which it need not.
 
-    ``rule`` is a rule's name, or the key that several rules come from, such as
-    ``audit.max_tpr_at_fpr``.
+    ``rule`` is a rule's name, such as ``audit.max_tpr_at_fpr.0.01``; or the key, or section,
+    that several rules come from.
     """
 
     rule: str
@@ -128,7 +128,7 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __post_init__(self) -> None:
         if not self.reason.strip():
             raise InvalidArgument("waiver.reason", self.reason, "some words")
-        if not any(self.covers(rule) or rule.startswith(f"{self.rule}.") for rule in RULES):
+        if not any(self.covers(rule) or _is_of(self.rule, rule) for rule in RULES):
             raise InvalidArgument("waiver.rule", self.rule, f"one of {', '.join(RULES)}")
 
     def covers(self, rule: str) -> bool:
@@ -143,6 +143,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     audit: AuditPolicy | None = None
     regression: RegressionPolicy | None = None
     waiver: tuple[Waiver, ...] = ()
+
+
+def _is_of(rule: str, key: str) -> bool:
+    """Return whether ``rule`` is one of those that ``key`` makes, one a rate."""
+    return key == "audit.max_tpr_at_fpr" and 0 < _number(rule.removeprefix(f"{key}.")) < 1
 
 
 def _number(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dpaudit.report.text import table
 from dpaudit.vocabulary.audit import AttackReport, MembershipResult, TprAtFpr
 from dpaudit.vocabulary.rounding import round_down, round_up
 
@@ -11,7 +12,7 @@ def attack_text(report: AttackReport) -> str:
     rates = sorted({rate.fpr for one in report.membership for rate in one.tpr_at_fpr})
     heading = ("attack", "AUC", "best accuracy", *(f"TPR at {100 * rate:g}% FPR" for rate in rates))
     rows = [heading, *(_row(one, rates) for one in report.membership)]
-    return "\n".join([report.attacked, "", *_table(rows), "", *_notes(report)])
+    return "\n".join([report.attacked, "", *table(rows), "", *_notes(report)])
 
 
 def _row(one: MembershipResult, rates: list[float]) -> tuple[str, ...]:
@@ -43,11 +44,3 @@ def _notes(report: AttackReport) -> list[str]:
         if one.inconclusive
     ]
     return lines
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

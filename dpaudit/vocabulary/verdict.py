@@ -83,6 +83,33 @@ class Verdict(msgspec.Struct, frozen=True):
         return ExitCode.HOLDS if self.warns else _EXIT_CODES[self.outcome]
 
 
+class WrittenVerdict(msgspec.Struct, frozen=True):
+    """A verdict as JSON, with what follows from it written out for other programs.
+
+    What reads a verdict back reads a ``Verdict``, and works the rest out again.
+    """
+
+    outcome: Outcome
+    exit_code: int
+    rules: tuple[RuleOutcome, ...]
+    ledger_head: str
+    run: str
+    inconclusive: OnInconclusive
+    schema_version: str = SCHEMA_VERSION
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> WrittenVerdict:
+        """Return ``verdict`` with its outcome and its exit code."""
+        return cls(
+            outcome=verdict.outcome,
+            exit_code=int(verdict.exit_code),
+            rules=verdict.rules,
+            ledger_head=verdict.ledger_head,
+            run=verdict.run,
+            inconclusive=verdict.inconclusive,
+        )
+
+
 def together(outcomes: Iterable[Outcome]) -> Outcome:
     """VIOLATED if any is, else INCONCLUSIVE if any is; nothing is left where all are waived."""
     found = set(outcomes)

@@ -118,7 +118,7 @@ def read_file(path: Path) -> FileContent:
             another kind; the message names it.
     """
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text()), _FILE)
+        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _FILE)
     except OSError as error:
         raise InvalidArgument("config", str(path), f"readable ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors

@@ -90,7 +90,7 @@ def read_claim(path: Path) -> StepClaim:
         InvalidArgument: there is no such file, or it is no such claim.
     """
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), StepClaim)
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), StepClaim)
     except OSError as error:
         raise InvalidArgument("claim", str(path), f"a file ({error.strerror})") from error
     except (ValueError, msgspec.MsgspecError) as error:

@@ -15,7 +15,7 @@ from dpaudit.runs.files import read_if_there, write_json
 from dpaudit.vocabulary.audit import AttackReport, AuditReport
 from dpaudit.vocabulary.baseline import Baseline
 from dpaudit.vocabulary.conformance import ConformanceResult
-from dpaudit.vocabulary.verdict import OnInconclusive, Verdict
+from dpaudit.vocabulary.verdict import OnInconclusive, Verdict, WrittenVerdict
 from dpaudit.workflow.baselines import baseline_of
 from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta, require_own_claim
 from dpaudit.workflow.histories import remember_verdict
@@ -63,7 +63,7 @@ def judge_run(run: RunDirectory, judging: Judging, history: Path | None = None) 
     """
     evidence = evidence_of(run, judging.policy)
     verdict = judging.verdict(evidence)
-    write_json(run.verdict, verdict)
+    write_json(run.verdict, WrittenVerdict.of(verdict))
     if history is not None:
         remember_verdict(history, run, verdict, figures=evidence.booked)
     return verdict

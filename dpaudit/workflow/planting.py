@@ -119,7 +119,7 @@ def plant_secrets(
     tossed = toss(make_secrets(count, rng, references=references, template=template), rng)
     planted = _write("secrets", tossed, _secret_arrays, out)
     if training_file is not None:
-        lines = [] if text is None else text.read_text().splitlines()
+        lines = [] if text is None else text.read_text(encoding="utf-8").splitlines()
         lines += tossed.trained.sentences
         mixed = [lines[i] for i in rng.permutation(len(lines))]
         write_bytes(training_file, ("\n".join(mixed) + "\n").encode())

@@ -71,7 +71,7 @@ def _files(path: Path | None) -> Iterator[Layer]:
 
 
 def _file(path: Path) -> Layer:
-    content, lines = _parsed(path), key_lines(path.read_text())
+    content, lines = _parsed(path), key_lines(path.read_text(encoding="utf-8"))
     if path.name == SHARED_FILE:
         content = content.get("tool", {}).get("dpaudit", {})
         inside = f"{TABLE}."
@@ -81,7 +81,7 @@ def _file(path: Path) -> Layer:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidArgument("policy", str(path), f"a readable file ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

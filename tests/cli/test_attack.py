@@ -78,12 +78,22 @@ def test_the_same_seed_gives_the_same_scores(call: Call, hard_data: Path, tmp_pa
     assert not np.array_equal(first, third)
 
 
-def test_a_run_is_attacked_with_references_of_its_own_kind(call: Call, trained: Path) -> None:
-    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
-    result = call("attack", trained, "--references", 2, "--epochs", 2, "--attack", "lira-online")
+def contents(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_a_run_is_attacked_with_references_of_its_own_kind(call: Call, run_copy: Path) -> None:
+    before = contents(run_copy)
+    plan = ("--references", 2, "--epochs", 2, "--attack", "lira-online")
+    result = call("attack", run_copy, *plan)
     assert result.code == 0
     assert "with 2 references (auto) trained without noise" in result.out
-    assert {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()} == before
+    after = contents(run_copy)
+    written = json.loads(after.pop("attack.json"))
+    assert after == before
+    last = json.loads(before["ledger.jsonl"].splitlines()[-1])
+    assert written["ledger_head"] == last["hash"]
+    assert [one["attack"] for one in written["membership"]] == ["lira-online"]
 
 
 def test_fewer_records_are_taken(call: Call, hard_data: Path, tmp_path: Path) -> None:

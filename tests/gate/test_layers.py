@@ -126,3 +126,17 @@ def test_every_key_is_shown_with_its_value() -> None:
     assert shown["claim.max_epsilon"] == 3.0
     assert shown["claim.accountant"] == "pld"
     assert not any(key.startswith("audit") for key in shown)
+
+
+def test_a_key_that_is_set_by_itself_does_not_move_its_section(folder: Path) -> None:
+    (folder / "dpaudit.toml").write_text("\n[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n")
+    loaded = load_policy(None, ("claim.delta=1e-6",), {})
+    assert str(loaded.origin_of("claim.sampling")) == "dpaudit.toml:2"
+    assert str(loaded.origins["claim.delta"]) == "--set claim.delta"
+
+
+def test_waivers_in_one_line_have_that_line(folder: Path) -> None:
+    waiver = '{ rule = "audit.lower_bound", reason = "r", expires = 2020-01-01 }'
+    (folder / "dpaudit.toml").write_text(f"\nwaiver = [{waiver}]\n")
+    loaded = load_policy(None, (), {})
+    assert str(loaded.origin_of("waiver.audit.lower_bound")) == "dpaudit.toml:2"

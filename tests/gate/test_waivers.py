@@ -68,7 +68,25 @@ def test_of_two_waivers_the_one_in_force_counts_and_the_expired_one_fails() -> N
     assert found.outcome is Outcome.VIOLATED
 
 
-@pytest.mark.parametrize("name", ["", "audit.max", "claims", "waiver.audit.lower_bound"])
+@pytest.mark.parametrize(
+    "name", ["audit", "audit.max_tpr_at_fpr", "audit.max_tpr_at_fpr.0.01", "regression.baseline"]
+)
+def test_a_rule_a_key_and_a_section_can_be_waived(name: str) -> None:
+    assert Waiver(rule=name, reason="why", expires=LAST).covers(f"{name}.x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "audit.max",
+        "claims",
+        "waiver.audit.lower_bound",
+        "audit.max_tpr_at_fpr.often",
+        "audit.max_tpr_at_fpr.nan",
+        "claim.delta.0.1",
+    ],
+)
 def test_a_waiver_of_no_rule_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgument, match=r"waiver\.rule"):
         Waiver(rule=name, reason="why", expires=LAST)

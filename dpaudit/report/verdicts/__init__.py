@@ -1,0 +1,1 @@
+"""A verdict in every format that a person, a program or a CI service reads."""

@@ -1,0 +1,33 @@
+"""A verdict as a table for a pull request; whatever its strings hold stays text."""
+
+from __future__ import annotations
+
+import re
+
+from dpaudit.report.verdicts.judged import explained, headline, label, shown_rules
+from dpaudit.report.verdicts.printable import one_line
+from dpaudit.vocabulary.verdict import Verdict
+
+MARKUP = str.maketrans({char: f"&#{ord(char)};" for char in "\\`*_{}[]<>|~$&"})
+
+# After these, services link people, issues, addresses, labels, milestones; or draw an emoji.
+# Entities do not stop them: they read what is rendered. A blank of no width does.
+LINKING = re.compile(r"[@#!%~$&](?=[\w\"])|:(?=//|[\w+-]+:)|\bGH-(?=\d)|\bwww(?=\.)", re.IGNORECASE)
+NO_WIDTH = "\u200b"
+
+
+def verdict_markdown(verdict: Verdict) -> str:
+    """Return a heading with the outcome, then a table of every rule with its reason."""
+    heading = f"## dpaudit: {headline(verdict)}"
+    run = [f"Run {inert(verdict.run)}", ""] if verdict.run else []
+    rows = [
+        f"| {label(rule)} | {inert(rule.rule)} | {inert(explained(rule))} |"
+        for rule in shown_rules(verdict)
+    ]
+    return "\n".join([heading, "", *run, "| Outcome | Rule | Why |", "| --- | --- | --- |", *rows])
+
+
+def inert(text: str) -> str:
+    """Return ``text`` as one line of Markdown that shows it, and links and runs nothing."""
+    unlinked = LINKING.sub(rf"\g<0>{NO_WIDTH}", one_line(text))
+    return unlinked.translate(MARKUP).replace(NO_WIDTH, "&#8203;")

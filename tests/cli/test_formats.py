@@ -1,0 +1,136 @@
+"""Every format of the installed ``dpaudit gate``, read back and held against verdict.json."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dpaudit.vocabulary.errors import ExitCode
+from dpaudit.vocabulary.verdict import Verdict
+from tests.cli.installed import dpaudit, script
+from tests.report.verdicts.reading import READERS, Line, Read, commands
+
+# A rule of each kind: violated, holding, waived, and one that cannot be told.
+POLICY = """\
+[claim]
+max_epsilon = 0.01
+delta = 1e-5
+
+[audit]
+max_tpr_at_fpr = { "0.01" = 0.05 }
+
+[[waiver]]
+rule = "audit.evidence"
+reason = "geprüft von Hand, | @team #7"
+expires = 9999-12-31
+"""
+
+
+@pytest.fixture(scope="module")
+def project(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of its own, with a finished run and its policy."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / ".git").mkdir()
+    shutil.copytree(trained, folder / "run")
+    (folder / "dpaudit.toml").write_text(POLICY, encoding="utf-8")
+    return folder
+
+
+def verdict_of(project: Path) -> Verdict:
+    return msgspec.json.decode((project / "run" / "verdict.json").read_bytes(), type=Verdict)
+
+
+def expected(project: Path, whole: bool) -> list[Line]:
+    lines = [
+        Line("WAIVED" if rule.waived else rule.outcome.value, rule.rule, rule.outcome.value)
+        for rule in verdict_of(project).rules
+    ]
+    assert {line.label for line in lines} == {"VIOLATED", "HOLDS", "INCONCLUSIVE", "WAIVED"}
+    return [line for line in lines if whole or line.label != "HOLDS"]
+
+
+def check(project: Path, read: Read) -> None:
+    assert (read.outcome, read.exit_code) == ("VIOLATED", ExitCode.VIOLATED)
+    assert read.lines == expected(project, read.whole)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_each_format_says_what_the_verdict_says(project: Path, name: str) -> None:
+    done = dpaudit(project, "gate", "run", "--format", name)
+    assert (done.code, done.err) == (ExitCode.VIOLATED, "")
+    check(project, READERS[name](done.out.removesuffix("\n")))
+
+
+def test_annotations_name_the_lines_of_the_policy(project: Path) -> None:
+    (project / "models").mkdir(exist_ok=True)
+    policy = ("--policy", "../dpaudit.toml")
+    done = dpaudit(project / "models", "gate", "../run", *policy, "--format", "github")
+    found = commands(done.out.split("\n")[1:-1])
+    assert [(one.name, one.properties["file"], one.properties["line"]) for one in found] == [
+        ("error", "dpaudit.toml", "2"),
+        ("notice", "dpaudit.toml", "5"),
+        ("error", "dpaudit.toml", "6"),
+    ]
+
+
+def test_a_file_gets_what_standard_output_would_have_got(project: Path) -> None:
+    printed = dpaudit(project, "gate", "run", "--format", "junit")
+    done = dpaudit(project, "gate", "run", "--format", "junit", "-o", "junit.xml")
+    assert (done.code, done.out, done.err) == (ExitCode.VIOLATED, "", "")
+    assert (project / "junit.xml").read_text() == printed.out
+
+
+def test_the_step_summary_is_added_to_and_never_replaced(project: Path) -> None:
+    summary = project / "summary.md"
+    summary.write_text("# Build\n")
+    done = dpaudit(project, "gate", "run", GITHUB_STEP_SUMMARY=str(summary))
+    assert done.code == ExitCode.VIOLATED
+    assert done.out.startswith("VIOLATED\n")
+    before, heading, after = summary.read_text(encoding="utf-8").partition("## dpaudit: ")
+    assert before.startswith("# Build\n")
+    check(project, READERS["markdown"](heading + after.removesuffix("\n")))
+
+
+def test_a_summary_that_cannot_be_written_is_said_in_a_line(project: Path) -> None:
+    done = dpaudit(project, "gate", "run", GITHUB_STEP_SUMMARY=str(project))
+    assert done.code == ExitCode.USAGE
+    assert done.err.count("\n") == 1
+    assert "GITHUB_STEP_SUMMARY" in done.err
+
+
+@pytest.mark.parametrize("name", ["text", "html"])
+def test_a_terminal_of_few_letters_changes_no_outcome(project: Path, name: str) -> None:
+    done = dpaudit(project, "gate", "run", "--format", name, PYTHONIOENCODING="ascii")
+    assert (done.code, done.err) == (ExitCode.VIOLATED, "")
+    check(project, READERS[name](done.out.removesuffix("\n")))
+
+
+def test_no_colour_even_on_a_terminal_where_none_is_wished_for(project: Path) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [script(), "gate", "run"],
+        cwd=project,
+        env=os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color"},
+        stdout=theirs,
+        check=False,
+    )
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert done.returncode == ExitCode.VIOLATED
+    assert shown.startswith("VIOLATED\r\n")
+    assert "\x1b" not in shown
+
+
+def test_measurements_without_a_run_are_written_too(tmp_path: Path) -> None:
+    rows = [f"{one},{member}" for one in range(20) for member in (0, 1)]
+    (tmp_path / "scores.csv").write_text("\n".join(["score,member", *rows]))
+    given = ("gate", "--scores", "scores.csv", "--claim-epsilon", "4", "--delta", "1e-5")
+    done = dpaudit(tmp_path, *given, "--format", "sarif")
+    assert READERS["sarif"](done.out).exit_code == done.code

@@ -1,0 +1,341 @@
+"""Evidence on runs that never were: everything that a report can show, and next to nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from typing import Any
+
+import msgspec
+
+from dpaudit.gate.causes import Difference, Effect
+from dpaudit.gate.comparison import Cost
+from dpaudit.report.evidence import (
+    CanaryScores,
+    Curve,
+    ProfilePoint,
+    RatePoint,
+    Refused,
+    ReportEvidence,
+    TwoRuns,
+)
+from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.vocabulary.answers import Explanation
+from dpaudit.vocabulary.audit import (
+    AttackReport,
+    AuditReport,
+    AuditResult,
+    BoundKind,
+    MembershipResult,
+    TprAtFpr,
+)
+from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
+from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
+from dpaudit.vocabulary.history import PastRun
+from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.verdict import OnInconclusive, Outcome, RuleOutcome, Verdict, Waived
+
+HEAD = "5f2b" * 16
+DELTA = 1e-5
+
+
+def make_claim() -> Claim:
+    return Claim(
+        epsilon=Bound(2.9703, 2.98461),
+        delta=DELTA,
+        accountant="pld",
+        adjacency=Adjacency.ADD_OR_REMOVE_ONE,
+        sampling=Sampling.POISSON,
+        randomness=Randomness.SECURE,
+        releases=101,
+        ledger_head=HEAD,
+        dpaudit_version="0.1.0",
+        leaves_out=("hyperparameter-tuning",),
+        takes_as_public=("feature shape", "label set", "hyper-parameters"),
+    )
+
+
+def make_answers() -> tuple[EpsilonAnswer, ...]:
+    methods = {
+        "pld": {"privacy loss distribution": Bound(2.9703, 2.98461)},
+        "rdp": {
+            "moments, integer orders": Bound(0, 3.3512),
+            "Renyi, real orders": Bound(0, 3.3017),
+        },
+        "naive": {
+            "basic composition": Bound(0, 95.1234),
+            "advanced composition": Bound(0, 60.4321),
+        },
+    }
+    return tuple(
+        EpsilonAnswer(
+            name,
+            Adjacency.ADD_OR_REMOVE_ONE,
+            DELTA,
+            Bound(max(b.lower for b in by.values()), min(b.upper for b in by.values())),
+            by,
+            Sampling.POISSON,
+            explanation=(Explanation("removed", "grid", 2.9703, 2.98461, {"rounding": 1e-9}),),
+        )
+        for name, by in methods.items()
+    )
+
+
+def make_audit() -> AuditReport:
+    bounds = (
+        AuditResult(
+            name="gradient canaries, final model",
+            method="one-run guessing, Steinke, Nasr & Jagielski 2023",
+            kind=BoundKind.CERTIFIED,
+            epsilon_lower=0.9042,
+            delta=DELTA,
+            confidence=0.975,
+            assumes="",
+            trials=1000,
+            guesses=200,
+            correct=160,
+            thresholds="fixed before the bits were read",
+            states="the mechanism is not (epsilon, delta)-DP for any smaller epsilon",
+            registered="99e8" * 16,
+            detectable_epsilon=4.2137,
+            greatest_epsilon=6.5,
+        ),
+        AuditResult(
+            name="gradient canaries, every step",
+            method="Gaussian mechanism fitted to the scores, Clopper-Pearson",
+            kind=BoundKind.CONDITIONAL,
+            epsilon_lower=2.1049,
+            delta=DELTA,
+            confidence=0.975,
+            assumes="scores of different canaries are independent and Gaussian",
+            trials=1000,
+            guesses=1000,
+            correct=702,
+            thresholds="all canaries are guessed",
+            detectable_epsilon=3.4,
+        ),
+        AuditResult(
+            name="mislabelled inputs",
+            method="plug-in ratio of rates",
+            kind=BoundKind.ESTIMATE,
+            epsilon_lower=1.3,
+            delta=DELTA,
+            confidence=0.95,
+            assumes="nothing; it is no bound",
+            trials=400,
+            guesses=80,
+            correct=53,
+            thresholds="best of 20 in hindsight",
+        ),
+    )
+    return AuditReport(HEAD, 0.95, bounds, make_membership(), heldout_accuracy=0.931)
+
+
+def make_membership() -> tuple[MembershipResult, ...]:
+    return made_attack("loss threshold", 0.92, 0.5208), made_attack(
+        "LiRA, 16 shadows", 0.85, 0.5411
+    )
+
+
+def made_attack(name: str, power: float, auc: float) -> MembershipResult:
+    fprs = [i / 400 for i in range(401)]
+    return MembershipResult(
+        attack=name,
+        members=400,
+        nonmembers=400,
+        auc=auc,
+        balanced_accuracy=0.527,
+        tpr_at_fpr=(
+            TprAtFpr(0.01, 0.0125, Bound(0.00408, 0.02894), 0.95, Bound(0.005, 0.026), 4),
+            TprAtFpr(0.1, 0.1175, Bound(0.0877, 0.1532), 0.95, Bound(0.09, 0.15), 40),
+        ),
+        roc=tuple((fpr, fpr**power) for fpr in fprs),
+        auc_interval=Bound(auc - 0.04, auc + 0.04),
+        balanced_accuracy_interval=Bound(0.49, 0.56),
+        band=tuple((f, max(0.0, f**power - 0.05), min(1.0, f**power + 0.05)) for f in fprs[::8]),
+        unresolved=(0.0001, 0.001),
+        assumes="given the model, records are independent trials",
+    )
+
+
+def make_attack_report() -> AttackReport:
+    silent = msgspec.structs.replace(
+        made_attack("RMIA, offline", 0.9, 0.53), inconclusive="it scores below chance"
+    )
+    return AttackReport(
+        "the model of a run, with 16 references",
+        0.95,
+        (made_attack("RMIA", 0.8, 0.55), silent),
+        HEAD,
+    )
+
+
+def make_conformance() -> ConformanceResult:
+    def finding(check: str, name: str, outcome: Outcome) -> Finding:
+        return Finding(
+            check=check,
+            name=name,
+            outcome=outcome,
+            tested="a step with and without one record, drawn by its own coin; 6 replays",
+            why="one record moved the sum by 0.999996 C at most",
+            power="anything above 1.00002 C would be seen",
+            p_value=0.2093,
+            level=5.9e-6,
+            norm=0.999996,
+            limit=1.00002,
+            detectable=1.00002,
+        )
+
+    return ConformanceResult(
+        claim=StepClaim(
+            noise_multiplier=1.2, clip_norm=1.0, sampling_rate=0.1, steps=100, update_scale=1.0
+        ),
+        findings=(
+            finding("replay", "ordinary", Outcome.HOLDS),
+            finding("noise", "scale of each group", Outcome.INCONCLUSIVE),
+        ),
+        level=1e-4,
+        verdict=Outcome.INCONCLUSIVE,
+        ledger_head=HEAD,
+    )
+
+
+def make_history() -> tuple[PastRun, ...]:
+    def past(day: int, head: str, outcome: Outcome, epsilon: float) -> PastRun:
+        return PastRun(
+            run=f"digits-{day}",
+            ledger_head=head,
+            judged=datetime(2026, 10, day, 12, 30, tzinfo=UTC),
+            outcome=outcome,
+            epsilon_upper=epsilon,
+            delta=DELTA,
+            steps=100,
+            accountant="pld",
+            adjacency=Adjacency.ADD_OR_REMOVE_ONE,
+            dpaudit_version="0.1.0",
+            epsilon_lower=0.4 * epsilon,
+            fpr=0.01,
+            tpr=0.03,
+            accuracy=0.93,
+        )
+
+    return (
+        past(1, "1" * 64, Outcome.HOLDS, 2.5),
+        past(2, "2" * 64, Outcome.VIOLATED, 4.2),
+        past(3, "3" * 64, Outcome.INCONCLUSIVE, 2.9),
+        past(4, HEAD, Outcome.HOLDS, 2.98461),
+    )
+
+
+def make_canary_scores() -> CanaryScores:
+    return CanaryScores(
+        "gradient canaries, every step",
+        tuple(-3 + 0.5 * i for i in range(13)),
+        (0, 1, 4, 20, 60, 90, 120, 110, 60, 25, 8, 2),
+        (2, 8, 25, 60, 110, 120, 90, 60, 20, 4, 1, 0),
+    )
+
+
+def make_verdict() -> Verdict:
+    return Verdict(
+        (
+            RuleOutcome("claim.max_epsilon", Outcome.HOLDS, "2.985 is at most 3"),
+            RuleOutcome("claim.may_leave_out", Outcome.HOLDS, "tuning may be left out"),
+            RuleOutcome(
+                "audit.min_power_epsilon",
+                Outcome.INCONCLUSIVE,
+                "the audit would have caught 3.4, not 2",
+            ),
+            RuleOutcome(
+                "audit.max_tpr_at_fpr.0.01",
+                Outcome.VIOLATED,
+                "the true-positive rate is at most 0.03, the policy allows 0.02",
+                Waived("known outliers, ticket 123", date(2027, 1, 31)),
+            ),
+        ),
+        HEAD,
+        run="digits-eps3",
+        inconclusive=OnInconclusive.WARN,
+    )
+
+
+def make_evidence() -> ReportEvidence:
+    steps = tuple(range(5, 101, 5))
+    shapes = {"pld": (2.98461, 0.5), "rdp": (3.3017, 0.5), "naive": (60.4321, 0.9)}
+    return ReportEvidence(
+        run="digits-eps3",
+        claim=make_claim(),
+        mechanism_in_words=(
+            "100 steps of DP-SGD: Gaussian noise of 1.2 times the clip norm on batches that each "
+            "record joins with probability 0.1; and the record count, once, with noise 50"
+        ),
+        answers=make_answers(),
+        curves=tuple(
+            Curve(name, steps, tuple(end * (n / 100) ** power for n in steps))
+            for name, (end, power) in shapes.items()
+        ),
+        profile=tuple(
+            ProfilePoint(delta, Bound(0.995 * epsilon - 0.03, epsilon))
+            for k in range(1, 37)
+            for delta in (10 ** (-k / 3),)
+            for epsilon in (2.98461 * math.sqrt(k / 15),)
+        ),
+        audit=make_audit(),
+        verdict=make_verdict(),
+        refused=(Refused("zcdp", "no concentrated privacy is known of sampled steps"),),
+        tradeoff=tuple(
+            RatePoint(fpr, Bound(fpr, min(1.0, max(fpr, 1.02 * fpr**0.4))))
+            for fpr in (0.0, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+        ),
+        canaries=make_canary_scores(),
+        attack=make_attack_report(),
+        conformance=make_conformance(),
+        history=make_history(),
+    )
+
+
+def bare_evidence() -> ReportEvidence:
+    """Return a claim, and nothing else."""
+    full = make_evidence()
+    return ReportEvidence(full.run, full.claim, full.mechanism_in_words, (), (), ())
+
+
+def make_two_runs() -> TwoRuns:
+    before, causes = (
+        make_evidence(),
+        (
+            Cost(Difference("noise multiplier (gradient sum)", "2", "1.2", Effect.RAISES), 4.18),
+            Cost(Difference("version of torch", "2.10", "2.11", Effect.NONE)),
+        ),
+    )
+    after = msgspec.structs.replace(
+        bare_evidence(),
+        run="digits-eps4",
+        claim=msgspec.structs.replace(make_claim(), epsilon=Bound(4.1, 4.2), delta=1e-6),
+        curves=before.curves,
+        profile=before.profile,
+        audit=make_audit(),
+        canaries=make_canary_scores(),
+    )
+    return TwoRuns(before, after, causes)
+
+
+def filled_with(value: Any, payload: str) -> Any:
+    """Put ``payload`` into every string of the evidence, keys of dictionaries too."""
+    return filled_by(value, lambda _: payload)
+
+
+def filled_by(value: Any, string: Callable[[str], str]) -> Any:
+    """Put ``string`` of each string of the evidence in its place, keys of dictionaries too."""
+    if isinstance(value, str):
+        return string(value)
+    if isinstance(value, tuple):
+        return tuple(filled_by(item, string) for item in value)
+    if isinstance(value, dict):
+        return {string(key): filled_by(item, string) for key, item in value.items()}
+    if isinstance(value, msgspec.Struct):
+        fields = ((name, getattr(value, name)) for name in value.__struct_fields__)
+        return type(value)(**{name: filled_by(field, string) for name, field in fields})
+    return value

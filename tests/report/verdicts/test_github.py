@@ -1,0 +1,61 @@
+"""Workflow commands: what GitHub's runner makes of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpaudit.report.verdicts.github import verdict_github
+from dpaudit.report.verdicts.judged import Judged
+from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
+from tests.report.verdicts.reading import Command, commands
+from tests.report.verdicts.verdicts import (
+    HOLDS,
+    NASTY,
+    UNKNOWN,
+    VIOLATED,
+    WAIVED,
+    judged,
+    loaded_policy,
+)
+
+
+def commands_of(one: Judged) -> list[Command]:
+    return commands(verdict_github(one).split("\n")[1:])
+
+
+def test_each_rule_that_does_not_hold_is_a_command() -> None:
+    assert verdict_github(judged(HOLDS, VIOLATED, UNKNOWN, WAIVED)).split("\n") == [
+        "dpaudit gate: VIOLATED",
+        "::error file=dpaudit.toml,line=2,title=VIOLATED claim.max_epsilon"
+        "::epsilon is at most 4, allowed is 3",
+        "::error file=dpaudit.toml,line=6,title=INCONCLUSIVE audit.max_tpr_at_fpr.0.01"
+        "::no attack on this run",
+        "::notice file=dpaudit.toml,line=5,title=WAIVED audit.evidence"
+        "::INCONCLUSIVE: the run was not audited; waived until 2027-01-31: audited by hand",
+    ]
+
+
+def test_a_warning_is_a_warning() -> None:
+    assert [one.name for one in commands_of(judged(UNKNOWN, warn=True))] == ["warning"]
+
+
+def test_no_rules_are_an_error() -> None:
+    assert [one.name for one in commands_of(judged())] == ["error"]
+
+
+def test_what_would_end_a_property_is_escaped() -> None:
+    rule = RuleOutcome("claim.max_epsilon", Outcome.VIOLATED, "100% of a, b: c")
+    loaded = loaded_policy("a,b:c%.toml")
+    line = verdict_github(Judged(Verdict((rule,), ""), loaded)).split("\n")[1]
+    assert "file=a%2Cb%3Ac%25.toml" in line or "/a%2Cb%3Ac%25.toml" in line
+    assert line.endswith("::100%25 of a, b: c")
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_foreign_words_make_no_command_of_their_own(text: str) -> None:
+    rule = RuleOutcome(text, Outcome.VIOLATED, text)
+    written = verdict_github(judged(rule, run=text))
+    assert len(written.splitlines()) == 2
+    (command,) = commands_of(judged(rule, run=text))
+    assert command.name == "error"
+    assert set(command.properties) <= {"file", "line", "title"}

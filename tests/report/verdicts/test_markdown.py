@@ -1,0 +1,66 @@
+"""The table for a pull request: GitHub's own parser finds no markup in foreign words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from dpaudit.report.verdicts.markdown import inert, verdict_markdown
+from dpaudit.report.verdicts.printable import one_line
+from dpaudit.report.verdicts.summary import append_summary
+from dpaudit.vocabulary.errors import InvalidArgument
+from tests.report.verdicts.reading import rendered, words_of
+from tests.report.verdicts.verdicts import NASTY, VIOLATED, WAIVED, judged, words
+
+# What GitHub links, or draws, in words that are rendered already.
+LINKED = re.compile(r"@\w|#\d|\bGH-\d|://|\bwww\.|:[\w+-]+:", re.IGNORECASE)
+
+
+def test_the_heading_is_the_outcome() -> None:
+    lines = verdict_markdown(judged(VIOLATED, WAIVED, run="mnist").verdict).split("\n")
+    assert lines == [
+        "## dpaudit: VIOLATED",
+        "",
+        "Run mnist",
+        "",
+        "| Outcome | Rule | Why |",
+        "| --- | --- | --- |",
+        "| VIOLATED | claim.max&#95;epsilon | epsilon is at most 4, allowed is 3 |",
+        "| WAIVED | audit.evidence | INCONCLUSIVE: the run was not audited; "
+        "waived until 2027-01-31: audited by hand |",
+    ]
+
+
+@given(words)
+def test_foreign_words_are_rendered_as_they_are(text: str) -> None:
+    cell = rendered(f"| a |\n| --- |\n| {inert(text)} |").find(".//td")
+    assert cell is not None
+    assert len(cell) == 0
+    assert words_of(cell) == one_line(text).replace("\u200b", "").strip()
+    assert not LINKED.search("".join(cell.itertext()))
+
+
+def test_unprotected_words_would_have_been_linked() -> None:
+    text = next(text for text in NASTY if text.startswith("@user"))
+    assert len(LINKED.findall(text)) >= 8
+    page = rendered(f"| a |\n| --- |\n| {text} |")
+    assert page.find(".//a") is not None
+
+
+def test_a_summary_is_added_to_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "summary.md"
+    path.write_text("from an earlier step")
+    append_summary(path, "## dpaudit: HOLDS")
+    append_summary(path, "## dpaudit: größer")
+    assert path.read_text(encoding="utf-8") == (
+        "from an earlier step\n\n## dpaudit: HOLDS\n\n\n## dpaudit: größer\n"
+    )
+
+
+def test_a_summary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="GITHUB_STEP_SUMMARY must be a file") as error:
+        append_summary(tmp_path, "text")
+    assert str(tmp_path) in str(error.value)
