@@ -32,8 +32,8 @@ def smallest_with_at_most(
         return low
     if not (high < math.inf and falling(high) <= target):
         raise Unresolvable(
-            f"nothing can be certified here: no value up to {high:g} brings the bound down to "
-            f"{target:g}; add noise, or ask for a larger delta"
+            f"nothing can be certified here: no value up to {high:g} is enough; add noise, or ask "
+            "for a larger delta"
         )
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)

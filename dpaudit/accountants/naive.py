@@ -310,7 +310,9 @@ def _noise_epsilon(release: Release, delta: float, adjacency: Adjacency) -> floa
         case ZCDP(rho):
             return _of_rho(rho, delta)
         case _:
-            raise UnsupportedMechanism(release, "naive composition does not price it")
+            raise UnsupportedMechanism(
+                release, "naive composition does not price it: use rdp or pld"
+            )
 
 
 def _pure_epsilon(release: Release) -> float:
@@ -322,7 +324,9 @@ def _pure_epsilon(release: Release) -> float:
         case Exponential(epsilon) | PureDP(epsilon) | ApproximateDP(epsilon):
             return epsilon
         case _:
-            raise UnsupportedMechanism(release, "naive composition does not price it")
+            raise UnsupportedMechanism(
+                release, "naive composition does not price it: use rdp or pld"
+            )
 
 
 def _of_rho(rho: float, delta: float) -> float:

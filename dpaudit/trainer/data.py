@@ -247,7 +247,8 @@ def _idx_array(path: Path) -> NDArray[np.uint8]:
     zeros, kind, dimensions = struct.unpack(">HBB", raw[:4])
     shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
     if zeros != 0 or kind != 8:
-        raise InvalidArgument("data", str(path), f"an IDX file of bytes, magic {raw[:4].hex()}")
+        allowed = f"an IDX file of bytes, whose magic begins 000008, not {raw[:4].hex()}"
+        raise InvalidArgument("data", str(path), allowed)
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 

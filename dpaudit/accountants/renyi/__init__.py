@@ -83,7 +83,8 @@ def _whole(release: Release, orders: Array, adjacency: Adjacency) -> Ends:
         case _:
             pair = _pair(release, orders)
             if pair is None:
-                raise UnsupportedMechanism(release, "no Renyi divergence of it is known here")
+                why = "no Renyi divergence of it is known here: use pld or naive"
+                raise UnsupportedMechanism(release, why)
             return sampling.whole(pair, orders)
 
 
@@ -159,4 +160,5 @@ def _rho(release: Release) -> float:
         case DiscreteGaussian(scale, sensitivity):
             return (sensitivity / scale) * (sensitivity / scale) / 2 * (1 + 1e-15)
         case _:
-            raise UnsupportedMechanism(release, "no Renyi divergence of its samples is known here")
+            why = "no Renyi divergence of its samples is known here: use pld or naive"
+            raise UnsupportedMechanism(release, why)
