@@ -79,7 +79,7 @@ def _run() -> int:
         return 130
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
-        return ExitCode.BUG
+        return 141  # as a shell says of what SIGPIPE ended
     except DpauditError as error:
         _say(str(error))
         return error.exit_code

@@ -5,6 +5,7 @@ private = make_private(model, optimizer, noise_multiplier=1.1, clip_norm=1.0,
 for batch in private.batches(dataset):
     private.step(per_sample_loss, batch)
 private.epsilon(delta=1e-5)
+private.finish(delta=1e-5)  # with ledger="runs/mine/ledger.jsonl": runs/mine is a run directory
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import platform
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from dpaudit.trainer.checkpoint import (
 )
 from dpaudit.trainer.clip_rules import Always, ClipRule, Scheduled
 from dpaudit.trainer.engine import Clipping, Flat
+from dpaudit.trainer.finishing import new_ledger
 from dpaudit.trainer.peers import Peers, peers
 from dpaudit.trainer.private import Private, Started
 from dpaudit.trainer.randomness import Keystream
@@ -81,13 +84,16 @@ def make_private(
             tuning, early stopping, training losses that are shown. It is written down.
         physical_batch_size: Records in memory at once; None: about as many as plain training
             has memory for. A matter of speed alone.
-        ledger: A new file to book every release in before it is made; None: memory.
+        ledger: A new file to book every release in before it is made; None: memory. Its
+            folder is made where it is missing, and ``runs/NAME/ledger.jsonl`` becomes the run
+            directory runs/NAME by ``finish``.
         resume: A folder that ``checkpoint`` wrote: go on from there, with that ledger.
         seed: For tests alone: whoever knows it knows the noise.
 
     Raises:
         InvalidArgument: an argument is out of range, or the optimizer lacks a parameter.
-        RunExists: the ledger's file exists, and ``resume`` was not asked for.
+        RunExists: the ledger's file, or another of an earlier run, is in its folder, and
+            ``resume`` was not asked for.
         IntegrityError: what is to be resumed is missing, broken or another run's.
     """
     if sampler is None:
@@ -113,8 +119,8 @@ def make_private(
     started = Started(header, MemoryBook(), rule)
     if resume is not None:
         started = _resumed(Path(resume), ledger, model, optimizer, started, ranks)
-    elif ledger is not None and ranks.rank == 0:
-        started = Started(header, LedgerWriter.create(Path(ledger), header), rule)
+    elif ledger is not None:
+        started = _with_ledger(Path(ledger), started, ranks)
     ranks.same_start(model)
     return Private(model, optimizer, recipe, stream, ranks, started)
 
@@ -150,6 +156,12 @@ def _header(
     )
 
 
+def _with_ledger(path: Path, asked: Started, ranks: Peers) -> Started:
+    """Begin a ledger, which the first rank writes."""
+    book = asked.book if ranks.rank != 0 else new_ledger(path, asked.header)
+    return replace(asked, book=book, ledger=path.absolute())
+
+
 def _resumed(
     folder: Path,
     ledger: Path | str | None,
@@ -183,7 +195,7 @@ def _resumed(
         writer = LedgerWriter.resume(path, Resumed(progress.steps_done, asked.header.randomness))
     rule = asked.rule.at_norm(progress.clip_norm)
     releases = tuple(booked.mechanism for booked in book.releases)
-    return Started(book.header, writer, rule, progress.steps_done, releases)
+    return Started(book.header, writer, rule, progress.steps_done, releases, path.absolute())
 
 
 def _require_same_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

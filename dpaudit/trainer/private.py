@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dpaudit.accountants import calibrate, pld
+from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.ledger_file import LedgerWriter
 from dpaudit.trainer.adam import tell_noise
 from dpaudit.trainer.added_noise import Moment, Sums, size
@@ -27,6 +28,7 @@ from dpaudit.trainer.checkpoint import (
 from dpaudit.trainer.clip_rules import ClipRule
 from dpaudit.trainer.engine import Engine, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count
+from dpaudit.trainer.finishing import finish_run, run_of, shards_of
 from dpaudit.trainer.peers import Peers
 from dpaudit.trainer.randomness import Keystream
 from dpaudit.trainer.recipe import Recipe
@@ -67,6 +69,7 @@ class Started:
         rule: How clipping stands.
         step: How many steps were taken before.
         releases: What was booked before.
+        ledger: The file of the book, whichever rank writes it; None: there is none.
     """
 
     header: LedgerHeader
@@ -74,6 +77,7 @@ class Started:
     rule: ClipRule
     step: int = 0
     releases: tuple[Release, ...] = ()
+    ledger: Path | None = None
 
 
 class Private:
@@ -91,6 +95,7 @@ class Private:
         self.model, self.optimizer, self.recipe = model, optimizer, recipe
         self.header, self.clip_rule = started.header, started.rule
         self._stream, self._ranks, self._book = stream, ranks, started.book
+        self._ledger, self._finished = started.ledger, False
         self._engine = Engine(model, self._losses)
         self._loss: PerSampleLoss
         self._booked: dict[Release, int] = {}
@@ -125,6 +130,7 @@ class Private:
         take = source_of(dataset, users)
         sampler = self.recipe.sampler
         for _ in range(sampler.steps_in_a_pass if steps is None else steps):
+            self._require_unfinished()
             if self._drawn > self.steps:
                 raise InvalidArgument(
                     "batches", "a batch that no step was taken on", "answered by private.step: "
@@ -149,6 +155,7 @@ class Private:
             InvalidArgument: the batch was not drawn here, or the model mixes records.
             BudgetExceeded: one step more would exceed the budget.
         """
+        self._require_unfinished()
         if self._drawn <= self.steps:
             raise InvalidArgument(
                 "batch", "one that was not drawn by private.batches", "drawn by it, one a step: "
@@ -185,6 +192,7 @@ class Private:
         Raises:
             BudgetExceeded: it would exceed the budget of ``stop_at``.
         """
+        self._require_unfinished()
         if self._budget is not None:
             spent = pld.profile(self._spent(release, 1), adjacency=self.header.adjacency)
             if not spent.epsilon(delta=self._budget.delta).upper <= self._budget.epsilon:
@@ -201,6 +209,7 @@ class Private:
         Raises:
             InvalidArgument: the run has no ledger that could be resumed with it.
         """
+        self._require_unfinished()
         if self._ranks.rank != 0:
             return
         if not isinstance(self._book, LedgerWriter):
@@ -214,6 +223,30 @@ class Private:
         )
         write_checkpoint(Path(folder), progress, self.model, self.optimizer, [])
 
+    def finish(self, *, delta: float) -> RunDirectory:
+        """End the run: the ledger's folder becomes a run directory, which nothing changes.
+
+        Beside the ledger, which is sealed, come ``model.safetensors``, the weights as they
+        are now, and ``claim.json``, the claim at ``delta``. ``dpaudit gate`` and ``dpaudit
+        report`` read it as they read any run. Every rank calls this, and goes on when the
+        files are there; shards are put together.
+
+        Raises:
+            InvalidArgument: no step was taken, it is finished already, or the ledger is no
+                file of the name ``ledger.jsonl``.
+        """
+        require_delta("delta", delta)
+        self._require_unfinished()
+        run = run_of(self._ledger)
+        if not self._booked:
+            raise InvalidArgument("steps", self.steps, "at least 1 before a run is finished")
+        shards = shards_of(self.model)
+        if isinstance(self._book, LedgerWriter):
+            finish_run(run, self.model, shards, self._book, delta)
+        self._finished = True
+        self._ranks.require_same("steps", self.steps)  # waits for the files, too
+        return run
+
     def epsilon(self, *, delta: float) -> Bound:
         """Return the certified interval of epsilon of all that was released so far."""
         if not self._booked:
@@ -223,6 +256,13 @@ class Private:
     def stop_at(self, *, epsilon: float, delta: float) -> None:
         """Let ``batches`` end before the step that would cost more than ``epsilon``."""
         self._budget, self._room = Budget(epsilon, delta), {}
+
+    def _require_unfinished(self) -> None:
+        if self._finished:
+            raise InvalidArgument(
+                "private", "one that is finished", "one that goes on: a sealed ledger books "
+                "nothing more",
+            )  # fmt: skip
 
     def _losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self._loss(model, batch)

@@ -25,7 +25,13 @@ from dpaudit.attacks.canaries import (
     out_of_distribution,
     toss,
 )
-from dpaudit.runs.files import read_arrays, write_arrays, write_bytes, write_secret_arrays
+from dpaudit.runs.files import (
+    read_arrays,
+    require_new_file,
+    write_arrays,
+    write_bytes,
+    write_secret_arrays,
+)
 from dpaudit.trainer.data import load
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_count
 from dpaudit.vocabulary.settings import DataSettings
@@ -115,15 +121,24 @@ def plant_secrets(
         training_file: Where to write its lines with the included sentences among them.
     """
     _require_new(out, training_file)
+    lines = [] if text is None else _lines(text)
     rng = _unpredictable()
     tossed = toss(make_secrets(count, rng, references=references, template=template), rng)
     planted = _write("secrets", tossed, _secret_arrays, out)
     if training_file is not None:
-        lines = [] if text is None else text.read_text(encoding="utf-8").splitlines()
-        lines += tossed.trained.sentences
-        mixed = [lines[i] for i in rng.permutation(len(lines))]
+        together = [*lines, *tossed.trained.sentences]
+        mixed = [together[i] for i in rng.permutation(len(together))]
         write_bytes(training_file, ("\n".join(mixed) + "\n").encode())
     return planted
+
+
+def _lines(text: Path) -> list[str]:
+    try:
+        return text.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InvalidArgument("text", str(text), f"readable ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("text", str(text), f"text in UTF-8 ({error})") from error
 
 
 def plant_dummies(count: int, out: Path) -> Planted:
@@ -175,6 +190,7 @@ def _require_new(out: Path, training_file: Path | None) -> None:
     for path in (*own, *([] if training_file is None else [training_file])):
         if path.exists():
             raise InvalidArgument("output", str(path), "a file that does not exist yet")
+        require_new_file("output", path)
 
 
 def _input_arrays(records: Records) -> Arrays:

@@ -215,3 +215,30 @@ def test_a_model_is_audited_and_canaries_are_crafted_against_it(
 )
 def test_what_is_to_be_audited_must_be_clear(call: Call, arguments: tuple[str, ...]) -> None:
     assert call("audit", *arguments).code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("-o", "nofolder/c.npz"), "output"),
+        (("--text", "missing.txt", "--training-file", "t.txt"), "text"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_said_before_a_coin_is_tossed(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = () if "-o" in more else ("-o", "c.npz")
+    result = call("canaries", "make", "--kind", "secrets", "--count", "5", *place, *more)
+    assert result.code == 2
+    assert named in result.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_score_file_without_a_row_says_so(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("score,member\n")
+    for command in (("gate", "--claim-epsilon", "4"), ("attack",), ("audit",)):
+        result = call(*command, "--scores", path)
+        assert result.code == 2
+        assert "a row for each record" in result.err

@@ -45,6 +45,8 @@ def read_scores(path: Path, required: Sequence[str] = REQUIRED) -> pd.DataFrame:
     if missing:
         allowed = f"a table with columns {' and '.join(required)}; it has {list(frame.columns)}"
         raise InvalidArgument("scores", str(path), allowed)
+    if frame.empty:
+        raise InvalidArgument("scores", str(path), "a table with a row for each record scored")
     return frame
 
 
