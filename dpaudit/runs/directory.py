@@ -100,7 +100,19 @@ class RunDirectory:
         )
 
     def read_config(self) -> RunConfig:
-        """Return what was asked of the run."""
+        """Return what was asked of the run.
+
+        Raises:
+            InvalidArgument: it was made by a loop of one's own, which has no settings.
+            IntegrityError: the settings are broken, or an unknown version.
+        """
+        if not self.config.exists():
+            raise InvalidArgument(
+                "run",
+                str(self.path),
+                "one that dpaudit train made: a loop of one's own has no config.toml "
+                "(test its trainer by dpaudit conformance package.module:make_trainer --run)",
+            )
         return read_toml(self.config, RunConfig)
 
     def read_ledger(self) -> PrivacyLedger:
@@ -115,7 +127,10 @@ class RunDirectory:
         """
         ledger = self.read_ledger()
         if ledger.seal is None:
-            raise IntegrityError(f"{self.path} is not finished: resume it with --resume")
+            raise IntegrityError(
+                f"{self.path} is not finished: resume it with dpaudit train --resume, or end the "
+                "loop of your own with private.finish()"
+            )
         self.require_unaltered(ledger.seal.files)
         return ledger
 

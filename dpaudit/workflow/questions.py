@@ -32,6 +32,7 @@ from dpaudit.vocabulary.errors import (
 )
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, Repeated
+from dpaudit.workflow.claims import claim_delta
 
 UNFINISHED = "the run is not finished: this is what it has spent so far"
 AS_IF_POISSON = (
@@ -81,7 +82,7 @@ def question_of_run(path: Path, delta: float | None) -> Question:
     if not ledger.releases:
         raise IntegrityError(f"{run.ledger} books no release yet")
     require_priceable(ledger)
-    at = run.read_config().privacy.delta if delta is None else delta
+    at = claim_delta(run) if delta is None else delta
     require_delta("delta", at)
     header = ledger.header
     caveat = None if ledger.seal is not None else UNFINISHED

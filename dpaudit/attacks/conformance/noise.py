@@ -53,12 +53,12 @@ def check_noise(quiet: Quiet, claim: StepClaim) -> list[Finding]:
     """
     where = f"noise {quiet.way.how}"
     if not quiet.finite:
-        return [
-            violated(
-                CHECK, "finite", where, "a step that no record joined is not finite: it shows "
-                "that the batch was empty (is something divided by the number of its records?)",
-            )
-        ]  # fmt: skip
+        inside = f" in {', '.join(quiet.not_finite)}" if quiet.not_finite else ""
+        why = (
+            f"a step that no record joined is not finite{inside}: it shows that "
+            "the batch was empty (is something divided by the number of its records?)"
+        )
+        return [violated(CHECK, "finite", where, why)]
     if not quiet.empty.any():
         return [undecided(CHECK, "scale", where, "no step without a record was seen")]
     return [

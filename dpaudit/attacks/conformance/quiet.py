@@ -77,6 +77,12 @@ class Quiet:
         """Whether every number is one."""
         return bool(np.isfinite(self.noise).all())
 
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Names of the groups in which some number is none."""
+        parts = ((name, self.noise[:, :, places]) for name, places in self.groups.items())
+        return tuple(name for name, part in parts if not np.isfinite(part).all())
+
 
 @dataclass(frozen=True)
 class Watched:

@@ -79,7 +79,7 @@ def require_no_statistics(model: nn.Module, loss: PerSampleLoss, batch: Batch) -
         for name, value in model.named_buffers()
         if value.is_floating_point() and not torch.equal(value, before.get(name, value))
     ]
-    model.load_state_dict(before)
+    _restore(model, before)
     if moved:
         raise InvalidArgument(
             "model",
@@ -95,7 +95,14 @@ def _owner(model: nn.Module, buffer: str) -> str:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+    """Return what a forward pass may move: buffers. Parameters of shards stay where they are."""
+    return {name: value.clone() for name, value in model.named_buffers()}
+
+
+def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in model.named_buffers():
+            value.copy_(state.get(name, value))
 
 
 def _taken(source: Tensor, tensor: Tensor) -> Tensor:
@@ -139,7 +146,7 @@ def _outputs(model: nn.Module, run: Callable[[], Tensor]) -> Seen:
     with torch.random.fork_rng(), torch.no_grad(), _recorded(model, seen):
         seed_torch(0)  # the same dropout in both passes
         output = run()
-    model.load_state_dict(state)  # running statistics moved
+    _restore(model, state)  # running statistics moved
     return [*seen, ("", type(model).__name__, output)]
 
 
