@@ -86,6 +86,32 @@ def test_import_dpaudit_needs_neither_numpy_nor_scipy() -> None:
     assert result.stdout.strip() == "[]"
 
 
+NOT_WITH_SCORES = ("torch", "sklearn", "joblib", "safetensors", "PIL", "cryptography", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    "command", ["gate --claim-epsilon 1", "audit --claim-epsilon 1", "attack", "attack -o s.csv"]
+)
+def test_scores_alone_need_pandas_and_nothing_heavier(tmp_path: Path, command: str) -> None:
+    scores = tmp_path / "scores.csv"
+    rows = (f"{value / 100},{value % 2}" for value in range(200))
+    scores.write_text("score,member\n" + "\n".join(rows) + "\n")
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {NOT_WITH_SCORES!r}:\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        f"sys.argv = ['dpaudit', *{command.split()!r}, '--scores', {str(scores)!r}]\n"
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        "from dpaudit.cli.main import main; main()"
+    )
+    result = python(code)
+    assert result.returncode in {0, 3}, result.stderr
+    assert result.stdout
+
+
 def test_a_core_install_says_which_extra_trains(tmp_path: Path) -> None:
     code = (
         "import importlib.util as u, sys\n"

@@ -101,18 +101,23 @@ def _require_one_source(ctx: click.Context, options: dict[str, Any]) -> None:
 
 def _require_writable(options: dict[str, Any]) -> None:
     """Refuse what could not be written before models are trained for it."""
-    from dpaudit.attacks.membership.score_file import require_suffix
-    from dpaudit.report.attack_figures import require_figure
     from dpaudit.runs.files import require_new_file
 
-    for name, require in (
-        ("plot", require_figure),
-        ("histograms", require_figure),
-        ("output", require_suffix),
-    ):
+    for name in ("plot", "histograms", "output"):
         if options[name] is not None:
-            require(name, options[name])
+            _require_kind(name, options[name])
             require_new_file(name, options[name])
+
+
+def _require_kind(name: str, path: Path) -> None:
+    if name == "output":
+        from dpaudit.attacks.membership.score_file import require_suffix
+
+        require_suffix(name, path)
+    else:
+        from dpaudit.report.attack_figures import require_figure
+
+        require_figure(name, path)
 
 
 def _found(options: dict[str, Any]) -> Attacked:
@@ -146,15 +151,20 @@ def _asked(options: dict[str, Any]) -> AttackSettings:
 
 
 def _write(found: Attacked, options: dict[str, Any]) -> None:
-    from dpaudit.attacks.membership.score_file import write_scores
+    if options["output"] is not None:
+        from dpaudit.attacks.membership.score_file import write_scores
+
+        write_scores(found.scores, options["output"])
+    if options["plot"] is not None or options["histograms"] is not None:
+        _draw(found, options["plot"], options["histograms"])
+
+
+def _draw(found: Attacked, plot: Path | None, histograms: Path | None) -> None:
     from dpaudit.report.attack_figures import write_histograms, write_roc
     from dpaudit.workflow.scoring import scores_by_attack
 
-    if options["output"] is not None:
-        write_scores(found.scores, options["output"])
-    if options["plot"] is not None:
-        write_roc(found.report.membership, options["plot"])
-    if options["histograms"] is not None:
+    if plot is not None:
+        write_roc(found.report.membership, plot)
+    if histograms is not None:
         scores = scores_by_attack(found).items()
-        pairs = {name: (one.members, one.nonmembers) for name, one in scores}
-        write_histograms(pairs, options["histograms"])
+        write_histograms({name: (one.members, one.nonmembers) for name, one in scores}, histograms)

@@ -55,7 +55,7 @@ def make(**options: Any) -> None:
 
 
 def _secret(path: Path) -> Path:
-    from dpaudit.workflow.planting import secret_path
+    from dpaudit.workflow.planted import secret_path
 
     return secret_path(path)
 

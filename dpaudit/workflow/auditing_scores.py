@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from dpaudit.attacks.canaries import exposure
 from dpaudit.attacks.membership.confidence import logit_scaled
-from dpaudit.attacks.membership.models.opening import open_model
 from dpaudit.attacks.membership.score_file import read_scores
 from dpaudit.attacks.membership.scores import membership, require_distinct
 from dpaudit.attacks.one_run import audit_scores
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_positive
-from dpaudit.workflow.planting import Planted, read_planted
+from dpaudit.workflow.planted import Planted, read_planted
 
 Array = NDArray[np.float64]
 
@@ -98,6 +97,8 @@ def audit_canary_model(
         InvalidArgument: canaries that are no records, or a model that cannot be used.
         IntegrityError: the canary file is missing or broken.
     """
+    from dpaudit.attacks.membership.models.opening import open_model  # noqa: PLC0415 - torch
+
     planted = read_planted(canaries)
     if not {"x", "y"} <= planted.arrays.keys():
         raise InvalidArgument("canaries", planted.kind, "records; of others, give --scores")

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpaudit.attacks.canaries import (
     Records,
@@ -26,17 +24,16 @@ from dpaudit.attacks.canaries import (
     toss,
 )
 from dpaudit.runs.files import (
-    read_arrays,
     require_new_file,
     write_arrays,
     write_bytes,
     write_secret_arrays,
 )
 from dpaudit.trainer.data import load
-from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_count
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
 from dpaudit.vocabulary.settings import DataSettings
+from dpaudit.workflow.planted import Arrays, Planted, secret_path
 
-Arrays = dict[str, NDArray[np.generic]]
 Make = Callable[[Records, int, np.random.Generator], Records]
 
 INPUT_KINDS: dict[str, Make] = {
@@ -44,29 +41,6 @@ INPUT_KINDS: dict[str, Make] = {
     "blank": blank,
     "out-of-distribution": out_of_distribution,
 }
-SECRET = ("ids", "included", "kind")
-
-
-def secret_path(path: Path) -> Path:
-    """Return where the auditor's file lies beside the trainer's."""
-    return path.with_name(path.name.removesuffix(".npz") + ".secret.npz")
-
-
-@dataclass(frozen=True)
-class Planted:
-    """What the auditor knows.
-
-    Attributes:
-        kind: How the canaries were made.
-        ids: Their names.
-        included: Their bits, shape ``(m,)``.
-        arrays: Everything in the file, the canaries themselves among it.
-    """
-
-    kind: str
-    ids: tuple[str, ...]
-    included: NDArray[np.bool_]
-    arrays: Arrays
 
 
 def plant_inputs(
@@ -146,24 +120,6 @@ def plant_dummies(count: int, out: Path) -> Planted:
     _require_new(out, None)
     tossed = toss(np.arange(count), _unpredictable())
     return _write("dummy", tossed, lambda numbers: {"numbers": numbers}, out)
-
-
-def read_planted(path: Path) -> Planted:
-    """Return the auditor's file that is at ``path``, or beside the trainer's there.
-
-    Raises:
-        IntegrityError: it is missing, broken, or the trainer's own.
-    """
-    found = path if path.name.endswith(".secret.npz") else secret_path(path)
-    arrays = read_arrays(found)
-    missing = [name for name in SECRET if name not in arrays]
-    if missing:
-        raise IntegrityError(f"{found} lacks {', '.join(missing)}: it is no auditor's canary file")
-    included = np.asarray(arrays["included"], dtype=np.bool_)
-    ids = tuple(str(name) for name in arrays["ids"])
-    if len(ids) != len(included):
-        raise IntegrityError(f"{found} has {len(ids)} canaries and {len(included)} bits")
-    return Planted(str(arrays["kind"]), ids, included, arrays)
 
 
 def _write(kind: str, tossed: Tossed[Any], describe: Callable[..., Arrays], out: Path) -> Planted:

@@ -17,7 +17,7 @@ from dpaudit.vocabulary.errors import DpauditError, InvalidArgument, MissingExtr
 try:
     import pandas as pd
 except ImportError as error:  # pragma: no cover - needs an environment without pandas
-    raise MissingExtra("pandas", "train") from error
+    raise MissingExtra("pandas", "scores") from error
 
 SUFFIXES = (".csv", ".parquet", ".npz")
 REQUIRED = ("score", "member")
