@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dpaudit.gate.evidence import Evidence, Stated
-from dpaudit.gate.outcomes import decided, unknown
+from dpaudit.gate.outcomes import OTHER_MACHINE, decided, unknown
 from dpaudit.gate.policy import AuditPolicy
 from dpaudit.vocabulary.audit import AuditReport, AuditResult
+from dpaudit.vocabulary.baseline import AttackRate
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 
@@ -49,37 +50,41 @@ def _conformance(evidence: Evidence) -> RuleOutcome:
 
 def _lower_bounds(policy: AuditPolicy, stated: Stated, audit: AuditReport) -> RuleOutcome:
     rule = "audit.lower_bound"
-    usable = [bound for bound in audit.bounds if bound.delta == stated.delta]
+    at = [bound for bound in audit.bounds if bound.delta == stated.delta]
+    usable = [bound for bound in at if bound.inconclusive is None]
     if not any(bound.kind in policy.count for bound in usable):
         kinds = " or ".join(kind.value for kind in policy.count) or "any kind"
-        return unknown(
-            rule, f"no lower bound of {kinds} at delta {stated.delta:g}: train with --canaries"
-        )
+        why = f"no lower bound that is {kinds} at delta {stated.delta:g}"
+        silent = [bound.inconclusive for bound in at if bound.inconclusive is not None]
+        return unknown(rule, "; ".join([why, *(silent or ["canaries, or their scores, give one"])]))
     if not audit.confidence >= policy.confidence:
         return unknown(
             rule, f"confidence {audit.confidence:g} is below the demanded {policy.confidence:g}"
         )
-    above = [bound for bound in usable if not bound.epsilon_lower <= stated.epsilon]
+    above = [bound for bound in usable if not bound.epsilon_lower <= stated.least]
     if above:
         return _contradicted(policy, stated, above)
     counted = [bound for bound in usable if bound.kind in policy.count]
     if not any(_could_contradict(bound, stated) for bound in counted):
         return unknown(
             rule,
-            f"no outcome of this audit could have contradicted epsilon {round_up(stated.epsilon)}, "
-            "not even if every guess had been right: give it more canaries",
+            "nothing shows that this audit could have contradicted epsilon "
+            f"{round_up(stated.least)}, however right its guesses: give it more canaries",
         )
     worst = max(usable, key=lambda bound: bound.epsilon_lower)
     return decided(
         rule,
         True,
         f"no bound contradicts the claim: the largest says epsilon is at least "
-        f"{_described(worst)}, the claim at most {round_up(stated.epsilon)}; this is no proof",
+        f"{_described(worst)}, the claim at most {round_up(stated.least)}; this is no proof",
     )
 
 
 def _could_contradict(bound: AuditResult, stated: Stated) -> bool:
-    return bound.greatest_epsilon is None or bound.greatest_epsilon > stated.epsilon
+    """Return whether some outcome of the audit would have contradicted the claim."""
+    if bound.greatest_epsilon is not None:
+        return bound.greatest_epsilon > stated.least
+    return bound.detectable_epsilon is not None
 
 
 def _contradicted(policy: AuditPolicy, stated: Stated, above: list[AuditResult]) -> RuleOutcome:
@@ -88,8 +93,8 @@ def _contradicted(policy: AuditPolicy, stated: Stated, above: list[AuditResult])
     return RuleOutcome(
         "audit.lower_bound",
         Outcome.VIOLATED if counted else Outcome.INCONCLUSIVE,
-        f"epsilon is at least {_described(shown)}, but the claim says at most "
-        f"{round_up(stated.epsilon)}: more is given away than is claimed",
+        f"epsilon is at least {_described(shown)}, but {stated.by} says at most "
+        f"{round_up(stated.least)}: more is given away than is claimed",
     )
 
 
@@ -99,45 +104,63 @@ def _described(bound: AuditResult) -> str:
 
 def _power(excess: float, policy: AuditPolicy, stated: Stated, audit: AuditReport) -> RuleOutcome:
     rule = "audit.min_power_epsilon"
-    seen = [
-        bound.detectable_epsilon
-        for bound in audit.bounds
-        if bound.kind in policy.count and bound.detectable_epsilon is not None
-    ]
+    seen = powers([bound for bound in audit.bounds if bound.kind in policy.count], stated)
     if not seen:
-        return unknown(rule, "the power of the audit is not known")
+        return unknown(rule, "the power of the audit against this claim is not known")
     least = min(seen)
     why = (
         f"the audit would have seen a true epsilon of {round_up(least)} 95 times in 100, "
-        f"the policy asks for {round_up(stated.epsilon + excess)}"
+        f"the policy asks for {round_up(stated.least + excess)}"
     )
-    return decided(rule, True, why) if least - stated.epsilon <= excess else unknown(rule, why)
+    return decided(rule, True, why) if least - stated.least <= excess else unknown(rule, why)
+
+
+def powers(bounds: Iterable[AuditResult], stated: Stated) -> list[float]:
+    """Return the true epsilon at which each bound would refute this claim, or a larger one."""
+    lowest = stated.least * (1 - OTHER_MACHINE)
+    return [
+        bound.detectable_epsilon
+        for bound in bounds
+        if bound.detectable_epsilon is not None
+        and bound.delta == stated.delta
+        and bound.refutes_epsilon is not None
+        and bound.refutes_epsilon >= lowest
+    ]
 
 
 def _tpr(fpr: str, most: float, policy: AuditPolicy, evidence: Evidence) -> RuleOutcome:
+    """Judge every attack that there is evidence of: a weak one does not answer for another."""
     rule = f"audit.max_tpr_at_fpr.{fpr}"
-    at = [rate for rate in evidence.rates if math.isclose(rate.fpr, float(fpr), rel_tol=1e-9)]
-    uppers = {rate.tpr.upper: rate for rate in at if rate.confidence >= policy.confidence}
-    if not uppers:
-        return unknown(rule, _no_rate(fpr, policy, evidence, bool(at)))
-    worst = max(uppers)
-    return decided(
-        rule,
-        worst <= most,
-        f"the true-positive rate at FPR {fpr} of the attack by {uppers[worst].attack} is at most "
-        f"{round_up(worst)}, the policy allows {most:g}",
+    rates = [rate for rate in evidence.rates if math.isclose(rate.fpr, float(fpr), rel_tol=1e-9)]
+    above = [rate for rate in rates if not rate.tpr.upper <= most]
+    if above:
+        return decided(rule, False, _worst(above, fpr, most))
+    missing = [*evidence.silent, *_not_at(fpr, rates, evidence), *_unsure(rates, policy)]
+    if missing or not rates:
+        why = f"no attack on this run was evaluated at a false-positive rate of {fpr}"
+        return unknown(rule, "; ".join(missing) or why)
+    return decided(rule, True, _worst(rates, fpr, most))
+
+
+def _worst(rates: list[AttackRate], fpr: str, most: float) -> str:
+    worst = max(rates, key=lambda rate: rate.tpr.upper)
+    return (
+        f"the true-positive rate at FPR {fpr} of the attack by {worst.attack} is at most "
+        f"{round_up(worst.tpr.upper)}, the policy allows {most:g}"
     )
 
 
-def _no_rate(fpr: str, policy: AuditPolicy, evidence: Evidence, unsure: bool) -> str:
-    if unsure:
-        return f"no interval at FPR {fpr} has the demanded confidence of {policy.confidence:g}"
-    reports = [report for report in (evidence.audit, evidence.attack) if report is not None]
-    silent = [
-        one.inconclusive
-        for report in reports
-        for one in report.membership
-        if one.inconclusive is not None
-    ]
-    missing = f"no attack on this run was evaluated at a false-positive rate of {fpr}"
-    return "; ".join([missing, *silent])
+def _not_at(fpr: str, rates: list[AttackRate], evidence: Evidence) -> Iterator[str]:
+    measured = {rate.attack for rate in rates}
+    for attack in evidence.attacks:
+        if attack not in measured:
+            yield f"the attack by {attack} was not evaluated at a false-positive rate of {fpr}"
+
+
+def _unsure(rates: list[AttackRate], policy: AuditPolicy) -> Iterator[str]:
+    for rate in rates:
+        if not rate.confidence >= policy.confidence:
+            yield (
+                f"the interval of the attack by {rate.attack} has confidence "
+                f"{rate.confidence:g}, below the demanded {policy.confidence:g}"
+            )

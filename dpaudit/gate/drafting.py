@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from dpaudit.gate.audit_rules import powers
 from dpaudit.gate.evidence import Evidence
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
 from dpaudit.vocabulary.baseline import AttackRate
@@ -61,9 +62,10 @@ def _audit(audit: AuditReport, evidence: Evidence) -> Iterator[str]:
     conforms = evidence.conformance is not None and evidence.conformance.verdict is Outcome.HOLDS
     if conforms:
         yield "require_conformance = true"
-    powers = [b.detectable_epsilon for b in audit.bounds if b.detectable_epsilon is not None]
-    if powers and evidence.stated.epsilon < min(powers):
-        excess = _up(POWER_ROOM * (min(powers) - evidence.stated.epsilon))
+    stated = evidence.stated
+    seen = min(powers(audit.bounds, stated), default=stated.least)
+    if seen > stated.least:
+        excess = _up(POWER_ROOM * (seen - stated.least))
         yield f"min_power_epsilon = {excess}  # such an excess an audit must be able to see"
     worst = {rate.fpr: rate for rate in sorted(evidence.rates, key=lambda rate: rate.tpr.upper)}
     if worst:

@@ -6,15 +6,12 @@ from collections.abc import Iterator
 
 from dpaudit.gate.causes import differences, in_words
 from dpaudit.gate.evidence import Evidence
-from dpaudit.gate.outcomes import decided, unknown
+from dpaudit.gate.outcomes import OTHER_MACHINE, decided, unknown
 from dpaudit.gate.policy import RegressionPolicy
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.baseline import AttackRate, Baseline
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.verdict import RuleOutcome, together
-
-OTHER_MACHINE = 1e-6
-"""Share of epsilon in which two machines may differ on one ledger: no regression."""
 
 # Claims that differ in one of these are of different things: neither is the larger one.
 SAME = ("delta", "accountant", "adjacency", "unit")

@@ -48,7 +48,9 @@ class AuditResult(msgspec.Struct, frozen=True):
         detectable_epsilon: The least true epsilon at which this audit, repeated, would have
             refuted the claim 95 times in 100; None where that is not known or unreachable.
         greatest_epsilon: The bound had every guess been right: no outcome of this audit could
-            have shown more. None where that has no end, or is not known.
+            have shown more. None where that is not known.
+        refutes_epsilon: The claim that ``detectable_epsilon`` is the power against.
+        inconclusive: Why this bound is no evidence either way; None where it is.
     """
 
     name: str
@@ -66,6 +68,8 @@ class AuditResult(msgspec.Struct, frozen=True):
     registered: str | None = None
     detectable_epsilon: float | None = None
     greatest_epsilon: float | None = None
+    refutes_epsilon: float | None = None
+    inconclusive: str | None = None
 
     def __post_init__(self) -> None:
         require_open_unit("confidence", self.confidence)

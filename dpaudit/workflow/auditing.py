@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from dpaudit.accountants.answers import claim_of
 from dpaudit.attacks import membership
@@ -74,7 +74,8 @@ def audit_run(run: RunDirectory, *, confidence: float, view: str = "every-step")
     canaries = Canaries.read(run)
     claim = claim_of(ledger, config.privacy.delta, CLAIMING_ACCOUNTANT)
     if len(canaries.gradient_included):
-        bounds += _gradient_bounds(run, ledger, claim, canaries, 1 - GRADIENT_SHARE * alpha, view)
+        found = _gradient_bounds(run, ledger, claim, canaries, 1 - GRADIENT_SHARE * alpha, view)
+        bounds += tuple(replace(one, refutes_epsilon=claim.epsilon.upper) for one in found)
     losses = evaluate(model, canaries.inputs).losses if len(canaries.inputs) else np.zeros(0)
     if len(losses) and np.ptp(losses) > 0:  # one loss for all is no evidence
         bounds += (
@@ -134,9 +135,7 @@ def _as_sure_as_coins(
     if ledger.header.randomness is not Randomness.SEEDED:
         return bounds
     return tuple(
-        msgspec.structs.replace(
-            bound, kind=BoundKind.CONDITIONAL, assumes=f"{bound.assumes}; {SEEDED_COINS}"
-        )
+        replace(bound, kind=BoundKind.CONDITIONAL, assumes=f"{bound.assumes}; {SEEDED_COINS}")
         if bound.kind is BoundKind.CERTIFIED
         else bound
         for bound in bounds

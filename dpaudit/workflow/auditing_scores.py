@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from dpaudit.attacks.canaries import exposure
 from dpaudit.attacks.membership.confidence import logit_scaled
-from dpaudit.attacks.membership.score_file import read_scores
-from dpaudit.attacks.membership.scores import membership, require_distinct
+from dpaudit.attacks.membership.evaluation import evaluate
+from dpaudit.attacks.membership.score_file import GROUPS, read_scores
+from dpaudit.attacks.membership.scores import (
+    MembershipScores,
+    membership,
+    require_distinct,
+)
 from dpaudit.attacks.one_run import audit_scores
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_positive
@@ -40,7 +46,11 @@ class ScoreAudit:
             require_positive("claim_epsilon", self.claimed_epsilon)
 
     def report(self, scores: Array, included: NDArray[np.bool_], kind: BoundKind) -> AuditReport:
-        """Return the audit of one score a canary."""
+        """Return the audit of one score a canary, and what the scores tell as an attack.
+
+        Raises:
+            InvalidArgument: the scores cannot be used, or rank the left out above the included.
+        """
         bound = audit_scores(
             scores,
             included,
@@ -49,8 +59,13 @@ class ScoreAudit:
             claimed_epsilon=self.claimed_epsilon,
             fair_coins=kind,
         )
+        told = MembershipScores(scores[included], scores[~included])
+        attack = evaluate("scores", told, confidence=self.confidence)
         return AuditReport(
-            ledger_head="", confidence=self.confidence, bounds=(bound,), membership=()
+            ledger_head="",
+            confidence=self.confidence,
+            bounds=(msgspec.structs.replace(bound, inconclusive=attack.inconclusive),),
+            membership=(attack,),
         )
 
 
@@ -58,9 +73,13 @@ def audit_score_file(path: Path, asked: ScoreAudit) -> AuditReport:
     """Audit scores whose members the file itself names: nothing shows that coins chose them.
 
     Raises:
-        InvalidArgument: the file is broken, or scores are unpaired, NaN or of one class.
+        InvalidArgument: the file is broken, holds several attacks or steps, or scores are
+            unpaired, NaN or of one class.
     """
     frame = read_scores(path)
+    several = [name for name in GROUPS if name in frame.columns and frame[name].nunique() > 1]
+    if several:
+        raise InvalidArgument("scores", str(path), f"of one {several[0]} alone: choose its rows")
     member = membership(frame["member"].to_numpy(), len(frame))
     if "id" in frame.columns:
         require_distinct(frame["id"].to_numpy(), len(frame))

@@ -13,10 +13,11 @@ from dpaudit.accountants.answers import claim_of
 from dpaudit.attacks.conformance import MakeTrainer, Record, check, result_of
 from dpaudit.attacks.conformance.provenance import check_provenance
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_arrays, read_json, write_json
+from dpaudit.runs.files import read_arrays, read_if_there, write_json
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta
 
 RUN_RECORDS = 256
@@ -44,9 +45,13 @@ def check_run(run: RunDirectory, claim: StepClaim | None = None) -> ConformanceR
     bench = RunBench.of(prepare(run.read_config()))
     asked = claim or bench.claim()
     findings = list(check(bench, asked, records=bench.records(RUN_RECORDS)).findings)
-    if run.claim.exists():
-        findings += check_provenance(ledger, read_json(run.claim, Claim), steps=asked)
+    said = read_if_there(run.claim, Claim) or _own_claim(run, ledger)
+    findings += check_provenance(ledger, said, steps=asked)
     return _written(run, result_of(asked, findings, ledger.head))
+
+
+def _own_claim(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
+    return claim_of(ledger, claim_delta(run), CLAIMING_ACCOUNTANT)
 
 
 def _written(run: RunDirectory, result: ConformanceResult) -> ConformanceResult:
@@ -78,8 +83,8 @@ def check_factory(
     result = check(make_trainer, claim, records=_records(module, records))
     if run is None or ledger is None:
         return result
-    booked = claim_of(ledger, claim_delta(run), CLAIMING_ACCOUNTANT)
-    findings = [*result.findings, *check_provenance(ledger, booked, steps=claim)]
+    said = read_if_there(run.claim, Claim) or _own_claim(run, ledger)
+    findings = [*result.findings, *check_provenance(ledger, said, steps=claim)]
     return _written(run, result_of(claim, findings, ledger.head))
 
 

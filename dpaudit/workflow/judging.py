@@ -84,6 +84,7 @@ def evidence_of(run: RunDirectory, policy: Policy) -> Evidence:
     attack = read_if_there(run.attack, AttackReport)
     return Evidence(
         claim=claim,
+        sharpest=claim_of(ledger, delta, CLAIMING_ACCOUNTANT),
         audit=audit,
         attack=attack,
         conformance=read_if_there(run.conformance, ConformanceResult),

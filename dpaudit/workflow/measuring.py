@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from dpaudit.gate.evidence import Declared, Evidence
 from dpaudit.gate.policy import AuditPolicy, Policy
 from dpaudit.runs.files import read_json
@@ -60,10 +58,6 @@ def evidence_of_files(claim: Declared, measured: Measured, policy: Policy) -> Ev
 
 
 def _audited(scores: Path, claim: Declared, confidence: float) -> AuditReport:
-    """Return lower bounds from the scores, and what they tell as an attack."""
     from dpaudit.workflow.auditing_scores import ScoreAudit, audit_score_file  # noqa: PLC0415
-    from dpaudit.workflow.scoring import attack_scores  # noqa: PLC0415 - pandas
 
-    audit = audit_score_file(scores, ScoreAudit(claim.delta, confidence, claim.epsilon))
-    attacked = attack_scores(scores, confidence=confidence).report
-    return msgspec.structs.replace(audit, membership=attacked.membership)
+    return audit_score_file(scores, ScoreAudit(claim.delta, confidence, claim.epsilon))

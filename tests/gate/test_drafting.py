@@ -53,6 +53,8 @@ def measured(draw: st.DrawFn, claim: Claim) -> AuditReport:
         delta=claim.delta,
         epsilon_lower=claim.epsilon.upper * draw(st.floats(0, 1)),
         detectable_epsilon=draw(st.none() | st.floats(1e-6, 1e6)),
+        refutes_epsilon=claim.epsilon.upper,
+        greatest_epsilon=2 * claim.epsilon.upper,
     )
     return AuditReport(claim.ledger_head, 0.99, (bound,), (result,))
 

@@ -58,6 +58,7 @@ BOUND = AuditResult(
     correct=40,
     thresholds="fixed",
     detectable_epsilon=5.0,
+    refutes_epsilon=3.0,
 )
 ATTACK = MembershipResult(
     "loss", 100, 100, 0.5, 0.5, (TprAtFpr(0.01, 0.01, Bound(0.0, 0.04), 0.99),), ((0.0, 0.0),)

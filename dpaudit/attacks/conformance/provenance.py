@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dpaudit.attacks.conformance.words import violated
+from dpaudit.attacks.conformance.words import undecided, violated
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import Finding, StepClaim
@@ -73,8 +73,12 @@ def check_provenance(
     wrong = [*_terms(ledger, claim), *_left_out(ledger, claim, made or Made())]
     if steps is not None:
         wrong += list(_steps(ledger, steps))
-    if wrong:
-        return [violated(CHECK, name, tested, why) for name, why in wrong]
+    weaker = [] if steps is None else list(_weaker(ledger, steps))
+    if wrong or weaker:
+        return [
+            *(violated(CHECK, name, tested, why) for name, why in wrong),
+            *(undecided(CHECK, name, tested, why) for name, why in weaker),
+        ]
     return [_unsealed(tested) if ledger.seal is None else _covered(tested, claim)]
 
 
@@ -187,6 +191,26 @@ def _steps(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]
         yield (
             "clip norm",
             f"the ledger clips at {ledger.header.clip_norm:g}, claimed is {claim.clip_norm:g}",
+        )
+
+
+def _weaker(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
+    """Yield where less is claimed of the trainer than is booked: no test shows the rest."""
+    sums = [release for release in ledger.releases if release.what == GRADIENT_SUM]
+    noises = [noise for booked in sums if (noise := _noise(booked.mechanism)) is not None]
+    most = max((noise.noise_multiplier for noise in noises), default=claim.noise_multiplier)
+    if not most <= claim.noise_multiplier:
+        yield (
+            "noise",
+            f"a step is booked with noise multiplier {most:g}, the trainer was tested for "
+            f"{claim.noise_multiplier:g} alone",
+        )
+    rates = [b.mechanism.sampling_rate for b in sums if isinstance(b.mechanism, PoissonSampled)]
+    if not min(rates, default=claim.sampling_rate) >= claim.sampling_rate:
+        yield (
+            "sampling rate",
+            f"a step is booked at rate {min(rates):g}, the trainer was tested for "
+            f"{claim.sampling_rate:g} alone",
         )
 
 
