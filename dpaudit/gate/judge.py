@@ -11,6 +11,7 @@ from datetime import date
 from dpaudit.gate.audit_rules import audit_rules
 from dpaudit.gate.claim_rules import claim_rules
 from dpaudit.gate.evidence import Evidence
+from dpaudit.gate.outcomes import unknown
 from dpaudit.gate.policy import Policy
 from dpaudit.gate.regression_rules import regression_rules
 from dpaudit.gate.waivers import waive
@@ -48,3 +49,6 @@ def _rules(policy: Policy, evidence: Evidence, baseline: Baseline | None) -> Ite
         yield from audit_rules(policy.audit, evidence)
     if policy.regression is not None:
         yield from regression_rules(policy.regression, evidence, baseline)
+    elif baseline is not None:
+        why = "a baseline was given, and the policy has no section [regression] to compare by"
+        yield unknown("regression.baseline", why)

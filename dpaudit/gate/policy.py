@@ -60,6 +60,8 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def __post_init__(self) -> None:
         require_positive("claim.max_epsilon", self.max_epsilon)
         require_delta("claim.delta", self.delta)
+        if not self.sampling:
+            raise InvalidArgument("claim.sampling", [], "a list of at least one kind")
         if self.accountant not in {"naive", "rdp", "pld"}:
             raise InvalidArgument("claim.accountant", self.accountant, "naive, rdp or pld")
 
@@ -86,6 +88,11 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def __post_init__(self) -> None:
         require_open_unit("audit.confidence", self.confidence)
+        if not self.count:
+            raise InvalidArgument("audit.count", [], "a list of at least one kind of bound")
+        if len({_number(fpr) for fpr in self.max_tpr_at_fpr}) < len(self.max_tpr_at_fpr):
+            given = ", ".join(self.max_tpr_at_fpr)
+            raise InvalidArgument("audit.max_tpr_at_fpr", given, "one limit a rate")
         if self.min_power_epsilon is not None:
             require_positive("audit.min_power_epsilon", self.min_power_epsilon)
         for fpr, tpr in self.max_tpr_at_fpr.items():
@@ -112,10 +119,13 @@ class RegressionPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InvalidArgument(f"regression.{name}", value, "at least 0 and finite")
+        if all(getattr(self, name) is None for name in self.__struct_fields__):
+            names = ", ".join(self.__struct_fields__)
+            raise InvalidArgument("regression", "no key", f"a section with one of {names}")
 
 
 class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One rule that need not hold, why, and the last day on which it need not.
+    """One rule that need not hold, why, and the last day (in UTC) on which it need not.
 
     ``rule`` is a rule's name, such as ``audit.max_tpr_at_fpr.0.01``; or the key, or section,
     that several rules come from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from dpaudit.gate.causes import differences, in_words
@@ -10,6 +11,8 @@ from dpaudit.gate.outcomes import OTHER_MACHINE, decided, unknown
 from dpaudit.gate.policy import RegressionPolicy
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.baseline import AttackRate, Baseline
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.verdict import RuleOutcome, together
 
@@ -30,15 +33,15 @@ def regression_rules(
         if policy.max_epsilon_increase is not None:
             yield _epsilon(policy.max_epsilon_increase, now, baseline)
         if policy.max_tpr_increase is not None:
-            yield _tpr(policy.max_tpr_increase, evidence.rates, baseline)
+            yield _tpr(policy.max_tpr_increase, evidence, baseline)
         if policy.max_lower_bound_increase is not None:
             yield _lower_bounds(policy.max_lower_bound_increase, evidence, baseline)
 
 
 def _epsilon(most: float, now: Baseline, baseline: Baseline) -> RuleOutcome:
     rule, was = "regression.max_epsilon_increase", baseline.claim.epsilon.upper
-    apart = [name for name in SAME if getattr(now.claim, name) != getattr(baseline.claim, name)]
     causes = in_words(differences(baseline, now))
+    apart = list(_apart(now.claim, baseline.claim))
     if apart:
         return unknown(rule, f"claims of different {' and '.join(apart)}: {causes}")
     allowed = was * (1 + OTHER_MACHINE) + most
@@ -48,17 +51,33 @@ def _epsilon(most: float, now: Baseline, baseline: Baseline) -> RuleOutcome:
     return decided(rule, False, f"{why}, may grow by {most:g}; {causes}")
 
 
-def _tpr(most: float, rates: tuple[AttackRate, ...], baseline: Baseline) -> RuleOutcome:
+def _apart(now: Claim, was: Claim) -> Iterator[str]:
+    """Yield in what a claim says less than the one before it, whatever its epsilon is."""
+    yield from (name for name in SAME if getattr(now, name) != getattr(was, name))
+    if now.randomness is Randomness.SEEDED and was.randomness is Randomness.SECURE:
+        yield "randomness"
+    if not set(now.leaves_out) <= set(was.leaves_out):
+        yield "scope (the new one leaves out more)"
+
+
+def _tpr(most: float, evidence: Evidence, baseline: Baseline) -> RuleOutcome:
     rule = "regression.max_tpr_increase"
     if not baseline.rates:
         return unknown(rule, "the baseline holds no attack: write it from an audited run")
-    now = {_key(rate): rate for rate in rates}
-    each = [_one_rate(rule, most, was, now.get(_key(was))) for was in baseline.rates]
+    each = [_one_rate(rule, most, was, _highest(evidence.rates, was)) for was in baseline.rates]
+    known = {rate.attack for rate in baseline.rates}
+    each += [
+        unknown(rule, f"the attack by {name} was not run on the baseline: write it anew")
+        for name in evidence.attacks
+        if name not in known
+    ]
     return _worst(rule, each)
 
 
-def _key(rate: AttackRate) -> tuple[str, str]:
-    return rate.attack, f"{rate.fpr:.9g}"
+def _highest(rates: tuple[AttackRate, ...], was: AttackRate) -> AttackRate | None:
+    """Return the same attack's rate now, the highest where it was measured twice."""
+    same = [r for r in rates if r.attack == was.attack and math.isclose(r.fpr, was.fpr)]
+    return max(same, key=lambda rate: rate.tpr.upper, default=None)
 
 
 def _one_rate(rule: str, most: float, was: AttackRate, now: AttackRate | None) -> RuleOutcome:
@@ -81,19 +100,31 @@ def _lower_bounds(most: float, evidence: Evidence, baseline: Baseline) -> RuleOu
     if not baseline.bounds:
         return unknown(rule, "the baseline holds no lower bound: write it from an audited run")
     current = audit is not None and audit.ledger_head == evidence.stated.ledger_head
-    found = {bound.name: bound for bound in audit.bounds} if audit and current else {}
-    each = [_one_bound(rule, most, was, found.get(was.name)) for was in baseline.bounds]
-    return _worst(rule, each)
+    found = audit.bounds if audit is not None and current else ()
+    return _worst(rule, [_one_bound(rule, most, was, found) for was in baseline.bounds])
 
 
-def _one_bound(rule: str, most: float, was: AuditResult, now: AuditResult | None) -> RuleOutcome:
+def _one_bound(
+    rule: str, most: float, was: AuditResult, found: tuple[AuditResult, ...]
+) -> RuleOutcome:
     which = f"the lower bound by {was.name}"
-    if now is None or now.delta != was.delta:
-        return unknown(rule, f"{which} at delta {was.delta:g} is not there for this run")
-    why = f"{which} was {round_down(was.epsilon_lower)}, is {round_down(now.epsilon_lower)}"
-    return decided(
-        rule, now.epsilon_lower <= was.epsilon_lower + most, f"{why}, may grow by {most:g}"
-    )
+    alike = [bound for bound in found if _is_alike(bound, was)]
+    if not alike:
+        return unknown(
+            rule,
+            f"{which} (delta {was.delta:g}, confidence {was.confidence:.6g}, {was.trials} "
+            "canaries) has no like for this run: audit it as the baseline was",
+        )
+    now = max(bound.epsilon_lower for bound in alike)
+    why = f"{which} was {round_down(was.epsilon_lower)}, is {round_down(now)}"
+    return decided(rule, now <= was.epsilon_lower + most, f"{why}, may grow by {most:g}")
+
+
+def _is_alike(now: AuditResult, was: AuditResult) -> bool:
+    """Return whether a bound would have shown as much as the one before it."""
+    same = (now.name, now.kind, now.delta) == (was.name, was.kind, was.delta)
+    sure = math.isclose(now.confidence, was.confidence, rel_tol=1e-9)
+    return same and sure and now.trials >= was.trials and now.inconclusive is None
 
 
 def _worst(rule: str, each: list[RuleOutcome]) -> RuleOutcome:

@@ -66,10 +66,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def outcome(self) -> Outcome:
-        """What the rules that are not waived say together."""
-        if not self.rules:
-            return Outcome.INCONCLUSIVE
-        return together(rule.outcome for rule in self.rules if rule.counts)
+        """What the rules that are not waived say together; where all are, nothing was shown."""
+        counted = [rule.outcome for rule in self.rules if rule.counts]
+        return together(counted) if counted else Outcome.INCONCLUSIVE
 
     @property
     def warns(self) -> bool:
@@ -111,7 +110,7 @@ class WrittenVerdict(msgspec.Struct, frozen=True):
 
 
 def together(outcomes: Iterable[Outcome]) -> Outcome:
-    """VIOLATED if any is, else INCONCLUSIVE if any is; nothing is left where all are waived."""
+    """VIOLATED if any is, else INCONCLUSIVE if any is, else HOLDS."""
     found = set(outcomes)
     if Outcome.VIOLATED in found:
         return Outcome.VIOLATED

@@ -251,6 +251,56 @@ def test_an_interval_that_is_less_sure_than_demanded_is_no_evidence() -> None:
     assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.INCONCLUSIVE
 
 
+def test_a_rate_that_is_less_sure_and_too_high_already_violates() -> None:
+    unsure = replace(ATTACK, tpr_at_fpr=(TprAtFpr(0.01, 0.5, Bound(0.4, 0.6), 0.5),))
+    found = outcomes(POLICY, CLAIM, replace(AUDIT, membership=(unsure, ATTACK)))
+    assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.VIOLATED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inconclusive": "worse than chance"},
+        {"tpr_at_fpr": ()},
+        {"tpr_at_fpr": (TprAtFpr(0.01, 0.01, Bound(0.0, 0.02), 0.5),)},
+    ],
+)
+def test_a_good_attack_does_not_answer_for_one_that_says_nothing(
+    changes: dict[str, object],
+) -> None:
+    other = replace(ATTACK, attack="lira", **changes)
+    found = outcomes(POLICY, CLAIM, replace(AUDIT, membership=(ATTACK, other)))
+    assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.INCONCLUSIVE
+
+
+def test_power_is_against_this_claim_at_this_delta() -> None:
+    for changes in ({"refutes_epsilon": 1.0}, {"refutes_epsilon": None}, {"delta": 1e-3}):
+        audit = replace(AUDIT, bounds=(BOUND, replace(BOUND, **changes)))
+        assert outcomes(POLICY, CLAIM, audit)["audit.min_power_epsilon"] is Outcome.HOLDS
+        audit = replace(AUDIT, bounds=(replace(BOUND, **changes),))
+        assert outcomes(POLICY, CLAIM, audit)["audit.min_power_epsilon"] is Outcome.INCONCLUSIVE
+
+
+def test_a_ledger_is_refuted_even_where_a_blunt_accountant_claims_more() -> None:
+    blunt = replace(CLAIM, epsilon=Bound(0.0, 15.0), accountant="naive")
+    policy = Policy(
+        claim=replace(POLICY.claim, accountant="naive", max_epsilon=20.0), audit=AuditPolicy()
+    )
+    audit = replace(AUDIT, bounds=(replace(BOUND, epsilon_lower=9.0),))
+    evidence = Evidence(claim=blunt, sharpest=CLAIM, audit=audit)
+    rules = {r.rule: r for r in judge(policy, evidence, today=TODAY).rules}
+    assert rules["audit.lower_bound"].outcome is Outcome.VIOLATED
+    assert "by the pld accountant" in rules["audit.lower_bound"].why
+
+
+def test_a_bound_from_scores_that_are_no_evidence_does_not_pass() -> None:
+    silent = replace(BOUND, inconclusive="worse than chance")
+    verdict = judged(POLICY, CLAIM, replace(AUDIT, bounds=(silent,)))
+    (rule,) = (one for one in verdict.rules if one.rule == "audit.lower_bound")
+    assert rule.outcome is Outcome.INCONCLUSIVE
+    assert "worse than chance" in rule.why
+
+
 SCORED = replace(AUDIT, ledger_head="")
 
 
@@ -306,9 +356,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
 def test_outcome_and_exit_code_are_one(verdict: Verdict) -> None:
     counted = {rule.outcome for rule in verdict.rules if rule.counts}
     assert (verdict.outcome is Outcome.VIOLATED) == (Outcome.VIOLATED in counted)
-    assert (verdict.outcome is Outcome.HOLDS) == (
-        bool(verdict.rules) and counted <= {Outcome.HOLDS}
-    )
+    assert (verdict.outcome is Outcome.HOLDS) == (counted == {Outcome.HOLDS})
     codes = {
         Outcome.HOLDS: ExitCode.HOLDS,
         Outcome.VIOLATED: ExitCode.VIOLATED,

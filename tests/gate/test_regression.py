@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from dpaudit.gate.evidence import Declared, Evidence
 from dpaudit.gate.judge import judge
-from dpaudit.gate.policy import Policy, RegressionPolicy
+from dpaudit.gate.policy import ClaimPolicy, Policy, RegressionPolicy
 from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.audit import AuditReport, MembershipResult, TprAtFpr
+from dpaudit.vocabulary.audit import AuditReport, BoundKind, MembershipResult, TprAtFpr
 from dpaudit.vocabulary.baseline import Baseline, Booked
 from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 from tests.gate.figures import BOUND, CLAIM, COUNT, RUN
@@ -125,6 +126,48 @@ def test_a_baseline_without_measurements_is_no_yardstick_for_them() -> None:
     rules = judged(RUN, SAME, replace(RUN, rates=(), bounds=()))
     assert rules["max_tpr_increase"].outcome is Outcome.INCONCLUSIVE
     assert rules["max_lower_bound_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_seeded_run_or_one_that_leaves_out_more_is_no_match_for_its_baseline() -> None:
+    for changes in (
+        {"randomness": Randomness.SEEDED},
+        {"leaves_out": ("hyperparameter-tuning",)},
+    ):
+        now = replace(RUN, claim=replace(CLAIM, **changes))
+        assert judged(now, SAME)["max_epsilon_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    "changes", [{"confidence": 0.999}, {"trials": 99}, {"kind": BoundKind.CONDITIONAL}]
+)
+def test_a_bound_that_would_have_shown_less_is_not_compared(changes: dict[str, object]) -> None:
+    weaker = replace(SAME, bounds=(replace(BOUND, epsilon_lower=0.1, **changes),))
+    rules = judged(RUN, weaker)
+    assert rules["max_lower_bound_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+def test_of_two_bounds_or_rates_of_one_name_the_worse_one_counts() -> None:
+    worse = replace(BOUND, epsilon_lower=3.0)
+    high = audit(Bound(0.5, 0.6)).membership[0]
+    twice = replace(
+        SAME, bounds=(worse, BOUND), membership=(high, *audit(Bound(0.0, 0.01)).membership)
+    )
+    rules = judged(RUN, twice)
+    assert rules["max_lower_bound_increase"].outcome is Outcome.VIOLATED
+    assert rules["max_tpr_increase"].outcome is Outcome.VIOLATED
+
+
+def test_an_attack_that_the_baseline_does_not_know_cannot_be_compared() -> None:
+    new = audit(Bound(0.9, 0.95), attack="lira").membership
+    rules = judged(RUN, replace(SAME, membership=(*SAME.membership, *new)))
+    assert rules["max_tpr_increase"].outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_baseline_that_no_section_asks_for_is_not_passed_over() -> None:
+    policy = Policy(claim=ClaimPolicy(max_epsilon=3.0, delta=1e-5))
+    evidence = Evidence(claim=CLAIM, booked=RUN)
+    assert judge(policy, evidence, None, today=TODAY).outcome is Outcome.HOLDS
+    assert judge(policy, evidence, RUN, today=TODAY).outcome is Outcome.INCONCLUSIVE
 
 
 def test_without_a_baseline_or_a_run_nothing_can_be_told() -> None:

@@ -27,9 +27,10 @@ def verdict(rules: list[RuleOutcome], today: date, *waivers: Waiver) -> Verdict:
 
 @pytest.mark.parametrize("outcome", [Outcome.VIOLATED, Outcome.INCONCLUSIVE])
 def test_a_waived_rule_does_not_count_and_is_still_told(outcome: Outcome) -> None:
-    found = verdict([rule("audit.max_tpr_at_fpr.0.01", outcome)], LAST)
+    rules = [rule("claim.sampling", Outcome.HOLDS), rule("audit.max_tpr_at_fpr.0.01", outcome)]
+    found = verdict(rules, LAST)
     assert found.outcome is Outcome.HOLDS
-    (one,) = found.rules
+    _, one = found.rules
     assert one.outcome is outcome
     assert one.waived is not None
     assert one.waived.reason == "ticket 123"
@@ -39,14 +40,20 @@ def test_a_waived_rule_does_not_count_and_is_still_told(outcome: Outcome) -> Non
 def test_a_waiver_holds_through_its_last_day_and_is_a_violation_after(
     days: int, outcome: Outcome
 ) -> None:
-    found = verdict([rule("audit.max_tpr_at_fpr.0.01", outcome)], LAST + timedelta(days))
+    rules = [rule("audit.max_tpr_at_fpr.0.01", outcome), rule("claim.sampling", Outcome.HOLDS)]
+    found = verdict(rules, LAST + timedelta(days))
     if days > 0:
         assert found.outcome is Outcome.VIOLATED
         assert found.rules[0].waived is None
         assert "expired on 2027-01-31" in found.rules[-1].why
     else:
         assert found.outcome is Outcome.HOLDS
-        assert len(found.rules) == 1
+        assert len(found.rules) == 2
+
+
+def test_where_every_rule_is_waived_nothing_was_shown() -> None:
+    rules = [rule("audit.max_tpr_at_fpr.0.01", Outcome.VIOLATED)]
+    assert verdict(rules, LAST).outcome is Outcome.INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
