@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dpaudit.cli.gate import POLICY_OPTIONS
+from dpaudit.cli.gate import POLICY_OPTIONS, say_what_stands_above_files
 from dpaudit.cli.options import OUTPUT, emit, with_options
 from dpaudit.vocabulary.errors import ExitCode
 
@@ -52,7 +52,9 @@ def check(
     from dpaudit.workflow.policies import load_policy
 
     plans = {str(path): settings_of(path).privacy for path in settings}
-    verdict = check_policy(load_policy(policy, assignments).policy, plans)
+    loaded = load_policy(policy, assignments)
+    say_what_stands_above_files(loaded)
+    verdict = check_policy(loaded.policy, plans)
     if verdict.rules:
         click.echo(verdict_text(verdict))
         ctx.exit(verdict.exit_code)

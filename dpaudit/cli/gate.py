@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpaudit.cli.options import OUTPUT, emit, format_option, was_given, with_options
+from dpaudit.cli.options import (
+    OUTPUT,
+    emit,
+    format_option,
+    option_name,
+    was_given,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from dpaudit.gate.layers import LoadedPolicy
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 FORMATS = ("text", "json", "markdown", "junit", "sarif", "github", "html")
-WITHOUT_RUN = ("scores", "audit", "attack", "conformance", "claim_epsilon")
+WITHOUT_RUN = ("scores", "audit", "attack", "conformance", "claim_epsilon", "delta")
 
 # fmt: off
 POLICY_OPTIONS = (
@@ -62,7 +69,9 @@ def gate(ctx: click.Context, /, **options: Any) -> None:
     from dpaudit.report.verdicts.formats import FORMATS as WRITERS
     from dpaudit.report.verdicts.judged import Judged
 
-    verdict, loaded = _run(options) if options["run"] is not None else _files(ctx, options)
+    _say_what_variables_set(ctx)
+    judge = _run if options["run"] is not None else _files
+    verdict, loaded = judge(ctx, options)
     judged = Judged(verdict, loaded)
     emit(WRITERS[options["format_"]](judged), options["output"])
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -76,15 +85,14 @@ def gate(ctx: click.Context, /, **options: Any) -> None:
 Judgement = tuple["Verdict", "LoadedPolicy"]
 
 
-def _run(options: dict[str, Any]) -> Judgement:
+def _run(ctx: click.Context, options: dict[str, Any]) -> Judgement:
     from dpaudit.runs.directory import open_run
     from dpaudit.workflow.judging import judge_run
     from dpaudit.workflow.policies import load_policy
 
-    given = [name for name in WITHOUT_RUN if options[name] is not None]
+    given = [name for name in WITHOUT_RUN if was_given(ctx, name)]
     if given:
-        spelled = given[0].replace("_", "-")
-        raise click.UsageError(f"a RUN has its own: leave out --{spelled}")
+        raise click.UsageError(f"a RUN has its own: leave out {option_name(given[0])}")
     run = open_run(options["run"])
     loaded = load_policy(options["policy"], options["assignments"])
     return judge_run(run, _judging(loaded, options), options["history"]), loaded
@@ -98,12 +106,16 @@ def _files(ctx: click.Context, options: dict[str, Any]) -> Judgement:
 
     names = ("scores", "audit", "attack", "conformance")
     if options["claim_epsilon"] is None or not any(options[name] for name in names):
-        raise click.UsageError("give a RUN, or --claim-epsilon with --scores or --audit")
+        raise click.UsageError(
+            "give a RUN, or --claim-epsilon with --scores, --audit, --attack or --conformance"
+        )
     if options["history"] is not None:
         raise click.UsageError("--history remembers runs: give a RUN")
-    loaded = LoadedPolicy(OWN_POLICY, {})
     if was_given(ctx, "policy") or options["assignments"] or some_policy():
         loaded = load_policy(options["policy"], options["assignments"])
+    else:
+        loaded = LoadedPolicy(OWN_POLICY, {})
+        click.echo("dpaudit: no policy is here: no measurement may contradict the claim", err=True)
     measured = Measured(**{name: options[name] for name in names})
     claim = Declared(options["claim_epsilon"], options["delta"])
     judging = _judging(loaded, options)
@@ -115,11 +127,25 @@ def _judging(loaded: LoadedPolicy, options: dict[str, Any]) -> Judging:
     from dpaudit.workflow.baselines import read_baseline
     from dpaudit.workflow.judging import Judging
 
-    for key, origin in sorted(loaded.above_files().items()):
-        click.echo(f"dpaudit: {key} is set by {origin}", err=True)
+    say_what_stands_above_files(loaded)
     path = options["baseline"]
     return Judging(
         loaded.policy,
         None if path is None else read_baseline(path, loaded.policy),
         OnInconclusive(options["inconclusive"]),
     )
+
+
+def say_what_stands_above_files(loaded: LoadedPolicy) -> None:
+    """Name every key of the policy that a variable or an option sets, on standard error."""
+    for key, origin in sorted(loaded.above_files().items()):
+        click.echo(f"dpaudit: {key} is set by {origin}", err=True)
+
+
+def _say_what_variables_set(ctx: click.Context) -> None:
+    """Name every option that the environment sets: it may loosen the gate."""
+    for name, value in ctx.params.items():
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "ENVIRONMENT":
+            variable = f"$DPAUDIT_GATE_{name.upper()}"
+            click.echo(f"dpaudit: {option_name(name)} is {value} by {variable}", err=True)

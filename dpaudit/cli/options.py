@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 
+POLICY_FILES = ("dpaudit.toml", "pyproject.toml")
+
 OUTPUT = click.option(
     "-o",
     "--output",
@@ -40,10 +42,28 @@ def emit(text: str, output: Path | None) -> None:
     if output is None:
         click.echo(text)
         return
+    _require_no_loss(output)
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise InvalidArgument("output", str(output), f"writable ({error.strerror})") from error
+
+
+def _require_no_loss(output: Path) -> None:
+    """Refuse to write over a run's own file, a policy, or anything that was given to be read."""
+    from dpaudit.runs.directory import RunDirectory
+
+    context = click.get_current_context(silent=True)
+    given = {} if context is None else {**context.params, "output": None}
+    read = [value for value in given.values() if isinstance(value, Path)]
+    place = output.resolve()
+    if output.exists() and any(path.exists() and path.samefile(output) for path in read):
+        raise InvalidArgument("output", str(output), "another file than those that are read")
+    if place.name in POLICY_FILES and place.exists():
+        raise InvalidArgument("output", str(output), "another file than a policy")
+    run = RunDirectory(place.parent)
+    if run.ledger.exists() and place in run.own_files:
+        raise InvalidArgument("output", str(output), "another file than a run's own")
 
 
 def with_options(

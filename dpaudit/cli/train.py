@@ -106,7 +106,8 @@ def settings_of(config: Path) -> RunConfig:
     """Return the settings of ``dpaudit train CONFIG``, whose defaults are the options'."""
     from dpaudit.workflow.asked import config_of
 
-    context = train.make_context("train", [str(config)])
+    # With the variables that stand above the file when it is trained.
+    context = train.make_context("train", [str(config)], auto_envvar_prefix="DPAUDIT_TRAIN")
     return config_of(_asked(context, context.params))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dpaudit.gate.evidence import Evidence, Stated
 from dpaudit.gate.outcomes import OTHER_MACHINE, decided, unknown
 from dpaudit.gate.policy import AuditPolicy
-from dpaudit.vocabulary.audit import AuditReport, AuditResult
+from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
 from dpaudit.vocabulary.baseline import AttackRate
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
@@ -78,6 +78,16 @@ def _lower_bounds(policy: AuditPolicy, stated: Stated, audit: AuditReport) -> Ru
         f"no bound contradicts the claim: the largest says epsilon is at least "
         f"{_described(worst)}, the claim at most {round_up(stated.least)}; this is no proof",
     )
+
+
+def contradicting(evidence: Evidence) -> list[AuditResult]:
+    """Return the bounds on this run, of any kind but an estimate, that lie above the claim."""
+    audit, stated = evidence.audit, evidence.stated
+    if audit is None or audit.ledger_head != stated.ledger_head:
+        return []
+    kinds = (BoundKind.CERTIFIED, BoundKind.CONDITIONAL)
+    bounds = [one for one in audit.bounds if one.kind in kinds and one.delta == stated.delta]
+    return [bound for bound in bounds if not bound.epsilon_lower <= stated.least]
 
 
 def _could_contradict(bound: AuditResult, stated: Stated) -> bool:

@@ -29,6 +29,8 @@ def draft(claim: Claim, evidence: Evidence) -> str:
     ]
     if evidence.audit is not None and evidence.audit.ledger_head == claim.ledger_head:
         lines += ["", *_audit(evidence.audit, evidence)]
+    else:
+        lines += ["", "# No [audit]: the run was not audited (dpaudit audit RUN)."]
     lines += ["", *_regression(evidence)]
     return "\n".join(lines) + "\n"
 
@@ -80,10 +82,11 @@ def _chance(rate: AttackRate) -> float:
 
 
 def _regression(evidence: Evidence) -> Iterator[str]:
-    yield "[regression]  # against a baseline: dpaudit baseline write RUN -o baseline.json"
-    yield "max_epsilon_increase = 0.0"
+    yield "# With a baseline (dpaudit baseline write RUN, dpaudit gate --baseline baseline.json):"
+    yield "# [regression]"
+    yield "# max_epsilon_increase = 0.0"
     if evidence.rates:
-        yield f"max_tpr_increase = {_up(max(_chance(rate) for rate in evidence.rates))}"
+        yield f"# max_tpr_increase = {_up(max(_chance(rate) for rate in evidence.rates))}"
 
 
 def _up(value: float) -> str:

@@ -65,7 +65,7 @@ class LoadedPolicy:
         return self.origins.get(key, DEFAULT)
 
     def above_files(self) -> dict[str, Origin]:
-        """Return the keys that no file sets, but an option or a variable."""
+        """Return the keys that an option or a variable sets, above whatever files say."""
         return {
             key: origin
             for key, origin in self.origins.items()
@@ -79,42 +79,65 @@ class LoadedPolicy:
 
 
 def put_together(layers: Sequence[Layer]) -> LoadedPolicy:
-    """Return the policy that ``layers`` make, the last one on top; keys replace keys.
+    """Return the policy that ``layers`` make, the last one on top.
+
+    Keys replace keys; limits by false-positive rate, and waivers, add up.
 
     Raises:
-        InvalidArgument: a key is unknown or a value is not allowed; the message names it.
+        InvalidArgument: a key is unknown or a value is not allowed, or nothing at all is
+            demanded; the message names it.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     for layer in layers:
-        for key, value in _keys(layer.content):
+        for key, value in _keys(layer):
             _put(merged, key, value)
             if key not in SECTIONS or layer.lines:  # what sets a key alone has no section
                 origins[key] = layer.origin(key)
-        origins |= {key: layer.origin(key) for key in layer.lines}  # keys inside of keys, too
+        waivers = len(merged.get("waiver", ())) - len(layer.content.get("waiver", ()))
+        for key in layer.lines:  # keys inside of keys, too
+            origins[_moved(key, waivers)] = layer.origin(key)
     return LoadedPolicy(_converted(merged, layers), origins)
 
 
-def _keys(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for section, value in content.items():
-        if section in SECTIONS and isinstance(value, Mapping):
-            yield section, {}
-            yield from ((f"{section}.{name}", inner) for name, inner in value.items())
-        else:
+def _moved(key: str, below: int) -> str:
+    """Return a waiver's key with its number among those of all layers."""
+    name, _, rest = key.partition(".")
+    number, dot, inner = rest.partition(".")
+    if name != "waiver" or not number.isdigit():
+        return key
+    return f"waiver.{int(number) + below}{dot}{inner}"
+
+
+def _keys(layer: Layer) -> Iterator[tuple[str, Any]]:
+    for section, value in layer.content.items():
+        if section not in SECTIONS:
             yield section, value
+            continue
+        if not isinstance(value, Mapping):
+            raise InvalidArgument(f"{section} in {layer.source}", value, "a section of keys")
+        yield section, {}
+        yield from ((f"{section}.{name}", inner) for name, inner in value.items())
 
 
 def _put(merged: dict[str, Any], key: str, value: Any) -> None:
+    """Put a key above what is there; limits by rate, and waivers, add to those of below."""
     section, _, name = key.partition(".")
-    if name:
-        merged[section][name] = value
-    elif section in SECTIONS and value == {}:
-        merged.setdefault(section, {})
+    place, key = (merged[section], name) if name else (merged, section)
+    below = place.get(key)
+    if isinstance(below, Mapping) and isinstance(value, Mapping):
+        place[key] = {**below, **value}
+    elif isinstance(below, list) and isinstance(value, list) and not name:
+        place[key] = below + value
     else:
-        merged[section] = value
+        place[key] = value
 
 
 def _converted(content: dict[str, Any], layers: Sequence[Layer]) -> Policy:
+    sources = ", ".join(layer.source for layer in layers)
+    if not set(SECTIONS) & set(content):
+        allowed = f"a policy with one of the sections {', '.join(SECTIONS)}"
+        raise InvalidArgument("policy", sources, allowed)
     try:
         return msgspec.convert(content, Policy)
     except InvalidArgument:
@@ -122,7 +145,6 @@ def _converted(content: dict[str, Any], layers: Sequence[Layer]) -> Policy:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, InvalidArgument):
             raise error.__cause__ from error
-        sources = ", ".join(layer.source for layer in layers)
         raise InvalidArgument("policy", sources, f"a valid policy ({error})") from error
 
 

@@ -35,7 +35,7 @@ def key_lines(text: str) -> dict[str, int]:
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Yield each header, comment or assignment with its first line; values may span lines."""
     held: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         held.append(line)
         statement = "\n".join(held)
         if _is_whole(statement):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpaudit.runs.files import read_toml, sha256
+from dpaudit.runs.files import name_of, read_toml, sha256
 from dpaudit.runs.ledger_file import is_ledger, locked, read_ledger
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import PrivacyLedger
@@ -98,6 +99,21 @@ class RunDirectory:
             *(self.claim, self.audit, self.attack, self.conformance, self.verdict, self.report),
             self.ledger,
         )
+
+    @property
+    def measurements(self) -> tuple[Path, ...]:
+        """What a verdict rests on beside the ledger, where it exists."""
+        files = (self.audit, self.attack, self.conformance)
+        return tuple(path for path in files if path.exists())
+
+    def measured(self) -> str:
+        """Return one digest of everything that was measured, for a verdict to name.
+
+        Raises:
+            IntegrityError: a file cannot be read.
+        """
+        lines = [f"{path.name} {sha256(path)}" for path in self.measurements]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def read_config(self) -> RunConfig:
         """Return what was asked of the run.
@@ -197,7 +213,7 @@ def remove_run(path: Path) -> None:
     if path.is_symlink() or not path.is_dir() or not is_ledger(run.ledger):
         raise RunExists(f"{path} is no run directory: choose another --out")
     own = {file.name for file in run.own_files} | {run.checkpoints.name}
-    others = [file.name for file in path.iterdir() if file.name.removesuffix(".partial") not in own]
+    others = [file.name for file in path.iterdir() if name_of(file) not in own]
     if others:
         raise RunExists(f"{path} holds {others[0]!r}, which is not the run's: move it away first")
     with locked(run.ledger):

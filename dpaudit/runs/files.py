@@ -6,9 +6,12 @@ import hashlib
 import io
 import math
 import os
+import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import msgspec
 import numpy as np
@@ -23,21 +26,39 @@ from dpaudit.vocabulary.errors import (
 )
 
 T = TypeVar("T")
+PARTIAL = re.compile(r"(\.[0-9a-f]{32})?\.partial$")
 
 
 def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write ``content`` to ``path``: after a crash the old file stands, or the new one.
 
-    ``mode`` says who may read and write it; the user's mask may allow less.
+    ``mode`` says who may read and write it; the user's mask may allow less. Of several that
+    write at once, one is the last.
+
+    Raises:
+        InvalidArgument: it cannot be written there.
     """
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)  # its mode would stay
-    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        _write_new(partial, content, mode)
+        partial.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise InvalidArgument("file", str(path), f"writable ({error.strerror})") from error
+
+
+def name_of(path: Path) -> str:
+    """Return the name of the file that ``path`` is, or would have become."""
+    return PARTIAL.sub("", path.name)
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
-    sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -79,7 +100,7 @@ def read_if_there(path: Path, kind: type[T]) -> T | None:
     Raises:
         IntegrityError: it is there, and broken.
     """
-    return read_json(path, kind) if path.exists() else None
+    return read_json(path, kind) if path.exists() or path.is_symlink() else None
 
 
 def write_toml(path: Path, value: msgspec.Struct) -> None:

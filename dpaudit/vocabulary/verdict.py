@@ -54,14 +54,16 @@ class RuleOutcome(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """The outcome of every rule; no rules at all are no evidence.
 
-    ``run`` is the name of what was judged. ``inconclusive`` is what the caller wished for
-    where nothing is violated and something cannot be told.
+    ``run`` is the name of what was judged, ``measured`` the digest of what was measured of it
+    by then; empty without a run. ``inconclusive`` is what the caller wished for where nothing is
+    violated and something cannot be told.
     """
 
     rules: tuple[RuleOutcome, ...]
     ledger_head: str
     run: str = ""
     inconclusive: OnInconclusive = OnInconclusive.FAIL
+    measured: str = ""
     schema_version: str = SCHEMA_VERSION
 
     @property
@@ -94,6 +96,7 @@ class WrittenVerdict(msgspec.Struct, frozen=True):
     ledger_head: str
     run: str
     inconclusive: OnInconclusive
+    measured: str
     schema_version: str = SCHEMA_VERSION
 
     @classmethod
@@ -106,6 +109,7 @@ class WrittenVerdict(msgspec.Struct, frozen=True):
             ledger_head=verdict.ledger_head,
             run=verdict.run,
             inconclusive=verdict.inconclusive,
+            measured=verdict.measured,
         )
 
 

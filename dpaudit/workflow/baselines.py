@@ -45,8 +45,9 @@ def baseline_of(
     attack: AttackReport | None,
 ) -> Baseline:
     """Return the figures of a run that was read; what is of another ledger is left out."""
-    reports = [one for one in (audit, attack) if one is not None and one.ledger_head == ledger.head]
-    current = audit if audit in reports else None
+    current = audit if audit is not None and audit.ledger_head == ledger.head else None
+    further = attack if attack is not None and attack.ledger_head == ledger.head else None
+    reports = [report for report in (current, further) if report is not None]
     counts = Counter((release.what, release.mechanism) for release in ledger.releases)
     return Baseline(
         run=run.path.resolve().name,

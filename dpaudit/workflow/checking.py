@@ -41,7 +41,7 @@ def check_policy(
 def _planned(policy: Policy, name: str, plan: PrivacySettings) -> Iterator[RuleOutcome]:
     asked = policy.claim
     if asked is None:
-        raise InvalidArgument("policy", "no section [claim]", "one that demands something of a run")
+        raise InvalidArgument("policy", "no section [claim]", "one with [claim], to check plans by")
     claim = planned_claim(plan, asked.delta, asked.accountant)
     for rule in claim_rules(asked, claim):
         yield msgspec.structs.replace(rule, why=f"{name}: {rule.why}")

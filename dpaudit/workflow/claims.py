@@ -12,6 +12,7 @@ from dpaudit.runs.files import read_json
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.verdict import Verdict
 
 CLAIMING_ACCOUNTANT = "pld"
 
@@ -29,6 +30,18 @@ def claim_delta(run: RunDirectory) -> float:
     raise InvalidArgument(
         "run", str(run.path), "one with settings or a claim, where no policy names a delta"
     )
+
+
+def require_measured_before(run: RunDirectory, verdict: Verdict) -> None:
+    """Refuse a verdict on other measurements than those that are there now.
+
+    Raises:
+        IntegrityError: something was measured, or taken away, since.
+    """
+    if verdict.measured != run.measured():
+        raise IntegrityError(
+            f"{run.verdict} is older than what was measured since: judge {run.path} again"
+        )
 
 
 def require_own_claim(run: RunDirectory, ledger: PrivacyLedger) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_json, sha256
+from dpaudit.runs.files import read_json
 from dpaudit.runs.history import VerdictKey, known_verdicts, remember
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.baseline import AttackRate, Baseline
@@ -19,7 +19,7 @@ from dpaudit.vocabulary.history import PastRun
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.verdict import Verdict
 from dpaudit.workflow.baselines import baseline_of_run
-from dpaudit.workflow.claims import require_own_claim
+from dpaudit.workflow.claims import require_measured_before, require_own_claim
 
 
 def remember_verdict(
@@ -48,7 +48,7 @@ def remember_verdict(
     _require_of(run, verdict, ledger)
     shown = baseline_of_run(run, None) if figures is None else figures
     past = past_run(shown, verdict, steps_of(ledger), judged or datetime.now(UTC))
-    remember(place, past, evidence=_digest(run, verdict))
+    remember(place, past, evidence=_digest(verdict))
     return past
 
 
@@ -130,7 +130,7 @@ def _unknown(run: RunDirectory, known: frozenset[VerdictKey]) -> tuple[PastRun, 
     if not (run.ledger.is_file() and run.verdict.is_file()):
         return None
     ledger, verdict = run.read_ledger(), read_json(run.verdict, Verdict)
-    key = VerdictKey(run.path.resolve().name, ledger.head, _digest(run, verdict))
+    key = VerdictKey(run.path.resolve().name, ledger.head, _digest(verdict))
     if key in known:
         return None
     _require_of(run, verdict, ledger)
@@ -142,10 +142,9 @@ def _unknown(run: RunDirectory, known: frozenset[VerdictKey]) -> tuple[PastRun, 
 def _require_of(run: RunDirectory, verdict: Verdict, ledger: PrivacyLedger) -> None:
     if verdict.ledger_head != ledger.head:
         raise IntegrityError(f"{run.verdict} is of another ledger: judge {run.path} again")
+    require_measured_before(run, verdict)
 
 
-def _digest(run: RunDirectory, verdict: Verdict) -> str:
-    """Return a digest of what was measured and what was said of it."""
-    measured = [sha256(path) if path.exists() else "" for path in (run.audit, run.attack)]
-    said = msgspec.json.encode(verdict, order="sorted")
-    return hashlib.sha256(said + " ".join(measured).encode()).hexdigest()
+def _digest(verdict: Verdict) -> str:
+    """Return a digest of what was said, and of what it was said of."""
+    return hashlib.sha256(msgspec.json.encode(verdict, order="sorted")).hexdigest()

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from dpaudit.accountants.answers import claim_of
 from dpaudit.gate.evidence import Evidence
 from dpaudit.gate.judge import judge
@@ -61,8 +63,9 @@ def judge_run(run: RunDirectory, judging: Judging, history: Path | None = None) 
             is of another ledger; or the history is corrupt.
         InvalidArgument: the history cannot be written.
     """
+    measured = run.measured()  # before it is read: what comes meanwhile makes the verdict stale
     evidence = evidence_of(run, judging.policy)
-    verdict = judging.verdict(evidence)
+    verdict = replace(judging.verdict(evidence), measured=measured)
     write_json(run.verdict, WrittenVerdict.of(verdict))
     if history is not None:
         remember_verdict(history, run, verdict, figures=evidence.booked)

@@ -54,6 +54,12 @@ def read_policy(path: Path) -> Policy:
     return put_together([_file(path)]).policy
 
 
+def shared_policy(folder: Path) -> bool:
+    """Return whether the folder's pyproject.toml holds a policy."""
+    path = folder / SHARED_FILE
+    return _is_there(path) and _table(_parsed(path)) is not None
+
+
 def some_policy(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether the working directory or the environment sets any of a policy."""
     return any(True for _ in _files(None)) or any(name.startswith(PREFIX) for name in environment)
@@ -63,19 +69,31 @@ def _files(path: Path | None) -> Iterator[Layer]:
     if path is not None:
         yield _file(path)
         return
-    shared, own = Path(SHARED_FILE), Path(OWN_FILE)
-    if shared.is_file() and "dpaudit" in _parsed(shared).get("tool", {}):
-        yield _file(shared)
-    if own.is_file():
+    own = Path(OWN_FILE)
+    if shared_policy(Path()):
+        yield _file(Path(SHARED_FILE))
+    if _is_there(own):
         yield _file(own)
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()  # a broken link is an error, not an absence
+
+
+def _table(content: dict[str, Any]) -> Any:
+    """Return what a pyproject.toml holds under [tool.dpaudit]; None: nothing."""
+    tools = content.get("tool", {})
+    return tools.get("dpaudit") if isinstance(tools, dict) else None
 
 
 def _file(path: Path) -> Layer:
     content, lines = _parsed(path), key_lines(path.read_text(encoding="utf-8"))
     if path.name == SHARED_FILE:
-        content = content.get("tool", {}).get("dpaudit", {})
+        content = _table(content) or {}
         inside = f"{TABLE}."
         lines = {key.removeprefix(inside): n for key, n in lines.items() if key.startswith(inside)}
+    if not isinstance(content, dict):
+        raise InvalidArgument(TABLE, content, "a table")
     return Layer(str(path), content, lines)
 
 
@@ -84,7 +102,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidArgument("policy", str(path), f"a readable file ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument("policy", str(path), f"valid TOML ({error})") from error
 
 

@@ -32,7 +32,12 @@ from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
 from dpaudit.vocabulary.verdict import Verdict
 from dpaudit.workflow.baselines import baseline_of_run
 from dpaudit.workflow.canary_scores import canary_scores
-from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta, require_own_claim
+from dpaudit.workflow.claims import (
+    CLAIMING_ACCOUNTANT,
+    claim_delta,
+    require_measured_before,
+    require_own_claim,
+)
 from dpaudit.workflow.comparing import comparison_of
 
 CURVE_POINTS = 12
@@ -71,13 +76,20 @@ def gather(run: RunDirectory, history: tuple[PastRun, ...] = ()) -> ReportEviden
         curves=(),
         profile=(),
         audit=read_if_there(run.audit, AuditReport),
-        verdict=read_if_there(run.verdict, Verdict),
+        verdict=_verdict(run),
         canaries=canary_scores(run, ledger),
         attack=read_if_there(run.attack, AttackReport),
         conformance=read_if_there(run.conformance, ConformanceResult),
         history=history,
     )
     return _priced(known, ledger)
+
+
+def _verdict(run: RunDirectory) -> Verdict | None:
+    verdict = read_if_there(run.verdict, Verdict)
+    if verdict is not None:
+        require_measured_before(run, verdict)
+    return verdict
 
 
 def gather_both(before: RunDirectory, after: RunDirectory) -> TwoRuns:

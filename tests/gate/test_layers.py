@@ -137,6 +137,23 @@ def test_a_key_that_is_set_by_itself_does_not_move_its_section(folder: Path) -> 
 
 def test_waivers_in_one_line_have_that_line(folder: Path) -> None:
     waiver = '{ rule = "audit.lower_bound", reason = "r", expires = 2020-01-01 }'
-    (folder / "dpaudit.toml").write_text(f"\nwaiver = [{waiver}]\n")
+    (folder / "dpaudit.toml").write_text(f"\nwaiver = [{waiver}]\n[audit]\n")
     loaded = load_policy(None, (), {})
     assert str(loaded.origin_of("waiver.audit.lower_bound")) == "dpaudit.toml:2"
+
+
+def test_limits_by_rate_and_waivers_add_up(folder: Path) -> None:
+    waiver = '[[{}waiver]]\nrule = "{}"\nreason = "r"\nexpires = 2020-01-01\n'
+    (folder / "pyproject.toml").write_text(
+        '[tool.dpaudit.audit]\nmax_tpr_at_fpr = { "0.1" = 0.01, "0.2" = 0.5 }\n'
+        + waiver.format("tool.dpaudit.", "audit.lower_bound")
+    )
+    (folder / "dpaudit.toml").write_text(
+        '[audit.max_tpr_at_fpr]\n"0.2" = 0.4\n' + waiver.format("", "claim.sampling")
+    )
+    loaded = load_policy(None, (), {})
+    assert loaded.policy.audit is not None
+    assert loaded.policy.audit.max_tpr_at_fpr == {"0.1": 0.01, "0.2": 0.4}
+    assert [one.rule for one in loaded.policy.waiver] == ["audit.lower_bound", "claim.sampling"]
+    assert str(loaded.origin_of("waiver.audit.lower_bound")) == "pyproject.toml:3"
+    assert str(loaded.origin_of("waiver.claim.sampling")) == "dpaudit.toml:3"

@@ -10,11 +10,15 @@ from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
-from dpaudit.vocabulary.ledger import Randomness
+from dpaudit.vocabulary.ledger import LedgerHeader, Randomness
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.workflow.asserting.words import at_most, told
 
 PRIVATE_ACCOUNTANT = "pld"
+SEEDED = (
+    "the run's noise comes from a seed: whoever knows it knows the noise, and nothing is "
+    "claimed (train without a seed)"
+)
 
 
 @runtime_checkable
@@ -22,6 +26,7 @@ class Steps(Protocol):
     """What ``make_private`` returns, as it is read here: no torch is imported to know it."""
 
     steps: int
+    header: LedgerHeader
 
     def epsilon(self, *, delta: float) -> Bound:
         """Return the interval of what was spent so far."""
@@ -84,10 +89,7 @@ def _spent(spender: Spender, delta: float, accountant: str) -> Spent:
 def _of_run(run: RunDirectory, delta: float, accountant: str) -> Spent:
     claim = claim_of(run.read_finished(), delta, accountant)
     what = f"{run.path}: {claim.releases} releases, {claim.sampling.value} sampling"
-    but = ""
-    if claim.randomness is Randomness.SEEDED:
-        but = "the run's noise comes from a seed: whoever knows it knows the noise, and nothing " \
-              "is claimed (train without a seed)"  # fmt: skip
+    but = SEEDED if claim.randomness is Randomness.SEEDED else ""
     return Spent(what, claim.epsilon, but)
 
 
@@ -95,5 +97,8 @@ def _of_steps(private: Steps, delta: float, accountant: str) -> Spent:
     if accountant != PRIVATE_ACCOUNTANT:
         allowed = f"{PRIVATE_ACCOUNTANT} for what make_private returns: finish the run for others"
         raise InvalidArgument("accountant", accountant, allowed)
+    what, epsilon = f"{private.steps} private steps", private.epsilon(delta=delta)
+    if private.header.randomness is Randomness.SEEDED:
+        return Spent(what, epsilon, SEEDED)
     but = "" if private.steps > 0 else "no step was taken: nothing was spent that could be tested"
-    return Spent(f"{private.steps} private steps", private.epsilon(delta=delta), but)
+    return Spent(what, epsilon, but)

@@ -22,7 +22,7 @@ def why_not_holding(run: RunDirectory | Path | str, policy: Path, baseline: Path
         IntegrityError: the run is unfinished, or was altered.
     """
     directory = run if isinstance(run, RunDirectory) else open_run(Path(run))
-    loaded = load_policy(policy)
+    loaded = load_policy(policy, environment={})  # the file alone, wherever the tests run
     compared = None if baseline is None else read_baseline(baseline, loaded.policy)
     judging = Judging(loaded.policy, compared)
     verdict = judging.verdict(evidence_of(directory, loaded.policy))

@@ -14,7 +14,7 @@ from dpaudit.attacks.membership.evaluation import evaluate
 from dpaudit.attacks.membership.roc import tpr_interval
 from dpaudit.attacks.membership.scores import MembershipScores, RecordScores
 from dpaudit.attacks.one_run import audit_scores
-from dpaudit.vocabulary.audit import BoundKind
+from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_delta,
@@ -150,6 +150,7 @@ def _bound(
         fair_coins=BoundKind.CONDITIONAL,
     )
     if bound.epsilon_lower <= claim and math.isfinite(bound.epsilon_lower):
+        yield from _too_weak(sizes, bound, claim)
         return
     yield told(
         "more is given away than is claimed",
@@ -160,3 +161,20 @@ def _bound(
         ("assumes", bound.assumes),
         ("to do", "the trainer does not do what its claim says: assert_conforms says where"),
     )  # fmt: skip
+
+
+def _too_weak(sizes: str, bound: AuditResult, claim: float) -> Iterator[str]:
+    """Yield that no outcome could have contradicted the claim, where that is so."""
+    greatest = bound.greatest_epsilon
+    if greatest is not None and greatest > claim:
+        return
+    yield told(
+        "the scores could not have contradicted the claim",
+        ("given", sizes),
+        (
+            "seen",
+            f"had every guess been right, epsilon would be at least {at_least(greatest or 0)}",
+        ),
+        ("claimed", f"epsilon is at most {claim:g} at delta {bound.delta:g}"),
+        ("to do", "score more records"),
+    )
