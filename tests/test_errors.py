@@ -167,7 +167,7 @@ SAID = {
     "attack --scores loss.csv": "scores must be larger for members: the sign looks inverted (a "
     "loss? score by its negative), got 'an AUC of {auc}'",
     "audit": "give a RUN, --scores, or --canaries with scores or a model",
-    "gate": "give a RUN, or --claim-epsilon with --scores or --audit",
+    "gate": "give a RUN, or --claim-epsilon with --scores, --audit, --attack or --conformance",
     "gate --claim-epsilon 4 --scores loss.csv --history .": "--history remembers runs: give a RUN",
     "config show": "policy must be in {dpaudit.toml} or {pyproject.toml}: dpaudit init RUN writes "
     "one, got 'none'",
