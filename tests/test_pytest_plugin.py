@@ -31,6 +31,7 @@ from dpaudit.runs.files import write_json
 from dpaudit.trainer import make_private
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
+from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Repeated
 from dpaudit.workflow.baselines import baseline_of_run
 
@@ -124,6 +125,7 @@ class NotANumber:
     """Says of itself that it spent what is no number."""
 
     steps = 1
+    header = SimpleNamespace(randomness=Randomness.SECURE)
 
     def epsilon(self, *, delta: float) -> Any:
         return SimpleNamespace(lower=0.0, upper=float("nan"))
@@ -265,7 +267,12 @@ def test_a_lower_bound_above_the_claim_fails_in_words() -> None:
     said = explained(leaking)
     assert said.startswith("more is given away than is claimed")
     assert "epsilon is at most 0.5 at delta 1e-05" in said
-    assert_not_leaking(apart, max_tpr_at_fpr={}, claim_epsilon=20, delta=DELTA)
+    said = explained(
+        lambda: assert_not_leaking(apart, max_tpr_at_fpr={}, claim_epsilon=20, delta=DELTA)
+    )
+    assert said.startswith("the scores could not have contradicted the claim")
+    blind = scored(0.0, records=200)
+    assert_not_leaking(blind, max_tpr_at_fpr={}, claim_epsilon=2, delta=DELTA)
 
 
 def test_too_few_records_cannot_pass() -> None:

@@ -111,6 +111,8 @@ def _moved(key: str, below: int) -> str:
 
 def _keys(layer: Layer) -> Iterator[tuple[str, Any]]:
     for section, value in layer.content.items():
+        if section == "waiver" and not isinstance(value, list):
+            raise InvalidArgument(f"{section} in {layer.source}", value, "tables under [[waiver]]")
         if section not in SECTIONS:
             yield section, value
             continue

@@ -154,6 +154,8 @@ def audit_text(report: AuditReport) -> str:
         lines.append(f"  assumes {bound.assumes}")
         if bound.states:
             lines.append(f"  states that {bound.states}")
+        if bound.inconclusive is not None:
+            lines.append(f"  inconclusive: {bound.inconclusive}")
         if bound.detectable_epsilon is not None:
             lines.append(
                 f"  power: a true epsilon of {round_up(bound.detectable_epsilon)} would have been "

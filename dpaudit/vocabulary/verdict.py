@@ -76,7 +76,8 @@ class Verdict(msgspec.Struct, frozen=True):
     def warns(self) -> bool:
         """Whether something cannot be told, and the caller wished for no failure."""
         asked = self.inconclusive is OnInconclusive.WARN
-        return asked and bool(self.rules) and self.outcome is Outcome.INCONCLUSIVE
+        counts = any(rule.counts for rule in self.rules)
+        return asked and counts and self.outcome is Outcome.INCONCLUSIVE
 
     @property
     def exit_code(self) -> ExitCode:

@@ -37,13 +37,19 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
+def judge(run: Path, most: float = 10.0) -> None:
+    judge_run(open_run(run), Judging(Policy(claim=ClaimPolicy(max_epsilon=most, delta=1e-5))))
+
+
 @pytest.fixture
 def judged(trained: Path, runs: Path) -> Judged:
     """Puts a judged copy of the finished run among the runs."""
 
-    def put(name: str, most: float = 10.0, day: int = 1) -> Path:
+    def put(name: str, most: float = 10.0, day: int = 1, audit: Path | None = None) -> Path:
         run = Path(shutil.copytree(trained, runs / name))
-        judge_run(open_run(run), Judging(Policy(claim=ClaimPolicy(max_epsilon=most, delta=1e-5))))
+        if audit is not None:
+            shutil.copy(audit, run)
+        judge(run, most)
         os.utime(run / "verdict.json", (day * 86400, day * 86400))
         return run
 
@@ -79,8 +85,7 @@ def test_every_judged_run_is_taken_up_once_in_the_order_of_time(
 def test_its_json_is_valid_and_says_what_the_run_says(
     call: Call, runs: Path, judged: Judged, audited: Path
 ) -> None:
-    run = judged("one")
-    shutil.copy(audited, run)
+    run = judged("one", audit=audited)
     said = json.loads(call("history", runs, "--format", "json").out)
     jsonschema.validate(said, json.loads(SCHEMA.read_text()))
     (past,) = said["runs"]
@@ -102,6 +107,7 @@ def test_a_run_that_was_removed_stays_and_a_new_audit_is_a_new_line(
     run = judged("one")
     call("history", runs)
     shutil.copy(audited, run)
+    judge(run)
     assert [past.accuracy for past in read_after(call, runs)] == [None, pytest.approx(1.0)]
     shutil.rmtree(run)
     assert len(read_after(call, runs)) == 2
@@ -119,9 +125,10 @@ def test_only_a_lower_bound_that_holds_at_the_claims_delta_counts(
 ) -> None:
     audit = read_json(audited, AuditReport)
     bound = msgspec.structs.replace(audit.bounds[0], kind=kind, delta=delta, epsilon_lower=7.0)
-    run = judged("one")
     report = msgspec.structs.replace(audit, bounds=(bound,))
-    (run / "audit.json").write_bytes(msgspec.json.encode(report))
+    changed = runs.parent / "audit.json"
+    changed.write_bytes(msgspec.json.encode(report))
+    judged("one", audit=changed)
     call("history", runs)
     holds = kind is BoundKind.CONDITIONAL and delta >= 1e-5
     assert read_history(runs)[0].epsilon_lower == (7.0 if holds else None)

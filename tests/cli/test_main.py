@@ -10,7 +10,7 @@ from calling import Call
 
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.settings import PrivacySettings
-from dpaudit.workflow import judging, training
+from dpaudit.workflow import judging, plans
 
 
 def test_a_bug_of_ours_exits_70_and_says_so(
@@ -38,12 +38,12 @@ def test_the_budget_on_the_progress_bar_rises_and_ends_at_the_claim() -> None:
     privacy = PrivacySettings(
         sampling_rate=0.1, noise_multiplier=2.0, clip_norm=1.0, steps=50, delta=1e-5
     )
-    spent = training.spent_so_far(privacy)
+    spent = plans.spent_so_far(privacy)
     shown = [spent(done) for done in range(1, 51)]
     assert shown == sorted(shown)
     for done in (1, 13, 50):
-        assert spent(done) >= training.upper_epsilon(privacy, done)
-    assert spent(50) == training.upper_epsilon(privacy)
+        assert spent(done) >= plans.upper_epsilon(privacy, done)
+    assert spent(50) == plans.upper_epsilon(privacy)
 
 
 def test_help_names_every_command(call: Call) -> None:

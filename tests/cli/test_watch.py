@@ -84,6 +84,8 @@ def test_a_run_that_grows_is_followed_to_its_seal(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
+    for file in run.iterdir():
+        file.touch()  # it begins now, however long ago it was trained
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
 

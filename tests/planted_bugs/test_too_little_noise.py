@@ -25,14 +25,14 @@ from dpaudit.vocabulary.settings import (
 )
 from dpaudit.vocabulary.verdict import Outcome, Verdict
 from dpaudit.workflow.auditing import audit_run
-from dpaudit.workflow.judging import judge_run
+from dpaudit.workflow.judging import Judging, judge_run
 from dpaudit.workflow.plans import calibrated
 from dpaudit.workflow.training import heldout_accuracy, write_claim
 from dpaudit.workflow.watching import watched
 
 POLICY = Policy(
-    ClaimPolicy(max_epsilon=3.0, delta=1e-5),
-    AuditPolicy(confidence=0.99, count=(BoundKind.CERTIFIED,)),
+    claim=ClaimPolicy(max_epsilon=3.0, delta=1e-5),
+    audit=AuditPolicy(confidence=0.99, count=(BoundKind.CERTIFIED,)),
 )
 
 
@@ -51,7 +51,7 @@ def run_pipeline(out: Path) -> tuple[RunDirectory, Verdict, float]:
     claim = write_claim(run, privacy.delta)
     assert claim.epsilon.upper <= 3.0
     audit_run(run, confidence=0.99)
-    return run, judge_run(run, POLICY), heldout_accuracy(run, prepared.split)
+    return run, judge_run(run, Judging(POLICY)), heldout_accuracy(run, prepared.split)
 
 
 def test_an_honest_run_holds_with_useful_accuracy(tmp_path: Path) -> None:

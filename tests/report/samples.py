@@ -101,6 +101,8 @@ def make_audit() -> AuditReport:
             registered="99e8" * 16,
             detectable_epsilon=4.2137,
             greatest_epsilon=6.5,
+            refutes_epsilon=2.985,
+            inconclusive="its scores rank no better than chance",
         ),
         AuditResult(
             name="gradient canaries, every step",
@@ -258,6 +260,7 @@ def make_verdict() -> Verdict:
         HEAD,
         run="digits-eps3",
         inconclusive=OnInconclusive.WARN,
+        measured="9d" * 32,
     )
 
 

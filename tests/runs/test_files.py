@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -403,9 +404,20 @@ def test_an_interrupted_write_leaves_the_old_file(
         lambda: write_toml(old["a.toml"], CONFIG),
         lambda: write_arrays(old["a.npz"], rows=np.zeros(3)),
     ):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InvalidArgument, match="No space"):
             write()
     assert {path.read_bytes() for path in old.values()} == {b"old"}
+    assert {path.name for path in tmp_path.iterdir()} == set(old)
+
+
+def test_writers_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda content: write_bytes(path, content), contents * 5):
+            pass
+    assert path.read_bytes() in contents
+    assert [one.name for one in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_the_content_is_on_the_disk_before_the_name_is(

@@ -74,7 +74,7 @@ def test_what_was_measured_is_told_at_the_last_step(begin: Begin) -> None:
     attacks = (attack("loss threshold/é"), attack("blind", "no evidence"))
     write_json(run.audit, AuditReport(head, 0.95, bounds, attacks, heldout_accuracy=0.875))
     rule = RuleOutcome("claim.max_epsilon", Outcome.VIOLATED, "too large")
-    write_json(run.verdict, Verdict((rule,), head))
+    write_json(run.verdict, Verdict((rule,), head, measured=run.measured()))
     told = exported(run)
     found = figures(told)
     assert found["epsilon_at_least"] == [(STEPS, 0.75)]

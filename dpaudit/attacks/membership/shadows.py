@@ -8,6 +8,7 @@ others it is trained beside.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_po
 COPIES_OF_A_WEIGHT = 5  # the weight, its gradient, two moments, and what a step makes of them
 COPIES_OF_AN_ACTIVATION = 3
 BYTES = 4
+
+# Torch has one generator for all threads: two that seeded it at once would share their draws.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ def train_chunk(chunk: Chunk) -> Stack:
         list(stack.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     # A model that draws random numbers of its own (dropout) must draw them from a seed, too.
-    with torch.random.fork_rng(devices=[]):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds[0].generate_state(1)[0]))
         for _ in range(recipe.epochs):
             for taken, weights in _batches(chunk.member, recipe.batch_size, orders):
@@ -184,7 +188,7 @@ def train_chunk(chunk: Chunk) -> Stack:
 def _made(recipe: Recipe, seed: np.random.SeedSequence) -> nn.Module:
     """Return a model whose weights come from ``seed``, even if its maker does not use it."""
     number = int(seed.generate_state(1)[0])
-    with torch.random.fork_rng(devices=[]):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
         return recipe.make_model(number)
 

@@ -13,6 +13,10 @@ NO_RULES = RuleOutcome(
     "policy", Outcome.INCONCLUSIVE, "the policy names no rule, and no rules are no evidence"
 )
 
+ALL_WAIVED = RuleOutcome(
+    "policy", Outcome.INCONCLUSIVE, "every rule is waived, and nothing at all was shown"
+)
+
 
 def repository_root() -> Path:
     """Return the nearest folder from the working directory upwards that holds .git, or it."""
@@ -55,8 +59,11 @@ def standing(rule: RuleOutcome, verdict: Verdict) -> Standing:
 
 
 def shown_rules(verdict: Verdict) -> tuple[RuleOutcome, ...]:
-    """Return what to show; an empty list would look like success to many a reader."""
-    return verdict.rules or (NO_RULES,)
+    """Return what to show; a list in which nothing counts would look like success."""
+    if not verdict.rules:
+        return (NO_RULES,)
+    counts = any(rule.counts for rule in verdict.rules)
+    return verdict.rules if counts else (*verdict.rules, ALL_WAIVED)
 
 
 def headline(verdict: Verdict) -> str:

@@ -71,7 +71,7 @@ def test_no_rules_are_a_result() -> None:
 
 
 def test_a_waiver_is_an_accepted_suppression_with_its_reason() -> None:
-    (result,) = run_of(judged(WAIVED))["results"]
+    result, _ = run_of(judged(WAIVED))["results"]
     assert result["suppressions"] == [
         {
             "kind": "external",

@@ -21,9 +21,10 @@ def test_the_outcome_comes_first_then_aligned_rules() -> None:
 
 def test_a_waived_rule_says_its_outcome_until_when_and_why() -> None:
     assert verdict_text(judged(WAIVED).verdict).split("\n") == [
-        "HOLDS",
-        "WAIVED  audit.evidence  INCONCLUSIVE: the run was not audited; waived until 2027-01-31: "
-        "audited by hand",
+        "INCONCLUSIVE",
+        "WAIVED        audit.evidence  INCONCLUSIVE: the run was not audited; waived until "
+        "2027-01-31: audited by hand",
+        "INCONCLUSIVE  policy          every rule is waived, and nothing at all was shown",
     ]
 
 
