@@ -43,6 +43,7 @@ ACTION, HOOKS = ROOT / "action.yml", ROOT / ".pre-commit-hooks.yaml"
 SAMPLE = ROOT / "examples" / "ci-gate"
 GUIDE = ROOT / "docs" / "ci.md"
 POLICY = "[claim]\nmax_epsilon = {}\ndelta = 1e-5\n"
+COMPARED = "[regression]\nmax_epsilon_increase = 0.0\n"
 SPENT, TOO_LITTLE = 3.0, 1.0  # the run below spends 1.77
 
 
@@ -382,7 +383,7 @@ def test_the_gitlab_script_of_the_guide_uses_options_that_there_are(
     finished_run(tmp_path / "runs" / "ci")
     finished_run(tmp_path / "run")
     write_baseline(tmp_path)
-    (tmp_path / "dpaudit.toml").write_text(POLICY.format(SPENT))
+    (tmp_path / "dpaudit.toml").write_text(POLICY.format(SPENT) + COMPARED)
     monkeypatch.chdir(tmp_path)
     (text,) = guide("yaml", "gitlab")
     job = yaml.safe_load(text)["privacy"]

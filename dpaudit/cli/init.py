@@ -19,10 +19,15 @@ from dpaudit.cli.options import RUN
     show_default=True,
     help="A new file: one that exists is refused.",
 )
-def init(run: Path, output: Path) -> None:
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="Write the figures of RUN here, too, and demand that later runs are no worse.",
+)
+def init(run: Path, output: Path, baseline: Path | None) -> None:
     """Write a policy that RUN passes, as a start: read every line of it."""
     from dpaudit.runs.directory import open_run
     from dpaudit.workflow.drafting import write_draft
 
-    write_draft(open_run(run), output)
-    click.echo(f"wrote {output}")
+    write_draft(open_run(run), output, baseline)
+    click.echo(f"wrote {output}" + ("" if baseline is None else f" and {baseline}"))

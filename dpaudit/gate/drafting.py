@@ -18,10 +18,12 @@ POWER_ROOM = 1.5
 """An audit's power is found by simulation, and differs from run to run."""
 
 
-def draft(claim: Claim, evidence: Evidence) -> str:
+def draft(claim: Claim, evidence: Evidence, baseline: str | None) -> str:
     """Return the text of a dpaudit.toml that a run like this one passes.
 
-    Secure randomness is demanded whatever the run had: a seeded run is for tests.
+    Secure randomness is demanded whatever the run had: a seeded run is for tests. Without the
+    name of a ``baseline``, the section on regressions is a comment: there is nothing to compare
+    with.
     """
     lines = [
         f"# Drafted from the run {_name(evidence)}: read every line, and make it yours.",
@@ -31,12 +33,23 @@ def draft(claim: Claim, evidence: Evidence) -> str:
         lines += ["", *_audit(evidence.audit, evidence)]
     else:
         lines += ["", "# No [audit]: the run was not audited (dpaudit audit RUN)."]
-    lines += ["", *_regression(evidence)]
+    if baseline is None:
+        lines += ["", "# With dpaudit baseline write RUN, and gate --baseline baseline.json:"]
+        lines += [f"# {line}" for line in _regression(evidence)]
+    else:
+        lines += [
+            "",
+            f"# dpaudit gate RUN --baseline {_printable(baseline)}",
+            *_regression(evidence),
+        ]
     return "\n".join(lines) + "\n"
 
 
 def _name(evidence: Evidence) -> str:
-    name = "" if evidence.booked is None else evidence.booked.run
+    return _printable("" if evidence.booked is None else evidence.booked.run)
+
+
+def _printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
@@ -82,11 +95,10 @@ def _chance(rate: AttackRate) -> float:
 
 
 def _regression(evidence: Evidence) -> Iterator[str]:
-    yield "# With a baseline (dpaudit baseline write RUN, dpaudit gate --baseline baseline.json):"
-    yield "# [regression]"
-    yield "# max_epsilon_increase = 0.0"
+    yield "[regression]"
+    yield "max_epsilon_increase = 0.0"
     if evidence.rates:
-        yield f"# max_tpr_increase = {_up(max(_chance(rate) for rate in evidence.rates))}"
+        yield f"max_tpr_increase = {_up(max(_chance(rate) for rate in evidence.rates))}"
 
 
 def _up(value: float) -> str:

@@ -384,3 +384,12 @@ def test_a_broken_link_is_no_absence(call: Call, run_copy: Path) -> None:
     assert call("gate", run_copy).code == 2
     (run_copy / "attack.json").symlink_to("nowhere.json")
     assert call("gate", run_copy, "--policy", "elsewhere.toml").code == 4
+
+
+def test_a_draft_with_a_baseline_demands_that_later_runs_are_no_worse(
+    call: Call, run_copy: Path
+) -> None:
+    assert call("init", run_copy, "--baseline", "b.json").out == "wrote dpaudit.toml and b.json\n"
+    assert call("gate", run_copy, "--baseline", "b.json").code == 0
+    assert call("gate", run_copy).code == 3
+    assert "\n[regression]\n" in Path("dpaudit.toml").read_text()

@@ -34,7 +34,7 @@ BOUND = AuditResult(
     correct=40,
     thresholds="fixed",
     detectable_epsilon=5.0,
-    refutes_epsilon=2.99,
+    refutes_epsilon=3.0,
 )
 STEP = Booked("gradient sum", PoissonSampled(Gaussian(1.1), 0.01), 1000)
 COUNT = Booked("record count", Gaussian(20.0), 1)

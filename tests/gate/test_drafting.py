@@ -66,12 +66,14 @@ def test_a_run_passes_the_policy_that_was_drafted_from_it(
     booked: Baseline = replace(RUN, claim=claim, run=name, bounds=(), rates=())
     audit = data.draw(measured(claim))
     evidence = Evidence(claim=claim, audit=audit, booked=booked)
-    policy = msgspec.convert(tomllib.loads(draft(claim, evidence)), Policy)
-    verdict = judge(policy, evidence, None, today=TODAY)
-    failed = [rule.rule for rule in verdict.rules if rule.outcome is not Outcome.HOLDS]
-    assert failed == []
+    compared = replace(booked, bounds=audit.bounds, rates=evidence.rates)
+    for baseline, named in ((None, None), (compared, name)):
+        policy = msgspec.convert(tomllib.loads(draft(claim, evidence, named)), Policy)
+        verdict = judge(policy, evidence, baseline, today=TODAY)
+        failed = [rule.rule for rule in verdict.rules if rule.outcome is not Outcome.HOLDS]
+        assert failed == []
 
 
 def test_without_an_audit_none_is_demanded() -> None:
-    policy = msgspec.convert(tomllib.loads(draft(CLAIM, Evidence(claim=CLAIM))), Policy)
+    policy = msgspec.convert(tomllib.loads(draft(CLAIM, Evidence(claim=CLAIM), None)), Policy)
     assert policy.audit is None

@@ -16,7 +16,6 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import (
     AttackReport,
     AuditReport,
-    AuditResult,
     BoundKind,
     MembershipResult,
     TprAtFpr,
@@ -33,33 +32,8 @@ from dpaudit.vocabulary.verdict import (
     Verdict,
     Waived,
 )
+from tests.gate.figures import BOUND, CLAIM
 
-CLAIM = Claim(
-    epsilon=Bound(2.97, 2.99),
-    delta=1e-5,
-    accountant="pld",
-    adjacency=Adjacency.ADD_OR_REMOVE_ONE,
-    sampling=Sampling.POISSON,
-    randomness=Randomness.SECURE,
-    releases=100,
-    ledger_head="a" * 64,
-    dpaudit_version="0",
-)
-BOUND = AuditResult(
-    name="gradient canaries",
-    method="one run",
-    kind=BoundKind.CERTIFIED,
-    epsilon_lower=1.0,
-    delta=1e-5,
-    confidence=0.99,
-    assumes="nothing",
-    trials=100,
-    guesses=50,
-    correct=40,
-    thresholds="fixed",
-    detectable_epsilon=5.0,
-    refutes_epsilon=3.0,
-)
 ATTACK = MembershipResult(
     "loss", 100, 100, 0.5, 0.5, (TprAtFpr(0.01, 0.01, Bound(0.0, 0.04), 0.99),), ((0.0, 0.0),)
 )
