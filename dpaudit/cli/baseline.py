@@ -33,6 +33,8 @@ def write(run: Path, policy: Path | None, assignments: tuple[str, ...], output: 
     comes from the training records and is covered by no claim.
     """
     from dpaudit.runs.directory import open_run
+    from dpaudit.runs.files import read_if_there
+    from dpaudit.vocabulary.verdict import Outcome, Verdict
     from dpaudit.workflow.baselines import baseline_of_run, write_baseline
     from dpaudit.workflow.policies import load_policy, some_policy
 
@@ -41,4 +43,8 @@ def write(run: Path, policy: Path | None, assignments: tuple[str, ...], output: 
     if policy is not None or assignments or some_policy():
         asked = load_policy(policy, assignments).policy
     write_baseline(output, baseline_of_run(directory, asked))
+    verdict = read_if_there(directory.verdict, Verdict)
+    said = "never judged" if verdict is None else verdict.outcome.value
+    if said != Outcome.HOLDS.value:
+        click.echo(f"dpaudit: the run of this baseline is {said}: dpaudit gate {run}", err=True)
     click.echo(f"wrote {output}")
