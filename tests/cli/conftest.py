@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Iterator[Path]:
     """A finished run; copy it before changing it."""
     out = tmp_path_factory.mktemp("runs") / "small"
     arguments = (
@@ -50,7 +51,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
         assert _run() == 0
     finally:
         sys.argv = before
-    return out
+    names = {path.name for path in out.iterdir()}
+    yield out
+    assert {path.name for path in out.iterdir()} == names, "a test wrote into the run of all"
 
 
 @pytest.fixture

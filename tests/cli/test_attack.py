@@ -112,12 +112,13 @@ def test_workers_change_nothing(call: Call, hard_data: Path, tmp_path: Path) -> 
     assert one == pytest.approx(two, abs=1e-3)
 
 
-def test_attacks_that_need_no_references_train_none(call: Call, trained: Path) -> None:
+def test_attacks_that_need_no_references_train_none(call: Call, run_copy: Path) -> None:
     plan = ("--attack", "loss", "--attack", "label-only", "--attack", "quantile")
-    result = call("attack", trained, *plan, "--references", 0)
-    assert result.code == 0
+    result = call("attack", run_copy, *plan, "--references", 0)
+    # By its labels alone, a model that is right on every record says nothing.
+    assert result.code == (3 if "INCONCLUSIVE: label-only" in result.out else 0)
     assert "references" not in result.out
-    refused = call("attack", trained, "--attack", "calibrated", "--references", 0)
+    refused = call("attack", run_copy, "--attack", "calibrated", "--references", 0)
     assert refused.code == 2
     assert "references" in refused.err
 
