@@ -58,7 +58,7 @@ def _claim(claim: Claim) -> Iterator[str]:
     yield "[claim]"
     yield f"max_epsilon = {_up(claim.epsilon.upper)}  # the run's own is the largest allowed"
     yield f"delta = {claim.delta!r}"
-    if claim.accountant in {"naive", "rdp", "pld"}:
+    if claim.accountant in {"naive", "rdp", "pld"}:  # a filter is none that a policy can ask for
         yield f"accountant = {_quoted(claim.accountant)}  # whose upper bound counts"
     yield f"adjacency = {_quoted(claim.adjacency.value)}"
     yield f"sampling = [{_quoted(claim.sampling.value)}]"
