@@ -6,6 +6,7 @@ one must not leave out what the other holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import Finding, StepClaim
 from dpaudit.vocabulary.errors import require_count
-from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.ledger import PrivacyLedger, Sampling
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     Gaussian,
@@ -195,23 +196,46 @@ def _steps(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]
 
 
 def _weaker(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
-    """Yield where less is claimed of the trainer than is booked: no test shows the rest."""
+    """Yield where the trainer was tested for less, or for something else, than is booked."""
     sums = [release for release in ledger.releases if release.what == GRADIENT_SUM]
+    if not sums:
+        yield "steps", f"the ledger books no {GRADIENT_SUM}, which the trainer was tested for"
     noises = [noise for booked in sums if (noise := _noise(booked.mechanism)) is not None]
     most = max((noise.noise_multiplier for noise in noises), default=claim.noise_multiplier)
     if not most <= claim.noise_multiplier:
-        yield (
-            "noise",
-            f"a step is booked with noise multiplier {most:g}, the trainer was tested for "
-            f"{claim.noise_multiplier:g} alone",
-        )
-    rates = [b.mechanism.sampling_rate for b in sums if isinstance(b.mechanism, PoissonSampled)]
-    if not min(rates, default=claim.sampling_rate) >= claim.sampling_rate:
-        yield (
-            "sampling rate",
-            f"a step is booked at rate {min(rates):g}, the trainer was tested for "
-            f"{claim.sampling_rate:g} alone",
-        )
+        yield "noise", _tested(f"noise multiplier {most:g}", f"{claim.noise_multiplier:g} alone")
+    rates = [rate for booked in sums if (rate := _rate(booked.mechanism)) is not None]
+    least = min(rates, default=claim.sampling_rate)
+    if not (
+        least >= claim.sampling_rate or math.isclose(least, claim.sampling_rate, rel_tol=1e-12)
+    ):
+        yield "sampling rate", _tested(f"rate {least:g}", f"{claim.sampling_rate:g} alone")
+    header = ledger.header
+    if _drawn(claim) is not header.sampling:
+        yield "sampling", _tested(f"{header.sampling.value} sampling", claim.sampling.value)
+    if claim.adjacency is not header.adjacency:
+        yield "adjacency", _tested(f"{header.adjacency.value} neighbours", claim.adjacency.value)
+
+
+def _tested(booked: str, tested: str) -> str:
+    return f"steps are booked with {booked}, the trainer was tested for {tested}"
+
+
+def _drawn(claim: StepClaim) -> Sampling:
+    """Return how records are drawn: Poisson samples at rate 1 are full batches."""
+    everyone = claim.sampling is Sampling.POISSON and claim.sampling_rate == 1
+    return Sampling.FULL_BATCH if everyone else claim.sampling
+
+
+def _rate(release: Release) -> float | None:
+    """Return the share of the records in a step, where privacy is claimed from it."""
+    match release:
+        case PoissonSampled(sampling_rate=rate) | TruncatedPoisson(sampling_rate=rate):
+            return rate
+        case SampledWithoutReplacement(batch_size=batch, dataset_size=size):
+            return batch / size
+        case _:
+            return None
 
 
 def _noise(release: Release) -> Gaussian | None:

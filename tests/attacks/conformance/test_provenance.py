@@ -151,3 +151,37 @@ def test_a_ledger_without_a_seal_is_inconclusive() -> None:
     going_on = msgspec.structs.replace(ledger(), lines=ledger().lines[:-1])
     (finding,) = check_provenance(going_on, claim())
     assert finding.outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"noise_multiplier": 0.11}, "noise"),
+        ({"sampling_rate": 0.2}, "sampling rate"),
+        ({"sampling": Sampling.FIXED_SIZE}, "sampling"),
+        ({"adjacency": Adjacency.REPLACE_ONE}, "adjacency"),
+    ],
+)
+def test_a_trainer_that_was_tested_for_less_or_otherwise_shows_nothing_of_the_run(
+    changes: dict[str, object], name: str
+) -> None:
+    found = check_provenance(ledger(), claim(), steps=msgspec.structs.replace(STEPS, **changes))
+    assert Outcome.INCONCLUSIVE in {one.outcome for one in found if one.name == name}
+    assert Outcome.HOLDS not in {one.outcome for one in found}
+
+
+def test_a_ledger_without_a_sum_of_gradients_says_nothing_of_a_trainer() -> None:
+    lines = tuple(
+        msgspec.structs.replace(line, what="count") if isinstance(line, BookedRelease) else line
+        for line in ledger().lines
+    )
+    found = check_provenance(msgspec.structs.replace(ledger(), lines=lines), claim(), steps=STEPS)
+    assert [one.outcome for one in found] == [Outcome.INCONCLUSIVE]
+
+
+def test_poisson_samples_of_everyone_are_full_batches() -> None:
+    everyone = with_header(sampling=Sampling.FULL_BATCH)
+    steps = msgspec.structs.replace(STEPS, sampling_rate=1.0)
+    said = msgspec.structs.replace(claim(), sampling=Sampling.FULL_BATCH)
+    found = check_provenance(everyone, said, steps=steps)
+    assert "sampling" not in {one.name for one in found}
