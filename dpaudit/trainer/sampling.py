@@ -13,19 +13,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.accountants.schedules import coin_sampling, recorded_release
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_sampling_rate
 from dpaudit.vocabulary.ledger import Sampling
-from dpaudit.vocabulary.mechanism import (
-    BandedMatrixFactorization,
-    Gaussian,
-    PoissonSampled,
-    RandomAllocation,
-    Release,
-    SampledWithoutReplacement,
-    TruncatedPoisson,
-)
+from dpaudit.vocabulary.mechanism import Gaussian, Release
 
 Indices = NDArray[np.int64]
 
@@ -75,13 +68,17 @@ class Poisson:
     """Each record joins each step by its own coin: the default, and the best understood."""
 
     sampling_rate: float
-    kind = Sampling.POISSON
     steps_a_booking = 1
     adjacency = Adjacency.ADD_OR_REMOVE_ONE
     caution = ""
 
     def __post_init__(self) -> None:
         require_sampling_rate("sampling_rate", self.sampling_rate)
+
+    @property
+    def kind(self) -> Sampling:
+        """See ``Sampler``: at rate 1, full batches."""
+        return coin_sampling(self.sampling_rate)
 
     @property
     def steps_in_a_pass(self) -> int:
@@ -96,7 +93,7 @@ class Poisson:
 
     def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
-        return PoissonSampled(noise, self.sampling_rate)
+        return recorded_release(self.kind, noise, sampling_rate=self.sampling_rate)
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,13 @@ class Truncated:
 
     def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
-        return TruncatedPoisson(noise, self.sampling_rate, self.dataset_size, self.largest_batch)
+        return recorded_release(
+            self.kind,
+            noise,
+            sampling_rate=self.sampling_rate,
+            dataset_size=self.dataset_size,
+            largest_batch=self.largest_batch,
+        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,9 @@ class FixedSize:
 
     def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
-        return SampledWithoutReplacement(noise, self.batch_size, self.dataset_size)
+        return recorded_release(
+            self.kind, noise, batch_size=self.batch_size, dataset_size=self.dataset_size
+        )
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ class BallsInBins:
     def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
         starts = step == first or step % self.steps_in_a_pass == 0
-        return RandomAllocation(noise, self.steps_in_a_pass) if starts else None
+        return recorded_release(self.kind, noise, steps=self.steps_in_a_pass) if starts else None
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ class Shuffled:
     def booked(self, noise: Gaussian, step: int, first: int = 0) -> Release | None:
         """See ``Sampler``."""
         starts = step == first or step % self.steps_in_a_pass == 0
-        return noise if starts else None
+        return recorded_release(self.kind, noise) if starts else None
 
 
 @dataclass(frozen=True)
@@ -285,8 +290,13 @@ class Cyclic:
         """See ``Sampler``."""
         if step != first:
             return None
-        left = self.steps - first
-        return BandedMatrixFactorization(noise, left, self.bands, self.sampling_rate)
+        return recorded_release(
+            self.kind,
+            noise,
+            steps=self.steps - first,
+            bands=self.bands,
+            sampling_rate=self.sampling_rate,
+        )
 
 
 def _evenly(words: NDArray[np.uint64], bins: int) -> Indices:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dpaudit.accountants import pld
 from dpaudit.accountants.pld.profile import PldProfile
+from dpaudit.accountants.schedules import poisson_step
 from dpaudit.attacks.bounds import Family, SupportedTradeoff
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import IntegrityError
@@ -76,7 +77,7 @@ def family(steps: list[Step], delta: float) -> Family:
 def _mechanism(times: dict[Step, int], noise_factor: float) -> Mechanism:
     return Composed(
         tuple(
-            Repeated(PoissonSampled(Gaussian(noise_factor * noise), rate), count)
+            Repeated(poisson_step(Gaussian(noise_factor * noise), rate), count)
             for (rate, noise), count in times.items()
         )
     )

@@ -9,10 +9,11 @@ import msgspec
 import dpaudit
 from dpaudit.accountants import calibrate, pld
 from dpaudit.accountants.answers import epsilon_by
+from dpaudit.accountants.schedules import coin_sampling, training_mechanism
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.ledger import Randomness, Sampling
-from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonSampled, Repeated
+from dpaudit.vocabulary.ledger import Randomness
+from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism
 from dpaudit.vocabulary.settings import PrivacySettings
 
 MILESTONES = 20
@@ -20,8 +21,13 @@ MILESTONES = 20
 
 def planned_mechanism(privacy: PrivacySettings, steps: int | None = None) -> Mechanism:
     """Return what ``steps`` steps (all, by default) under ``privacy`` will have released."""
-    step = PoissonSampled(Gaussian(privacy.noise_multiplier), privacy.sampling_rate)
-    parts: tuple[Mechanism, ...] = (Repeated(step, privacy.steps if steps is None else steps),)
+    training = training_mechanism(
+        sampling=coin_sampling(privacy.sampling_rate),
+        sampling_rate=privacy.sampling_rate,
+        noise_multiplier=privacy.noise_multiplier,
+        steps=privacy.steps if steps is None else steps,
+    )
+    parts: tuple[Mechanism, ...] = (training,)
     if privacy.expected_batch_size is None:
         parts = (*parts, Gaussian(privacy.count_noise_multiplier))
     return Composed(parts)
@@ -68,7 +74,7 @@ def spent_so_far(privacy: PrivacySettings) -> Callable[[int], float]:
 def planned_claim(privacy: PrivacySettings, delta: float, accountant: str) -> Claim:
     """Return the claim that a run under ``privacy`` will make, of no ledger yet."""
     mechanism = planned_mechanism(privacy)
-    sampling = Sampling.FULL_BATCH if privacy.sampling_rate == 1 else Sampling.POISSON
+    sampling = coin_sampling(privacy.sampling_rate)
     adjacency = Adjacency.ADD_OR_REMOVE_ONE
     return Claim(
         epsilon=epsilon_by(accountant, mechanism, delta, adjacency, sampling).epsilon,

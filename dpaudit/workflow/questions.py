@@ -17,6 +17,7 @@ import dpaudit
 from dpaudit.accountants import answers, calibrate, naive, pld, rdp
 from dpaudit.accountants.answers import ACCOUNTANTS, epsilon_by, require_priceable
 from dpaudit.accountants.importers import from_dp_event, from_opacus
+from dpaudit.accountants.schedules import training_mechanism
 from dpaudit.runs.directory import open_run
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
@@ -24,14 +25,12 @@ from dpaudit.vocabulary.claim import EpsilonAnswer
 from dpaudit.vocabulary.errors import (
     IntegrityError,
     InvalidArgument,
-    UnsupportedMechanism,
     require_count,
     require_delta,
     require_positive,
-    require_sampling_rate,
 )
 from dpaudit.vocabulary.ledger import Sampling
-from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, Repeated
+from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.workflow.claims import claim_delta
 
 UNFINISHED = "the run is not finished: this is what it has spent so far"
@@ -236,46 +235,3 @@ def rate_and_steps(dataset_size: int, batch_size: int, epochs: float) -> tuple[f
             "batch_size", batch_size, f"at most the dataset_size of {dataset_size}"
         )
     return batch_size / dataset_size, math.ceil(epochs * dataset_size / batch_size)
-
-
-def training_mechanism(
-    *,
-    sampling: Sampling,
-    sampling_rate: float,
-    noise_multiplier: float,
-    steps: int,
-    adjacency: Adjacency,
-) -> Mechanism:
-    """Return what ``steps`` noisy sums release, under the sampling that was really used.
-
-    Raises:
-        InvalidArgument: a number is out of range.
-        UnsupportedMechanism: shuffled batches under add-or-remove-one: a record more moves
-            other records between batches, and nothing certified is known here.
-    """
-    require_sampling_rate("sampling_rate", sampling_rate)
-    require_count("steps", steps)
-    require_positive("noise_multiplier", noise_multiplier)
-    release = Gaussian(noise_multiplier)
-    match sampling:
-        case Sampling.POISSON:
-            return Repeated(PoissonSampled(release, sampling_rate), steps)
-        case Sampling.FULL_BATCH:
-            if sampling_rate != 1:
-                raise InvalidArgument("sampling_rate", sampling_rate, "1 for full batches")
-            return Repeated(release, steps)
-        case Sampling.SHUFFLED:
-            if adjacency is Adjacency.ADD_OR_REMOVE_ONE:
-                raise UnsupportedMechanism(
-                    release,
-                    "shuffled batches under add-or-remove-one: a record more moves others "
-                    "between batches; use --adjacency zero-out or replace-one",
-                )
-            # A record is in one batch a pass, and the batches of a pass are disjoint:
-            # a pass costs one release on all records, and no amplification is claimed.
-            # steps are whole and a pass is 1/rate of them: 1e-9 is rounding.
-            return Repeated(release, max(1, math.ceil(steps * sampling_rate - 1e-9)))
-        case _:
-            raise UnsupportedMechanism(
-                release, f"{sampling.value} sampling has numbers of its own: build its mechanism"
-            )

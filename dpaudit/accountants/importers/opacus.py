@@ -13,8 +13,9 @@ from typing import Any
 
 from dpaudit.accountants.importers.event_forms import is_list
 from dpaudit.accountants.importers.values import number, shown, whole
+from dpaudit.accountants.schedules import poisson_step
 from dpaudit.vocabulary.errors import InvalidArgument
-from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonSampled, Repeated
+from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, Repeated
 
 ENTRY = "a noise multiplier, a sampling rate and a number of steps, in this order"
 
@@ -49,7 +50,7 @@ def _steps(place: int, entry: Any) -> Mechanism:
     if not is_list(entry) or len(entry) != 3:
         raise InvalidArgument(name, shown(entry), ENTRY)
     try:
-        sampled = PoissonSampled(
+        sampled = poisson_step(
             Gaussian(number("noise_multiplier", entry[0])), number("sampling_rate", entry[1])
         )
         return Repeated(sampled, whole("steps", entry[2]))
