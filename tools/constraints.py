@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE, PROJECT = ROOT / "constraints.txt", ROOT / "pyproject.toml"
 HEADER = "# The tested versions of '.[all,test]'. Written by tools/pin; do not edit.\n"
 # An environment has these by itself, in versions that it chooses.
-NOT_OURS = {"pip", "setuptools", "wheel"}
+NOT_OURS = {"pip", "setuptools", "wheel", "dpaudit"}
+# CUDA builds of torch bring these; a CPU build needs none of them.
+CUDA = ("nvidia-", "cuda-", "triton")
 
 
 def pins(text: str) -> dict[str, Version]:
@@ -53,12 +55,13 @@ def direct_requirements(*extras: str) -> Iterator[Requirement]:
 
 
 def installed() -> dict[str, Version]:
-    """Return the public version of each package of this environment, without ours."""
+    """Return the public version of each package that the project brought here."""
     found = {
         canonicalize_name(one.metadata["Name"]): Version(Version(one.version).public)
         for one in distributions()
     }
-    return {name: found[name] for name in sorted(found.keys() - NOT_OURS - {"dpaudit"})}
+    ours = sorted(name for name in found.keys() - NOT_OURS if not name.startswith(CUDA))
+    return {name: found[name] for name in ours}
 
 
 def constraints_text(versions: dict[str, Version]) -> str:
