@@ -231,7 +231,7 @@ def test_check_core_installs_no_torch_and_passes_arguments_on(machine: Machine) 
     done = machine.run("tools/check-core", str(machine.python), "-k", "gate", VERSION="3.13.0")
     assert done.returncode == 0
     assert machine.installs() == [["--constraint", "constraints.txt", "--editable", ".[test-core]"]]
-    options = ["--core", "--numprocesses", "2", "--quiet"]
+    options = ["--core", "--numprocesses", "2", "--quiet", "-rs"]
     assert machine.calls()[-1] == ["pytest", *options, "-k", "gate"]
     assert (machine.root / ".venv-core-3.13.0").is_dir()
 
