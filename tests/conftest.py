@@ -8,16 +8,22 @@ from pathlib import Path
 import hypothesis
 import pytest
 from places import ROOT
+from without_extras import SkipWithoutExtras
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests, too")
+    parser.addoption(
+        "--core", action="store_true", help="skip tests whose library of an extra is not installed"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Each worker has a core; threads of all would be in each other's way.
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    if config.getoption("--core"):
+        config.pluginmanager.register(SkipWithoutExtras())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

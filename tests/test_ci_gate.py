@@ -22,6 +22,8 @@ from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.workflow.baselines import baseline_of_run
 from dpaudit.workflow.policies import read_policy
 
+pytestmark = pytest.mark.needs("torch")  # the sample trains
+
 SAMPLE = ROOT / "examples" / "ci-gate"
 MODULES = ("data", "settings", "train", "test_privacy")
 CHANGES = sorted(path.stem for path in (SAMPLE / "changes").glob("*.patch"))

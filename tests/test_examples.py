@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from places import ROOT
 
 
+@pytest.mark.needs("torch")
 def test_the_data_parallel_example_trains_both_ways_on_two_ranks(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     sizes = {"train": 64, "test": 20}

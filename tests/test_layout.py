@@ -21,6 +21,27 @@ def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     )
 
 
+def program_without(
+    libraries: tuple[str, ...], arguments: list[str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Call the program in a folder as if some libraries were not installed."""
+    return python(
+        "import importlib.util, os, sys\n"
+        "found = importlib.util.find_spec\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {libraries!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "importlib.util.find_spec = (\n"
+        f"    lambda name, *more: None if name in {libraries!r} else found(name, *more)\n"
+        ")\n"
+        f"sys.argv = ['dpaudit', *{arguments!r}]\n"
+        f"os.chdir({str(folder)!r})\n"
+        "from dpaudit.cli.main import main; main()"
+    )
+
+
 @pytest.mark.parametrize("name", LINKS)
 def test_each_link_at_the_root_opens_its_package(name: str) -> None:
     assert os.readlink(ROOT / name) == f"dpaudit/{name}"
@@ -34,6 +55,7 @@ def test_a_package_refuses_to_be_imported_under_its_bare_name(name: str) -> None
     assert f"import dpaudit.{name}, not {name}" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.needs("ruff")
 def test_no_tool_walks_a_file_twice_through_a_link() -> None:
     """Ruff and pytest do not follow links, the build and mypy look at dpaudit alone."""
     ruff = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
@@ -89,6 +111,7 @@ def test_import_dpaudit_needs_neither_numpy_nor_scipy() -> None:
 NOT_WITH_SCORES = ("torch", "sklearn", "joblib", "safetensors", "PIL", "cryptography", "matplotlib")
 
 
+@pytest.mark.needs("pandas")
 @pytest.mark.parametrize(
     "command", ["gate --claim-epsilon 1", "audit --claim-epsilon 1", "attack", "attack -o s.csv"]
 )
@@ -96,31 +119,26 @@ def test_scores_alone_need_pandas_and_nothing_heavier(tmp_path: Path, command: s
     scores = tmp_path / "scores.csv"
     rows = (f"{value / 100},{value % 2}" for value in range(200))
     scores.write_text("score,member\n" + "\n".join(rows) + "\n")
-    code = (
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {NOT_WITH_SCORES!r}:\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        f"sys.argv = ['dpaudit', *{command.split()!r}, '--scores', {str(scores)!r}]\n"
-        f"import os; os.chdir({str(tmp_path)!r})\n"
-        "from dpaudit.cli.main import main; main()"
-    )
-    result = python(code)
+    result = program_without(NOT_WITH_SCORES, [*command.split(), "--scores", str(scores)], tmp_path)
     assert result.returncode in {0, 3}, result.stderr
     assert result.stdout
 
 
-def test_a_core_install_says_which_extra_trains(tmp_path: Path) -> None:
-    code = (
-        "import importlib.util as u, sys\n"
-        "found = u.find_spec\n"
-        "u.find_spec = lambda name, *more: None if name == 'torch' else found(name, *more)\n"
-        "sys.argv = ['dpaudit', 'train', '--target-epsilon', '3', "
-        f"'--out', {str(tmp_path / 'run')!r}]\n"
-        "from dpaudit.cli.main import main; main()"
-    )
-    result = python(code)
+@pytest.mark.parametrize(
+    ("command", "library", "extra"),
+    [
+        ("train --target-epsilon 3 --out run", "torch", "train"),
+        ("attack --data digits", "torch", "train"),
+        ("attack --scores scores.csv", "pandas", "scores"),
+        ("audit --scores scores.csv --claim-epsilon 1 --delta 1e-5", "pandas", "scores"),
+        ("gate --scores scores.csv --claim-epsilon 1 --delta 1e-5", "pandas", "scores"),
+    ],
+)
+def test_a_core_install_says_which_extra_is_needed(
+    tmp_path: Path, command: str, library: str, extra: str
+) -> None:
+    (tmp_path / "scores.csv").write_text("score,member\n0.5,1\n0.4,0\n")
+    result = program_without((library,), command.split(), tmp_path)
     assert result.returncode == 2
-    assert result.stderr == "dpaudit: torch is not installed: pip install 'dpaudit[train]'\n"
+    expected = f"dpaudit: {library} is not installed: pip install 'dpaudit[{extra}]'"
+    assert result.stderr.splitlines()[-1] == expected

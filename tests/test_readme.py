@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from fill_readme import BLOCK
 from places import ROOT
 
@@ -39,6 +40,7 @@ def toml_with(section: str) -> str:
     return str(found)
 
 
+@pytest.mark.needs("torch")
 def test_every_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
     shutil.copy(ROOT / "dpaudit.toml", tmp_path)
     found = BLOCK.finditer((ROOT / "README.md").read_text())

@@ -1,9 +1,11 @@
-"""Write the JSON Schema of every JSON that dpaudit writes; a test holds them up to date."""
+"""Write the JSON Schema of every JSON that dpaudit writes; a test keeps them up to date."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -41,9 +43,34 @@ KINDS = {
 }
 
 
+def normalised(schema: Any) -> Any:
+    """Return a schema without the parts that depend on the version that generates it.
+
+    - Descriptions are docstrings. Python 3.13 and msgspec 0.23 remove their indentation;
+      earlier versions keep it.
+    - msgspec 0.22 changed the position of null among alternatives. The order of ``anyOf``
+      has no meaning.
+    """
+    if isinstance(schema, list):
+        return [normalised(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: normalised(value) for key, value in schema.items()}
+    # A property may be called "description" or "anyOf"; its value is a schema, so a dict.
+    if isinstance(schema.get("description"), str):
+        schema["description"] = inspect.cleandoc(schema["description"])
+    if isinstance(schema.get("anyOf"), list):
+        schema["anyOf"].sort(key=_text)
+    return schema
+
+
 def schema_text(kind: object) -> str:
     """Return the JSON Schema of ``kind``, as it is shipped."""
-    return json.dumps(msgspec.json.schema(kind), indent=2, sort_keys=True) + "\n"
+    return _text(normalised(msgspec.json.schema(kind))) + "\n"
+
+
+def _text(schema: Any) -> str:
+    return json.dumps(schema, indent=2, sort_keys=True)
 
 
 if __name__ == "__main__":

@@ -123,10 +123,12 @@ def _require_kind(name: str, path: Path) -> None:
 def _found(options: dict[str, Any]) -> Attacked:
     from dpaudit.runs.directory import open_run
     from dpaudit.vocabulary.settings import DataSettings
-    from dpaudit.workflow.scoring import attack_scores
 
     if options["scores"] is not None:
+        from dpaudit.workflow.scoring import attack_scores
+
         return attack_scores(options["scores"], confidence=options["confidence"])
+    import dpaudit.trainer  # noqa: F401  names the extra where torch is missing
     from dpaudit.workflow import attacking
 
     asked = _asked(options)

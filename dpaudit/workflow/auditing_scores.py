@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from dpaudit.attacks.canaries import exposure
@@ -23,6 +23,9 @@ from dpaudit.attacks.one_run import audit_scores
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_positive
 from dpaudit.workflow.planted import Planted, read_planted
+
+if TYPE_CHECKING:  # where pandas is missing, score_file names the extra
+    import pandas as pd
 
 Array = NDArray[np.float64]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from dpaudit.attacks.membership.evaluation import ONE_MODEL, evaluate
 from dpaudit.attacks.membership.score_file import groups_of, read_scores
 from dpaudit.attacks.membership.scores import MembershipScores
 from dpaudit.vocabulary.audit import AttackReport
+
+if TYPE_CHECKING:  # where pandas is missing, score_file names the extra
+    import pandas as pd
 
 SEVERAL_MODELS = "given the models, every pair of a model and a record is an independent trial"
 

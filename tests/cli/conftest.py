@@ -10,17 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calling import Call, Called
+from without_extras import skip_if_asked_for
 
 from dpaudit.cli.main import _run
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pytestconfig: pytest.Config,
+) -> Call:
     def run(*arguments: object) -> Called:
         monkeypatch.setattr(sys, "argv", ["dpaudit", *map(str, arguments)])
         capsys.readouterr()
         code = _run()
         captured = capsys.readouterr()
+        skip_if_asked_for(pytestconfig, captured.err)
         return Called(int(code), captured.out, captured.err)
 
     return run
@@ -40,6 +46,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Iterator[Path]:
     """A finished run; copy it before changing it."""
+    import dpaudit.trainer  # noqa: F401  its error names a library that is missing
+
     out = tmp_path_factory.mktemp("runs") / "small"
     arguments = (
         f"train --data {small_data} --noise-multiplier 2 --sampling-rate 0.1 --steps 30 "
