@@ -14,6 +14,9 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
 
+GRADIENT_SUM = "gradient sum"
+"""What a release of a training step is called."""
+
 
 class Sampling(Enum):
     """How the records of a step were chosen."""
@@ -38,6 +41,12 @@ class Sampling(Enum):
 
     SHUFFLED = "shuffled"
     """Passes over a shuffled data set in batches of one size: no amplification is claimed."""
+
+    @property
+    def records_every_step(self) -> bool:
+        """Whether each step is a release of its own; otherwise one release covers many."""
+        passes = (Sampling.BALLS_IN_BINS, Sampling.CYCLIC_POISSON, Sampling.SHUFFLED)
+        return self not in passes
 
 
 class Randomness(Enum):
