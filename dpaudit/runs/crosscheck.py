@@ -75,11 +75,12 @@ def require_not_contradicted(run: RunFiles, content: Content) -> PrivacyLedger:
     Raises:
         IntegrityError: Names the file that contradicts the ledger.
     """
-    ledger = content.ledger if _agrees_with_claim(run, content) else content.counted
-    require_known_checkpoints(run.checkpoints, ledger)
-    require_agreeing_model(run, ledger)
-    _require_no_more_rows(run, ledger)
-    return ledger
+    counted = content.ledger if _agrees_with_claim(run, content) else content.counted
+    # Whole lines alone: what another file knows of was on the disk, so it was not incomplete.
+    require_known_checkpoints(run.checkpoints, content.ledger)
+    require_agreeing_model(run, content.ledger)
+    _require_no_more_rows(run, content.ledger)
+    return counted
 
 
 def require_resumable(run: RunFiles, content: Content) -> PrivacyLedger:
@@ -88,10 +89,10 @@ def require_resumable(run: RunFiles, content: Content) -> PrivacyLedger:
     Raises:
         IntegrityError: Names the file that contradicts the ledger.
     """
-    ledger = require_consistent(run, content)
+    counted = require_consistent(run, content)
     for newest in complete_checkpoints(run.checkpoints)[-1:]:
-        require_own_checkpoint(newest, ledger)
-    return ledger
+        require_own_checkpoint(newest, content.ledger)
+    return counted
 
 
 def seal_of(run: RunFiles, ledger: PrivacyLedger) -> Seal:
