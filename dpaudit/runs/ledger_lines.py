@@ -17,15 +17,14 @@ that is recorded for it when the run is resumed, and that every reader counts be
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from dpaudit.runs.json_prefix import completed, end_of_value
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.ledger import (
@@ -242,7 +241,8 @@ def _complete_line(text: bytes, previous: str) -> tuple[LedgerLine, str] | None:
         entry, head = _decode_entry(bytes(line.entry)), chain(previous, bytes(line.entry))
     except _BROKEN:
         return None
-    return (entry, head) if line.hash == head else None
+    whole = OPENING + bytes(line.entry) + BETWEEN + head.encode() + CLOSING
+    return (entry, head) if text == whole.removesuffix(b"\n") else None
 
 
 def _incomplete(path: Path, text: bytes, previous: str) -> Tail:
@@ -298,7 +298,7 @@ def _possible_kinds(text: bytes) -> set[type]:
         raise ValueError("it does not begin like a line")
     end = _end_of_entry(text)
     visible = text[len(OPENING) : end]
-    parts = _decode_parts(_completed(visible)) if end is None else _decode_parts(visible)
+    parts = _decode_parts(completed(visible)) if end is None else _decode_parts(visible)
     kinds: set[type] = {kind for kind in KINDS if _fits(kind, parts, complete=end is not None)}
     if not kinds:
         raise ValueError("it is of no known kind")
@@ -311,26 +311,31 @@ def _fits(kind: type[msgspec.Struct], parts: dict[str, msgspec.Raw], *, complete
     Fields that a kind got later, and has defaults for, may be missing. Keys are sorted.
     """
     required = {field.encode_name for field in msgspec.structs.fields(kind) if field.required}
-    known = {*kind.__struct_fields__, "kind"}
+    known, needed = {*kind.__struct_fields__, "kind"}, {*required, "kind"}
     names = list(parts)
     whole, cut = (names, None) if complete else (names[:-1], next(iter(names[-1:]), None))
     before = "" if not whole else whole[-1]
     if whole != sorted(whole) or not set(whole) <= known:
         return False
-    if {name for name in {*required, "kind"} if complete or name <= before} - set(whole):
+    if complete:
+        return needed <= set(whole) and msgspec.json.decode(parts["kind"]) == _tag(kind)
+    # What the last key may be, of which only the beginning may be visible.
+    ends = [one for one in known if one.startswith(cut or "") and one > before]
+    if not any({one for one in needed if one < end} <= set(whole) for end in ends):
         return False
-    if cut is not None and not any(one.startswith(cut) and one > before for one in known):
-        return False
-    tag = str(kind.__struct_config__.tag)
     said = msgspec.json.decode(parts["kind"]) if "kind" in parts else None
     if "kind" in whole:
-        return bool(said == tag)
-    return cut != "kind" or said is None or (isinstance(said, str) and tag.startswith(said))
+        return bool(said == _tag(kind))
+    return cut != "kind" or said is None or (isinstance(said, str) and _tag(kind).startswith(said))
+
+
+def _tag(kind: type[msgspec.Struct]) -> str:
+    return str(kind.__struct_config__.tag)
 
 
 def _release_by_mechanism(text: bytes) -> BookedRelease | None:
     """Return the release of an incomplete entry whose mechanism is all there."""
-    parts = _decode_parts(_completed(text[len(OPENING) :])) if len(text) > len(OPENING) else {}
+    parts = _decode_parts(completed(text[len(OPENING) :])) if len(text) > len(OPENING) else {}
     if list(parts)[:2] != ["kind", "mechanism"] or len(parts) < 3:
         return None  # the mechanism is missing, or the last thing that is visible
     known = b'{"kind":"release","mechanism":' + bytes(parts["mechanism"]) + b',"what":"release"}'
@@ -340,71 +345,5 @@ def _release_by_mechanism(text: bytes) -> BookedRelease | None:
 
 def _end_of_entry(text: bytes) -> int | None:
     """Return where the entry of a line ends; None if it is cut off."""
-    for at, _, stack in _scan(text[len(OPENING) :]):
-        if not stack:
-            return len(OPENING) + at + 1
-    return None
-
-
-def _scan(text: bytes) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield each place in canonical JSON, its state, and the brackets that are open after it.
-
-    The state is "text" in a string, "escape" after a backslash in one, and "plain" elsewhere.
-
-    Raises:
-        ValueError: A byte can be in no canonical line, or a bracket closes another.
-    """
-    stack: list[str] = []
-    state = "plain"
-    for at, byte in enumerate(text):
-        if byte < 0x20 or (state == "plain" and byte in b" \x7f"):
-            raise ValueError("it holds a byte that no line holds")
-        one = chr(byte)
-        if state == "escape":
-            state = "text"
-        elif state == "text":
-            state = {"\\": "escape", '"': "plain"}.get(one, "text")
-        elif one == '"':
-            state = "text"
-        elif one in "{[":
-            stack.append("}" if one == "{" else "]")
-        elif one in "}]" and (not stack or stack.pop() != one):
-            raise ValueError("its brackets do not match")
-        yield at, state, stack
-
-
-def _completed(visible: bytes) -> bytes:
-    """Return a JSON object that begins with ``visible``, to see what that holds.
-
-    Raises:
-        ValueError: None does.
-    """
-    # A character that is cut in the middle is left out; any other error of UTF-8 is raised.
-    text = codecs.getincrementaldecoder("utf-8")("strict").decode(visible, final=False)
-    state, stack = "plain", list[str]()
-    for _, state, stack in _scan(text.encode()):  # noqa: B007  the last state counts
-        pass
-    closers = "".join(reversed(stack))
-    for more in _ENDS["plain" if state == "plain" else "text"]:
-        candidate = (text + more + closers).encode()
-        try:
-            _decode_parts(candidate)
-        except _BROKEN:
-            continue
-        return candidate
-    raise ValueError("it is not the beginning of a JSON object")
-
-
-_ENDS = {
-    # After a value; after a colon or in an array; in a number; before a key; after a key; in
-    # a literal.
-    "plain": (
-        *("", "null", "0", '"":null', ":null"),
-        *("rue", "ue", "e", "alse", "lse", "se", "ull", "ll", "l"),
-    ),
-    # In a value or in a key: between characters, after a backslash, in the digits of \\u00XX.
-    # Nothing else is escaped: canonical text is UTF-8.
-    "text": tuple(
-        more + end for more in ("", "n", "0", "00", "000", "0000") for end in ('"', '":null')
-    ),
-}
+    end = end_of_value(text[len(OPENING) :])
+    return None if end is None else len(OPENING) + end
