@@ -78,8 +78,8 @@ def question_of_run(path: Path, delta: float | None) -> Question:
     """
     run = open_run(path)
     ledger = run.read_unfinished()
-    if ledger.seal is not None:
-        run.read_finished()  # a finished run must also have the files that it was sealed with
+    if ledger.seal is not None or run.claim.exists():
+        run.read_finished()  # a run that has ended must have its seal, and the files sealed with
     if not ledger.releases:
         raise IntegrityError(f"{run.ledger} books no release yet")
     require_priceable(ledger)
