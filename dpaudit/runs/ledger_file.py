@@ -247,7 +247,8 @@ def _close_in_child() -> None:
             writer._file.close()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 @dataclass
@@ -272,12 +273,15 @@ class LedgerWriter:
 
     A forked process cannot use it, nor can it be copied or pickled. Before each line, the
     file must be what the last line left. After a failed write nothing more is recorded.
+
+    Attributes:
+        exclusive: A lock; while it is held, other threads wait to record anything.
     """
 
     def __init__(self, path: Path, file: BinaryIO, end: _End) -> None:
         self._path, self._file, self._end = path.absolute(), file, end
         self._process, self._failed = os.getpid(), False
-        self._one_at_a_time = threading.Lock()
+        self.exclusive = threading.RLock()
         _writers.add(self)
 
     @property
@@ -404,8 +408,22 @@ class LedgerWriter:
 
         ``sealing.seal_run`` writes the claim before that.
         """
-        self._append(Seal(self._end.releases, files))
-        self.close()
+        self._require_own_process()
+        with self.exclusive:
+            self._append(Seal(self._end.releases, files))
+            self.close()
+
+    def require_writable(self) -> None:
+        """Refuse a writer that can record nothing, before something is written beside it.
+
+        Raises:
+            ForkedSession: This process is not the one that opened the ledger.
+            IntegrityError: Somebody else wrote the file, or an earlier write failed.
+            InvalidArgument: The writer was closed.
+        """
+        self._require_own_process()
+        with self.exclusive:
+            self._require_untouched()
 
     def close(self) -> None:
         """Give the ledger free; it can be resumed."""
@@ -413,7 +431,7 @@ class LedgerWriter:
 
     def _append(self, entry: LedgerLine) -> None:
         self._require_own_process()
-        with self._one_at_a_time:
+        with self.exclusive:
             self._require_untouched()
             end = self._end
             line, head = line_of(entry, end.head)

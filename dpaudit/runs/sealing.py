@@ -30,16 +30,20 @@ def seal_run(run: RunDirectory, writer: LedgerWriter, claim: Claim) -> None:
         claim: Computed from the ledger as it is now; its ``ledger_head`` is filled in.
 
     Raises:
-        IntegrityError: A file cannot be read, or the claim is of another number of releases.
+        ForkedSession: This process is not the one that opened the ledger.
+        IntegrityError: A file cannot be read, the claim is of another number of releases, or
+            somebody else wrote the ledger.
         InvalidArgument: The claim cannot be written; then the run goes on without one.
     """
-    if claim.releases != writer.releases:
-        raise IntegrityError(
-            f"the claim is of {claim.releases} releases, {writer.path} holds {writer.releases}"
-        )
-    files = {path.name: sha256(path) for path in run.sealed_files}
-    _write_claim(run, replace(claim, ledger_head=writer.head_after_seal(files)))
-    writer.seal(files)
+    writer.require_writable()
+    with writer.exclusive:
+        if claim.releases != writer.releases:
+            raise IntegrityError(
+                f"the claim is of {claim.releases} releases, {writer.path} holds {writer.releases}"
+            )
+        files = {path.name: sha256(path) for path in run.sealed_files}
+        _write_claim(run, replace(claim, ledger_head=writer.head_after_seal(files)))
+        writer.seal(files)
 
 
 def seal_dead_run(run: RunDirectory, content: Content, claim: Claim) -> None:

@@ -10,6 +10,7 @@ neither              the model's metadata name this run and its number of releas
 
 from __future__ import annotations
 
+import shutil
 from enum import Enum
 
 from msgspec.structs import replace
@@ -70,6 +71,8 @@ def finish(run: RunDirectory, delta: float | None) -> Finished:
         seal_dead_run(run, content, claim)
         done = Finished.BOTH
     run.read_finished()
+    if run.config.exists():  # as dpaudit train does: they hold more than the model
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
     return done
 
 

@@ -203,6 +203,20 @@ def test_a_claim_that_could_not_be_written_does_not_end_the_run(
     assert len(run.read_unfinished().releases) == RELEASES + 1
 
 
+def test_a_forked_process_writes_no_claim(tmp_path: Path) -> None:
+    run, writer = at_its_end(tmp_path / "run")
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            seal_run(run, writer, claim(RELEASES))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert not run.claim.exists()
+    seal(run, writer)
+    assert len(run.read_finished().releases) == RELEASES
+
+
 def test_the_claim_of_another_number_of_releases_is_refused(tmp_path: Path) -> None:
     run, writer = at_its_end(tmp_path / "run")
     with pytest.raises(IntegrityError, match="the claim is of 2 releases"):
