@@ -302,8 +302,10 @@ class LedgerWriter:
         released. What its run left beside it is removed.
 
         Raises:
-            RunExists: There is another file, or a process writes it.
+            RunExists: There is another file, checkpoints of an earlier run are beside it, or
+                a process writes it.
         """
+        _require_no_checkpoints(path)
         try:
             file = path.open("xb", buffering=0)
         except FileExistsError as error:
@@ -589,6 +591,20 @@ def _without_tail(
         raise
     file.close()
     return new, _End(head, len(ledger.releases), len(text))
+
+
+def _require_no_checkpoints(path: Path) -> None:
+    """Refuse a new ledger beside an earlier run's checkpoints, which would contradict it.
+
+    Raises:
+        RunExists: There are some.
+    """
+    run = _run_of(path)
+    if run is not None and complete_checkpoints(run.checkpoints):
+        raise RunExists(
+            f"{run.checkpoints} holds checkpoints of an earlier run: choose another folder, or "
+            "remove them"
+        )
 
 
 def _remove_beginnings(run: RunFiles) -> None:

@@ -367,6 +367,16 @@ def test_a_ledger_cut_to_its_header_is_not_begun_anew(tmp_path: Path, evidence: 
         LedgerWriter.create(run.ledger, header())
 
 
+def test_checkpoints_of_an_earlier_run_keep_a_ledger_from_being_begun(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run")
+    folder = write_checkpoint(run, Progress(2, 2, 10.0, run="another"))
+    with pytest.raises(RunExists, match="checkpoints of an earlier run"):
+        LedgerWriter.create(run.ledger, header())
+    assert not run.ledger.exists()
+    (folder / "COMPLETE").unlink()
+    LedgerWriter.create(run.ledger, header()).close()
+
+
 def test_a_run_that_is_just_beginning_elsewhere_is_not_replaced(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run")
     with LedgerWriter.create(run.ledger, header()) as writer:
