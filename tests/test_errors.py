@@ -149,7 +149,8 @@ SAID = {
     "epsilon --noise-multiplier 1 --delta 1e-5": "missing option {option}",
     "epsilon nowhere": "run must be a run directory that exists, got {path}",
     "epsilon empty": "{path} is no run directory, or incomplete: it has no ledger.jsonl",
-    "epsilon torn": "{path} ends in the middle of a line: truncated, or still written",
+    "epsilon torn": "{path} ends with {number} bytes that are no incomplete line ({error}): the "
+    "ledger was damaged, and what it has lost cannot be told; restore it from a copy",
     "epsilon wrong": "{path}, line {number} is broken: {error}",
     "epsilon --from opacus --delta 1e-5": "--from {source} needs a FILE",
     "epsilon --from opacus nowhere.json --delta 1e-5": "FILE must be readable ({error}), got "

@@ -31,6 +31,7 @@ from dpaudit.gate.policy import ClaimPolicy, Policy
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import write_json
 from dpaudit.runs.ledger_file import LedgerWriter
+from dpaudit.runs.sealing import seal_run
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.ledger import BookedRelease, LedgerHeader, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
@@ -64,8 +65,7 @@ def finished_run(path: Path, releases: int = 4) -> RunDirectory:
         for step in range(releases):
             release = PoissonSampled(Gaussian(1.5), 0.2)
             ledger.book(BookedRelease("gradient sum", release, step=step))
-        ledger.seal({})
-    write_json(run.claim, claim_of(run.read_finished(), 1e-5, "pld"))
+        seal_run(run, ledger, claim_of(run.read_ledger(), 1e-5, "pld"))
     return run
 
 

@@ -213,7 +213,7 @@ def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
         releases=len(ledger.releases),
         ledger_head=ledger.head,
         dpaudit_version=dpaudit.__version__,
-        leaves_out=header.leaves_out,
+        leaves_out=ledger.leaves_out,
         unit=header.unit,
         takes_as_public=header.takes_as_public,
     )

@@ -19,6 +19,7 @@ from dpaudit.cli.conformance import conformance
 from dpaudit.cli.delta import delta
 from dpaudit.cli.epsilon import epsilon
 from dpaudit.cli.export import export
+from dpaudit.cli.finish import finish
 from dpaudit.cli.gate import gate
 from dpaudit.cli.history import history
 from dpaudit.cli.init import init
@@ -41,6 +42,7 @@ def cli() -> None:
 
 for _command in (
     train,
+    finish,
     watch,
     epsilon,
     delta,

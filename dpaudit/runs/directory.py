@@ -8,103 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpaudit.runs.files import name_of, read_toml, sha256
-from dpaudit.runs.ledger_file import is_ledger, locked, read_ledger
+from dpaudit.runs.layout import RunFiles
+from dpaudit.runs.ledger_file import (
+    is_ledger,
+    is_unbegun,
+    locked,
+    read_run,
+    read_unfinished,
+    require_whole,
+)
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.settings import RunConfig
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """Where each file of a run is."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """What was asked."""
-        return self.path / "config.toml"
-
-    @property
-    def ledger(self) -> Path:
-        """What was released."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def model(self) -> Path:
-        """The weights to ship."""
-        return self.path / "model.safetensors"
-
-    @property
-    def canaries(self) -> Path:
-        """The included canaries: all that a trainer needs."""
-        return self.path / "canaries.npz"
-
-    @property
-    def secret_canaries(self) -> Path:
-        """All canaries with their inclusion bits: for the auditor alone."""
-        return self.path / "canaries.secret.npz"
-
-    @property
-    def observations(self) -> Path:
-        """What the noisy sums showed on the canaries' coordinates, step by step."""
-        return self.path / "observations.npz"
-
-    @property
-    def claim(self) -> Path:
-        """The privacy claim."""
-        return self.path / "claim.json"
-
-    @property
-    def audit(self) -> Path:
-        """What was measured."""
-        return self.path / "audit.json"
-
-    @property
-    def attack(self) -> Path:
-        """What further membership attacks could tell."""
-        return self.path / "attack.json"
-
-    @property
-    def conformance(self) -> Path:
-        """Whether its trainer does what the ledger says."""
-        return self.path / "conformance.json"
-
-    @property
-    def verdict(self) -> Path:
-        """What the gate said."""
-        return self.path / "verdict.json"
-
-    @property
-    def report(self) -> Path:
-        """The report for people."""
-        return self.path / "report.html"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folders step-N, each complete once its marker is there."""
-        return self.path / "checkpoints"
-
-    @property
-    def sealed_files(self) -> tuple[Path, ...]:
-        """The files whose digests the ledger's seal holds, where they exist."""
-        files = (self.config, self.model, self.canaries, self.secret_canaries, self.observations)
-        return tuple(path for path in files if path.exists())
-
-    @property
-    def own_files(self) -> tuple[Path, ...]:
-        """Every file that a run may hold, the ledger last."""
-        return (
-            *(self.config, self.model, self.canaries, self.secret_canaries, self.observations),
-            *(self.claim, self.audit, self.attack, self.conformance, self.verdict, self.report),
-            self.ledger,
-        )
-
-    @property
-    def measurements(self) -> tuple[Path, ...]:
-        """What a verdict rests on beside the ledger, where it exists."""
-        files = (self.audit, self.attack, self.conformance)
-        return tuple(path for path in files if path.exists())
+class RunDirectory(RunFiles):
+    """A run's files, and how they are read: every reader of its ledger cross-checks it."""
 
     def measured(self) -> str:
         """Return one digest of everything that was measured, for a verdict to name.
@@ -132,8 +52,26 @@ class RunDirectory:
         return read_toml(self.config, RunConfig)
 
     def read_ledger(self) -> PrivacyLedger:
-        """Return the verified ledger of a run, finished or not."""
-        return read_ledger(self.ledger)
+        """Return the verified ledger of a run, finished or not; it ends with a whole line.
+
+        Raises:
+            IntegrityError: It is missing, torn or altered, or another file of the run
+                contradicts it; a finished run must have its claim.
+        """
+        content = read_run(self)
+        require_whole(self.ledger, content)
+        return content.ledger
+
+    def read_unfinished(self) -> PrivacyLedger:
+        """Return the ledger of a run that may still go on, or whose process may have died.
+
+        An incomplete last line that is a release, or may be one, counts as one.
+
+        Raises:
+            IntegrityError: It is missing, damaged or altered, or another file of the run
+                contradicts it.
+        """
+        return read_unfinished(self.ledger)
 
     def read_finished(self) -> PrivacyLedger:
         """Return the ledger of a finished run whose files are those that it was sealed with.
@@ -144,8 +82,8 @@ class RunDirectory:
         ledger = self.read_ledger()
         if ledger.seal is None:
             raise IntegrityError(
-                f"{self.path} is not finished: resume it with dpaudit train --resume, or end the "
-                "loop of your own with private.finish()"
+                f"{self.path} is not finished: resume it with dpaudit train --resume, end the "
+                "loop of your own with private.finish(), or complete it with dpaudit finish"
             )
         self.require_unaltered(ledger.seal.files)
         return ledger
@@ -179,15 +117,45 @@ def open_run(path: Path) -> RunDirectory:
 def require_absent(path: Path) -> None:
     """Refuse a path where something is already.
 
+    An empty directory is allowed, and one that holds nothing but a run that never released
+    anything: its process died before it did.
+
     Raises:
-        RunExists: there is something, an empty directory aside.
+        RunExists: there is something else.
     """
-    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+    if path.is_symlink() or (path.exists() and not _may_hold_a_run(path)):
         raise RunExists(f"{path} exists: choose another --out, or pass --overwrite or --resume")
 
 
+def _may_hold_a_run(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    if not any(path.iterdir()):
+        return True
+    run = RunDirectory(path)
+    return not _others_than(run) and is_unbegun(run.ledger)
+
+
+def _others_than(run: RunDirectory) -> list[str]:
+    """Return the names in a run directory that are not the run's."""
+    own = {file.name for file in run.own_files} | {run.checkpoints.name}
+    return [file.name for file in run.path.iterdir() if name_of(file) not in own]
+
+
+def files_in_the_way(run: RunDirectory) -> list[Path]:
+    """Return the files of an earlier run that a new ledger must not be put beside.
+
+    None, if the earlier run never released anything: ``LedgerWriter.create`` replaces it.
+    """
+    if is_unbegun(run.ledger):
+        return []
+    return [file for file in run.own_files if file.exists()]
+
+
 def create_run(path: Path) -> RunDirectory:
-    """Make a new run directory.
+    """Make a new run directory, or take that of a run that never released anything.
+
+    The ledger is to be created first: that removes what such a run left.
 
     Raises:
         RunExists: there is something, or no directory can be made there.
@@ -212,8 +180,7 @@ def remove_run(path: Path) -> None:
     run = RunDirectory(path)
     if path.is_symlink() or not path.is_dir() or not is_ledger(run.ledger):
         raise RunExists(f"{path} is no run directory: choose another --out")
-    own = {file.name for file in run.own_files} | {run.checkpoints.name}
-    others = [file.name for file in path.iterdir() if name_of(file) not in own]
+    others = _others_than(run)
     if others:
         raise RunExists(f"{path} holds {others[0]!r}, which is not the run's: move it away first")
     with locked(run.ledger):

@@ -5,43 +5,41 @@ A folder counts once its marker is there, which is written last.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import msgspec
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from dpaudit.runs.checkpoints import (
+    MARKER,
+    PROGRESS,
+    Progress,
+    complete_checkpoints,
+    read_newest_progress,
+    read_progress,
+    remove_checkpoint,
+)
 from dpaudit.runs.files import (
     read_arrays,
-    read_json,
     sync,
     write_bytes,
     write_json,
     write_secret_arrays,
 )
 from dpaudit.trainer.taps import Tap, as_arrays, from_arrays
-from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import IntegrityError
 
-MARKER = "COMPLETE"
+__all__ = [
+    "MARKER",
+    "Progress",
+    "read_newest_checkpoint",
+    "read_newest_progress",
+    "read_newest_taps",
+    "write_checkpoint",
+]
+
 KEPT = 2
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far the run had come, its public normaliser, and how many releases were booked.
-
-    ``clip_norm`` is where one that is learned had come; ``run`` is what the ledger's header
-    calls the run, where the ledger is not in the same folder.
-    """
-
-    steps_done: int
-    releases: int
-    expected_batch_size: float
-    clip_norm: float | None = None
-    run: str = ""
-    schema_version: str = SCHEMA_VERSION
 
 
 def write_checkpoint(
@@ -57,30 +55,24 @@ def write_checkpoint(
     ``average`` is that of the model over the steps, where there is one.
     """
     folder = checkpoints / f"step-{progress.steps_done}"
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_checkpoint(folder)
     folder.mkdir(parents=True)
     save_model(model, str(folder / "model.safetensors"))
     if average is not None:
         save_model(average, str(folder / "average.safetensors"))
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     write_secret_arrays(folder / "observations.npz", **as_arrays(taps))
-    write_json(folder / "progress.json", progress)
+    write_json(folder / PROGRESS, progress)
     for file in folder.glob("*.safetensors"):
         sync(file)
     write_bytes(folder / MARKER, b"")
-    for old in _complete(checkpoints)[:-KEPT]:
-        shutil.rmtree(old)
-
-
-def read_newest_progress(checkpoints: Path) -> Progress | None:
-    """Return how far the newest complete checkpoint had come, if there is one."""
-    folders = _complete(checkpoints)
-    return read_json(folders[-1] / "progress.json", Progress) if folders else None
+    for old in complete_checkpoints(checkpoints)[:-KEPT]:
+        remove_checkpoint(old)
 
 
 def read_newest_taps(checkpoints: Path) -> list[Tap]:
     """Return what the steps up to the newest complete checkpoint showed; none without one."""
-    folders = _complete(checkpoints)
+    folders = complete_checkpoints(checkpoints)
     return from_arrays(read_arrays(folders[-1] / "observations.npz")) if folders else []
 
 
@@ -95,11 +87,11 @@ def read_newest_checkpoint(
     Raises:
         IntegrityError: the checkpoint is broken, or of another model.
     """
-    folders = _complete(checkpoints)
+    folders = complete_checkpoints(checkpoints)
     if not folders:
         return None
     newest = folders[-1]
-    progress = read_json(newest / "progress.json", Progress)
+    progress = read_progress(newest)
     try:
         # All is read before anything is filled: a broken file changes nothing.
         state = load_file(newest / "optimizer.safetensors")
@@ -113,14 +105,6 @@ def read_newest_checkpoint(
         raise
     except Exception as error:  # safetensors and torch raise their own kinds
         raise IntegrityError(f"{newest} is broken, or of another model: {error}") from error
-
-
-def _complete(checkpoints: Path) -> list[Path]:
-    """Return the complete checkpoints, oldest first."""
-    if not checkpoints.is_dir():
-        return []
-    folders = [folder for folder in checkpoints.iterdir() if (folder / MARKER).exists()]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ DpauditError
         UnsupportedMechanism   a question this accountant must not answer
     MissingExtra        an optional library is not installed exit code 2
     RunExists           a run would be overwritten           exit code 2
+    ForkedSession       a writer was forked or copied        exit code 2
     IntegrityError      a file is missing, torn or altered   exit code 4
     Refuted             a run gives away more than it claims  exit code 1
     AccountingError     no number that is certainly true     exit code 3
@@ -65,6 +66,15 @@ class MissingExtra(DpauditError, ImportError):
 
 class RunExists(DpauditError):
     """A run directory would be overwritten without being asked to."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ForkedSession(DpauditError):
+    """A ledger's writer was used in a forked process, copied or pickled.
+
+    Two writers would use the same noise twice, or record one release for two.
+    """
 
     exit_code = ExitCode.USAGE
 

@@ -14,6 +14,9 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
 
+GRADIENT_SUM = "gradient sum"
+"""What a release of a training step is called."""
+
 
 class Sampling(Enum):
     """How the records of a step were chosen."""
@@ -38,6 +41,12 @@ class Sampling(Enum):
 
     SHUFFLED = "shuffled"
     """Passes over a shuffled data set in batches of one size: no amplification is claimed."""
+
+    @property
+    def records_every_step(self) -> bool:
+        """Whether each step is a release of its own; otherwise one release covers many."""
+        passes = (Sampling.BALLS_IN_BINS, Sampling.CYCLIC_POISSON, Sampling.SHUFFLED)
+        return self not in passes
 
 
 class Randomness(Enum):
@@ -108,10 +117,43 @@ class BookedRelease(msgspec.Struct, frozen=True, tag_field="kind", tag="release"
 
 
 class Resumed(msgspec.Struct, frozen=True, tag_field="kind", tag="resumed"):
-    """A process took over at ``step``; steps from there on may be booked twice."""
+    """A process took over at ``step``; steps from there on may be recorded twice.
+
+    Attributes:
+        step: The first step that the process takes.
+        randomness: Where its noise and sampling come from.
+        dropped: The incomplete last line that the resuming process removed, at most its
+            first characters; empty if the ledger ended with a complete line. If the line was
+            a release, or may have been one, a release was recorded for it just before.
+    """
 
     step: int
     randomness: Randomness
+    dropped: str = ""
+
+
+class DeclaredChange(msgspec.Struct, frozen=True, tag_field="kind", tag="declared-change"):
+    """The user declares that the model was changed outside of the recorded steps.
+
+    Attributes:
+        what: How it was changed, in the user's words.
+        step: After how many steps.
+    """
+
+    what: str
+    step: int
+
+
+class Checkpointed(msgspec.Struct, frozen=True, tag_field="kind", tag="checkpointed"):
+    """A checkpoint was written.
+
+    Attributes:
+        step: After how many steps.
+        files: SHA-256 of each of its files, by name.
+    """
+
+    step: int
+    files: dict[str, str]
 
 
 class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
@@ -121,7 +163,10 @@ class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
     files: dict[str, str]
 
 
-LedgerLine = LedgerHeader | Begun | BookedRelease | Resumed | Seal
+BodyLine = Begun | BookedRelease | Resumed | DeclaredChange | Checkpointed | Seal
+"""Every kind of line after the header."""
+
+LedgerLine = LedgerHeader | BodyLine
 
 
 class PrivacyLedger(msgspec.Struct, frozen=True):
@@ -134,7 +179,7 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
     """
 
     header: LedgerHeader
-    lines: tuple[Begun | BookedRelease | Resumed | Seal, ...]
+    lines: tuple[BodyLine, ...]
     head: str
 
     @property
@@ -153,6 +198,16 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
         """The seal, or None while the run goes on."""
         last = self.lines[-1] if self.lines else None
         return last if isinstance(last, Seal) else None
+
+    @property
+    def leaves_out(self) -> tuple[str, ...]:
+        """What no claim of this run covers: the header's list and every declared change."""
+        changes = (
+            f"model changed outside of the recorded steps at step {line.step}: {line.what}"
+            for line in self.lines
+            if isinstance(line, DeclaredChange)
+        )
+        return tuple(dict.fromkeys((*self.header.leaves_out, *changes)))
 
     @property
     def mechanism(self) -> Mechanism:

@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dpaudit.report.watch_text import Measured
+from dpaudit.runs.checkpoints import read_newest_progress
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.trainer.checkpoint import read_newest_progress
 from dpaudit.trainer.data import Split, load
 from dpaudit.trainer.evaluate import evaluate
 from dpaudit.trainer.models import make_model

@@ -50,8 +50,6 @@ def require_own_claim(run: RunDirectory, ledger: PrivacyLedger) -> None:
     Raises:
         IntegrityError: it is of another ledger, or says another epsilon.
     """
-    if not run.claim.exists():
-        return
     written = read_json(run.claim, Claim)
     again = claim_of(ledger, written.delta, written.accountant)
     same_ends = math.isclose(
@@ -62,5 +60,5 @@ def require_own_claim(run: RunDirectory, ledger: PrivacyLedger) -> None:
     )
     if not same_ends or rest != again:
         raise IntegrityError(
-            f"{run.claim} is not what its ledger says: delete it, or restore the run"
+            f"{run.claim} is not what its ledger says: restore both from one copy of the run"
         )

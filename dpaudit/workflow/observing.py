@@ -12,7 +12,6 @@ from dpaudit.accountants.answers import claim_of, epsilon_by
 from dpaudit.gate.policy import Policy
 from dpaudit.report.watch_text import Glimpse, Limit, Measured, Stage
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.ledger_file import read_unfinished
 from dpaudit.vocabulary.errors import (
     AccountingError,
     DpauditError,
@@ -71,7 +70,8 @@ class Observer:
         """Return how far the run is.
 
         Raises:
-            IntegrityError: a whole line of its ledger is broken or altered.
+            IntegrityError: its ledger is damaged or altered, or another file of the run
+            contradicts it.
             InvalidArgument: neither its settings nor a policy names a delta.
         """
         name = self._run.path.resolve().name
@@ -217,13 +217,13 @@ def _last_step(ledger: PrivacyLedger) -> Release | None:
 
 
 def _read(run: RunDirectory) -> PrivacyLedger | None:
-    """Return the whole lines of a ledger; None before its first line is whole."""
+    """Return a ledger, cross-checked with its run; None before its first line is whole."""
     try:
         with run.ledger.open("rb") as file:
             begun = file.readline().endswith(b"\n")
     except OSError as error:
         raise IntegrityError(f"{run.ledger} cannot be read: {error.strerror}") from error
-    return read_unfinished(run.ledger) if begun else None
+    return run.read_unfinished() if begun else None
 
 
 def _steps_asked(run: RunDirectory) -> int | None:

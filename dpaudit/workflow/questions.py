@@ -72,12 +72,13 @@ def question_of_run(path: Path, delta: float | None) -> Question:
     """Return the question that a run's ledger poses, at its own delta unless another is given.
 
     Raises:
-        IntegrityError: the ledger is missing, torn or altered, or books nothing yet.
+        IntegrityError: the ledger is missing, damaged or altered, another file of the run
+            contradicts it, or it books nothing yet.
     """
     run = open_run(path)
-    ledger = run.read_ledger()
-    if ledger.seal is not None:
-        run.read_finished()  # a finished run must also have the files that it was sealed with
+    ledger = run.read_unfinished()
+    if ledger.seal is not None or run.claim.exists():
+        run.read_finished()  # a run that has ended must have its seal, and the files sealed with
     if not ledger.releases:
         raise IntegrityError(f"{run.ledger} books no release yet")
     require_priceable(ledger)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from dpaudit.accountants import pld, risk
-from dpaudit.accountants.answers import ACCOUNTANTS, claim_of, epsilon_by
+from dpaudit.accountants.answers import ACCOUNTANTS, epsilon_by
 from dpaudit.report.evidence import (
     Curve,
     ProfilePoint,
@@ -33,8 +33,6 @@ from dpaudit.vocabulary.verdict import Verdict
 from dpaudit.workflow.baselines import baseline_of_run
 from dpaudit.workflow.canary_scores import canary_scores
 from dpaudit.workflow.claims import (
-    CLAIMING_ACCOUNTANT,
-    claim_delta,
     require_measured_before,
     require_own_claim,
 )
@@ -63,11 +61,7 @@ def gather(run: RunDirectory, history: tuple[PastRun, ...] = ()) -> ReportEviden
     """
     ledger = run.read_finished()
     require_own_claim(run, ledger)
-    claim = (
-        read_json(run.claim, Claim)
-        if run.claim.exists()
-        else claim_of(ledger, claim_delta(run), CLAIMING_ACCOUNTANT)
-    )
+    claim = read_json(run.claim, Claim)
     known = ReportEvidence(
         run=run.path.resolve().name,
         claim=claim,

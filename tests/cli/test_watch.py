@@ -24,13 +24,16 @@ NAMES = (
     *("rate", "ends", "held-out accuracy"),
 )
 
+MADE_AT_THE_END = ("model.safetensors", "observations.npz", "claim.json")
+
 
 @pytest.fixture
 def unfinished(run_copy: Path) -> Path:
     """The run as it was before its seal."""
     ledger = run_copy / "ledger.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
-    (run_copy / "model.safetensors").unlink()
+    for made_at_the_end in MADE_AT_THE_END:
+        (run_copy / made_at_the_end).unlink()
     return run_copy
 
 
@@ -88,10 +91,16 @@ def test_a_run_that_grows_is_followed_to_its_seal(
         file.touch()  # it begins now, however long ago it was trained
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     (run / "ledger.jsonl").write_bytes(b"".join(lines[:3]))
+    for made_at_the_end in MADE_AT_THE_END:
+        (run / made_at_the_end).unlink()
 
     def grow() -> None:
         with (run / "ledger.jsonl").open("ab", buffering=0) as ledger:
             for line in lines[3:]:
+                if line is lines[-1]:
+                    for made_at_the_end in MADE_AT_THE_END:
+                        shutil.copy(trained / made_at_the_end, tmp_path / "new")
+                        (tmp_path / "new").rename(run / made_at_the_end)
                 ledger.write(line[:50])  # a reader may come at any moment
                 time.sleep(0.005)
                 ledger.write(line[50:])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ledgers import claim
 
 from dpaudit.runs.directory import (
     RunDirectory,
@@ -15,8 +16,9 @@ from dpaudit.runs.directory import (
     remove_run,
     require_absent,
 )
-from dpaudit.runs.files import sha256, write_arrays, write_toml
+from dpaudit.runs.files import write_arrays, write_toml
 from dpaudit.runs.ledger_file import LedgerWriter
+from dpaudit.runs.sealing import seal_run
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import BookedRelease, LedgerHeader, Randomness, Sampling
@@ -59,12 +61,12 @@ def make_run(path: Path, *, sealed: bool = True) -> RunDirectory:
     run = create_run(path)
     write_toml(run.config, CONFIG)
     for number, array in enumerate((run.canaries, run.secret_canaries, run.observations)):
-        write_arrays(array, rows=np.full(3, number))
+        write_arrays(array, rows=np.full((1, 3), number))
     run.model.write_bytes(b"weights")
     with LedgerWriter.create(run.ledger, HEADER) as ledger:
         ledger.book(BookedRelease("gradient sum", Gaussian(1.0), 0))
         if sealed:
-            ledger.seal({file.name: sha256(file) for file in run.sealed_files})
+            seal_run(run, ledger, claim(1))
     return run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from ledgers import STEPS, Begin, book_step
+from ledgers import STEPS, Begin, book_step, finish
 
 from dpaudit.accountants import pld
 from dpaudit.runs.directory import RunDirectory
@@ -29,7 +29,7 @@ def finished(begin: Begin) -> RunDirectory:
     run, writer = begin()
     for step in range(STEPS):
         book_step(writer, step)
-    writer.seal({})
+    finish(run, writer)
     return run
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from ledgers import STEPS, Begin, book_step
+from ledgers import STEPS, Begin, book_step, finish
 
 from dpaudit.accountants import pld
 from dpaudit.gate.policy import ClaimPolicy, Policy
@@ -48,7 +48,7 @@ def test_a_run_is_seen_from_its_first_line_to_its_seal(begin: Begin) -> None:
     for step in range(10, STEPS):
         book_step(writer, step)
     assert not observer.look().finished
-    writer.seal({})
+    finish(run, writer)
     seen = observer.look()
     assert seen.finished
     assert seen.spent == seen.projected == upper(STEPS)
@@ -231,7 +231,7 @@ def test_watching_writes_nothing(begin: Begin, tmp_path: Path) -> None:
     before = everything()
     look(run)
     assert everything() == before
-    writer.seal({})  # the writer's lock was never in question
+    finish(run, writer)  # the writer's lock was never in question
 
 
 def test_many_steps_are_read_quickly(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def _set_for_less(ledger: PrivacyLedger) -> bool:
 
 
 def _left_out(ledger: PrivacyLedger, claim: Claim, made: Made) -> Iterator[tuple[str, str]]:
-    for name in ledger.header.leaves_out:
+    for name in ledger.leaves_out:
         if name not in claim.leaves_out:
             yield "left out", f"the ledger says that no claim covers {name}; the claim is silent"
     if made.runs > 1 and TUNING not in claim.leaves_out:
