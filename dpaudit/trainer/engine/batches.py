@@ -118,7 +118,9 @@ def _mapping(like: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any
 
 
 def _dataclass(batch: Any, own: Callable[[Batch], Batch]) -> Any:
-    changed = {f.name: own(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+    given = {f.name: (getattr(batch, f.name), f.default) for f in dataclasses.fields(batch)}
+    # A field that has its default says nothing of the records.
+    changed = {name: own(value) for name, (value, usual) in given.items() if value is not usual}
     try:
         return dataclasses.replace(batch, **changed)
     except (TypeError, ValueError) as error:
@@ -257,6 +259,18 @@ def shapes(batch: Batch) -> tuple[object, ...]:
 def doubled(batch: Batch) -> Batch:
     """Return one record twice."""
     return taken(batch, torch.tensor([0, 0]))
+
+
+def joined(one: Batch, other: Batch) -> Batch:
+    """Return the records of one batch, then those of another of the same kind."""
+    rest, more = iter(tensors(other)), iter(columns(other))
+
+    def entries(column: Column) -> Column:
+        if isinstance(column, np.ndarray):
+            return np.concatenate([column, next(more)])
+        return _of_type(column, [*column, *next(more)])
+
+    return mapped(one, lambda tensor: torch.cat([tensor, next(rest)]), entries)
 
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:
