@@ -27,8 +27,8 @@ from dpaudit.trainer.engine.batches import (
     tensors,
     unfolded,
 )
-from dpaudit.trainer.engine.functional import PerSampleLoss
 from dpaudit.trainer.engine.comparison import same
+from dpaudit.trainer.engine.functional import PerSampleLoss
 from dpaudit.trainer.engine.seeding import seed_torch
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import InvalidArgument, require_count

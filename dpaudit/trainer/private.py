@@ -167,7 +167,9 @@ class Private:
             )  # fmt: skip
         if not self._may_go_on():
             raise BudgetExceeded("one step more would exceed the budget that was set")
-        self._engine.loss = averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+        self._engine.loss = (
+            averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+        )
         noise_multiplier = self.recipe.noise_multiplier(self.steps)
         norm = self.clip_rule.sensitivity(self.steps, noise_multiplier)
         with whole_parameters(self.model):

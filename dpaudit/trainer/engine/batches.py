@@ -129,6 +129,11 @@ def _dataclass(batch: Any, own: Callable[[Batch], Batch]) -> Any:
         ) from error  # fmt: skip
 
 
+def fresh(batch: Batch) -> Batch:
+    """Return the same tensors and columns in new containers, which a loss may take apart."""
+    return mapped(batch, lambda tensor: tensor)
+
+
 def tensors(batch: Batch) -> list[Tensor]:
     """Return all tensors of a batch, in a fixed order."""
     found: list[Tensor] = []

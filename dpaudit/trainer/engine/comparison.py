@@ -20,7 +20,7 @@ def same(one: object, other: object) -> bool:
             return bool(_same_arrays(one, other))
         case Mapping(), Mapping():
             return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-        case (list() | tuple()), (list() | tuple()):
+        case ((list() | tuple()), (list() | tuple())):
             pairs = zip(one, other, strict=False)
             return len(one) == len(other) and all(same(a, b) for a, b in pairs)
         case float(), float():

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batches import Batch, blank, count, mapped, part, taken
+from dpaudit.trainer.engine.batches import Batch, blank, count, fresh, mapped, part, taken
 from dpaudit.trainer.engine.comparison import same
 from dpaudit.trainer.engine.functional import PerSampleLoss, swapped, typed_errors
 from dpaudit.trainer.engine.seeding import seed_torch
@@ -99,7 +99,7 @@ class Look:
     def _run(self, batch: Batch) -> Tensor:
         seed_torch(0)  # the same dropout in all passes
         with torch.enable_grad():
-            losses: Tensor = self._loss(self._model, batch)
+            losses: Tensor = self._loss(self._model, fresh(batch))
         return losses.detach()
 
     def watch(self, batch: Batch) -> Tensor:
@@ -193,7 +193,11 @@ class Look:
             InvalidArgument: names the buffer.
         """
         self._state.restore()
-        start, guard, own = saved_state(self._model), BufferGuard(self._model), attributes(self._model)
+        start, guard, own = (
+            saved_state(self._model),
+            BufferGuard(self._model),
+            attributes(self._model),
+        )
         with typed_errors():
             losses = self.losses(batch)
         after, changed = saved_state(self._model), _differ(own, attributes(self._model))

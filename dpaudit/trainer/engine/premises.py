@@ -270,4 +270,6 @@ def _is_users(kind: type) -> bool:
 def _names(code: CodeType) -> tuple[str, ...]:
     """Return the names that a function and those written inside it read."""
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
-    return tuple(dict.fromkeys([*code.co_names, *(name for each in inner for name in _names(each))]))
+    return tuple(
+        dict.fromkeys([*code.co_names, *(name for each in inner for name in _names(each))])
+    )

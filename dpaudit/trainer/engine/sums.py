@@ -23,14 +23,15 @@ from dpaudit.trainer.engine.batches import (
     chunks,
     count,
     doubled,
+    fresh,
     joined,
     part,
     shapes,
     taken,
 )
 from dpaudit.trainer.engine.clipping import Clipping, finite_records
-from dpaudit.trainer.engine.forms import Dense, Form, merged
 from dpaudit.trainer.engine.comparison import same
+from dpaudit.trainer.engine.forms import Dense, Form, merged
 from dpaudit.trainer.engine.functional import (
     FAILURES,
     PerRecordGradients,
@@ -389,7 +390,7 @@ class Engine:
 
     def _fresh_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         self._reset()
-        return self.loss(model, batch)
+        return self.loss(model, fresh(batch))
 
     def _in_training_or_not(self, agree: Callable[[], bool | None]) -> bool | None:
         """Ask in training mode; without it if what is drawn there, as dropout, differs."""
@@ -433,10 +434,10 @@ class Engine:
         truth = differentiated((weights * again).sum(), [named[name] for name in plan.by_rule])
         gap = size = 0.0
         with torch.no_grad():
-            for name, true in zip(plan.by_rule, truth, strict=True):
+            for name, found_true in zip(plan.by_rule, truth, strict=True):
                 form, zeros = forms[name], torch.zeros_like(named[name])
                 own = zeros if form is None else form.weighted(weights).view_as(zeros)
-                true = zeros if true is None else true
+                true = zeros if found_true is None else found_true
                 gap += float(torch.linalg.vector_norm(own - true)) ** 2
                 size += float(torch.linalg.vector_norm(true)) ** 2
         return not gap > AGREEMENT**2 * size + 1e-30  # NaN tells nothing
