@@ -125,7 +125,8 @@ def _dataclass(batch: Any, own: Callable[[Batch], Batch]) -> Any:
         return dataclasses.replace(batch, **changed)
     except (TypeError, ValueError) as error:
         raise InvalidArgument(
-            "batch", f"{type(batch).__name__} in it", "of dataclasses that dataclasses.replace takes"
+            "batch", f"a {type(batch).__name__} in it", "of dataclasses that can be replaced: all "
+            "fields are arguments of __init__",
         ) from error  # fmt: skip
 
 

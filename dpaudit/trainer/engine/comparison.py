@@ -39,7 +39,7 @@ def _same_tensors(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (torch.isnan(one) & torch.isnan(other))).all())
 
 
-def _same_arrays(one: np.ndarray, other: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _same_arrays(one: np.ndarray, other: np.ndarray) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.dtype == object:

@@ -123,6 +123,8 @@ class PerRecordGradients:
 
     def _of_one(self, record: Batch) -> list[Tensor]:
         parameters = list(self._parameters.values())
+        if not self._may_be_at_once:  # a loss that takes gradients may add them up there
+            self._model.zero_grad()
         self._reset()
         with torch.enable_grad():
             loss = self._loss(self._model, record).sum()

@@ -13,6 +13,7 @@ and state outside of the model and the loss.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 SIMPLE = frozenset({bool, int, float, complex, str, bytes, type(None)})
 SMALL = 16  # numbers of a tensor that are compared by value
 MOST_ENTRIES = 64  # of a container or object
-MOST_ITEMS = 5000  # of a snapshot, which bounds what it costs
+MOST_ITEMS = 5000  # of a loss, which bounds what it costs
 DEPTH = 6
 OWN = frozenset(nn.Module().__dict__)  # what torch keeps in every module
 LIBRARIES = ("site-packages", "dist-packages")
@@ -48,8 +49,8 @@ class Premises:
 def premises_of(model: nn.Module, loss: object) -> Premises:
     """Take a snapshot of a model and a loss; no tensor on an accelerator is read."""
     snapshot = _Snapshot()
-    snapshot.module(model)
     snapshot.add(loss, DEPTH)
+    snapshot.module(model)
     return Premises(tuple(snapshot.structure), tuple(snapshot.values), tuple(snapshot.kept))
 
 
@@ -60,6 +61,8 @@ class _Snapshot:
         self.kept: list[object] = []
         self._seen: set[int] = set()
         self._tensors: dict[int, int] = {}
+        self._classes: set[type] = set()
+        self._most = MOST_ITEMS
 
     def module(self, root: nn.Module) -> None:
         """Add a module and all below it, each once."""
@@ -71,6 +74,7 @@ class _Snapshot:
             self._seen.add(id(module))
             self.kept.append(module)
             own = module.__dict__
+            self._most = len(self.values) + MOST_ENTRIES * MOST_ENTRIES
             self.structure += (id(module), module.training)
             for hooks in (own.get("_forward_hooks"), own.get("_forward_pre_hooks")):
                 if hooks:
@@ -126,9 +130,9 @@ class _Snapshot:
 
     def _class(self, kind: type) -> None:
         """Add what a user's class has on it, and what its methods read."""
-        if kind in self._seen_classes or not _is_users(kind):
+        if kind in self._classes or not _is_users(kind):
             return
-        self._seen_classes.add(kind)
+        self._classes.add(kind)
         for base in kind.__mro__:
             if base is nn.Module:
                 break
@@ -140,17 +144,13 @@ class _Snapshot:
                 if isinstance(value, FunctionType) or type(value) in SIMPLE:
                     self.add(value, DEPTH - 3)
 
-    @functools.cached_property
-    def _seen_classes(self) -> set[type]:
-        return set()
-
     def add(self, value: object, depth: int) -> None:
         """Add anything, with what it refers to."""
         kind = type(value)
         if kind in SIMPLE:
             self.values.append(value if value == value else "NaN")  # noqa: PLR0124
             return
-        if depth <= 0 or len(self.values) > MOST_ITEMS or self._known(value):
+        if depth <= 0 or len(self.values) > self._most or self._known(value):
             return
         match value:
             case nn.Module():
@@ -195,7 +195,7 @@ class _Snapshot:
                 break
             self.add(value, depth - 1)
 
-    def _array(self, array: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _array(self, array: np.ndarray) -> None:
         self.values += (array.shape, array.dtype.str)
         if array.size <= SMALL:
             self.values.append(repr(array.tolist()))
@@ -262,8 +262,8 @@ def _in_library(filename: str) -> bool:
 @functools.cache
 def _is_users(kind: type) -> bool:
     """Return whether a class is written in user code."""
-    functions = (value for value in vars(kind).values() if isinstance(value, FunctionType))
-    return any(not _in_library(function.__code__.co_filename) for function in functions)
+    written = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return not _in_library(written or "")
 
 
 @functools.lru_cache(4096)

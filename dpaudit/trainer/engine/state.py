@@ -54,14 +54,10 @@ class _Listed:
     def restore(self) -> None:
         self.holder[self.name] = self.value
         if isinstance(self.value, list) and isinstance(self.entries, list):
-            if list(map(id, self.value)) != list(map(id, self.entries)):
-                self.value[:] = self.entries
+            self.value[:] = self.entries
         elif isinstance(self.value, dict) and isinstance(self.entries, dict):
-            if [(k, id(v)) for k, v in self.value.items()] != [
-                (k, id(v)) for k, v in self.entries.items()
-            ]:
-                self.value.clear()
-                self.value.update(self.entries)
+            self.value.clear()
+            self.value.update(self.entries)
 
 
 @dataclass
@@ -105,9 +101,9 @@ class ModuleState:
         for prefix, module in model.named_modules():
             for name, buffer in module._buffers.items():
                 if buffer is None:
-                    self._parts.append(_Simple(module._buffers, {name: None}))  # type: ignore[arg-type]
+                    self._parts.append(_Simple(module._buffers, {name: None}))
                 elif buffers is None or _full_name(prefix, name) in buffers:
-                    self._keep(module._buffers, name, buffer)  # type: ignore[arg-type]
+                    self._keep(module._buffers, name, buffer)
             if not isinstance(module, LazyModuleMixin):
                 self._attributes(module)
             if keeps_extra_state(module):
@@ -197,9 +193,14 @@ class BufferGuard:
 
 def _any_differ(pairs: list[tuple[Tensor, Tensor]]) -> bool:
     """Wait for each device once; NaN differs."""
+    if any(a.device != b.device for a, b in pairs):
+        return True
     if all(a.device.type == "cpu" for a, _ in pairs):
         return any(not torch.equal(a, b) for a, b in pairs)
-    return any(bool(each) for each in [(a != b).any().cpu() for a, b in pairs])
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for a, b in pairs:
+        by_device.setdefault(a.device, []).append((a != b).any())
+    return any(bool(torch.stack(each).any()) for each in by_device.values())
 
 
 EXTRA = "_extra_state"

@@ -33,7 +33,6 @@ from dpaudit.trainer.engine.clipping import Clipping, finite_records
 from dpaudit.trainer.engine.comparison import same
 from dpaudit.trainer.engine.forms import Dense, Form, merged
 from dpaudit.trainer.engine.functional import (
-    FAILURES,
     PerRecordGradients,
     PerSampleLoss,
     differentiated,
@@ -103,6 +102,7 @@ class Engine:
         self._premises: Premises | None = None
         self._forget()
         self._reset: Callable[[], None] = _nothing
+        self._seen: Batch = None  # a record, of a model whose state moves
         self._taken, self._look_at = 0, FIRST_LOOK
 
     def _forget(self) -> None:
@@ -178,8 +178,19 @@ class Engine:
         if records and len(self._shapes) < MOST_SHAPES:
             self._shapes.add(shape)
 
+    def _sample(self, batch: Batch, most: int) -> Batch:
+        """Return some records from all over the batch; of one, it and another, or it twice."""
+        records = count(batch)
+        if records > 1:
+            return taken(batch, torch.linspace(0, records - 1, min(most, records)).long())
+        another = joined(batch, made_up(batch))
+        with suppress(Exception), Look(self._model, self.loss) as look:
+            look.losses(another)
+            return another
+        return doubled(batch)
+
     def _verify(self, batch: Batch) -> None:
-        sample = part(batch, 0, MOST_TRIED) if count(batch) > 1 else _with_another(batch)
+        sample = self._sample(batch, MOST_TRIED)
         with Look(self._model, self.loss) as look:
             look.require_apart(sample)
             self._moving = look.require_no_statistics(sample)
@@ -188,7 +199,7 @@ class Engine:
 
     def _verify_again(self, batch: Batch) -> None:
         """Look at few records; plans that do not hold any more are forgotten."""
-        sample = _few(batch, FEW)
+        sample = self._sample(batch, FEW)
         with Look(self._model, self.loss) as look:
             look.require_apart(sample)
             self._moving = look.require_no_statistics(sample) if look.writes else None
@@ -250,17 +261,21 @@ class Engine:
             self._reset = _nothing
 
     def _advance(self, batch: Batch) -> None:
-        """Run one pass on a record of zeros."""
+        """Run one pass on a record of zeros; on one that was seen where zeros do not run."""
+        if count(batch):
+            self._seen = part(batch, 0, 1)
         with torch.random.fork_rng():
             try:
-                self.loss(self._model, blank(batch))
-            except FAILURES as error:
-                raise InvalidArgument(
-                    "model",
-                    f"{type(self._model).__name__}: {type(error).__name__}: {error}",
-                    "one that runs on a record of zeros: its buffers move in every pass, and "
-                    "must do so without any record",
-                ) from error
+                self._fresh_loss(self._model, blank(batch))
+            except Exception as error:  # a model may refuse zeros in any way
+                if self._seen is None:
+                    raise InvalidArgument(
+                        "model",
+                        f"{type(self._model).__name__}: {type(error).__name__}: {error}",
+                        "one that runs on a record of zeros: its buffers move in every pass, "
+                        "and must do so without any record",
+                    ) from error
+                self._fresh_loss(self._model, self._seen)
 
     def _require_unmoved(self, guard: BufferGuard, moving: frozenset[str]) -> None:
         for name in guard.moved():
@@ -311,6 +326,8 @@ class Engine:
     @property
     def record_by_record(self) -> tuple[str, ...]:
         """Names of parameters that no rule is found to hold for, as far as is known: slow."""
+        if self._differentiates:
+            return tuple(self.parameters)
         return self._plans[0].others if self._plans else ()
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
@@ -523,19 +540,6 @@ class _Draws(Exception):
 
 def _nothing() -> None:
     pass
-
-
-def _with_another(batch: Batch) -> Batch:
-    """Return one record and another that is made up."""
-    return joined(batch, made_up(batch))
-
-
-def _few(batch: Batch, most: int) -> Batch:
-    """Return some records from all over the batch, at least two."""
-    records = count(batch)
-    if records == 1:
-        return _with_another(batch)
-    return taken(batch, torch.linspace(0, records - 1, min(most, records)).long())
 
 
 def _by_parameter(
