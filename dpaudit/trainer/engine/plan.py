@@ -58,26 +58,19 @@ class Plan:
         )
 
 
-class LossDifferentiates(Exception):
-    """The loss takes gradients itself: rules see no second derivatives."""
+def run(tape: Tape, loss: PerSampleLoss, model: nn.Module, batch: Batch) -> Tensor | None:
+    """Return the losses, recorded on a tape; None: the loss takes gradients itself.
 
-
-def run(tape: Tape, loss: PerSampleLoss, model: nn.Module, batch: Batch) -> Tensor:
-    """Return the losses, recorded on a tape.
-
-    Raises:
-        LossDifferentiates: If the loss takes gradients.
+    Rules run on detached parameters, and see no second derivatives.
     """
     try:
         with tape:
             losses = loss(model, batch)
-    except Exception as error:
+    except Exception:
         if tape.differentiates:  # of a detached parameter, say
-            raise LossDifferentiates from error
+            return None
         raise
-    if tape.differentiates:
-        raise LossDifferentiates
-    return losses
+    return None if tape.differentiates else losses
 
 
 def record_by_record(model: nn.Module) -> Plan:
@@ -91,8 +84,8 @@ def signature(uses: list[Use]) -> tuple[tuple[str, int], ...]:
     return tuple((use.name, len(use.shape)) for use in uses)
 
 
-def make_plan(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan:
-    """Look at a batch of at least two records.
+def make_plan(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan | None:
+    """Look at a batch of at least two records; None: the loss takes gradients itself.
 
     Raises:
         InvalidArgument: an operation mixes records; it names the parameters.
@@ -105,12 +98,14 @@ def make_plan(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int)
         return _look(model, loss, more, records + 1)
 
 
-def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan:
+def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan | None:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     by_rule, spread = dict(named), frozenset[int]()
     for _ in range(MOST_LOOKS):
         tape = Tape(by_rule.values(), spread, records)
         losses = run(tape, loss, model, batch)
+        if losses is None:
+            return None
         looks = [
             tape.gradients(losses[record], list(named.values()), retain_graph=True)
             for record in (0, -1)

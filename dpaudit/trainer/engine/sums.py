@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from dpaudit.trainer.engine.clipping import Clipping, finite_records
 from dpaudit.trainer.engine.comparison import same
 from dpaudit.trainer.engine.forms import Dense, Form, merged
 from dpaudit.trainer.engine.functional import (
+    FAILURES,
     PerRecordGradients,
     PerSampleLoss,
     differentiated,
@@ -41,7 +43,6 @@ from dpaudit.trainer.engine.functional import (
 from dpaudit.trainer.engine.independence import Look, made_up
 from dpaudit.trainer.engine.layout import Layout
 from dpaudit.trainer.engine.plan import (
-    LossDifferentiates,
     Plan,
     make_plan,
     record_by_record,
@@ -50,7 +51,7 @@ from dpaudit.trainer.engine.plan import (
 from dpaudit.trainer.engine.premises import Premises, premises_of
 from dpaudit.trainer.engine.state import BufferGuard, ModuleState, saved_state
 from dpaudit.trainer.engine.tape import Tape, Use
-from dpaudit.vocabulary.errors import InvalidArgument, require_count
+from dpaudit.vocabulary.errors import DpauditError, InvalidArgument, require_count
 
 MOST_PLANS = 32  # models may have a plan for each length of records
 MOST_TRIED = 32  # records that are looked at before a plan is made
@@ -80,6 +81,15 @@ class Clipped:
     norms: Tensor
     losses: Tensor
     left_out: int
+
+
+class Verdict(Enum):
+    """Whether plans give the gradients of records' own losses."""
+
+    AGREES = "they do"
+    DIFFERS = "they do not"
+    DRAWS = "two passes over the same records differ, as with dropout"
+    UNKNOWN = "no plan fits"
 
 
 class Engine:
@@ -207,7 +217,7 @@ class Engine:
         if self._plans and not self._differentiates:
             with self._looking():
                 agrees = self._in_training_or_not(lambda: self._agree_in_sum(sample))
-            if agrees is False:
+            if agrees is Verdict.DIFFERS:
                 self._plans = ()
             elif self._stale:
                 self._plans = self._plans[:1]
@@ -348,10 +358,12 @@ class Engine:
         """Return what a plan gives, of those there are or a new one; None: there is none."""
         try:
             found = self._by_rule(self._plans, batch)
-            if found is None and (plan := self._plan(batch)) is not None:
-                found = self._by_rule((plan,), batch)
-        except LossDifferentiates:
-            self._differentiates = True
+            if found is None and not self._differentiates:
+                plan = self._plan(batch)
+                found = self._by_rule((plan,), batch) if plan is not None else None
+        except (DpauditError, torch.OutOfMemoryError):
+            raise
+        except FAILURES:  # what breaks on detached parameters may run record by record
             return None
         return found
 
@@ -396,56 +408,47 @@ class Engine:
         slow = record_by_record(self._model)
         try:
             plan = make_plan(self._model, self._fresh_loss, batch, count(batch))
-            some = part(batch, 0, CHECKED)
-            agrees = self._in_training_or_not(lambda: self._agrees(plan, some))
-        except LossDifferentiates:
-            self._differentiates = True
-            return None
         except (RuntimeError, IndexError, ValueError):  # a look may break what a run does not
             return slow
-        return plan if agrees else slow
+        if plan is None:
+            self._differentiates = True
+            return None
+        some = part(batch, 0, CHECKED)
+        agrees = self._in_training_or_not(lambda: self._agrees(plan, some))
+        return plan if agrees is Verdict.AGREES else slow
 
     def _fresh_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         self._reset()
         return self.loss(model, fresh(batch))
 
-    def _in_training_or_not(self, agree: Callable[[], bool | None]) -> bool | None:
+    def _in_training_or_not(self, agree: Callable[[], Verdict]) -> Verdict:
         """Ask in training mode; without it if what is drawn there, as dropout, differs."""
         try:
+            verdict = agree()
+            if verdict is not Verdict.DRAWS:
+                return verdict
+            training = [module for module in self._model.modules() if module.training]
+            self._model.eval()
             try:
                 return agree()
-            except _Draws:
-                training = [module for module in self._model.modules() if module.training]
-                self._model.eval()
-                try:
-                    return agree()
-                finally:
-                    for module in training:
-                        module.training = True
-        except LossDifferentiates:
-            self._differentiates = True
-            return False
-        except (RuntimeError, IndexError, ValueError, _Draws):
-            return False
+            finally:
+                for module in training:
+                    module.training = True
+        except (RuntimeError, IndexError, ValueError):
+            return Verdict.DIFFERS
 
-    def _require_same_draws(self, losses: Tensor, batch: Batch) -> Tensor:
-        again = self._losses(batch, count(batch))
-        if not torch.equal(again.detach().nan_to_num(), losses.detach().nan_to_num()):
-            raise _Draws
-        return again
-
-    def _agree_in_sum(self, batch: Batch) -> bool | None:
-        """Return whether the plans give a weighted sum over records; None: none fits.
+    def _agree_in_sum(self, batch: Batch) -> Verdict:
+        """Return whether the plans give a weighted sum over records.
 
         As records are apart, it is the gradient of the weighted sum of losses.
         """
         found = self._by_rule(self._plans, batch)
-        if found is None:
-            return None
+        if found is None or not found[0].by_rule:
+            return Verdict.UNKNOWN
         plan, losses, forms = found
-        if not plan.by_rule:
-            return None
-        again = self._require_same_draws(losses, batch)
+        again = self._losses(batch, count(batch))
+        if not _equal(losses, again):
+            return Verdict.DRAWS
         named = self.parameters
         weights = torch.linspace(1, -0.5, len(losses)).to(losses)
         truth = differentiated((weights * again).sum(), [named[name] for name in plan.by_rule])
@@ -457,15 +460,17 @@ class Engine:
                 true = zeros if found_true is None else found_true
                 gap += float(torch.linalg.vector_norm(own - true)) ** 2
                 size += float(torch.linalg.vector_norm(true)) ** 2
-        return not gap > AGREEMENT**2 * size + 1e-30  # NaN tells nothing
+        differs = gap > AGREEMENT**2 * size + 1e-30  # NaN tells nothing
+        return Verdict.DIFFERS if differs else Verdict.AGREES
 
-    def _agrees(self, plan: Plan, batch: Batch) -> bool:
+    def _agrees(self, plan: Plan, batch: Batch) -> Verdict:
         names, records = plan.by_rule, count(batch)
         found = self._by_rule((plan,), batch)
         if found is None:
-            return False
+            return Verdict.DIFFERS
         _, losses, forms = found
-        self._require_same_draws(losses, batch)
+        if not _equal(losses, self._losses(batch, records)):
+            return Verdict.DRAWS
         truth = self._per_record(names)(batch)
         gap, size = torch.zeros(records), torch.zeros(records)
         with torch.no_grad():
@@ -475,7 +480,8 @@ class Engine:
                 gap += (own - true).reshape(records, -1).float().square().sum(dim=1).cpu()
                 size += true.reshape(records, -1).float().square().sum(dim=1).cpu()
         fine = torch.isfinite(size)
-        return bool((gap[fine] <= AGREEMENT**2 * size[fine] + 1e-30).all())
+        agrees = bool((gap[fine] <= AGREEMENT**2 * size[fine] + 1e-30).all())
+        return Verdict.AGREES if agrees else Verdict.DIFFERS
 
     def _by_rule(
         self, plans: Sequence[Plan], batch: Batch
@@ -485,7 +491,11 @@ class Engine:
             return None
         newest, records, named = plans[0], count(batch), self.parameters
         tape = Tape((named[name] for name in newest.by_rule), newest.spread, records)
-        losses = self._required(run(tape, self._fresh_loss, self._model, batch), records)
+        losses = run(tape, self._fresh_loss, self._model, batch)
+        if losses is None:
+            self._differentiates = True
+            return None
+        self._required(losses, records)
         plan = next((p for p in plans if p.asks_like(newest) and p.fits(tape.uses, records)), None)
         if plan is None:
             return None
@@ -521,7 +531,9 @@ class Engine:
         return self._losses(batch, count(batch)), forms
 
     def _losses(self, batch: Batch, records: int) -> Tensor:
-        return self._required(self._fresh_loss(self._model, batch), records)
+        with typed_errors():
+            losses = self._fresh_loss(self._model, batch)
+        return self._required(losses, records)
 
     @staticmethod
     def _required(losses: Tensor, records: int) -> Tensor:
@@ -534,8 +546,8 @@ class Engine:
         return losses
 
 
-class _Draws(Exception):
-    """Two passes over the same records gave different losses."""
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num())
 
 
 def _nothing() -> None:
