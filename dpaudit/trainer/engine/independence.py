@@ -7,9 +7,11 @@ per-record gradients bounds what one record does.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,20 +77,24 @@ class Look:
     Attributes:
         differentiates: Whether a run was seen to take gradients.
         writes: Whether the last one that was watched changed any state.
+        requires_grad: Whether the losses of any run depend on what is trained.
     """
 
     def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
         self._model, self._loss = model, loss
         self._state = ModuleState(model)
         self._random = torch.random.fork_rng()
-        self.differentiates = self.writes = False
+        self.differentiates = self.writes = self.requires_grad = False
 
     def __enter__(self) -> Look:
         self._random.__enter__()
+        self._drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
         return self
 
     def __exit__(self, *error: object) -> None:
         self._random.__exit__(None, None, None)
+        random.setstate(self._drawn[0])
+        np.random.set_state(self._drawn[1])  # noqa: NPY002
         self._state.restore()
 
     def losses(self, batch: Batch) -> Tensor:
@@ -98,8 +104,11 @@ class Look:
 
     def _run(self, batch: Batch) -> Tensor:
         seed_torch(0)  # the same dropout in all passes
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 - what a model draws from is not ours to choose
         with torch.enable_grad():
             losses: Tensor = self._loss(self._model, fresh(batch))
+        self.requires_grad |= losses.requires_grad
         return losses.detach()
 
     def watch(self, batch: Batch) -> Tensor:

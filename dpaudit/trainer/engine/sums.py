@@ -169,6 +169,10 @@ class Engine:
             InvalidArgument: they are.
         """
         records, shape = count(batch), shapes(batch)
+        if not self.parameters:
+            raise InvalidArgument(
+                "model", f"{type(self._model).__name__} without one", "one with a trained parameter"
+            )
         found, known = premises_of(self._model, self.loss), self._premises
         if known is None or found.structure != known.structure:
             self._forget()
@@ -206,6 +210,12 @@ class Engine:
             self._moving = look.require_no_statistics(sample)
             look.require_apart_once_opened(sample)
         self._differentiates |= look.differentiates
+        if not look.requires_grad:
+            raise InvalidArgument(
+                "per_sample_loss",
+                "losses that depend on no trained parameter",
+                "differentiable: without torch.no_grad or detach, of what requires_grad",
+            )
 
     def _verify_again(self, batch: Batch) -> None:
         """Look at few records; plans that do not hold any more are forgotten."""
