@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -464,3 +465,63 @@ def test_records_of_other_shapes_are_looked_at() -> None:
     assert_right(engine, model, numbers(3, 6)(7))
     with pytest.raises(InvalidArgument, match="mix records"):
         engine.clipped_sum(numbers(4, 6)(7), CLIP)
+
+
+def everything_frozen(model: nn.Module, batch: Any) -> Tensor:
+    model.requires_grad_(requires_grad=False)
+    return cross_entropies(model, batch)
+
+
+@pytest.mark.parametrize("loss", [torch.no_grad()(cross_entropies), everything_frozen])
+def test_a_step_that_would_release_noise_alone_is_refused(loss: Any) -> None:
+    with pytest.raises(InvalidArgument, match="trained parameter"):
+        Engine(layers(), loss).clipped_sum(numbers(6)(7), CLIP)
+
+
+def test_a_model_without_a_trained_parameter_is_refused() -> None:
+    model = layers()
+    engine = Engine(model, cross_entropies)
+    engine.clipped_sum(numbers(6)(7), CLIP)
+    model.requires_grad_(requires_grad=False)
+    with pytest.raises(InvalidArgument, match="trained parameter"):
+        engine.clipped_sum(numbers(6)(7), CLIP)
+
+
+class Dropping(nn.Module):
+    """A layer that is left out at random, by Python's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 6), head()
+
+    def forward(self, x: Tensor) -> Tensor:
+        keeps = random.random() < 0.5 or not self.training
+        return self.head(x + self.inner(x) if keeps else x)
+
+
+def test_layers_that_are_left_out_at_random_do_not_look_as_if_they_mixed() -> None:
+    torch.manual_seed(0)
+    random.seed(1)
+    model, batch = Dropping(), numbers(6)(7)
+    engine = Engine(model, cross_entropies)
+    norms = {round(float(engine.clipped_sum(batch, CLIP).norms.sum()), 4) for _ in range(20)}
+    assert len(norms) == 2
+
+
+def hooked(model: Any) -> None:
+    model[0].register_forward_hook(lambda module, args, out: out - out.mean(dim=0))
+
+
+def patched(model: Any) -> None:
+    forward = model[0].forward
+    model[0].forward = lambda x: forward(x) - forward(x).mean(dim=0)
+
+
+@pytest.mark.parametrize("change", [hooked, patched])
+def test_a_model_that_is_patched_between_steps_is_verified_again(change: Any) -> None:
+    model, batch = layers(), numbers(6)(7)
+    engine = Engine(model, cross_entropies)
+    assert_right(engine, model, batch)
+    change(model)
+    with pytest.raises(InvalidArgument, match="mix records"):
+        engine.clipped_sum(batch, CLIP)
