@@ -8,16 +8,26 @@ user, moves the sum by the clip norm however many rows there are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batches import Batch, count, mapped, tensors
+from dpaudit.trainer.engine.batches import (
+    Batch,
+    columns,
+    count,
+    folded,
+    mapped,
+    taken,
+    tensors,
+    unfolded,
+)
+from dpaudit.trainer.engine.comparison import same
 from dpaudit.trainer.engine.functional import PerSampleLoss
 from dpaudit.trainer.engine.seeding import seed_torch
 from dpaudit.trainer.randomness import Keystream, Purpose
@@ -29,7 +39,8 @@ class Bags:
     """Records, or users, of several rows each.
 
     Attributes:
-        rows: A batch whose tensors have shape ``(records, rows, ...)``.
+        rows: A batch whose tensors have shape ``(records, rows, ...)``; a column has a list
+            of ``rows`` entries per record.
         weights: Of each row's loss in its record's, shape ``(records, rows)``; each record's
             add up to 1. A row of weight 0 only fills the place.
     """
@@ -42,8 +53,7 @@ def averaged(per_sample_loss: PerSampleLoss) -> PerSampleLoss:
     """Return the loss of ``Bags``: each record's rows' losses, weighted and added up."""
 
     def loss(model: nn.Module, bags: Bags) -> Tensor:
-        flat = mapped(bags.rows, lambda tensor: tensor.flatten(0, 1))
-        losses = per_sample_loss(model, flat)
+        losses = per_sample_loss(model, unfolded(bags.rows))
         if losses.numel() != bags.weights.numel():
             raise InvalidArgument(
                 "per_sample_loss",
@@ -80,13 +90,12 @@ class Views:
         records = count(batch)
         if records > 1 and not self._records_are_apart:
             self._require_apart(batch, records)
-        each = mapped(batch, lambda tensor: tensor.repeat_interleave(self._views, dim=0))
+        each = taken(batch, torch.arange(records).repeat_interleave(self._views))
         seen = self._augment(each)
         if count(seen) != records * self._views:
             raise self._refused("it changed how many there are")
-        apart = mapped(seen, lambda tensor: tensor.reshape(records, self._views, *tensor.shape[1:]))
         weights = torch.full((records, self._views), 1 / self._views)
-        return Bags(apart, weights)
+        return Bags(folded(seen, records, self._views), weights)
 
     def _require_apart(self, batch: Batch, records: int) -> None:
         """Replace records: under the same coins, all others' views stay the same.
@@ -100,12 +109,15 @@ class Views:
                 source = torch.where(kept, numbers, numbers.roll(1))
                 coins = 2 * bit + seed
                 one = self._drawn(batch, coins)
-                other = self._drawn(mapped(batch, partial(_taken, source)), coins)
+                other = self._drawn(taken(batch, source), coins)
                 for a, b in zip(tensors(one), tensors(other), strict=True):
                     if len(a) != records:
                         raise self._refused("it changed how many there are")
                     own = kept.to(a.device)
                     if not torch.equal(a[own].nan_to_num(), b[own].nan_to_num()):
+                        raise self._refused("another record's views moved with it")
+                for a, b in zip(columns(one), columns(other), strict=True):
+                    if any(not same(a[n], b[n]) for n in numbers[kept].tolist()):
                         raise self._refused("another record's views moved with it")
         self._records_are_apart = True
 
@@ -116,11 +128,8 @@ class Views:
     def _drawn(self, batch: Batch, coins: int) -> Batch:
         with torch.random.fork_rng():
             seed_torch(coins)
-            return self._augment(mapped(batch, Tensor.clone))  # it may change what it is given
-
-
-def _taken(source: Tensor, tensor: Tensor) -> Tensor:
-    return tensor[source.to(tensor.device)]
+            # It may change what it is given.
+            return self._augment(mapped(batch, Tensor.clone, copy.deepcopy))
 
 
 class Users:

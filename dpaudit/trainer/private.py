@@ -96,8 +96,7 @@ class Private:
         self.header, self.clip_rule = started.header, started.rule
         self._stream, self._ranks, self._book = stream, ranks, started.book
         self._ledger, self._finished = started.ledger, False
-        self._engine = Engine(model, self._losses)
-        self._loss: PerSampleLoss
+        self._engine = Engine(model, _losses_of_no_step)
         self._booked: dict[Release, int] = {}
         for release in started.releases:
             self._booked[release] = self._booked.get(release, 0) + 1
@@ -168,7 +167,9 @@ class Private:
             )  # fmt: skip
         if not self._may_go_on():
             raise BudgetExceeded("one step more would exceed the budget that was set")
-        self._loss = averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+        self._engine.loss = (
+            averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+        )
         noise_multiplier = self.recipe.noise_multiplier(self.steps)
         norm = self.clip_rule.sensitivity(self.steps, noise_multiplier)
         with whole_parameters(self.model):
@@ -264,9 +265,6 @@ class Private:
                 "nothing more",
             )  # fmt: skip
 
-    def _losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return self._loss(model, batch)
-
     def _clipped_sums(self, batch: Batch, noise_multiplier: float) -> Sums:
         clipping = self.clip_rule.at(self.steps)
         clipped = self._engine.clipped_sum(batch, clipping, self.recipe.physical_batch_size)
@@ -274,6 +272,7 @@ class Private:
 
     def _descend(self, noisy: Sums, deviation: float) -> None:
         expected = self.recipe.expected_batch_size
+        self.optimizer.zero_grad()  # what is frozen since must not descend again
         set_gradients(self.model, noisy, expected)
         tell_noise(self.optimizer, deviation / expected)
         self.optimizer.step()
@@ -315,3 +314,8 @@ class Private:
             self._room = {following: found.value}
             return True
         return False
+
+
+def _losses_of_no_step(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Stand in until a step gives its loss."""
+    raise InvalidArgument("per_sample_loss", None, "given with the step")

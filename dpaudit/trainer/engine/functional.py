@@ -6,14 +6,22 @@ nothing can be skipped, and no operation can mix records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from dpaudit.trainer.engine.batches import Batch, count, part, tensors, with_tensors
+from dpaudit.trainer.engine.batches import (
+    Batch,
+    columns,
+    count,
+    part,
+    tensors,
+    with_tensors,
+)
+from dpaudit.vocabulary.errors import DpauditError, InvalidArgument
 
 PerSampleLoss = Callable[[nn.Module, Batch], Tensor]
 """(model, batch) to losses of shape (records,)."""
@@ -51,20 +59,46 @@ def _refresh(modules: Iterable[nn.Module]) -> None:
             module._flat_weights = [getattr(module, name, None) for name in names]
 
 
-class PerRecordGradients:
-    """Gradients of each record's own loss with respect to some parameters."""
+def _nothing() -> None:
+    pass
 
-    def __init__(self, model: nn.Module, loss: PerSampleLoss, names: Iterable[str]) -> None:
+
+class PerRecordGradients:
+    """Gradients of each record's own loss with respect to some parameters.
+
+    Args:
+        model: Whose parameters they are.
+        loss: Of a batch, per record.
+        names: Of the parameters.
+        reset: Sets the model's state back, before each pass.
+        at_once: Whether ``torch.func.vmap`` may be tried; not on a loss that differentiates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: PerSampleLoss,
+        names: Iterable[str],
+        reset: Callable[[], None] = _nothing,
+        *,
+        at_once: bool = True,
+    ) -> None:
         self._model, self._loss = model, loss
+        self._reset, self._may_be_at_once = reset, at_once
         named = dict(model.named_parameters())
         self._parameters = {name: named[name] for name in names}
 
     def __call__(self, batch: Batch) -> list[Tensor]:
-        """Return one tensor of shape ``(records, *parameter)`` a parameter."""
-        try:
-            return self._at_once(batch)
-        except (RuntimeError, NotImplementedError, ValueError):
-            return self._one_by_one(batch)  # what vmap cannot do, a loop can
+        """Return one tensor of shape ``(records, *parameter)`` a parameter.
+
+        Raises:
+            InvalidArgument: If the loss of one record cannot be differentiated.
+        """
+        if self._may_be_at_once and not columns(batch):
+            # What vmap cannot do, a loop can; a model may say so in any way.
+            with suppress(Exception):
+                return self._at_once(batch)
+        return self._one_by_one(batch)
 
     def _at_once(self, batch: Batch) -> list[Tensor]:
         def loss_of_one(parameters: dict[str, Tensor], *record: Tensor) -> Tensor:
@@ -76,17 +110,51 @@ class PerRecordGradients:
         detached = {name: value.detach() for name, value in self._parameters.items()}
         parts = tensors(batch)
         in_dims = (None, *(0 for _ in parts))
+        self._reset()
         found = vmap(grad(loss_of_one), in_dims=in_dims, randomness="different")(detached, *parts)
         return [found[name] for name in self._parameters]
 
     def _one_by_one(self, batch: Batch) -> list[Tensor]:
-        parameters = list(self._parameters.values())
         rows = []
         for record in range(count(batch)):
-            loss = self._loss(self._model, part(batch, record, record + 1)).sum()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            rows.append([
-                torch.zeros_like(p) if g is None else g
-                for p, g in zip(parameters, gradients, strict=True)
-            ])  # fmt: skip
+            with typed_errors():
+                rows.append(self._of_one(part(batch, record, record + 1)))
         return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+    def _of_one(self, record: Batch) -> list[Tensor]:
+        parameters = list(self._parameters.values())
+        if not self._may_be_at_once:  # a loss that takes gradients may add them up there
+            self._model.zero_grad()
+        self._reset()
+        with torch.enable_grad():
+            loss = self._loss(self._model, record).sum()
+            gradients = differentiated(loss, parameters)
+        return [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+
+
+def differentiated(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Return a loss's gradients; None where it does not depend on a parameter."""
+    if not loss.requires_grad:
+        return [None] * len(parameters)
+    return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+FAILURES = (RuntimeError, LookupError, TypeError, ValueError, NotImplementedError, AttributeError)
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Name the argument behind an error of a model or loss; out of memory stays what it is."""
+    try:
+        yield
+    except (DpauditError, torch.OutOfMemoryError):
+        raise
+    except FAILURES as error:
+        raise InvalidArgument(
+            "per_sample_loss",
+            f"{type(error).__name__}: {error}",
+            "a function that runs, and can be differentiated, on a batch of any records",
+        ) from error

@@ -1,4 +1,4 @@
-"""Does any operation mix records? Found by trying, not by a list of class names.
+"""Does any operation mix records, or keep something of them? Found by trying, not by a list.
 
 One record of a batch is replaced; if another record's loss moves, no clipping of
 per-record gradients bounds what one record does.
@@ -6,20 +6,27 @@ per-record gradients bounds what one record does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batches import Batch, count, mapped
-from dpaudit.trainer.engine.functional import PerSampleLoss
+from dpaudit.trainer.engine.batches import Batch, blank, count, fresh, mapped, part, taken
+from dpaudit.trainer.engine.comparison import same
+from dpaudit.trainer.engine.functional import PerSampleLoss, swapped, typed_errors
 from dpaudit.trainer.engine.seeding import seed_torch
+from dpaudit.trainer.engine.state import EXTRA, BufferGuard, ModuleState, attributes, saved_state
+from dpaudit.trainer.engine.tape import Watch
 from dpaudit.vocabulary.errors import InvalidArgument
 
 BATCH = 6
 TOLERANCE = 1e-4  # relative to the outputs' size; kernels are deterministic here
+MOST_OPENED = 8  # records that are looked at once more, with other parameters
+FEW_NUMBERS = 4096  # a parameter of at most so many is moved whole: it may be a gate
 
 Seen = list[tuple[str, str, Tensor]]
 """Name, class and output of modules, in order of execution."""
@@ -39,90 +46,274 @@ def require_independent_records(model: nn.Module, shape: tuple[int, ...]) -> Non
     batch = torch.rand(BATCH, *shape, generator=generator)
     changed = batch.clone()
     changed[0] = 1 - changed[0] * 3
-    _require_unmoved(model, lambda: model(batch), lambda: model(changed), torch.arange(BATCH) > 0)
+    look = Look(model, lambda net, records: net(records))
+    watched = torch.arange(BATCH) > 0
+    with look:
+        if _others_moved(look.losses(batch), look.losses(changed), watched):
+            look.refuse_mixing(batch, changed, watched)
 
 
 def require_independent_losses(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> None:
     """Refuse a model or a loss in which one record changes the loss of another.
 
-    For every bit of their numbers, the records that have it are replaced by their neighbours
-    and the others watched, and the other way round: so any two are told apart once. A single
-    record shows no mixing. Refused, too, is a model that keeps running statistics of what it
-    is given: they are part of it, and would be released without noise.
+    A single record shows no mixing. Refused, too, is a model that keeps statistics of its
+    records: they are part of it, and would be released without noise.
 
     Raises:
         InvalidArgument: names the first module whose output mixes records, or a buffer that
             records move.
     """
-    records = count(batch)
-    numbers = torch.arange(records)
-    for bit in range(max(0, records - 1).bit_length()):
-        for replaced in ((numbers >> bit) & 1 == 1, (numbers >> bit) & 1 == 0):
-            source = torch.where(replaced, numbers.roll(1), numbers)
-            changed = mapped(batch, partial(_taken, source))
-            runs = partial(loss, model, batch), partial(loss, model, changed)
-            _require_unmoved(model, *runs, ~replaced)
-    require_no_statistics(model, loss, batch)
+    with Look(model, loss) as look:
+        look.require_apart(batch)
+        look.require_no_statistics(batch)
 
 
-def require_no_statistics(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> None:
-    """Refuse a model with a buffer that records move; the model is left as it was.
+class Look:
+    """Runs a model and a loss to see what they do; leaves the model as it was.
 
-    Raises:
-        InvalidArgument: names the buffer.
+    Every run starts from the same state and the same seed. Gradients are enabled, as in a
+    step: a loss may take them.
+
+    Attributes:
+        differentiates: Whether a run was seen to take gradients.
+        writes: Whether the last one that was watched changed any state.
+        requires_grad: Whether the losses of any run depend on what is trained.
     """
-    before = _state(model)
-    with torch.random.fork_rng(), torch.no_grad():
-        loss(model, batch)
-    moved = [
-        name
-        for name, value in model.named_buffers()
-        if value.is_floating_point() and not torch.equal(value, before.get(name, value))
-    ]
-    _restore(model, before)
-    if moved:
+
+    def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
+        self._model, self._loss = model, loss
+        self._state = ModuleState(model)
+        self._random = torch.random.fork_rng()
+        self.differentiates = self.writes = self.requires_grad = False
+
+    def __enter__(self) -> Look:
+        self._random.__enter__()
+        self._drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._random.__exit__(None, None, None)
+        random.setstate(self._drawn[0])
+        np.random.set_state(self._drawn[1])  # noqa: NPY002
+        self._state.restore()
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the losses of a batch, of a run like any other."""
+        self._state.restore()
+        return self._run(batch)
+
+    def _run(self, batch: Batch) -> Tensor:
+        seed_torch(0)  # the same dropout in all passes
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 - what a model draws from is not ours to choose
+        with torch.enable_grad():
+            losses: Tensor = self._loss(self._model, fresh(batch))
+        self.requires_grad |= losses.requires_grad
+        return losses.detach()
+
+    def watch(self, batch: Batch) -> Tensor:
+        """Return the losses of a batch, and note whether gradients are taken.
+
+        Raises:
+            InvalidArgument: If the model or the loss does not run.
+        """
+        self._state.restore()
+        start, own = saved_state(self._model), attributes(self._model)
+        guard = BufferGuard(self._model)
+        with typed_errors(), Watch() as watch:
+            losses = self.losses(batch)
+        self.differentiates |= watch.differentiates
+        moved = bool(guard.moved()) or _differ(start, saved_state(self._model))
+        self.writes = moved or _differ(own, attributes(self._model))
+        return losses
+
+    def require_apart(self, batch: Batch) -> None:
+        """Refuse a loss of one record that moves with another.
+
+        For every bit of their numbers, the records that have it are replaced by their
+        neighbours and the others watched, and the other way round: so any two are told
+        apart once.
+        """
+        records = count(batch)
+        numbers = torch.arange(records)
+        before = self.watch(batch)
+        if before.shape != (records,):
+            return  # refused later, as what it is
+        for bit in range(max(0, records - 1).bit_length()):
+            for replaced in ((numbers >> bit) & 1 == 1, (numbers >> bit) & 1 == 0):
+                changed = taken(batch, torch.where(replaced, numbers.roll(1), numbers))
+                if _others_moved(before, self.losses(changed), ~replaced):
+                    self.refuse_mixing(batch, changed, ~replaced)
+
+    def require_apart_once_opened(self, batch: Batch) -> None:
+        """Refuse a loss of one record that will move with another, once parameters have moved.
+
+        What is multiplied by a gate that starts at zero shows nothing. So parameters that
+        have zeros, and all small ones, are moved at random, as training moves them.
+        """
+        moved = moved_parameters(self._model)
+        if not moved:
+            return
+        some = part(batch, 0, MOST_OPENED)
+        with swapped(self._model, moved):
+            try:
+                self.losses(some)
+            except InvalidArgument:
+                raise
+            except Exception:  # it does not run with other parameters: nothing can be seen
+                return
+            self.require_apart(some)
+
+    def refuse_mixing(self, batch: Batch, changed: Batch, watched: Tensor) -> None:
+        """Refuse the model, by the first module whose output mixed records.
+
+        Raises:
+            InvalidArgument: Always.
+        """
+        before, after = self._outputs(batch), self._outputs(changed)
+        pairs = zip(before, after, strict=False)
+        moved = ((n, k) for (n, k, one), (_, _, two) in pairs if _others_moved(one, two, watched))
+        name, kind = next(moved, ("", type(self._model).__name__))
         raise InvalidArgument(
             "model",
-            f"{_owner(model, moved[0])} with the buffer {moved[0]!r}",
+            f"{kind} {name!r}",
+            "free of operations that mix records (one record moved the outputs of "
+            "others; GroupNorm or LayerNorm can stand in for batch normalisation)",
+        )
+
+    def _outputs(self, batch: Batch) -> Seen:
+        """Return what every leaf module gave, and what the whole did."""
+        seen: Seen = []
+        with _recorded(self._model, seen):
+            output = self.losses(batch)
+        return [*seen, ("", type(self._model).__name__, output)]
+
+    def require_no_statistics(self, batch: Batch) -> frozenset[str] | None:
+        """Refuse a model with state that records move.
+
+        The state after a run on the records is compared with that after runs on others, and
+        on fewer.
+
+        Returns:
+            The buffers and extra states that every run writes to; None: nothing moves, not
+            even an attribute.
+
+        Raises:
+            InvalidArgument: names the buffer.
+        """
+        self._state.restore()
+        start, guard, own = (
+            saved_state(self._model),
+            BufferGuard(self._model),
+            attributes(self._model),
+        )
+        with typed_errors():
+            losses = self.losses(batch)
+        after, changed = saved_state(self._model), _differ(own, attributes(self._model))
+        written = set(guard.moved())
+        written |= {name for name, value in after.items() if not same(value, start.get(name))}
+        for other in _others(batch) if written else []:
+            found = self._state_after(other, written)
+            moved = [name for name in after if name in found and not same(after[name], found[name])]
+            if moved:
+                raise self._refused_statistics(moved[0])
+        if changed:
+            self._require_no_memory(batch, losses)
+        self._state.restore()
+        return frozenset(written) if written or changed else None
+
+    def _state_after(self, batch: Batch, names: set[str]) -> dict[str, object]:
+        """Return nothing where a model does not run on records that are made up."""
+        try:
+            self.losses(batch)
+        except Exception:  # any error may come of it
+            return {}
+        return saved_state(self._model, names)
+
+    def _require_no_memory(self, batch: Batch, losses: Tensor) -> None:
+        """Refuse a model whose attributes carry something of a batch to the next one."""
+        found = []
+        for earlier in (batch, *_others(batch)[:2]):
+            with suppress(Exception):  # it does not run on records that are made up
+                self.losses(earlier)
+                found.append(self._run(batch))
+        watched = torch.ones(len(losses), dtype=torch.bool) if losses.dim() else None
+        if watched is None:
+            return
+        for one in found[1:]:
+            if _others_moved(found[0], one, watched):
+                raise InvalidArgument(
+                    "model",
+                    type(self._model).__name__,
+                    "without memory: what it keeps of one batch moves the losses of the next",
+                )
+
+    def _refused_statistics(self, name: str) -> InvalidArgument:
+        prefix, _, last = name.rpartition(".")
+        owner = f"{type(self._model.get_submodule(prefix)).__name__} {prefix!r}"
+        what = "an extra state" if last == EXTRA else f"the buffer {name!r}"
+        return InvalidArgument(
+            "model",
+            f"{owner} with {what}",
             "free of running statistics of its records (they are released with it, without "
             "noise: dpaudit.trainer.fix takes them out)",
         )
 
 
-def _owner(model: nn.Module, buffer: str) -> str:
-    name = buffer.rpartition(".")[0]
-    return f"{type(model.get_submodule(name)).__name__} {name!r}"
+def _differ(one: dict[str, object], other: dict[str, object]) -> bool:
+    return one.keys() != other.keys() or not all(same(one[name], other[name]) for name in one)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a forward pass may move: buffers. Parameters of shards stay where they are."""
-    return {name: value.clone() for name, value in model.named_buffers()}
+def _others(batch: Batch) -> list[Batch]:
+    """Return batches of other records of the same number, and of fewer records."""
+    records = count(batch)
+    everyone = torch.zeros(records, dtype=torch.long)
+    found = [
+        made_up(batch),
+        taken(batch, everyone),
+        taken(blank(batch), everyone),
+        part(batch, 0, 1),
+    ]
+    if records > 2:
+        found.append(part(batch, 0, records // 2))
+    return found
 
 
-def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+def made_up(batch: Batch) -> Batch:
+    """Return other records: real numbers moved, integers taken from another place."""
+
+    def change(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() or tensor.is_complex():
+            return 1 - 3 * tensor
+        return tensor.roll(1, dims=-1) if tensor.dim() > 1 else tensor.roll(1)
+
+    return mapped(batch, change)
+
+
+def moved_parameters(model: nn.Module) -> dict[int, Tensor]:
+    """Return, by identity, trained parameters with other values where these may hide something.
+
+    Zeros become numbers of the size that layers start with, others move by about a third of
+    themselves. The model's own are not written to.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found: dict[int, Tensor] = {}
     with torch.no_grad():
-        for name, value in model.named_buffers():
-            value.copy_(state.get(name, value))
-
-
-def _taken(source: Tensor, tensor: Tensor) -> Tensor:
-    return tensor[source.to(tensor.device)]
-
-
-def _require_unmoved(
-    model: nn.Module, run: Callable[[], Tensor], run_changed: Callable[[], Tensor], watched: Tensor
-) -> None:
-    before, after = _outputs(model, run), _outputs(model, run_changed)
-    if not _others_moved(before[-1][2], after[-1][2], watched):
-        return
-    for (name, kind, one), (_, _, other) in zip(before, after, strict=True):
-        if _others_moved(one, other, watched):
-            raise InvalidArgument(
-                "model",
-                f"{kind} {name!r}",
-                "free of operations that mix records (one record moved the outputs of "
-                "others; GroupNorm or LayerNorm can stand in for batch normalisation)",
-            )
+        for parameter in model.parameters():
+            if not (parameter.requires_grad and parameter.is_floating_point()):
+                continue
+            if parameter.numel() == 0:
+                continue
+            zeros = parameter == 0
+            if parameter.numel() > FEW_NUMBERS and not bool(zeros.any()):
+                continue
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if parameter.numel() == 1:
+                noise = noise.abs() + 0.5  # a gate that opens one way
+            inputs = math.prod(parameter.shape[1:])
+            size = torch.where(zeros, inputs**-0.5, 0.3 * parameter.abs())
+            found[id(parameter)] = (parameter + noise * size).to(parameter.dtype)
+    return found
 
 
 def _others_moved(one: Tensor, other: Tensor, watched: Tensor) -> bool:
@@ -130,6 +321,7 @@ def _others_moved(one: Tensor, other: Tensor, watched: Tensor) -> bool:
         return True
     if one.ndim == 0 or one.shape[0] != len(watched):
         return False  # not a module whose rows are known to be records
+    watched = watched.to(one.device)
     one, other = one[watched], other[watched]
     fine = torch.isfinite(one)  # a record that is not finite says nothing of the others
     gap = (one - other)[fine].abs()
@@ -137,17 +329,6 @@ def _others_moved(one: Tensor, other: Tensor, watched: Tensor) -> bool:
         return False
     most = TOLERANCE * (1 + one[fine].abs().amax())
     return not bool((gap <= most).all())  # NaN counts as moved
-
-
-def _outputs(model: nn.Module, run: Callable[[], Tensor]) -> Seen:
-    """Return what every leaf module gave, and what the whole did."""
-    seen: Seen = []
-    state = _state(model)
-    with torch.random.fork_rng(), torch.no_grad(), _recorded(model, seen):
-        seed_torch(0)  # the same dropout in both passes
-        output = run()
-    _restore(model, state)  # running statistics moved
-    return [*seen, ("", type(model).__name__, output)]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batches import Batch, mapped
+from dpaudit.trainer.engine.batches import Batch, taken
 from dpaudit.trainer.engine.functional import PerSampleLoss
 from dpaudit.trainer.engine.layout import (
     InBlocks,
@@ -58,6 +58,21 @@ class Plan:
         )
 
 
+def run(tape: Tape, loss: PerSampleLoss, model: nn.Module, batch: Batch) -> Tensor | None:
+    """Return the losses, recorded on a tape; None: the loss takes gradients itself.
+
+    Rules run on detached parameters, and see no second derivatives.
+    """
+    try:
+        with tape:
+            losses = loss(model, batch)
+    except Exception:
+        if tape.differentiates:  # of a detached parameter, say
+            return None
+        raise
+    return None if tape.differentiates else losses
+
+
 def record_by_record(model: nn.Module) -> Plan:
     """Return the plan that is always right: every gradient is taken of a record's own loss."""
     names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
@@ -69,8 +84,8 @@ def signature(uses: list[Use]) -> tuple[tuple[str, int], ...]:
     return tuple((use.name, len(use.shape)) for use in uses)
 
 
-def make_plan(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan:
-    """Look at a batch of at least two records.
+def make_plan(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan | None:
+    """Look at a batch of at least two records; None: the loss takes gradients itself.
 
     Raises:
         InvalidArgument: an operation mixes records; it names the parameters.
@@ -79,16 +94,18 @@ def make_plan(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int)
         return _look(model, loss, batch, records)
     except InvalidArgument:
         # As many positions as records: what all of them share looks as if it mixed them.
-        more = mapped(batch, lambda tensor: torch.cat([tensor, tensor[:1]]))
+        more = taken(batch, torch.tensor([*range(records), 0]))
         return _look(model, loss, more, records + 1)
 
 
-def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan:
+def _look(model: nn.Module, loss: PerSampleLoss, batch: Batch, records: int) -> Plan | None:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     by_rule, spread = dict(named), frozenset[int]()
     for _ in range(MOST_LOOKS):
-        with Tape(by_rule.values(), spread, records) as tape:
-            losses = loss(model, batch)
+        tape = Tape(by_rule.values(), spread, records)
+        losses = run(tape, loss, model, batch)
+        if losses is None:
+            return None
         looks = [
             tape.gradients(losses[record], list(named.values()), retain_graph=True)
             for record in (0, -1)

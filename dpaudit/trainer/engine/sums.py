@@ -10,28 +10,55 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batches import Batch, chunks, count, mapped, part
-from dpaudit.trainer.engine.clipping import Clipping, finite_records
-from dpaudit.trainer.engine.forms import Dense, Form, merged
-from dpaudit.trainer.engine.functional import PerRecordGradients, PerSampleLoss
-from dpaudit.trainer.engine.independence import (
-    require_independent_losses,
-    require_no_statistics,
+from dpaudit.trainer.engine.batches import (
+    Batch,
+    blank,
+    chunks,
+    count,
+    doubled,
+    fresh,
+    joined,
+    part,
+    shapes,
+    taken,
 )
+from dpaudit.trainer.engine.clipping import Clipping, finite_records
+from dpaudit.trainer.engine.comparison import same
+from dpaudit.trainer.engine.forms import Dense, Form, merged
+from dpaudit.trainer.engine.functional import (
+    FAILURES,
+    PerRecordGradients,
+    PerSampleLoss,
+    differentiated,
+    typed_errors,
+)
+from dpaudit.trainer.engine.independence import Look, made_up
 from dpaudit.trainer.engine.layout import Layout
-from dpaudit.trainer.engine.plan import Plan, make_plan, record_by_record
+from dpaudit.trainer.engine.plan import (
+    Plan,
+    make_plan,
+    record_by_record,
+    run,
+)
+from dpaudit.trainer.engine.premises import Premises, premises_of
+from dpaudit.trainer.engine.state import BufferGuard, ModuleState, saved_state
 from dpaudit.trainer.engine.tape import Tape, Use
-from dpaudit.vocabulary.errors import InvalidArgument, require_count
+from dpaudit.vocabulary.errors import DpauditError, InvalidArgument, require_count
 
 MOST_PLANS = 32  # models may have a plan for each length of records
 MOST_TRIED = 32  # records that are looked at before a plan is made
 MOST_NUMBERS = 20_000_000  # output gradients that are kept at once, until all norms are known
+FEW = 2  # records that are looked at again where values have changed
+FIRST_LOOK = 4  # steps after which they are anyway, then after twice as many, and so on
+MOST_SHAPES = 4096
 CHECKED = 4  # records on which a plan is held against the slow way
 AGREEMENT = (
     0.03  # of a record's gradient, which half precision may be off by; a wrong rule is further
@@ -56,13 +83,43 @@ class Clipped:
     left_out: int
 
 
+class Verdict(Enum):
+    """Whether plans give the gradients of records' own losses."""
+
+    AGREES = "they do"
+    DIFFERS = "they do not"
+    DRAWS = "two passes over the same records differ, as with dropout"
+    UNKNOWN = "no plan fits"
+
+
 class Engine:
-    """Sums of clipped gradients of one model and loss."""
+    """Sums of clipped gradients of one model and loss.
+
+    What is learned of them is verified on the first batch, and again when its premises
+    change (``premises.py``). Before every sum the premises are compared, which is cheap.
+
+    Args:
+        model: In the mode in which it trains.
+        loss: Of (model, batch), per record.
+
+    Attributes:
+        loss: May be set to another function before any step; one of the same code, with the
+            same values in its closure, is the same.
+    """
 
     def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
-        self._model, self._loss = model, loss
+        self._model, self.loss = model, loss
+        self._premises: Premises | None = None
+        self._forget()
+        self._reset: Callable[[], None] = _nothing
+        self._seen: Batch = None  # a record, of a model whose state moves
+        self._taken, self._look_at = 0, FIRST_LOOK
+
+    def _forget(self) -> None:
         self._plans: tuple[Plan, ...] = ()  # the newest first
-        self._records_are_apart = False
+        self._records_are_apart = self._stale = self._differentiates = False
+        self._shapes: set[tuple[object, ...]] = set()
+        self._moving: frozenset[str] | None = None  # what every pass writes to; None: nothing
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -73,15 +130,20 @@ class Engine:
         """Return the clipped sum, taking ``chunk`` records at a time.
 
         The chunk is a matter of memory and speed alone; None: about what plain training
-        would need. No records give zeros.
+        would need. No records give zeros. Buffers that a forward pass moves, whatever the
+        records are, move as by one pass, whatever the number of records and chunks is.
 
         Raises:
-            InvalidArgument: the loss is not one number a record, or records are mixed.
+            InvalidArgument: the loss is not one number a record, records are mixed, or a
+                buffer keeps something of them.
         """
         if chunk is not None:
             require_count("chunk", chunk)
-        size = chunk or self._fitting(batch)
-        parts = [self._sum(some, clipping) for some in chunks(batch, size)]
+        self.require_independence(batch)
+        self._taken += 1
+        with self._one_pass(batch):
+            size = chunk or self._fitting(batch)
+            parts = [self._sum(some, clipping) for some in chunks(batch, size)]
         if not parts:
             return self._nothing()
         first, *others = parts
@@ -96,14 +158,162 @@ class Engine:
         )
 
     def require_independence(self, batch: Batch) -> None:
-        """Try once, on the first batch that can show it, whether records are mixed or kept.
+        """Verify that records are neither mixed nor kept, where that is not known.
+
+        In full on the first batch that can show it, and whenever modules, training flags,
+        hooks, ``requires_grad`` or the loss's code have changed. On few records whenever
+        values have changed that the code may branch on, or records have shapes that were not
+        seen. Cheap otherwise: may be called before every step.
 
         Raises:
             InvalidArgument: they are.
         """
-        if not self._records_are_apart and count(batch) > 0:
-            require_independent_losses(self._model, self._loss, part(batch, 0, MOST_TRIED))
-            self._records_are_apart = count(batch) > 1
+        records, shape = count(batch), shapes(batch)
+        if not self.parameters:
+            raise InvalidArgument(
+                "model", f"{type(self._model).__name__} without one", "one with a trained parameter"
+            )
+        found, known = premises_of(self._model, self.loss), self._premises
+        if known is None or found.structure != known.structure:
+            self._forget()
+        values = known is not None and found.values != known.values
+        self._premises = found
+        self._stale = self._stale or values
+        if not records:
+            if not self._records_are_apart:
+                self._look_at_no_records(batch)
+        elif not self._records_are_apart:
+            self._verify(batch)
+            self._records_are_apart, self._stale = records > 1, False
+            self._look_at = self._taken + FIRST_LOOK
+        elif self._stale or shape not in self._shapes or self._taken >= self._look_at:
+            self._verify_again(batch)
+            self._stale, self._look_at = False, max(2 * self._taken, self._look_at)
+        if records and len(self._shapes) < MOST_SHAPES:
+            self._shapes.add(shape)
+
+    def _sample(self, batch: Batch, most: int) -> Batch:
+        """Return some records from all over the batch; of one, it and another, or it twice."""
+        records = count(batch)
+        if records > 1:
+            return taken(batch, torch.linspace(0, records - 1, min(most, records)).long())
+        another = joined(batch, made_up(batch))
+        with suppress(Exception), Look(self._model, self.loss) as look:
+            look.losses(another)
+            return another
+        return doubled(batch)
+
+    def _verify(self, batch: Batch) -> None:
+        sample = self._sample(batch, MOST_TRIED)
+        with Look(self._model, self.loss) as look:
+            look.require_apart(sample)
+            self._moving = look.require_no_statistics(sample)
+            look.require_apart_once_opened(sample)
+        self._differentiates |= look.differentiates
+        if not look.requires_grad:
+            raise InvalidArgument(
+                "per_sample_loss",
+                "losses that depend on no trained parameter",
+                "differentiable: without torch.no_grad or detach, of what requires_grad",
+            )
+
+    def _verify_again(self, batch: Batch) -> None:
+        """Look at few records; plans that do not hold any more are forgotten."""
+        sample = self._sample(batch, FEW)
+        with Look(self._model, self.loss) as look:
+            look.require_apart(sample)
+            self._moving = look.require_no_statistics(sample) if look.writes else None
+        self._differentiates |= look.differentiates
+        if self._plans and not self._differentiates:
+            with self._looking():
+                agrees = self._in_training_or_not(lambda: self._agree_in_sum(sample))
+            if agrees is Verdict.DIFFERS:
+                self._plans = ()
+            elif self._stale:
+                self._plans = self._plans[:1]
+
+    def _look_at_no_records(self, batch: Batch) -> None:
+        """Let a step without records move buffers as any other would."""
+        with suppress(Exception), Look(self._model, self.loss) as look:
+            self._moving = look.require_no_statistics(blank(batch))
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Start every pass from one state and end in it; draw no numbers."""
+        state, before = ModuleState(self._model), self._reset
+        self._reset = state.restore
+        try:
+            with torch.random.fork_rng():
+                yield
+        finally:
+            state.restore()
+            self._reset = before
+
+    @contextmanager
+    def _one_pass(self, batch: Batch) -> Iterator[None]:
+        """Move the model's state as by one pass, whatever passes run and on how many records.
+
+        What moves was verified to move the same for all records. It is taken from a pass on
+        no record, so that it depends on none, and held against what the passes did.
+
+        Raises:
+            InvalidArgument: a buffer moved that did not before, or in another way.
+        """
+        moving, guard = self._moving, BufferGuard(self._model)
+        if moving is None:
+            yield
+            self._require_unmoved(guard, frozenset())
+            return
+        state = ModuleState(self._model, moving)
+        self._reset = state.restore
+        try:
+            yield
+            self._require_unmoved(guard, moving)
+            by_records = saved_state(self._model, moving) if count(batch) else None
+            if moving or by_records is None:
+                state.restore()
+                self._advance(batch)
+                self._require_same(by_records, saved_state(self._model, moving))
+        except BaseException:
+            state.restore()
+            raise
+        finally:
+            self._reset = _nothing
+
+    def _advance(self, batch: Batch) -> None:
+        """Run one pass on a record of zeros; on one that was seen where zeros do not run."""
+        if count(batch):
+            self._seen = part(batch, 0, 1)
+        with torch.random.fork_rng():
+            try:
+                self._fresh_loss(self._model, blank(batch))
+            except Exception as error:  # a model may refuse zeros in any way
+                if self._seen is None:
+                    raise InvalidArgument(
+                        "model",
+                        f"{type(self._model).__name__}: {type(error).__name__}: {error}",
+                        "one that runs on a record of zeros: its buffers move in every pass, "
+                        "and must do so without any record",
+                    ) from error
+                self._fresh_loss(self._model, self._seen)
+
+    def _require_unmoved(self, guard: BufferGuard, moving: frozenset[str]) -> None:
+        for name in guard.moved():
+            if name not in moving:
+                raise self._refused_buffer(name)
+
+    def _require_same(self, by_records: dict[str, object] | None, own: dict[str, object]) -> None:
+        for name, value in (by_records or {}).items():
+            if not same(value, own.get(name)):
+                raise self._refused_buffer(name)
+
+    @staticmethod
+    def _refused_buffer(name: str) -> InvalidArgument:
+        return InvalidArgument(
+            "model",
+            f"one whose buffer {name!r} a batch moved as no batch before",
+            "free of buffers that records move (they are released with it, without noise)",
+        )
 
     def _nothing(self) -> Clipped:
         sums = {name: _full(torch.zeros_like(p)) for name, p in self.parameters.items()}
@@ -136,36 +346,53 @@ class Engine:
     @property
     def record_by_record(self) -> tuple[str, ...]:
         """Names of parameters that no rule is found to hold for, as far as is known: slow."""
+        if self._differentiates:
+            return tuple(self.parameters)
         return self._plans[0].others if self._plans else ()
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
         """Return the losses, and the per-record gradients by parameter; None: all zero."""
         if count(batch) == 1:
-            self.require_independence(batch)
             return self._of_one(batch)
-        found = self._by_rule(self._plans, batch)
-        if found is None and (plan := self._plan(batch)) is not None:
-            found = self._by_rule((plan,), batch)
+        found = None if self._differentiates else self._by_plan(batch)
         if found is None:
             return self._one_by_one(batch)
         plan, losses, forms = found
         if plan.others:
-            slow = PerRecordGradients(self._model, self._loss, plan.others)
+            slow = self._per_record(plan.others)
             for name, values in zip(plan.others, slow(batch), strict=True):
                 forms[name] = Dense(_full(values))
         return losses, forms
 
+    def _by_plan(self, batch: Batch) -> tuple[Plan, Tensor, dict[str, Form | None]] | None:
+        """Return what a plan gives, of those there are or a new one; None: there is none."""
+        try:
+            found = self._by_rule(self._plans, batch)
+            if found is None and not self._differentiates:
+                plan = self._plan(batch)
+                found = self._by_rule((plan,), batch) if plan is not None else None
+        except (DpauditError, torch.OutOfMemoryError):
+            raise
+        except FAILURES:  # what breaks on detached parameters may run record by record
+            return None
+        return found
+
+    def _per_record(self, names: Iterable[str]) -> PerRecordGradients:
+        at_once = not self._differentiates
+        return PerRecordGradients(self._model, self.loss, names, self._reset, at_once=at_once)
+
     def _fitting(self, batch: Batch) -> int:
         """Return how many records are taken at once: even parts of at most so many numbers."""
         records = max(1, count(batch))
-        if records > 1 and not self._plans:
+        if records > 1 and not self._plans and not self._differentiates:
             self._plan(batch)
         numbers = self._plans[0].numbers if self._plans else 0
         parts = math.ceil(records * numbers / MOST_NUMBERS)
         return math.ceil(records / max(1, min(parts, records)))
 
     def _plan(self, batch: Batch) -> Plan | None:
-        plan = self._planned(batch)
+        with self._looking():
+            plan = self._planned(batch)
         if plan is not None:
             self._plans = (plan, *self._plans[: MOST_PLANS - 1])
         return plan
@@ -175,20 +402,14 @@ class Engine:
 
         Zero times what is not finite is NaN, and looks as if a loss reached other records.
         """
-        if not self._records_are_apart:
-            require_no_statistics(self._model, self._loss, part(batch, 0, MOST_TRIED))
-        with torch.random.fork_rng():  # looking draws no dropout that training would have drawn
-            with torch.no_grad():
-                fine = torch.isfinite(self._losses(batch, count(batch))).nonzero().squeeze(1)
-            if not len(fine):
-                return None
-            usable = mapped(batch, lambda tensor: tensor[fine[:MOST_TRIED].to(tensor.device)])
-            if len(fine) == 1:
-                usable = mapped(usable, lambda tensor: torch.cat([tensor, tensor]))
-            self.require_independence(usable)
-            return self._checked(usable)
+        for some in chunks(batch, MOST_TRIED):
+            fine = torch.isfinite(self._losses(some, count(some)).detach()).nonzero().squeeze(1)
+            if len(fine):
+                usable = taken(some, fine.cpu())
+                return self._checked(doubled(usable) if len(fine) == 1 else usable)
+        return None
 
-    def _checked(self, batch: Batch) -> Plan:
+    def _checked(self, batch: Batch) -> Plan | None:
         """Return a plan whose gradients were seen to be those of records' own losses.
 
         Where it cannot be made, or gives others on a few records, as an operation may have
@@ -196,27 +417,72 @@ class Engine:
         """
         slow = record_by_record(self._model)
         try:
-            plan = make_plan(self._model, self._loss, batch, count(batch))
+            plan = make_plan(self._model, self._fresh_loss, batch, count(batch))
         except (RuntimeError, IndexError, ValueError):  # a look may break what a run does not
             return slow
-        training = [module for module in self._model.modules() if module.training]
-        self._model.eval()  # dropout draws what it likes, and would differ
-        try:
-            agrees = self._agrees(plan, part(batch, 0, CHECKED))
-        except (RuntimeError, IndexError, ValueError):
-            agrees = False
-        finally:
-            for module in training:
-                module.training = True
-        return plan if agrees else slow
+        if plan is None:
+            self._differentiates = True
+            return None
+        some = part(batch, 0, CHECKED)
+        agrees = self._in_training_or_not(lambda: self._agrees(plan, some))
+        return plan if agrees is Verdict.AGREES else slow
 
-    def _agrees(self, plan: Plan, batch: Batch) -> bool:
+    def _fresh_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        self._reset()
+        return self.loss(model, fresh(batch))
+
+    def _in_training_or_not(self, agree: Callable[[], Verdict]) -> Verdict:
+        """Ask in training mode; without it if what is drawn there, as dropout, differs."""
+        try:
+            verdict = agree()
+            if verdict is not Verdict.DRAWS:
+                return verdict
+            training = [module for module in self._model.modules() if module.training]
+            self._model.eval()
+            try:
+                verdict = agree()
+                return Verdict.DIFFERS if verdict is Verdict.DRAWS else verdict
+            finally:
+                for module in training:
+                    module.training = True
+        except (RuntimeError, IndexError, ValueError):
+            return Verdict.DIFFERS
+
+    def _agree_in_sum(self, batch: Batch) -> Verdict:
+        """Return whether the plans give a weighted sum over records.
+
+        As records are apart, it is the gradient of the weighted sum of losses.
+        """
+        found = self._by_rule(self._plans, batch)
+        if found is None or not found[0].by_rule:
+            return Verdict.UNKNOWN
+        plan, losses, forms = found
+        again = self._losses(batch, count(batch))
+        if not _equal(losses, again):
+            return Verdict.DRAWS
+        named = self.parameters
+        weights = torch.linspace(1, -0.5, len(losses)).to(losses)
+        truth = differentiated((weights * again).sum(), [named[name] for name in plan.by_rule])
+        gap = size = 0.0
+        with torch.no_grad():
+            for name, found_true in zip(plan.by_rule, truth, strict=True):
+                form, zeros = forms[name], torch.zeros_like(named[name])
+                own = zeros if form is None else form.weighted(weights).view_as(zeros)
+                true = zeros if found_true is None else found_true
+                gap += float(torch.linalg.vector_norm(own - true)) ** 2
+                size += float(torch.linalg.vector_norm(true)) ** 2
+        differs = gap > AGREEMENT**2 * size + 1e-30  # NaN tells nothing
+        return Verdict.DIFFERS if differs else Verdict.AGREES
+
+    def _agrees(self, plan: Plan, batch: Batch) -> Verdict:
         names, records = plan.by_rule, count(batch)
         found = self._by_rule((plan,), batch)
         if found is None:
-            return False
-        _, _, forms = found
-        truth = PerRecordGradients(self._model, self._loss, names)(batch)
+            return Verdict.DIFFERS
+        _, losses, forms = found
+        if not _equal(losses, self._losses(batch, records)):
+            return Verdict.DRAWS
+        truth = self._per_record(names)(batch)
         gap, size = torch.zeros(records), torch.zeros(records)
         with torch.no_grad():
             for name, true in zip(names, truth, strict=True):
@@ -225,7 +491,8 @@ class Engine:
                 gap += (own - true).reshape(records, -1).float().square().sum(dim=1).cpu()
                 size += true.reshape(records, -1).float().square().sum(dim=1).cpu()
         fine = torch.isfinite(size)
-        return bool((gap[fine] <= AGREEMENT**2 * size[fine] + 1e-30).all())
+        agrees = bool((gap[fine] <= AGREEMENT**2 * size[fine] + 1e-30).all())
+        return Verdict.AGREES if agrees else Verdict.DIFFERS
 
     def _by_rule(
         self, plans: Sequence[Plan], batch: Batch
@@ -234,8 +501,12 @@ class Engine:
         if not plans:
             return None
         newest, records, named = plans[0], count(batch), self.parameters
-        with Tape((named[name] for name in newest.by_rule), newest.spread, records) as tape:
-            losses = self._losses(batch, records)
+        tape = Tape((named[name] for name in newest.by_rule), newest.spread, records)
+        losses = run(tape, self._fresh_loss, self._model, batch)
+        if losses is None:
+            self._differentiates = True
+            return None
+        self._required(losses, records)
         plan = next((p for p in plans if p.asks_like(newest) and p.fits(tape.uses, records)), None)
         if plan is None:
             return None
@@ -253,15 +524,17 @@ class Engine:
 
     def _of_one(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
         """One record's gradient is the batch's: no rule is needed."""
-        losses, named = self._losses(batch, 1), self.parameters
-        gradients = torch.autograd.grad(losses.sum(), list(named.values()), allow_unused=True)
+        named = self.parameters
+        with typed_errors():
+            losses = self._losses(batch, 1)
+            gradients = differentiated(losses.sum(), list(named.values()))
         return losses, {
             name: None if g is None else Dense(_full(g)[None])
             for name, g in zip(named, gradients, strict=True)
         }
 
     def _one_by_one(self, batch: Batch) -> tuple[Tensor, dict[str, Form | None]]:
-        gradients = PerRecordGradients(self._model, self._loss, self.parameters)
+        gradients = self._per_record(self.parameters)
         forms: dict[str, Form | None] = {
             name: Dense(_full(values))
             for name, values in zip(self.parameters, gradients(batch), strict=True)
@@ -269,7 +542,12 @@ class Engine:
         return self._losses(batch, count(batch)), forms
 
     def _losses(self, batch: Batch, records: int) -> Tensor:
-        losses = self._loss(self._model, batch)
+        with typed_errors():
+            losses = self._fresh_loss(self._model, batch)
+        return self._required(losses, records)
+
+    @staticmethod
+    def _required(losses: Tensor, records: int) -> Tensor:
         if losses.shape != (records,):
             raise InvalidArgument(
                 "per_sample_loss",
@@ -277,6 +555,16 @@ class Engine:
                 f"a function that returns a loss a record, shape ({records},): reduction='none'",
             )
         return losses
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether losses are equal but for rounding: a rule may compute in another order."""
+    a, b = (each.detach().double().nan_to_num() for each in (one, other))
+    return torch.allclose(a, b, rtol=AGREEMENT, atol=1e-6)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _by_parameter(

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
@@ -70,7 +71,52 @@ class Use:
     edge: GradientEdge
 
 
-class Tape(TorchFunctionMode):
+TRANSFORMS = (functorch.TransformType.Grad, functorch.TransformType.Jvp)
+BACKWARD = frozenset({torch.autograd.backward, Tensor.backward})
+
+
+class Watch(TorchFunctionMode):
+    """While it is on, it notices whether gradients are taken.
+
+    Attributes:
+        differentiates: Whether a loss depends on gradients that it takes itself: a second
+            derivative is lost where parameters are detached.
+    """
+
+    def __init__(self) -> None:
+        self.differentiates = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.watch(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def watch(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Take note of one call."""
+        if func is torch.autograd.grad:
+            # The gradient of inputs alone, as of an attack, is a constant in the loss.
+            twice = kwargs.get("create_graph", args[4] if len(args) > 4 else False)
+            inputs = kwargs.get("inputs", args[1] if len(args) > 1 else ())
+            inputs = [inputs] if isinstance(inputs, Tensor) else inputs
+            if twice or any(isinstance(each, nn.Parameter) for each in inputs):
+                self.differentiates = True
+        elif func in BACKWARD or getattr(func, "__name__", "") == "_make_dual":
+            self.differentiates = True
+        elif functorch.peek_interpreter_stack() is not None:
+            levels = functorch.get_interpreter_stack() or ()
+            if any(level.key() in TRANSFORMS for level in levels):
+                self.differentiates = True
+
+
+class Tape(Watch):
     """While it is on, uses of ``parameters`` are recorded in ``uses``.
 
     Args:
@@ -82,6 +128,7 @@ class Tape(TorchFunctionMode):
     def __init__(
         self, parameters: Iterable[Tensor], spread: Collection[int] = (), records: int = 1
     ) -> None:
+        super().__init__()
         self.uses: list[Use] = []
         self._parameters = {id(parameter) for parameter in parameters}
         self._spread, self._records = frozenset(spread), records
@@ -96,6 +143,8 @@ class Tape(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._recording:
+            self.watch(func, args, kwargs)
         if (decomposition := DECOMPOSITIONS.get(func)) is not None:
             with self:
                 output = decomposition(*args, **kwargs)

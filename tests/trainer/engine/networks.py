@@ -846,7 +846,7 @@ def _two_parts() -> nn.Module:
 def _from_dict(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     scores = model(batch["parts"][0], batch["parts"][1])
     losses = functional.cross_entropy(scores, batch["labels"], reduction="none")
-    return losses * batch["scale"]
+    return losses * losses.new_tensor(batch["scale"])
 
 
 BATCHES = {
@@ -860,7 +860,7 @@ BATCHES = {
         _two_parts,
         lambda n: {
             "parts": [torch.randn(n, 6), torch.randn(n, 5)], "labels": labels(n),
-            "scale": 2.0, "comment": None,
+            "scale": [2.0] * n, "comment": None,
         },
         _from_dict,
     ),
