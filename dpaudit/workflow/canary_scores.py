@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.attacks.conformance.provenance import GRADIENT_SUM
 from dpaudit.attacks.one_run import ClaimedSteps, Seen
 from dpaudit.report.evidence import CanaryScores
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_arrays
 from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.release_names import GRADIENT_SUM
 from dpaudit.workflow.families import booked_steps
 
 MOST_BINS = 24

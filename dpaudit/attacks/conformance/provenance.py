@@ -25,11 +25,11 @@ from dpaudit.vocabulary.mechanism import (
     SampledWithoutReplacement,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.release_names import GRADIENT_SUM
 from dpaudit.vocabulary.verdict import Outcome
 
 CHECK = "provenance"
 EXACT = "exact: no chance is involved"
-GRADIENT_SUM = "gradient sum"
 TUNING, EARLY_STOPPING = "hyperparameter-tuning", "early-stopping"
 
 
