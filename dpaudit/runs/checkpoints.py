@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -20,7 +19,7 @@ from dpaudit.vocabulary.ledger import Checkpointed, PrivacyLedger
 
 MARKER = "COMPLETE"
 PROGRESS = "progress.json"
-_NAME = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"step-(\d+)(\.\d+)?")
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -44,13 +43,30 @@ class Progress(msgspec.Struct, frozen=True):
     schema_version: str = SCHEMA_VERSION
 
 
-def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """Return the complete checkpoints in the folder ``checkpoints``, oldest first."""
+def checkpoint_folders(checkpoints: Path) -> list[Path]:
+    """Return the folders of checkpoints, complete or not, in ``checkpoints``, oldest first."""
     if not checkpoints.is_dir():
         return []
     named = ((_NAME.fullmatch(folder.name), folder) for folder in checkpoints.iterdir())
-    complete = [(int(name[1]), folder) for name, folder in named if name and is_complete(folder)]
-    return [folder for _, folder in sorted(complete)]
+    numbered = [(*_order(name), folder) for name, folder in named if name]
+    return [folder for *_, folder in sorted(numbered)]
+
+
+def _order(name: re.Match[str]) -> tuple[int, int]:
+    """Return a checkpoint's step, and which one at that step it is."""
+    return int(name[1]), int((name[2] or ".0")[1:])
+
+
+def new_checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Return where to write a checkpoint: a folder of its own, so that none is lost meanwhile."""
+    taken = [folder.name for folder in checkpoint_folders(checkpoints)]
+    names = (f"step-{step}" + (f".{again}" if again else "") for again in range(len(taken) + 1))
+    return checkpoints / next(name for name in names if name not in taken)
+
+
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """Return the complete checkpoints in the folder ``checkpoints``, oldest first."""
+    return [folder for folder in checkpoint_folders(checkpoints) if is_complete(folder)]
 
 
 def is_complete(folder: Path) -> bool:
@@ -62,6 +78,13 @@ def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint, its marker first; nothing happens if it is not there."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_checkpoints(checkpoints: Path) -> None:
+    """Remove all checkpoints of a run, each one's marker first, and their folder."""
+    for folder in checkpoint_folders(checkpoints):
+        remove_checkpoint(folder)
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def read_progress(folder: Path) -> Progress:
@@ -99,15 +122,16 @@ def require_own_checkpoint(folder: Path, ledger: PrivacyLedger) -> None:
             ledger holds.
     """
     require_known_progress(folder, ledger, read_progress(folder))
-    lines = [line for line in ledger.lines if isinstance(line, Checkpointed)]
-    if not lines:
+    if not any(isinstance(line, Checkpointed) for line in ledger.lines):
         return
     recorded = recorded_digests(folder, ledger)
-    if recorded is None:
+    if not recorded:
         raise IntegrityError(f"{folder} is no checkpoint that its ledger records: remove it")
-    for name, digest in recorded.items():
-        if sha256(folder / name) != digest:
-            raise IntegrityError(f"{folder / name} was altered after its ledger recorded it")
+    own = digests_of(folder)
+    if own not in recorded:
+        newest = recorded[-1]
+        other = [name for name in {**newest, **own} if own.get(name) != newest.get(name)]
+        raise IntegrityError(f"{folder / other[0]} was altered after its ledger recorded it")
 
 
 def require_known_progress(folder: Path, ledger: PrivacyLedger, progress: Progress) -> None:
@@ -135,8 +159,8 @@ def require_known_checkpoints(checkpoints: Path, ledger: PrivacyLedger) -> None:
     for folder in complete_checkpoints(checkpoints):
         try:
             require_known_progress(folder, ledger, read_progress(folder))
-            recorded = (recorded_digests(folder, ledger) or {}).get(PROGRESS)
-            if recorded is not None and recorded != sha256(folder / PROGRESS):
+            recorded = [files.get(PROGRESS) for files in recorded_digests(folder, ledger)]
+            if recorded and sha256(folder / PROGRESS) not in recorded:
                 raise IntegrityError(
                     f"{folder / PROGRESS} was altered after its ledger recorded it"
                 )
@@ -145,11 +169,11 @@ def require_known_checkpoints(checkpoints: Path, ledger: PrivacyLedger) -> None:
                 raise
 
 
-def recorded_digests(folder: Path, ledger: PrivacyLedger) -> dict[str, str] | None:
-    """Return the digests that the ledger last recorded for a checkpoint's step, if it did."""
-    with suppress(ValueError):
-        step = int(folder.name.removeprefix("step-"))
-        for line in reversed(ledger.lines):
-            if isinstance(line, Checkpointed) and line.step == step:
-                return line.files
-    return None
+def recorded_digests(folder: Path, ledger: PrivacyLedger) -> list[dict[str, str]]:
+    """Return the digests that the ledger recorded for a checkpoint's step, the newest last."""
+    name = _NAME.fullmatch(folder.name)
+    return [
+        line.files
+        for line in ledger.lines
+        if name is not None and isinstance(line, Checkpointed) and line.step == int(name[1])
+    ]

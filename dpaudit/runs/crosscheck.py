@@ -31,12 +31,13 @@ from dpaudit.runs.layout import RunFiles
 from dpaudit.runs.ledger_lines import Content, line_of
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError
-from dpaudit.vocabulary.ledger import GRADIENT_SUM, BookedRelease, PrivacyLedger, Seal
+from dpaudit.vocabulary.ledger import BookedRelease, PrivacyLedger, Seal
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     RandomAllocation,
     TreeAggregation,
 )
+from dpaudit.vocabulary.release_names import GRADIENT_SUM
 
 RUN_KEY, RELEASES_KEY = "dpaudit_run", "dpaudit_releases"
 """Under which names a model's metadata hold the run's name and its number of releases."""

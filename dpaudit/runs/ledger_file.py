@@ -46,6 +46,7 @@ from dpaudit.vocabulary.ledger import (
     BookedRelease,
     Checkpointed,
     DeclaredChange,
+    Ended,
     LedgerHeader,
     LedgerLine,
     PrivacyLedger,
@@ -211,7 +212,9 @@ def _lock(path: Path, file: BinaryIO) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise RunExists(f"{path} is being written by another process") from error
+        raise RunExists(
+            f"{path} is being written, by another process or by another session of this one"
+        ) from error
     if not _is_same_file(path, file):
         raise RunExists(f"{path} was replaced by another process: try again")
 
@@ -304,6 +307,7 @@ class LedgerWriter:
         Raises:
             RunExists: There is another file, checkpoints of an earlier run are beside it, or
                 a process writes it.
+            InvalidArgument: No file can be made there.
         """
         _require_no_checkpoints(path)
         try:
@@ -312,6 +316,9 @@ class LedgerWriter:
             if not path.is_file():
                 raise RunExists(f"{path} exists: another run has begun here") from error
             return cls._in_place_of(path, header)
+        except (OSError, ValueError) as error:  # of a name with a NUL byte: ValueError
+            allowed = f"a file that can be made ({error})"
+            raise InvalidArgument("ledger", str(path), allowed) from error
         try:
             _lock(path, file)
             writer = cls(path, file, _End(GENESIS, 0, 0))
@@ -400,6 +407,10 @@ class LedgerWriter:
         Before the checkpoint gets its marker: a complete checkpoint has a line.
         """
         self._append(checkpoint)
+
+    def end(self, files: dict[str, str]) -> None:
+        """Record the digests of what ships, once the last step was taken."""
+        self._append(Ended(files))
 
     def head_after_seal(self, files: dict[str, str]) -> str:
         """Return the hash of the line that ``seal(files)`` would write now."""

@@ -32,6 +32,7 @@ from dpaudit.vocabulary.ledger import (
     BookedRelease,
     Checkpointed,
     DeclaredChange,
+    Ended,
     LedgerHeader,
     LedgerLine,
     PrivacyLedger,
@@ -41,7 +42,7 @@ from dpaudit.vocabulary.ledger import (
 
 GENESIS = "0" * 64
 OPENING, BETWEEN, CLOSING = b'{"entry":', b',"hash":"', b'"}\n'
-KINDS = (LedgerHeader, Begun, BookedRelease, Resumed, DeclaredChange, Checkpointed, Seal)
+KINDS = (LedgerHeader, Begun, BookedRelease, Resumed, DeclaredChange, Checkpointed, Ended, Seal)
 DROPPED_CHARACTERS = 2000
 """How much of a dropped line is kept, in the line that says so."""
 

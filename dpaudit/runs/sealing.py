@@ -1,7 +1,8 @@
 """The end of a run: its claim is on the disk before its seal.
 
-Order: model.safetensors, observations.npz, claim.json, seal. The claim names the head that the
-ledger has after the seal, which is computed from the digests of the files. So a process that
+Order: model.safetensors, observations.npz, a ledger line with their digests, claim.json, seal.
+The claim names the head that the ledger has after the seal, which is computed from the digests
+of the files. So a process that
 dies at any point leaves a run that goes on, or one whose claim proves the seal that it lacks
 (``ledger_file.complete_seal`` writes it), or a finished one.
 """
@@ -42,6 +43,7 @@ def seal_run(run: RunDirectory, writer: LedgerWriter, claim: Claim) -> None:
                 f"the claim is of {claim.releases} releases, {writer.path} holds {writer.releases}"
             )
         files = {path.name: sha256(path) for path in run.sealed_files}
+        writer.end(files)
         _write_claim(run, replace(claim, ledger_head=writer.head_after_seal(files)))
         writer.seal(files)
 

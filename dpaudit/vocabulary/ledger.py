@@ -14,9 +14,6 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
 
-GRADIENT_SUM = "gradient sum"
-"""What a release of a training step is called."""
-
 
 class Sampling(Enum):
     """How the records of a step were chosen."""
@@ -156,6 +153,16 @@ class Checkpointed(msgspec.Struct, frozen=True, tag_field="kind", tag="checkpoin
     files: dict[str, str]
 
 
+class Ended(msgspec.Struct, frozen=True, tag_field="kind", tag="ended"):
+    """The last step was taken, and what ships is on the disk; claim and seal come next.
+
+    Attributes:
+        files: SHA-256 of each file that the seal will hold, by name.
+    """
+
+    files: dict[str, str]
+
+
 class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
     """The run has ended: how many releases there were, and the digests of its files."""
 
@@ -163,7 +170,7 @@ class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
     files: dict[str, str]
 
 
-BodyLine = Begun | BookedRelease | Resumed | DeclaredChange | Checkpointed | Seal
+BodyLine = Begun | BookedRelease | Resumed | DeclaredChange | Checkpointed | Ended | Seal
 """Every kind of line after the header."""
 
 LedgerLine = LedgerHeader | BodyLine
@@ -198,6 +205,13 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
         """The seal, or None while the run goes on."""
         last = self.lines[-1] if self.lines else None
         return last if isinstance(last, Seal) else None
+
+    @property
+    def ended(self) -> Ended | None:
+        """The line that says that the run has taken its last step, if nothing came after it."""
+        lines = [line for line in self.lines if not isinstance(line, Seal)]
+        last = lines[-1] if lines else None
+        return last if isinstance(last, Ended) else None
 
     @property
     def leaves_out(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dpaudit.report.watch_text import Measured
-from dpaudit.runs.checkpoints import read_newest_progress
+from dpaudit.runs.checkpoints import complete_checkpoints, read_newest_progress
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer.data import Split, load
 from dpaudit.trainer.evaluate import evaluate
@@ -57,13 +57,13 @@ class AccuracySoFar:
             self._split = load(self._run.read_config().data)
         if finished_after is not None:
             return heldout_accuracy(self._run, self._split)
-        model = _checkpointed_model(self._run, self._split, steps)
+        model = _checkpointed_model(self._run, self._split)
         return evaluate(model, heldout_records(self._run, self._split)).accuracy
 
 
-def _checkpointed_model(run: RunDirectory, split: Split, steps: int) -> nn.Module:
-    """Return the model as it would ship after ``steps`` steps: averaged, where that ships."""
-    config, folder = run.read_config(), run.checkpoints / f"step-{steps}"
+def _checkpointed_model(run: RunDirectory, split: Split) -> nn.Module:
+    """Return the model as it would ship now, at the newest checkpoint: averaged, if that ships."""
+    config, folder = run.read_config(), complete_checkpoints(run.checkpoints)[-1]
     model = make_model(config.model.model, split.shape, len(split.classes), seed=0)
     averaged = config.model.average_decay is not None
     filled: nn.Module = AveragedModel(model) if averaged else model

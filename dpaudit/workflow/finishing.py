@@ -4,19 +4,18 @@ It is written only where the files prove that nothing is missing but claim or se
 
 sealed, no claim     the digests of the seal agree: an older version died before the claim
 claimed, no seal     the claim names the head that the seal gives the ledger
-neither              the model's metadata name this run and its number of releases, or the
-                     incomplete last line is the seal, with the model's digest
+neither              the ledger's last line holds the digests of what ships
 """
 
 from __future__ import annotations
 
-import shutil
 from enum import Enum
 
 from msgspec.structs import replace
 
 from dpaudit.accountants.answers import claim_of
-from dpaudit.runs.crosscheck import is_claimed, model_releases, seal_of
+from dpaudit.runs.checkpoints import remove_checkpoints
+from dpaudit.runs.crosscheck import is_claimed, seal_of
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_if_there, sha256, write_json
 from dpaudit.runs.ledger_file import complete_seal, locked, read_dead_run
@@ -72,7 +71,7 @@ def finish(run: RunDirectory, delta: float | None) -> Finished:
         done = Finished.BOTH
     run.read_finished()
     if run.config.exists():  # as dpaudit train does: they hold more than the model
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        remove_checkpoints(run.checkpoints)
     return done
 
 
@@ -108,19 +107,22 @@ def _require_ended(run: RunDirectory, content: Content) -> None:
         InvalidArgument: Nothing proves that it has ended.
     """
     ledger = content.ledger
-    observed = run.observations.exists() or not run.config.exists()
-    if ledger.releases and run.model.is_file() and observed:
-        releases = model_releases(run, ledger)
-        seal, _ = line_of(seal_of(run, ledger), ledger.head)
-        text = b"" if content.tail.complete else content.tail.text
-        if releases == len(ledger.releases) and seal.startswith(text):
-            return
-        if seal.startswith(text) and sha256(run.model).encode() in text:
-            return
+    text = b"" if content.tail.complete else content.tail.text
+    # An older version wrote no such line, but the beginning of its seal may be there.
+    bound = ledger.ended is not None or _names_the_model(run, text)
+    if ledger.ended is not None:
+        run.require_unaltered(ledger.ended.files)
+    if bound and line_of(seal_of(run, ledger), ledger.head)[0].startswith(text):
+        return
     raise InvalidArgument(
         "run", str(run.path), "one that has taken its last step: resume it with dpaudit train "
         "--resume --out RUN, or by make_private(resume=...) in a loop of your own",
     )  # fmt: skip
+
+
+def _names_the_model(run: RunDirectory, text: bytes) -> bool:
+    """Return whether an incomplete last line holds the digest of the model that is there."""
+    return run.model.is_file() and sha256(run.model).encode() in text
 
 
 def _delta(run: RunDirectory, delta: float | None) -> float:
