@@ -19,7 +19,7 @@ from dpaudit.trainer import device_stream, grid
 from dpaudit.trainer.ahead import Ahead
 from dpaudit.trainer.noise import normals
 from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.vocabulary.errors import require_count
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
 Sums = dict[str, Tensor]
 """By name of the parameter, or of a further coordinate."""
@@ -81,6 +81,7 @@ class AheadOfTime:
     def __init__(self) -> None:
         self._ahead: Ahead | None = None
         self._stream: Keystream | None = None
+        self._dimension = 0
 
     def deviation(
         self, noise_multiplier: float, norm: float, dimension: int, moment: Moment
@@ -90,8 +91,12 @@ class AheadOfTime:
 
     def added(self, sums: Sums, moment: Moment, noise_multiplier: float, norm: float) -> Sums:
         """See ``AddedNoise``."""
-        if self._ahead is None or self._stream is not moment.stream:
+        # Another dimension: what is trained has changed. What was made for this step and never
+        # handed out is dropped with its maker.
+        begun = self._stream is moment.stream and self._dimension == size(sums)
+        if self._ahead is None or not begun:
             self._ahead, self._stream = self._begun(sums, moment), moment.stream
+            self._dimension = size(sums)
         return _plus(sums, self._ahead.take(moment.step), noise_multiplier * norm)
 
     @staticmethod
@@ -178,6 +183,11 @@ class Banded:
 
     def added(self, sums: Sums, moment: Moment, noise_multiplier: float, norm: float) -> Sums:
         """See ``AddedNoise``: rows that are not at hand are made again from the key."""
+        if self._stream is moment.stream and self._rows and len(self._rows[0]) != size(sums):
+            raise InvalidArgument(
+                "model", f"{size(sums)} trainable numbers", f"of {len(self._rows[0])}, as in the "
+                "steps before: correlated noise cancels between equal coordinates alone",
+            )  # fmt: skip
         if self._next != moment.step or self._stream is not moment.stream:
             self._rows.clear()
             for step in range(moment.first, moment.step):

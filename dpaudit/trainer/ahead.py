@@ -19,9 +19,7 @@ from typing import Self
 
 from torch import Tensor
 
-
-class NoiseReused(RuntimeError):
-    """The noise of a step was asked for a second time, or in a second process."""
+from dpaudit.vocabulary.errors import ForkedSession, NoiseReused
 
 
 class Ahead:
@@ -47,12 +45,16 @@ class Ahead:
         ``make`` raises is raised here; the step may then be asked for again.
 
         Raises:
-            NoiseReused: it was handed out before, or this is another process.
+            NoiseReused: it was handed out before.
+            ForkedSession: this is another process.
             RuntimeError: ``close`` was called.
         """
         # Before the lock, which a fork may have copied while it was held.
         if os.getpid() != self._process:
-            raise NoiseReused("noise is handed out in the process that drew its key, in no fork")
+            raise ForkedSession(
+                "noise made ahead of time was used in a forked process, where it would be used "
+                "again: call make_private in each process"
+            )
         with self._lock:
             if step in self._taken:
                 raise NoiseReused(f"step {step} has had its noise: used twice, it cancels")

@@ -4,6 +4,9 @@ Secure mode draws a fresh key from the operating system in every process and nev
 stores it; so a resumed run cannot use a noise again. Seeded mode derives the key from a
 seed: the same stream, reproducible, for tests. A block's address is its purpose, its
 step and a counter: no two draws share a block.
+
+A stream belongs to the process that made it. Used in a forked child it would repeat the
+parent's noise, and a copy would repeat the original's: both are refused.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ import os
 import struct
 from collections.abc import Callable
 from enum import Enum
+from typing import NoReturn, SupportsIndex
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from dpaudit.vocabulary.errors import ForkedSession
 from dpaudit.vocabulary.ledger import Randomness
 
 BLOCK = 16  # bytes of AES
@@ -43,11 +48,31 @@ class Purpose(Enum):
     CANARY_DIRECTIONS = 13
 
 
-class Keystream:
+def forked(what: str, how: str) -> ForkedSession:
+    """Return the error of something that holds a key and was carried away from its process."""
+    return ForkedSession(
+        f"{what} {how}: it must stay in the process that made it, as two releases with one "
+        "noise give away their difference; call make_private in each process"
+    )
+
+
+class NotCopied:
+    """Refuses ``copy.copy``, ``copy.deepcopy`` and pickling: a copy would repeat its noise."""
+
+    called = "this object"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise forked(self.called, "was copied or pickled")
+
+
+class Keystream(NotCopied):
     """Random words that depend on the key, the purpose and the step alone."""
+
+    called = "a key stream"
 
     def __init__(self, key: bytes, randomness: Randomness) -> None:
         self._key = key
+        self._process = os.getpid()
         self.randomness = randomness
 
     @classmethod
@@ -68,7 +93,17 @@ class Keystream:
     @property
     def key(self) -> bytes:
         """The key: to hand to the processes that train together, never to store."""
+        self.require_own_process()
         return self._key
+
+    def require_own_process(self) -> None:
+        """Refuse a process that inherited the stream.
+
+        Raises:
+            ForkedSession: This process is a fork of the one that made it.
+        """
+        if os.getpid() != self._process:
+            raise forked(self.called, "was used in a forked process")
 
     def words(self, purpose: Purpose, step: int, count: int) -> NDArray[np.uint64]:
         """Return ``count`` uniform 64-bit words, shape ``(count,)``."""
@@ -84,6 +119,7 @@ class Keystream:
         self, purpose: Purpose, step: int, start: int = 0
     ) -> Callable[[bytearray | memoryview], None]:
         """Return what fills buffers of zeros in turn with the bytes from ``start`` on."""
+        self.require_own_process()
         block, within = divmod(start, BLOCK)
         # 2 + 6 bytes of address before 8 bytes of block counter, which AES-CTR counts up.
         address = struct.pack(">H", purpose.value) + step.to_bytes(6, "big")

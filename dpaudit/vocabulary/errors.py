@@ -5,7 +5,9 @@ DpauditError
         UnsupportedMechanism   a question this accountant must not answer
     MissingExtra        an optional library is not installed exit code 2
     RunExists           a run would be overwritten           exit code 2
-    ForkedSession       a writer was forked or copied        exit code 2
+    ForkedSession       a session used in a fork or a copy   exit code 2
+    NoiseReused         one noise for two releases           exit code 2
+    UnrecordedChange    a model changed between its steps    exit code 4
     IntegrityError      a file is missing, torn or altered   exit code 4
     Refuted             a run gives away more than it claims  exit code 1
     AccountingError     no number that is certainly true     exit code 3
@@ -70,17 +72,29 @@ class RunExists(DpauditError):
     exit_code = ExitCode.USAGE
 
 
-class ForkedSession(DpauditError):
-    """A ledger's writer was used in a forked process, copied or pickled.
+class IntegrityError(DpauditError):
+    """A file of a run is missing, incomplete or not what its hashes say."""
 
-    Two writers would use the same noise twice, or record one release for two.
+    exit_code = ExitCode.INTEGRITY
+
+
+class ForkedSession(DpauditError):
+    """A session, key stream or ledger was used in a forked process, copied or pickled.
+
+    Two of them would use the same noise twice, or record one release for two.
     """
 
     exit_code = ExitCode.USAGE
 
 
-class IntegrityError(DpauditError):
-    """A file of a run is missing, incomplete or not what its hashes say."""
+class NoiseReused(DpauditError, RuntimeError):
+    """The noise of a step was asked for a second time."""
+
+    exit_code = ExitCode.USAGE
+
+
+class UnrecordedChange(DpauditError):
+    """What would be released is not the result of the recorded steps."""
 
     exit_code = ExitCode.INTEGRITY
 

@@ -26,9 +26,8 @@ from dpaudit.trainer.added_noise import (
     size,
     unit_normals,
 )
-from dpaudit.trainer.ahead import NoiseReused
 from dpaudit.trainer.randomness import Keystream
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import InvalidArgument, NoiseReused
 
 FLOAT32 = 2.0**-24
 KINDS: dict[str, Callable[[], AddedNoise]] = {

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpaudit.trainer.ahead import Ahead, NoiseReused
+from dpaudit.trainer.ahead import Ahead
+from dpaudit.vocabulary.errors import ForkedSession, NoiseReused
 
 PATIENCE = 20.0
 
@@ -188,7 +189,7 @@ def test_a_fork_gets_no_noise(ahead: Ahead) -> None:
     if child == 0:
         try:
             ahead.take(1)
-        except NoiseReused:
+        except ForkedSession:
             ahead.close()
             os._exit(42)
         os._exit(1)
