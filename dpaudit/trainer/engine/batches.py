@@ -78,7 +78,7 @@ def mapped(
     """
     own = partial(mapped, change=change, change_column=change_column)
     match batch:
-        case Tensor() if not batch.is_nested:
+        case Tensor() if batch.layout is torch.strided and not batch.is_nested:
             return change(batch)
         case None:
             return None

@@ -7,9 +7,11 @@ per-record gradients bounds what one record does.
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,23 +70,32 @@ def require_independent_losses(model: nn.Module, loss: PerSampleLoss, batch: Bat
         look.require_no_statistics(batch)
 
 
+def _numpy_moved(before: Any) -> bool:
+    """Return whether NumPy's generator has moved from a state."""
+    now: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    return not all(np.array_equal(one, other) for one, other in zip(before, now, strict=True))
+
+
 class Look:
     """Runs a model and a loss to see what they do; leaves the model as it was.
 
-    Every run starts from the same state and the same seed. Gradients are enabled, as in a
+    Every run starts from the same state and the same seed, which each look draws anew: a branch
+    that a coin takes rarely is seen by some look. Gradients are enabled, as in a
     step: a loss may take them.
 
     Attributes:
         differentiates: Whether a run was seen to take gradients.
         writes: Whether the last one that was watched changed any state.
         requires_grad: Whether the losses of any run depend on what is trained.
+        draws: Whether any run drew from Python's or NumPy's generator.
     """
 
     def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
         self._model, self._loss = model, loss
         self._state = ModuleState(model)
         self._random = torch.random.fork_rng()
-        self.differentiates = self.writes = self.requires_grad = False
+        self._seed = int.from_bytes(os.urandom(4), "big")
+        self.differentiates = self.writes = self.requires_grad = self.draws = False
 
     def __enter__(self) -> Look:
         self._random.__enter__()
@@ -103,11 +114,13 @@ class Look:
         return self._run(batch)
 
     def _run(self, batch: Batch) -> Tensor:
-        seed_torch(0)  # the same dropout in all passes
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002 - what a model draws from is not ours to choose
+        seed_torch(self._seed)  # the same dropout in all passes
+        random.seed(self._seed)
+        np.random.seed(self._seed)  # noqa: NPY002 - what a model draws from is not ours to choose
+        seeded = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
         with torch.enable_grad():
             losses: Tensor = self._loss(self._model, fresh(batch))
+        self.draws |= seeded[0] != random.getstate() or _numpy_moved(seeded[1])
         self.requires_grad |= losses.requires_grad
         return losses.detach()
 

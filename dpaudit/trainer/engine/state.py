@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from dpaudit.trainer.engine.premises import OWN, SIMPLE
 from dpaudit.vocabulary.errors import InvalidArgument
 
 MOST_SHOWN = 4096  # numbers
+CONTAINERS = (list, dict, tuple, deque)
+MOST_ENTRIES, DEPTH = 256, 3  # of containers whose entries are compared
 
 
 @dataclass
@@ -41,23 +44,23 @@ class _Kept:
 
 @dataclass
 class _Listed:
-    """A list or dict that a module holds, and its entries as they were."""
+    """A list, dict or deque that a module holds, and its entries as they were."""
 
     holder: dict[str, object]
     name: str
-    value: list[object] | dict[object, object]
-    entries: list[object] | dict[object, object] = field(init=False)
+    value: list[object] | dict[object, object] | deque[object]
+    entries: list[object] | dict[object, object] | deque[object] = field(init=False)
 
     def __post_init__(self) -> None:
         self.entries = self.value.copy()
 
     def restore(self) -> None:
         self.holder[self.name] = self.value
-        if isinstance(self.value, list) and isinstance(self.entries, list):
-            self.value[:] = self.entries
-        elif isinstance(self.value, dict) and isinstance(self.entries, dict):
-            self.value.clear()
-            self.value.update(self.entries)
+        self.value.clear()
+        if isinstance(self.value, dict):
+            self.value.update(self.entries)  # type: ignore[arg-type]
+        else:
+            self.value.extend(self.entries)
 
 
 @dataclass
@@ -125,7 +128,7 @@ class ModuleState:
                 simple[name] = value
             elif isinstance(value, Tensor):
                 self._keep(own, name, value)
-            elif isinstance(value, list | dict):
+            elif isinstance(value, list | dict | deque):
                 self._parts.append(_Listed(own, name, value))
         if simple:
             self._parts.append(_Simple(own, simple))
@@ -150,13 +153,29 @@ def saved_state(model: nn.Module, names: Collection[str] | None = None) -> dict[
 
 
 def attributes(model: nn.Module) -> dict[str, object]:
-    """Return the attributes that a pass may have set: numbers, tensors and lists of them."""
+    """Return copies of what a pass may have set: numbers, tensors and containers of them."""
     return {
-        _full_name(prefix, name): value.detach().clone() if isinstance(value, Tensor) else value
+        _full_name(prefix, name): _copied(value, DEPTH)
         for prefix, module in model.named_modules()
         for name, value in module.__dict__.items()
-        if name not in OWN and (type(value) in SIMPLE or isinstance(value, Tensor))
+        if name not in OWN and (type(value) in SIMPLE or isinstance(value, (*CONTAINERS, Tensor)))
     }
+
+
+def _copied(value: object, depth: int) -> object:
+    """Return a copy of a value, and of what a container holds down to some depth."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if depth == 0 or not isinstance(value, CONTAINERS) or len(value) > MOST_ENTRIES:
+        return len(value) if isinstance(value, CONTAINERS) else value
+    if isinstance(value, dict):
+        return {key: _copied(item, depth - 1) for key, item in value.items()}
+    return [_copied(item, depth - 1) for item in value]
+
+
+def parameter_marks(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return the identity and version of each parameter, by name."""
+    return {name: (id(p), _version(p)) for name, p in model.named_parameters()}
 
 
 class BufferGuard:
@@ -184,7 +203,8 @@ class BufferGuard:
     def moved(self) -> list[str]:
         """Return full names; one that was written to counts, even if with equal numbers."""
         marks, small = self._now()
-        found = [name for name, mark in marks.items() if mark != self._marks.get(name)]
+        both = {**self._marks, **marks}
+        found = [name for name in both if marks.get(name) != self._marks.get(name)]
         pairs = [(small[n], copy) for n, copy in self._copies.items() if n in small]
         if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs) or _any_differ(pairs):
             found += [n for n, each in self._copies.items() if not same(small.get(n), each)]

@@ -18,6 +18,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
+from dpaudit.trainer.engine.alone import Alone, Coins, chosen
 from dpaudit.trainer.engine.batches import (
     Batch,
     blank,
@@ -49,7 +50,12 @@ from dpaudit.trainer.engine.plan import (
     run,
 )
 from dpaudit.trainer.engine.premises import Premises, premises_of
-from dpaudit.trainer.engine.state import BufferGuard, ModuleState, saved_state
+from dpaudit.trainer.engine.state import (
+    BufferGuard,
+    ModuleState,
+    parameter_marks,
+    saved_state,
+)
 from dpaudit.trainer.engine.tape import Tape, Use
 from dpaudit.vocabulary.errors import DpauditError, InvalidArgument, require_count
 
@@ -59,6 +65,8 @@ MOST_NUMBERS = 20_000_000  # output gradients that are kept at once, until all n
 FEW = 2  # records that are looked at again where values have changed
 FIRST_LOOK = 4  # steps after which they are anyway, then after twice as many, and so on
 MOST_SHAPES = 4096
+FIRST_ALONE, ALONE_EVERY = 8, 4  # of steps: the first after a look, then one in so many
+FIRST_DRAWN, DRAWN_EVERY = 4, 64  # of steps with randomness: the first, then one in so many
 CHECKED = 4  # records on which a plan is held against the slow way
 AGREEMENT = (
     0.03  # of a record's gradient, which half precision may be off by; a wrong rule is further
@@ -83,7 +91,7 @@ class Clipped:
     left_out: int
 
 
-class Verdict(Enum):
+class PlanCheck(Enum):
     """Whether plans give the gradients of records' own losses."""
 
     AGREES = "they do"
@@ -114,6 +122,9 @@ class Engine:
         self._reset: Callable[[], None] = _nothing
         self._seen: Batch = None  # a record, of a model whose state moves
         self._taken, self._look_at = 0, FIRST_LOOK
+        self._draws_by_python = False  # or by NumPy: whose generators are then kept in mind
+        self._looked_until = FIRST_ALONE  # in all steps up to it, one record is run alone
+        self._drawn = 0  # how often a record's loss was another one alone, as by dropout
 
     def _forget(self) -> None:
         self._plans: tuple[Plan, ...] = ()  # the newest first
@@ -141,9 +152,9 @@ class Engine:
             require_count("chunk", chunk)
         self.require_independence(batch)
         self._taken += 1
-        with self._one_pass(batch):
+        with self._one_pass(batch), self._unwritten_parameters():
             size = chunk or self._fitting(batch)
-            parts = [self._sum(some, clipping) for some in chunks(batch, size)]
+            parts = self._sums(batch, size, clipping)
         if not parts:
             return self._nothing()
         first, *others = parts
@@ -156,6 +167,52 @@ class Engine:
             torch.cat([part.losses for part in parts]),
             sum(part.left_out for part in parts),
         )
+
+    def _sums(self, batch: Batch, size: int, clipping: Clipping) -> list[Clipped]:
+        """Return the sum of each chunk; a record of one of them is held against itself alone."""
+        records, parts = count(batch), []
+        looks = self._taken <= self._looked_until or chosen(ALONE_EVERY) == 0
+        looked_at = chosen(records) if records > 1 and looks else None
+        for number, some in enumerate(chunks(batch, size)):
+            holds = looked_at is not None and number == looked_at // size
+            coins = Coins(python=self._draws_by_python) if holds else None
+            found = self._sum(some, clipping)
+            if coins is not None and looked_at is not None:
+                alone = Alone(
+                    self._model,
+                    self._fresh_loss,
+                    self._reset,
+                    takes_gradients=self._differentiates,
+                )
+                again = self._drawn < FIRST_DRAWN or chosen(DRAWN_EVERY) == 0
+                self._drawn += alone.require_same(
+                    some, found.losses, looked_at % size, coins, again=again
+                )
+            parts.append(found)
+        return parts
+
+    @contextmanager
+    def _unwritten_parameters(self) -> Iterator[None]:
+        """Refuse a pass that writes to parameters: that would be released without noise.
+
+        Raises:
+            InvalidArgument: Names the parameter.
+        """
+        before = parameter_marks(self._model)
+        yield
+        after = parameter_marks(self._model)
+        written = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        if written:
+            raise InvalidArgument(
+                "model",
+                f"one whose forward pass writes to {written[0]!r}",
+                "free of parameters that records move without noise (a codebook or a teacher "
+                "that is averaged, Embedding(max_norm=...))",
+            )
+
+    def forget(self) -> None:
+        """Verify everything again before the next sum, as after a change from outside."""
+        self._premises = None
 
     def require_independence(self, batch: Batch) -> None:
         """Verify that records are neither mixed nor kept, where that is not known.
@@ -173,6 +230,7 @@ class Engine:
             raise InvalidArgument(
                 "model", f"{type(self._model).__name__} without one", "one with a trained parameter"
             )
+        self._require_no_hooks()
         found, known = premises_of(self._model, self.loss), self._premises
         if known is None or found.structure != known.structure:
             self._forget()
@@ -185,12 +243,24 @@ class Engine:
         elif not self._records_are_apart:
             self._verify(batch)
             self._records_are_apart, self._stale = records > 1, False
+            self._looked_until = self._taken + FIRST_ALONE
             self._look_at = self._taken + FIRST_LOOK
         elif self._stale or shape not in self._shapes or self._taken >= self._look_at:
             self._verify_again(batch)
             self._stale, self._look_at = False, max(2 * self._taken, self._look_at)
         if records and len(self._shapes) < MOST_SHAPES:
             self._shapes.add(shape)
+
+    def _require_no_hooks(self) -> None:
+        """Refuse hooks on parameters: a gradient per record would not be given to them."""
+        for name, parameter in self.parameters.items():
+            if parameter._backward_hooks:
+                raise InvalidArgument(
+                    "model",
+                    f"one with a gradient hook on {name!r}",
+                    "without hooks on parameters: change the loss, or the gradients after the "
+                    "noise, in the optimizer",
+                )
 
     def _sample(self, batch: Batch, most: int) -> Batch:
         """Return some records from all over the batch; of one, it and another, or it twice."""
@@ -205,11 +275,12 @@ class Engine:
 
     def _verify(self, batch: Batch) -> None:
         sample = self._sample(batch, MOST_TRIED)
-        with Look(self._model, self.loss) as look:
+        with self._unwritten_parameters(), Look(self._model, self.loss) as look:
             look.require_apart(sample)
             self._moving = look.require_no_statistics(sample)
             look.require_apart_once_opened(sample)
         self._differentiates |= look.differentiates
+        self._draws_by_python |= look.draws
         if not look.requires_grad:
             raise InvalidArgument(
                 "per_sample_loss",
@@ -224,10 +295,11 @@ class Engine:
             look.require_apart(sample)
             self._moving = look.require_no_statistics(sample) if look.writes else None
         self._differentiates |= look.differentiates
+        self._draws_by_python |= look.draws
         if self._plans and not self._differentiates:
             with self._looking():
                 agrees = self._in_training_or_not(lambda: self._agree_in_sum(sample))
-            if agrees is Verdict.DIFFERS:
+            if agrees is PlanCheck.DIFFERS:
                 self._plans = ()
             elif self._stale:
                 self._plans = self._plans[:1]
@@ -425,41 +497,43 @@ class Engine:
             return None
         some = part(batch, 0, CHECKED)
         agrees = self._in_training_or_not(lambda: self._agrees(plan, some))
-        return plan if agrees is Verdict.AGREES else slow
+        return plan if agrees is PlanCheck.AGREES else slow
 
     def _fresh_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         self._reset()
         return self.loss(model, fresh(batch))
 
-    def _in_training_or_not(self, agree: Callable[[], Verdict]) -> Verdict:
+    def _in_training_or_not(self, agree: Callable[[], PlanCheck]) -> PlanCheck:
         """Ask in training mode; without it if what is drawn there, as dropout, differs."""
         try:
             verdict = agree()
-            if verdict is not Verdict.DRAWS:
+            if verdict is not PlanCheck.DRAWS:
                 return verdict
             training = [module for module in self._model.modules() if module.training]
-            self._model.eval()
+            # By the flags alone: eval() of a module of your own may do more, as merging weights.
+            for module in training:
+                module.training = False
             try:
                 verdict = agree()
-                return Verdict.DIFFERS if verdict is Verdict.DRAWS else verdict
+                return PlanCheck.DIFFERS if verdict is PlanCheck.DRAWS else verdict
             finally:
                 for module in training:
                     module.training = True
         except (RuntimeError, IndexError, ValueError):
-            return Verdict.DIFFERS
+            return PlanCheck.DIFFERS
 
-    def _agree_in_sum(self, batch: Batch) -> Verdict:
+    def _agree_in_sum(self, batch: Batch) -> PlanCheck:
         """Return whether the plans give a weighted sum over records.
 
         As records are apart, it is the gradient of the weighted sum of losses.
         """
         found = self._by_rule(self._plans, batch)
         if found is None or not found[0].by_rule:
-            return Verdict.UNKNOWN
+            return PlanCheck.UNKNOWN
         plan, losses, forms = found
         again = self._losses(batch, count(batch))
         if not _equal(losses, again):
-            return Verdict.DRAWS
+            return PlanCheck.DRAWS
         named = self.parameters
         weights = torch.linspace(1, -0.5, len(losses)).to(losses)
         truth = differentiated((weights * again).sum(), [named[name] for name in plan.by_rule])
@@ -472,16 +546,16 @@ class Engine:
                 gap += float(torch.linalg.vector_norm(own - true)) ** 2
                 size += float(torch.linalg.vector_norm(true)) ** 2
         differs = gap > AGREEMENT**2 * size + 1e-30  # NaN tells nothing
-        return Verdict.DIFFERS if differs else Verdict.AGREES
+        return PlanCheck.DIFFERS if differs else PlanCheck.AGREES
 
-    def _agrees(self, plan: Plan, batch: Batch) -> Verdict:
+    def _agrees(self, plan: Plan, batch: Batch) -> PlanCheck:
         names, records = plan.by_rule, count(batch)
         found = self._by_rule((plan,), batch)
         if found is None:
-            return Verdict.DIFFERS
+            return PlanCheck.DIFFERS
         _, losses, forms = found
         if not _equal(losses, self._losses(batch, records)):
-            return Verdict.DRAWS
+            return PlanCheck.DRAWS
         truth = self._per_record(names)(batch)
         gap, size = torch.zeros(records), torch.zeros(records)
         with torch.no_grad():
@@ -492,7 +566,7 @@ class Engine:
                 size += true.reshape(records, -1).float().square().sum(dim=1).cpu()
         fine = torch.isfinite(size)
         agrees = bool((gap[fine] <= AGREEMENT**2 * size[fine] + 1e-30).all())
-        return Verdict.AGREES if agrees else Verdict.DIFFERS
+        return PlanCheck.AGREES if agrees else PlanCheck.DIFFERS
 
     def _by_rule(
         self, plans: Sequence[Plan], batch: Batch

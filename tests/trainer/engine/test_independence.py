@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.engine.independence import require_independent_records
 from dpaudit.trainer.models import cnn, linear, mlp
-from dpaudit.trainer.private_sgd import cross_entropies
 from dpaudit.trainer.repair import fix
+from dpaudit.trainer.run import cross_entropies
 from dpaudit.vocabulary.errors import InvalidArgument
 
 
