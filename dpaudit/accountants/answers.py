@@ -13,6 +13,7 @@ from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, UnsupportedMechanism
 from dpaudit.vocabulary.ledger import (
+    LedgerHeader,
     PrivacyLedger,
     Randomness,
     RenyiBudget,
@@ -24,6 +25,7 @@ from dpaudit.vocabulary.mechanism import (
     Mechanism,
     PoissonSampled,
     RandomAllocation,
+    Release,
     SampledWithoutReplacement,
     TruncatedPoisson,
 )
@@ -162,14 +164,21 @@ def require_priceable(ledger: PrivacyLedger) -> None:
 
 
 def _require_booked_sampling(ledger: PrivacyLedger) -> None:
-    header = ledger.header
-    for booking in ledger.releases:  # as they were booked, not what they are priced as
-        booked = SAMPLED_BY.get(type(booking.mechanism), header.sampling)
-        if booked is not header.sampling:
-            raise UnsupportedMechanism(
-                booking.mechanism,
-                f"it books {booked.value} sampling, but sampling was {header.sampling.value}",
-            )
+    for booking in ledger.releases:  # as they were recorded, not what they are priced as
+        require_sampling_of(ledger.header, booking.mechanism)
+
+
+def require_sampling_of(header: LedgerHeader, release: Release) -> None:
+    """Refuse a release of another sampling than a ledger's header names.
+
+    Raises:
+        UnsupportedMechanism: It is.
+    """
+    booked = SAMPLED_BY.get(type(release), header.sampling)
+    if booked is not header.sampling:
+        raise UnsupportedMechanism(
+            release, f"it books {booked.value} sampling, but sampling was {header.sampling.value}"
+        )
 
 
 def _filtered(ledger: PrivacyLedger, budget: RenyiBudget, delta: float) -> Bound:

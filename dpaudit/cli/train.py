@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
 
     from dpaudit.runs.directory import RunDirectory
+    from dpaudit.trainer.observations import Observation
     from dpaudit.trainer.run import OnStep
-    from dpaudit.trainer.taps import Tap
     from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
     from dpaudit.workflow.asked import Asked, Layer
 
@@ -167,11 +167,11 @@ def _with_progress(privacy: PrivacySettings, run: Callable[[OnStep], RunDirector
     )
     with bar:
 
-        def show(done: int, tap: Tap) -> None:
+        def show(done: int, seen: Observation) -> None:
             bar.update(done - bar.pos)
 
         return run(show)
 
 
-def _say_nothing(done: int, tap: Tap) -> None:
+def _say_nothing(done: int, seen: Observation) -> None:
     pass

@@ -14,8 +14,10 @@ for _library in ("torch", "safetensors", "cryptography"):
         raise MissingExtra(_library, "train")
 
 _FACES = {
-    "make_private": "begin",
+    "make_private": "attach",
     "Private": "private",
+    "GradientCanaries": "canaries",
+    "NoisyCount": "recipe",
     "fix": "repair",
     "Engine": "engine",
     "Flat": "engine",

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.files import read_arrays, write_arrays, write_secret_arrays
+from dpaudit.trainer.added_noise import Sums
 from dpaudit.trainer.data import Records, Split
 from dpaudit.trainer.directions import (
     Directions,
@@ -27,8 +28,9 @@ from dpaudit.trainer.directions import (
     directions_of,
 )
 from dpaudit.trainer.engine.clipping import clip_factors
+from dpaudit.trainer.observations import NOTHING_OBSERVED, Observation
 from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_count
 from dpaudit.vocabulary.settings import CanarySettings
 
 # A canary's raw gradient is this much longer than the clip norm: it must be clipped.
@@ -38,6 +40,43 @@ SECRET_ARRAYS = {
     *("gradient_included", "direction_coordinates", "direction_signs"),
     *("input_features", "input_labels", "inputs_included"),
 }
+
+
+NO_INPUTS = Records(np.zeros((0, 0), np.float32), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class GradientCanaries:
+    """How many gradient canaries a loop of your own asks for, and where they point.
+
+    Attributes:
+        count: How many; each is included by a fair coin of its own.
+        directions: ``own`` coordinates beside the parameters, which cannot interfere with
+            training; or among the parameters, ``dirac`` (one each) or ``orthogonal``.
+    """
+
+    count: int
+    directions: str = "own"
+
+    def __post_init__(self) -> None:
+        require_count("canaries", self.count)
+
+    def made(self, parameters: int, stream: Keystream) -> Canaries:
+        """Return the canaries with their coins tossed.
+
+        Args:
+            parameters: How many numbers the model trains.
+            stream: Draws coins and directions.
+
+        Raises:
+            InvalidArgument: There are fewer parameters than canaries among them.
+        """
+        return Canaries(
+            stream.coins(Purpose.CANARY_COINS, 0, self.count, 0.5),
+            NO_INPUTS,
+            np.zeros(0, dtype=np.bool_),
+            choose_directions(self.directions, self.count, parameters, stream),
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +94,38 @@ class Canaries:
     inputs: Records
     inputs_included: NDArray[np.bool_]
     directions: Directions = field(default_factory=OwnCoordinates)
+
+    @property
+    def in_gradients(self) -> bool:
+        """Whether there is any gradient canary."""
+        return len(self.gradient_included) > 0
+
+    @property
+    def beside_parameters(self) -> bool:
+        """Whether gradient canaries have coordinates of their own."""
+        return isinstance(self.directions, OwnCoordinates)
+
+    def joined(self, stream: Keystream, step: int, sampling_rate: float) -> NDArray[np.bool_]:
+        """Return the gradient canaries in the batch of ``step``, shape ``(m,)``.
+
+        They are drawn like records: by a coin of bias ``sampling_rate`` each.
+        """
+        included = self.gradient_included
+        coins = stream.coins(Purpose.CANARY_SAMPLING, step, len(included), sampling_rate)
+        return included & coins
+
+    def add(self, sums: Sums, joined: NDArray[np.bool_], clip_norm: float) -> Sums:
+        """Return the sums with the clipped gradients of the canaries that joined."""
+        if not self.in_gradients:
+            return sums
+        return self.directions.add(sums, gradient_canary_sum(joined, clip_norm))
+
+    def observe(self, noisy: Sums, joined: NDArray[np.bool_], sensitivity: float) -> Observation:
+        """Return what noisy sums show along each canary's direction."""
+        if not self.in_gradients:
+            return NOTHING_OBSERVED
+        shown = self.directions.read(noisy) / sensitivity
+        return Observation(np.asarray(shown, dtype=np.float32), joined)
 
     @property
     def trained_inputs(self) -> Records:

@@ -10,7 +10,6 @@ A secure run draws a fresh key where it is resumed. Under a seed there is but on
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,21 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
-from dpaudit.trainer.added_noise import AddedNoise, Independent, Moment, OnGrid
-from dpaudit.trainer.begin import make_private
-from dpaudit.trainer.books import MemoryBook
-from dpaudit.trainer.canaries import Canaries
-from dpaudit.trainer.data import Records
+from dpaudit.trainer.added_noise import Moment
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.engine import PerSampleLoss
-from dpaudit.trainer.models import default_learning_rate, features_of, trained_part
-from dpaudit.trainer.peers import Alone
+from dpaudit.trainer.models import features_of, trained_part
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.private_sgd import PrivateSgd, make_optimizer
-from dpaudit.trainer.randomness import Keystream
-from dpaudit.trainer.run import Prepared
+from dpaudit.trainer.run import Prepared, cross_entropies, noise_of, optimizer_of
 from dpaudit.vocabulary.conformance import StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument, require_positive
-from dpaudit.vocabulary.settings import PrivacySettings
 
 Record = tuple[Any, Any]
 MakeTrainer = Callable[[Sequence[Record], int], Any]
@@ -143,6 +135,9 @@ class Bench:
 class Resumable(Bench):
     """One trainer in one process, which can be resumed."""
 
+    _folder: TemporaryDirectory[str] | None = None
+    """Where the ledger of a resumed trainer is; it goes with the trainer."""
+
     def resumed(self) -> Resumable:
         """Return the trainer as it goes on from a checkpoint of this moment.
 
@@ -150,29 +145,16 @@ class Resumable(Bench):
         run is taken again, with one, and stopped here.
         """
         bench, steps = self._bench, self._private.steps
-        with TemporaryDirectory() as name:
-            folder = Path(name)
-            ledger, checkpoints = folder / "ledger.jsonl", folder / "checkpoints"
-            run = bench.private(self._seed, ledger=ledger)
+        folder = TemporaryDirectory()
+        ledger, checkpoints = Path(folder.name, "ledger.jsonl"), Path(folder.name, "checkpoints")
+        with bench.private(self._seed, ledger=ledger) as run:
             for batch in run.batches(self._data, steps=steps):
                 run.step(bench.loss, batch)
             run.checkpoint(checkpoints)
-            left = folder / "left.jsonl"
-            shutil.copy(ledger, left)  # what a process that died leaves, open in no other
-            private = bench.private(self._seed, ledger=left, resume=checkpoints)
-        return Resumable(bench, self._records, self._seed, private)
-
-
-@dataclass(frozen=True)
-class Watching(Alone):
-    """One process that notes whom it drew."""
-
-    drawn: list[int] = field(default_factory=list)
-
-    def share(self, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See ``Peers``."""
-        self.drawn[:] = drawn.tolist()
-        return drawn
+        private = bench.private(self._seed, ledger=ledger, resume=checkpoints)
+        found = Resumable(bench, self._records, self._seed, private)
+        found._folder = folder
+        return found
 
 
 @dataclass(frozen=True)
@@ -213,7 +195,7 @@ class RunBench:
         privacy = self.prepared.config.privacy
         parameters = trained_part(self.prepared.model).parameters()
         dimension = sum(p.numel() for p in parameters if p.requires_grad)
-        deviation = _noise(privacy).deviation(
+        deviation = noise_of(privacy).deviation(
             privacy.noise_multiplier,
             privacy.clip_norm,
             dimension,
@@ -244,33 +226,32 @@ class RunStep:
     """One trainer like that of a run."""
 
     def __init__(self, bench: RunBench, records: Sequence[Record], seed: int) -> None:
-        prepared, watching = bench.prepared, Watching()
+        prepared = bench.prepared
         privacy = prepared.config.privacy
         model = copy.deepcopy(trained_part(prepared.model))
-        (like,) = bench.records(1)
-        self._sgd = PrivateSgd(
-            model=model,
-            optimizer=_optimizer(model, prepared),
-            records=_records(records, like),
-            canaries=_no_canaries(like),
-            privacy=privacy,
-            speed=prepared.config.speed,
-            stream=Keystream.seeded(seed),
-            ledger=MemoryBook(),
+        self._private = make_private(
+            model,
+            optimizer_of(model, prepared),
+            noise_multiplier=privacy.noise_multiplier,
+            clip_norm=privacy.clip_norm,
+            sampling_rate=privacy.sampling_rate,
             expected_batch_size=bench.expected_batch_size,
-            ranks=watching,
-            noise=_noise(privacy),
+            noise=noise_of(privacy),
+            physical_batch_size=prepared.config.speed.physical_batch_size,
+            seed=seed,
         )
-        self._number = 0
-        self.sampled, self.groups = watching.drawn, groups_of(model)
+        self._data = _tensors(records, bench.records(1)[0])
+        self.sampled: list[int] = []
+        self.groups = groups_of(model)
 
     def step(self) -> Update:
         """Take one step; return its noisy sum, shape ``(d,)``."""
-        self._sgd.step(self._number)
-        self._number += 1
-        parts = [p.grad for p in self._sgd.model.parameters() if p.grad is not None]
+        for features, labels, numbers in self._private.batches(self._data, steps=1):
+            self._private.step(cross_entropies, (features, labels))
+            self.sampled = numbers.tolist()
+        parts = [p.grad for p in self._private.model.parameters() if p.grad is not None]
         flat = torch.cat([part.flatten().cpu() for part in parts]).numpy().astype(np.float64)
-        return np.asarray(flat * self._sgd.expected_batch_size)
+        return np.asarray(flat * self._private.recipe.expected_batch_size)
 
 
 def gathered(own: Any) -> list[Any]:
@@ -302,26 +283,3 @@ def _tensors(records: Sequence[Record], like: Record) -> tuple[Tensor, Tensor, T
     columns = [torch.stack([torch.as_tensor(row[part]) for row in rows]) for part in (0, 1)]
     features, labels = (column[: len(records)] for column in columns)
     return features, labels, torch.arange(len(records))
-
-
-def _records(records: Sequence[Record], like: Record) -> Records:
-    rows = records or [like]
-    features = np.stack([np.asarray(x, dtype=np.float32) for x, _ in rows])
-    labels = np.array([y for _, y in rows], dtype=np.int64)
-    return Records(features[: len(records)], labels[: len(records)])
-
-
-def _no_canaries(like: Record) -> Canaries:
-    return Canaries(np.zeros(0, dtype=np.bool_), _records([], like), np.zeros(0, dtype=np.bool_))
-
-
-def _noise(privacy: PrivacySettings) -> AddedNoise:
-    return OnGrid() if privacy.noise == "grid" else Independent()
-
-
-def _optimizer(model: nn.Module, prepared: Prepared) -> torch.optim.Optimizer:
-    asked = prepared.config.model
-    rate = asked.learning_rate or default_learning_rate(
-        asked.model, prepared.split.shape, asked.optimizer
-    )
-    return make_optimizer(model, asked.optimizer, rate, asked.momentum)

@@ -8,6 +8,7 @@ result does not depend on how many there are, and a rank without a record is not
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -53,6 +54,16 @@ class Peers(Protocol):
             IntegrityError: they do.
         """
 
+    def require_same_settings(self, settings: Mapping[str, str]) -> None:
+        """Refuse to begin where ranks were given different settings.
+
+        Args:
+            settings: By name, in words that are equal where settings are.
+
+        Raises:
+            InvalidArgument: Names the first setting that differs, and what each rank has.
+        """
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -78,6 +89,9 @@ class Alone:
     def require_same(self, name: str, value: int) -> None:
         """See ``Peers``."""
 
+    def require_same_settings(self, settings: Mapping[str, str]) -> None:
+        """See ``Peers``."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -91,12 +105,28 @@ class Ranks:
         return drawn[self.rank :: self.world]
 
     def add_up(self, sums: Sums) -> None:
-        """See ``Peers``: in float64, so that the order of ranks does not show."""
+        """See ``Peers``: in float64, so that the order of ranks does not show.
+
+        Raises:
+            InvalidArgument: Ranks train different parameters, as one froze some in mid-run.
+        """
+        self._require_same_size(sum(part.numel() for part in sums.values()))
         flat = torch.cat([part.double().flatten() for part in sums.values()])
         distributed.all_reduce(flat)
         parts = torch.split(flat, [part.numel() for part in sums.values()])
         for own, total in zip(sums.values(), parts, strict=True):
             own.copy_(total.view_as(own))
+
+    def _require_same_size(self, size: int) -> None:
+        """Refuse sums of different sizes, which the processes could not add up."""
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        ends = torch.tensor([size, -size], device=device)
+        distributed.all_reduce(ends, op=distributed.ReduceOp.MAX)
+        most, least = int(ends[0]), -int(ends[1])
+        if most != least:
+            raise InvalidArgument(
+                "trainable parameters", f"{least} to {most} numbers", "the same on every rank"
+            )
 
     def agreed(self, stream: Keystream) -> Keystream:
         """See ``Peers``: the key travels between the ranks and is not stored."""
@@ -116,6 +146,16 @@ class Ranks:
         distributed.all_gather_object(found, value)
         if len(set(found)) > 1:
             raise IntegrityError(f"ranks are at different places: {name} {found}")
+
+    def require_same_settings(self, settings: Mapping[str, str]) -> None:
+        """See ``Peers``: every rank sees all settings, so that every rank refuses."""
+        found: list[Mapping[str, str]] = [{}] * self.world
+        distributed.all_gather_object(found, dict(settings))
+        for name in dict.fromkeys(key for one in found for key in one):
+            values = [one.get(name, "not given") for one in found]
+            if len(set(values)) > 1:
+                said = "; ".join(f"rank {rank}: {value}" for rank, value in enumerate(values))
+                raise InvalidArgument(name, said, "the same on every rank")
 
 
 def device_of(asked: str) -> torch.device:

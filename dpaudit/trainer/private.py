@@ -1,116 +1,93 @@
-"""Private steps on one model: draw, clip, book, add noise, descend.
+"""The one private step: draw, clip, record, add noise, descend.
 
-Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, with independent sampling of records.
+Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, with independent sampling of records. A
+loop of your own and ``dpaudit train`` take the same step, in the same session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from dpaudit.accountants import calibrate, pld
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.ledger_file import LedgerWriter
 from dpaudit.trainer.adam import tell_noise
-from dpaudit.trainer.added_noise import Moment, Sums, size
+from dpaudit.trainer.added_noise import Sums, size
 from dpaudit.trainer.bags import Bags, Users, averaged
-from dpaudit.trainer.books import Book
-from dpaudit.trainer.checkpoint import (
-    Progress,
-    write_checkpoint,
-)
+from dpaudit.trainer.canaries import Canaries
 from dpaudit.trainer.clip_rules import ClipRule
 from dpaudit.trainer.engine import Engine, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count
-from dpaudit.trainer.finishing import finish_run, run_of, shards_of
-from dpaudit.trainer.peers import Peers
-from dpaudit.trainer.randomness import Keystream
+from dpaudit.trainer.engine.seeding import seed_torch
+from dpaudit.trainer.observations import Observation, unseen
+from dpaudit.trainer.randomness import NotCopied, Purpose
 from dpaudit.trainer.recipe import Recipe
+from dpaudit.trainer.sampling import Poisson
+from dpaudit.trainer.session import Budget, Session
 from dpaudit.trainer.sharding import set_gradients, whole_parameters
 from dpaudit.trainer.sources import source_of
 from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.errors import (
-    BudgetExceeded,
-    InvalidArgument,
-    require_delta,
-    require_positive,
-)
-from dpaudit.vocabulary.ledger import BookedRelease, LedgerHeader, Randomness
-from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, Release, Repeated
-
-GRADIENT_SUM = "gradient sum"
+from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, require_count
+from dpaudit.vocabulary.ledger import LedgerHeader
+from dpaudit.vocabulary.mechanism import Gaussian, Release
+from dpaudit.vocabulary.release_names import GRADIENT_SUM
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What must not be exceeded: training stops before the step that would."""
+class Private(NotCopied):
+    """Private steps on one model: made by ``make_private``.
 
-    epsilon: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        require_positive("epsilon", self.epsilon)
-        require_delta("delta", self.delta)
-
-
-@dataclass(frozen=True)
-class Started:
-    """Where a run begins, or goes on.
-
-    Attributes:
-        header: Of its ledger.
-        book: Where its releases are booked.
-        rule: How clipping stands.
-        step: How many steps were taken before.
-        releases: What was booked before.
-        ledger: The file of the book, whichever rank writes it; None: there is none.
+    It belongs to the process that made it. A forked child, a copy or a pickle of it would
+    repeat its noise, and is refused.
     """
 
-    header: LedgerHeader
-    book: Book
-    rule: ClipRule
-    step: int = 0
-    releases: tuple[Release, ...] = ()
-    ledger: Path | None = None
-
-
-class Private:
-    """Private steps on one model: made by ``make_private``."""
+    called = "a private trainer"
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        session: Session,
         recipe: Recipe,
-        stream: Keystream,
-        ranks: Peers,
-        started: Started,
+        rule: ClipRule,
+        settings: dict[str, str],
+        canaries: Canaries | None = None,
     ) -> None:
-        self.model, self.optimizer, self.recipe = model, optimizer, recipe
-        self.header, self.clip_rule = started.header, started.rule
-        self._stream, self._ranks, self._book = stream, ranks, started.book
-        self._ledger, self._finished = started.ledger, False
-        self._engine = Engine(model, _losses_of_no_step)
-        self._booked: dict[Release, int] = {}
-        for release in started.releases:
-            self._booked[release] = self._booked.get(release, 0) + 1
-        self._budget: Budget | None = None
-        self._room: dict[Release, int] = {}  # how many more the budget was seen to allow
-        self.steps = self._drawn = started.step
+        self._session, self.recipe, self.clip_rule = session, recipe, rule
+        self._settings, self.canaries = settings, canaries
+        self.model, self.optimizer = session.trained.model, session.trained.optimizer
+        self._engine = Engine(self.model, _losses_of_no_step)
+        self._shapes: dict[str, torch.Size] = {}
+        self._held: tuple[tuple[int, ...], Any] | None = None  # the records drawn by position
+        self._drawn = session.steps
         self._most = 0  # records, or users, that the batch at hand was drawn with
-        seeded = stream.randomness is Randomness.SEEDED
-        self._first = 0 if seeded else started.step  # where this key began
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken, those before a checkpoint included."""
+        return self._session.steps
+
+    @property
+    def header(self) -> LedgerHeader:
+        """What the ledger says of the whole run."""
+        return self._session.header
+
+    @property
+    def observations(self) -> Sequence[Observation]:
+        """What each step showed of the gradient canaries."""
+        return self._session.observations
 
     def batches(
         self, dataset: Any, *, steps: int | None = None, users: Users | None = None
     ) -> Iterator[Batch]:
         """Yield the batch of each step, for ``steps`` steps or about one pass.
+
+        Ends before the step that would exceed the budget of ``stop_at``.
 
         Args:
             dataset: Tensors with records first, in a tuple, dict or dataclass; or anything
@@ -119,31 +96,43 @@ class Private:
             users: Whose the records are: users are drawn in their place, and what is
                 yielded are ``Bags``. Needed where ``unit`` is anything but a record.
 
-        Ends before the step that would exceed the budget of ``stop_at``.
+        Raises:
+            InvalidArgument: A batch was drawn and no step taken on it; or ranks were given
+                data of different lengths.
         """
         if (users is None) != (self.recipe.unit == "record"):
             raise InvalidArgument(
                 "users", users, f"given if, and only if, the unit is another than a record; it "
                 f"is {self.recipe.unit!r}",
             )  # fmt: skip
-        take = source_of(dataset, users)
-        sampler = self.recipe.sampler
-        for _ in range(sampler.steps_in_a_pass if steps is None else steps):
-            self._require_unfinished()
-            if self._drawn > self.steps:
+        session, sampler, take = self._session, self.recipe.sampler, source_of(dataset, users)
+        times = sampler.steps_in_a_pass if steps is None else _count_of_steps(steps)
+        self._require_same_records(dataset)
+        session.ranks.require_same_settings(
+            {"records": str(take.records), "steps": str(times), "step": str(self.steps)}
+        )
+        for number in range(times):
+            session.require_open()
+            # A loop that was interrupted goes on with the batch that it had.
+            if number and self._drawn > self.steps:
                 raise InvalidArgument(
                     "batches", "a batch that no step was taken on", "answered by private.step: "
                     "a batch that is looked at and dropped was drawn in vain",
                 )  # fmt: skip
-            if not self._may_go_on():
+            if not session.has_room(self._next_release()):
                 return
-            drawn = self._ranks.share(sampler.draw(self._stream, self.steps, take.records))
-            batch = take(drawn, self._stream, self.steps)
-            self._drawn, self._most = self._drawn + 1, len(drawn)
+            drawn = sampler.draw(session.stream, self.steps, take.records)
+            drawn = session.ranks.share(drawn)
+            batch = take(drawn, session.stream, self.steps)
+            self._drawn, self._most = self.steps + 1, len(drawn)
             yield batch
 
     def step(self, per_sample_loss: PerSampleLoss, batch: Batch) -> None:
         """Take one private step on a batch of ``batches``.
+
+        The release is on disk in the ledger before its noise is drawn. A step that is
+        refused before that, as its loss or batch cannot be used, records nothing, and can be
+        taken again on the same batch. An empty batch takes a step like any other.
 
         Args:
             per_sample_loss: (model, batch) to losses of shape ``(records,)``.
@@ -151,169 +140,250 @@ class Private:
                 or ``Bags`` of it, whose rows' losses are averaged before anything is clipped.
 
         Raises:
-            InvalidArgument: the batch was not drawn here, or the model mixes records.
-            BudgetExceeded: one step more would exceed the budget.
+            InvalidArgument: The batch was not drawn here, or the model mixes records.
+            BudgetExceeded: One step more would exceed the budget.
+            UnrecordedChange: The model was changed since the last step.
+            ForkedSession: This is a fork of the process that made the trainer.
+            NoiseReused: Another thread is in the middle of a step.
         """
-        self._require_unfinished()
+        session = self._session
+        with session.one_step():
+            self._require_drawn(batch)
+            if not session.has_room(self._next_release()):
+                raise BudgetExceeded("one step more would exceed the budget that was set")
+            require_same_parameters(self.model, self.optimizer)
+            self._engine.loss = (
+                averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+            )
+            step, noise_multiplier = self.steps, self.recipe.noise_multiplier(self.steps)
+            norm = self.clip_rule.sensitivity(step, noise_multiplier)
+            joined = self._canaries_that_join(step)
+            sums = self._clipped_sums(batch, joined, noise_multiplier)
+            if (release := self._next_release()) is not None:
+                session.record(GRADIENT_SUM, release, step)
+            # After the record: a rank has the sum, and so its noise, only once that is on disk.
+            session.ranks.add_up(sums)
+            self._descend(sums, joined, noise_multiplier, norm)
+
+    def also_released(self, what: str, release: Release) -> None:
+        """Record something else about the same records, before it is made.
+
+        A noisy accuracy, say, or how many records there are: your own loop adds the noise.
+        Every rank calls this.
+
+        Raises:
+            InvalidArgument: It is no release, or ranks name different ones.
+            UnsupportedMechanism: No claim could be made of it beside what this run records.
+            BudgetExceeded: It would exceed the budget of ``stop_at``.
+        """
+        self._session.require_open()
+        self._session.require_room(what, release)
+        self._session.ranks.require_same_settings({"also released": f"{what} {release!r}"})
+        self._session.record(what, release, self.steps)
+
+    def declare_change(self, what: str) -> None:
+        """Declare a change of the model that is no result of a recorded step.
+
+        Call it after the change and before the next step, ``checkpoint`` or ``finish``, which
+        refuse a model that changed in between. The ledger holds it, and the claim names it as
+        not covered. Every rank calls this.
+
+        Args:
+            what: What was changed and why, in words.
+
+        Raises:
+            InvalidArgument: Nothing is said, or the run is finished.
+        """
+        self._session.declare_change(what)
+        self._engine.forget()
+
+    def checkpoint(self, folder: Path | str) -> None:
+        """Write model, optimizer and progress into ``folder``; the newest two are kept.
+
+        No key is written: a run that is resumed draws a fresh one, and records the steps
+        that it takes again. What was released meanwhile stays recorded.
+
+        Raises:
+            InvalidArgument: The run has no ledger that could be resumed with it.
+            UnrecordedChange: The model was changed since the last step.
+        """
+        self._session.checkpoint(
+            Path(folder),
+            expected_batch_size=self.recipe.expected_batch_size,
+            clip_norm=self.clip_rule.learned,
+            settings=self._settings,
+        )
+
+    def finish(self, *, delta: float) -> RunDirectory:
+        """End the run: the ledger's folder becomes a run directory, which nothing changes.
+
+        Beside the ledger, which is sealed last, come ``model.safetensors``, the weights as
+        the last step left them, and ``claim.json``, the claim at ``delta``. ``dpaudit gate``
+        and ``dpaudit report`` read it as they read any run. Every rank calls this, and goes
+        on when the files are there; shards are put together.
+
+        Raises:
+            InvalidArgument: No step was taken, it is finished already, or the ledger is no
+                file of the name ``ledger.jsonl``.
+            UnrecordedChange: The model was changed since the last step.
+        """
+        return self._session.seal(delta, self.canaries)
+
+    def close(self) -> None:
+        """End the session without finishing the run, which can be resumed; again: nothing.
+
+        ``with make_private(...) as private:`` does so when its block is left.
+        """
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def epsilon(self, *, delta: float) -> Bound:
+        """Return the certified interval of epsilon of all that was released so far."""
+        return self._session.epsilon(delta)
+
+    def stop_at(self, *, epsilon: float, delta: float) -> None:
+        """Let ``batches`` end before the step that would cost more than ``epsilon``."""
+        self._session.stop_at(Budget(epsilon, delta))
+
+    def _require_drawn(self, batch: Batch) -> None:
         if self._drawn <= self.steps:
             raise InvalidArgument(
                 "batch", "one that was not drawn by private.batches", "drawn by it, one a step: "
-                "what is booked is how it draws",
+                "what is recorded is how it draws",
             )  # fmt: skip
         if count(batch) > self._most:
             raise InvalidArgument(
                 "batch", "one of more records than were drawn", "changed record by record: "
                 "several rows of one record, as its views, go into Bags",
             )  # fmt: skip
-        if not self._may_go_on():
-            raise BudgetExceeded("one step more would exceed the budget that was set")
-        self._engine.loss = (
-            averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+
+    def _require_same_records(self, dataset: Any) -> None:
+        """Refuse other records in the middle of what a sampler draws by position.
+
+        Where one release covers a pass or the run, each record has a place of its own in it:
+        in another order, a record would join twice.
+        """
+        sampler = self.recipe.sampler
+        if sampler.steps_a_booking == 1:
+            return
+        # What it holds is compared: a tuple of the same tensors is the same data set.
+        held = tuple(map(id, _columns_of(dataset)))
+        begins = self.steps % sampler.steps_a_booking == 0
+        if self._held and held != self._held[0] and not begins:
+            raise InvalidArgument(
+                "dataset", "another one than before", "the same object, in the same order, within "
+                "what one release covers: this sampler draws by position",
+            )  # fmt: skip
+        self._held = (held, dataset)
+
+    def _canaries_that_join(self, step: int) -> NDArray[np.bool_]:
+        """Return the canaries in the batch, shape ``(m,)``: the first rank adds them for all."""
+        if self.canaries is None:
+            return np.zeros(0, dtype=np.bool_)
+        sampler = self.recipe.sampler
+        assert isinstance(sampler, Poisson)  # nothing else is attached
+        joined = self.canaries.joined(self._session.stream, step, sampler.sampling_rate)
+        return joined if self._session.ranks.rank == 0 else np.zeros_like(joined)
+
+    def _clipped_sums(
+        self, batch: Batch, joined: NDArray[np.bool_], noise_multiplier: float
+    ) -> Sums:
+        """Return this rank's sums over its records, the canaries, and what the rule adds."""
+        stream, clipping = self._session.stream, self.clip_rule.at(self.steps)
+        # Dropout draws from torch's own generator: from the key, and not from its own past.
+        with torch.random.fork_rng(devices=[]), whole_parameters(self.model):
+            seed_torch(stream.seed_for(Purpose.DROPOUT, self.steps) + self._session.ranks.rank)
+            clipped = self._engine.clipped_sum(batch, clipping, self.recipe.physical_batch_size)
+        sums = clipped.sums
+        if self.canaries is not None:
+            self._require_same_coordinates(sums)
+            sums = self.canaries.add(sums, joined, clipping.sensitivity)
+        return {**sums, **self.clip_rule.beside(clipped, noise_multiplier)}
+
+    def _require_same_coordinates(self, sums: Sums) -> None:
+        """Refuse other trainable parameters than before where canaries point among them."""
+        assert self.canaries is not None
+        shapes = {name: part.shape for name, part in sums.items()}
+        if self._shapes and self._shapes != shapes and not self.canaries.beside_parameters:
+            allowed = "the same as before, where canaries point among the parameters"
+            raise InvalidArgument("trainable parameters", sorted(shapes), allowed)
+        self._shapes = shapes
+
+    def _descend(
+        self, sums: Sums, joined: NDArray[np.bool_], noise_multiplier: float, norm: float
+    ) -> None:
+        """Add the noise of this step, once, and let the optimizer step on what results."""
+        session, noise, expected = (
+            self._session,
+            self.recipe.noise,
+            self.recipe.expected_batch_size,
         )
-        noise_multiplier = self.recipe.noise_multiplier(self.steps)
-        norm = self.clip_rule.sensitivity(self.steps, noise_multiplier)
-        with whole_parameters(self.model):
-            self._engine.require_independence(batch)
-            self._note(self._to_book(noise_multiplier, self.steps))
-            sums = self._clipped_sums(batch, noise_multiplier)
-        self._ranks.add_up(sums)
-        moment = Moment(self._stream, self.steps, self._first)
-        self.steps += 1  # from here on, whatever fails: this step's noise is not used again
-        noise, expected = self.recipe.noise, self.recipe.expected_batch_size
+        moment = session.next_noise()
+        if self.canaries is not None:  # an interrupt from here on leaves a step that shows nothing
+            session.observations.append(unseen(len(joined)))
         deviation = noise.deviation(noise_multiplier, norm, size(sums), moment)
         noisy = noise.added(sums, moment, noise_multiplier, norm)
+        if self.canaries is not None:  # before what becomes a gradient is divided in place
+            session.observations[-1] = self.canaries.observe(noisy, joined, norm)
         self.clip_rule = self.clip_rule.after(noisy, noise_multiplier, expected)
-        self._descend(noisy, deviation)
-
-    def also_released(self, what: str, release: Release) -> None:
-        """Book something else about the same records, before it is made.
-
-        A noisy accuracy, say, or how many records there are: the loop itself adds the noise.
-
-        Raises:
-            BudgetExceeded: it would exceed the budget of ``stop_at``.
-        """
-        self._require_unfinished()
-        if self._budget is not None:
-            spent = pld.profile(self._spent(release, 1), adjacency=self.header.adjacency)
-            if not spent.epsilon(delta=self._budget.delta).upper <= self._budget.epsilon:
-                raise BudgetExceeded(f"{what} would exceed the budget that was set")
-        self._book.book(BookedRelease(what, release, step=self.steps))
-        self._count(release)
-
-    def checkpoint(self, folder: Path | str) -> None:
-        """Write model, optimizer and progress into ``folder``; the newest two are kept.
-
-        No key is written: a run that is resumed draws a fresh one, and books the steps that
-        it takes again. What was released meanwhile stays booked.
-
-        Raises:
-            InvalidArgument: the run has no ledger that could be resumed with it.
-        """
-        self._require_unfinished()
-        if self._ranks.rank != 0:
-            return
-        if not isinstance(self._book, LedgerWriter):
-            raise InvalidArgument("ledger", None, "a file, so that a resumed run goes on with it")
-        progress = Progress(
-            self.steps,
-            self._book.releases,
-            self.recipe.expected_batch_size,
-            clip_norm=self.clip_rule.learned,
-            run=self.header.run,
-        )
-        write_checkpoint(Path(folder), progress, self.model, self.optimizer, [])
-
-    def finish(self, *, delta: float) -> RunDirectory:
-        """End the run: the ledger's folder becomes a run directory, which nothing changes.
-
-        Beside the ledger, which is sealed, come ``model.safetensors``, the weights as they
-        are now, and ``claim.json``, the claim at ``delta``. ``dpaudit gate`` and ``dpaudit
-        report`` read it as they read any run. Every rank calls this, and goes on when the
-        files are there; shards are put together.
-
-        Raises:
-            InvalidArgument: no step was taken, it is finished already, or the ledger is no
-                file of the name ``ledger.jsonl``.
-        """
-        require_delta("delta", delta)
-        self._require_unfinished()
-        run = run_of(self._ledger)
-        if not self._booked:
-            raise InvalidArgument("steps", self.steps, "at least 1 before a run is finished")
-        shards = shards_of(self.model)
-        if isinstance(self._book, LedgerWriter):
-            finish_run(run, self.model, shards, self._book, delta)
-        self._finished = True
-        self._ranks.require_same("steps", self.steps)  # waits for the files, too
-        return run
-
-    def epsilon(self, *, delta: float) -> Bound:
-        """Return the certified interval of epsilon of all that was released so far."""
-        if not self._booked:
-            return Bound(0.0, 0.0)
-        return pld.profile(self._spent(), adjacency=self.header.adjacency).epsilon(delta=delta)
-
-    def stop_at(self, *, epsilon: float, delta: float) -> None:
-        """Let ``batches`` end before the step that would cost more than ``epsilon``."""
-        self._budget, self._room = Budget(epsilon, delta), {}
-
-    def _require_unfinished(self) -> None:
-        if self._finished:
-            raise InvalidArgument(
-                "private", "one that is finished", "one that goes on: a sealed ledger books "
-                "nothing more",
-            )  # fmt: skip
-
-    def _clipped_sums(self, batch: Batch, noise_multiplier: float) -> Sums:
-        clipping = self.clip_rule.at(self.steps)
-        clipped = self._engine.clipped_sum(batch, clipping, self.recipe.physical_batch_size)
-        return {**clipped.sums, **self.clip_rule.beside(clipped, noise_multiplier)}
-
-    def _descend(self, noisy: Sums, deviation: float) -> None:
-        expected = self.recipe.expected_batch_size
-        self.optimizer.zero_grad()  # what is frozen since must not descend again
         set_gradients(self.model, noisy, expected)
         tell_noise(self.optimizer, deviation / expected)
         self.optimizer.step()
+        if session.trained.average is not None:
+            session.trained.average.update_parameters(self.model)
 
-    def _to_book(self, noise_multiplier: float, step: int) -> Release | None:
-        return self.recipe.sampler.booked(Gaussian(noise_multiplier), step, self._first)
+    def _next_release(self) -> Release | None:
+        """Return what is recorded before the next step; None: an earlier step recorded it."""
+        noise = Gaussian(self.recipe.noise_multiplier(self.steps))
+        return self.recipe.sampler.booked(noise, self.steps, self._session.first)
 
-    def _note(self, release: Release | None) -> None:
-        if release is not None:
-            self._book.book(BookedRelease(GRADIENT_SUM, release, step=self.steps))
-            self._count(release)
 
-    def _count(self, release: Release) -> None:
-        """Whatever else had room is asked for anew."""
-        self._booked[release] = self._booked.get(release, 0) + 1
-        self._room = {release: self._room.get(release, 0) - 1}
+def _count_of_steps(steps: object) -> int:
+    """Return a whole number of Python or NumPy, at least 0."""
+    try:
+        times = operator.index(steps)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InvalidArgument("steps", steps, "a whole number of at least 0") from error
+    require_count("steps", times, least=0)
+    return times
 
-    def _spent(self, more: Release | None = None, times: int = 0) -> Mechanism:
-        parts = [Repeated(release, count) for release, count in self._booked.items()]
-        return Composed((*parts, *([Repeated(more, times)] if more is not None else [])))
 
-    def _may_go_on(self) -> bool:
-        """Return whether the budget, if any, has room for the next step.
+def _columns_of(dataset: Any) -> tuple[Any, ...]:
+    """Return what a data set holds: its columns, or itself."""
+    if isinstance(dataset, dict):
+        return tuple(dataset.values())
+    if isinstance(dataset, TensorDataset):
+        return tuple(dataset.tensors)
+    return tuple(dataset) if isinstance(dataset, tuple) else (dataset,)
 
-        How many releases like its own fit is asked once, and again when they are used up.
-        """
-        if self._budget is None:
-            return True
-        following = self._to_book(self.recipe.noise_multiplier(self.steps), self.steps)
-        if following is None or self._room.get(following, 0) > 0:
-            return True
-        with suppress(InvalidArgument):  # not even one
-            found = calibrate.steps(
-                lambda times: self._spent(following, times),
-                target_epsilon=self._budget.epsilon,
-                delta=self._budget.delta,
-                adjacency=self.header.adjacency,
-            )
-            self._room = {following: found.value}
-            return True
-        return False
+
+def require_same_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that lacks a trainable parameter of the model.
+
+    Raises:
+        InvalidArgument: Names the parameters.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [
+        name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held
+    ]
+    if missing:
+        raise InvalidArgument(
+            "optimizer",
+            type(optimizer).__name__,
+            f"one over all trainable parameters; it lacks {', '.join(missing)} (freeze them, "
+            "or add them by optimizer.add_param_group)",
+        )
 
 
 def _losses_of_no_step(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -1,30 +1,27 @@
-"""One training run from its settings to a sealed run directory."""
+"""One training run from its settings to a sealed run directory: a client of the session."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_model
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
-import dpaudit
+from dpaudit.runs.checkpoints import remove_checkpoints
+from dpaudit.runs.crosscheck import is_claimed
 from dpaudit.runs.directory import RunDirectory, create_run, open_run, remove_run
-from dpaudit.runs.files import sha256, sync, write_secret_arrays, write_toml
-from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
-from dpaudit.trainer.added_noise import Independent, OnGrid
-from dpaudit.trainer.books import Book, MemoryBook
+from dpaudit.runs.ledger_file import complete_seal, read_run
+from dpaudit.trainer import attach
+from dpaudit.trainer.adam import AdamCorrected
+from dpaudit.trainer.added_noise import AddedNoise, Independent, OnGrid
 from dpaudit.trainer.canaries import Canaries, make_canaries
-from dpaudit.trainer.checkpoint import Progress, read_newest_checkpoint, write_checkpoint
+from dpaudit.trainer.clip_rules import Always
 from dpaudit.trainer.data import Records, Split, load
+from dpaudit.trainer.engine import Flat
 from dpaudit.trainer.engine.independence import require_independent_records
 from dpaudit.trainer.models import (
     Featured,
@@ -33,20 +30,17 @@ from dpaudit.trainer.models import (
     make_model,
     trained_part,
 )
+from dpaudit.trainer.observations import Observation
 from dpaudit.trainer.peers import Peers, begin_ranks, device_of, peers
-from dpaudit.trainer.private_sgd import (
-    PrivateSgd,
-    make_optimizer,
-    release_expected_batch_size,
-)
+from dpaudit.trainer.private import Private
 from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.trainer.taps import Tap, as_arrays
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
-from dpaudit.vocabulary.ledger import LedgerHeader, Resumed, Sampling
-from dpaudit.vocabulary.settings import RunConfig
+from dpaudit.trainer.recipe import Constant, NoisyCount
+from dpaudit.trainer.request import Request
+from dpaudit.trainer.sampling import Poisson
+from dpaudit.vocabulary.errors import InvalidArgument, RunExists
+from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
 
-OnStep = Callable[[int, Tap], None]
+OnStep = Callable[[int, Observation], None]
 """Called after each step with the number of steps done and what it showed of canaries."""
 
 
@@ -88,23 +82,21 @@ def train(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
 
     Of several ranks the first one writes; the others take their parts of its steps.
     """
-    config = prepared.config
     canaries = _make_canaries(prepared)
-    if prepared.ranks.rank != 0:
-        _follow(prepared, _new_sgd(prepared, canaries, MemoryBook()), 0)
-        return RunDirectory(out)
-    run = create_run(out)
-    # The ledger first: it is what keeps two runs out of one place.
-    with LedgerWriter.create(run.ledger, _header(prepared)) as ledger:
-        write_toml(run.config, config)
-        canaries.write(run)
-        bound = (run.config, run.canaries, run.secret_canaries)
-        ledger.begin({path.name: sha256(path) for path in bound})
-        sgd = _new_sgd(prepared, canaries, ledger)
-        running = _Running(run, prepared, sgd, ledger, [])
-        running.save_progress()
-        running.finish(on_step)
-    return run
+    run = RunDirectory(out) if prepared.ranks.rank != 0 else create_run(out)
+    private = attach.begin(
+        prepared.model,
+        optimizer_of(prepared.model, prepared),
+        _request(prepared, canaries),
+        canaries,
+        prepared.stream,
+        prepared.ranks,
+        ledger=run.ledger,
+        config=prepared.config,
+    )
+    with private:
+        private.checkpoint(run.checkpoints)
+        return _take_steps(prepared, private, canaries, run, on_step)
 
 
 def train_over(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
@@ -119,15 +111,18 @@ def prepare_resume(out: Path) -> Prepared:
     """Make ready to go on with an interrupted run, by its own settings.
 
     Raises:
-        InvalidArgument: there is no such run, or its data are gone.
-        IntegrityError: its settings or canaries are missing or altered.
-        RunExists: it died before it began, and there is nothing to go on with.
+        InvalidArgument: There is no such run, or its data are gone.
+        IntegrityError: Its settings or canaries are missing or altered.
+        RunExists: It died before it began, and there is nothing to go on with.
     """
     run = open_run(out)
-    begun = read_unfinished(run.ledger).begun
-    if begun is None:
-        raise RunExists(f"{out} died before it began: train anew with --overwrite")
-    run.require_unaltered(begun.files)
+    found = run.read_unfinished()
+    if found.begun is None:
+        raise RunExists(
+            f"{out} died before its settings were written, and released nothing: train anew "
+            "with its settings, in the same place"
+        )
+    run.require_unaltered(found.begun.files)
     return prepare(run.read_config())
 
 
@@ -135,34 +130,76 @@ def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
     """Go on with an interrupted run, from its newest checkpoint.
 
     A secure run draws a fresh key, so no noise is used twice; steps since the checkpoint
-    are taken, and booked, again.
+    are taken, and recorded, again. A run that lacks its seal alone gets it.
 
     Raises:
-        IntegrityError: a file of the run is missing or altered.
-        RunExists: the run is finished, or another process writes it.
+        IntegrityError: A file of the run is missing or altered.
+        RunExists: The run is finished, or another process writes it.
     """
     run = open_run(out)
-    canaries, optimizer = Canaries.read(run), _optimizer(prepared)
-    average = _average(prepared)
-    found = read_newest_checkpoint(run.checkpoints, prepared.model, optimizer, average)
-    step = found[0].steps_done if found else 0
-    prepared.ranks.require_same("checkpoint", step)
-    booked = len(read_unfinished(run.ledger).releases)
-    if found is not None and booked < found[0].releases:
-        raise IntegrityError(
-            f"{run.ledger} books {booked} releases, its checkpoint says {found[0].releases}: "
-            "the ledger was cut"
-        )
-    if prepared.ranks.rank != 0:
-        _follow(prepared, _resumed_sgd(prepared, canaries, MemoryBook(), optimizer, found), step)
-        return run
-    with LedgerWriter.resume(run.ledger, Resumed(step, prepared.stream.randomness)) as ledger:
-        sgd = _resumed_sgd(prepared, canaries, ledger, optimizer, found)
-        running = _Running(run, prepared, sgd, ledger, found[1] if found else [], average)
-        if found is None:  # it died before its first checkpoint
-            running.save_progress()
-        running.finish(on_step)
-    return run
+    if _lacks_its_seal(run):
+        if prepared.ranks.rank == 0:
+            complete_seal(run)
+        prepared.ranks.require_same("steps", prepared.config.privacy.steps)
+        return _without_checkpoints(prepared, run)
+    canaries = Canaries.read(run)
+    private = attach.go_on(
+        prepared.model,
+        optimizer_of(prepared.model, prepared),
+        _request(prepared, canaries),
+        canaries,
+        prepared.stream,
+        prepared.ranks,
+        ledger=run.ledger,
+        folder=run.checkpoints,
+    )
+    with private:
+        if private.steps == 0:  # it died before its first checkpoint
+            private.checkpoint(run.checkpoints)
+        return _take_steps(prepared, private, canaries, run, on_step)
+
+
+def heldout_records(run: RunDirectory, split: Split) -> Records:
+    """Return the held-out records that did not become canaries."""
+    taken = np.arange(len(split.heldout)) < run.read_config().canaries.inputs
+    return split.heldout[~taken]
+
+
+def cross_entropies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return each record's loss, shape ``(records,)``, of (features, labels).
+
+    Of a model with fixed features, its trained part is given these.
+    """
+    features, labels = batch
+    outputs = trained_part(model)(features)
+    return nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+
+def make_optimizer(
+    model: nn.Module, name: str, learning_rate: float, momentum: float
+) -> torch.optim.Optimizer:
+    """Return a standard PyTorch optimizer: what follows the noisy sum is post-processing."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    match name:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=learning_rate)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=learning_rate)
+        case "adam-corrected":
+            return AdamCorrected(parameters, lr=learning_rate)
+        case _:
+            return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
+
+
+def noise_of(privacy: PrivacySettings) -> AddedNoise:
+    """Return the kind of noise that settings ask for."""
+    return OnGrid() if privacy.noise == "grid" else Independent()
+
+
+def optimizer_of(model: nn.Module, prepared: Prepared) -> torch.optim.Optimizer:
+    """Return the optimizer that a run's settings ask for, over ``model``."""
+    asked = prepared.config.model
+    return make_optimizer(model, asked.optimizer, _learning_rate(prepared), asked.momentum)
 
 
 def _make_canaries(prepared: Prepared) -> Canaries:
@@ -172,39 +209,25 @@ def _make_canaries(prepared: Prepared) -> Canaries:
     return make_canaries(settings, prepared.split, parameters, stream)[0]
 
 
-def heldout_records(run: RunDirectory, split: Split) -> Records:
-    """Return the held-out records that did not become canaries."""
-    taken = np.arange(len(split.heldout)) < run.read_config().canaries.inputs
-    return split.heldout[~taken]
-
-
-def _header(prepared: Prepared) -> LedgerHeader:
-    privacy = prepared.config.privacy
-    public = ["feature shape", "label set", "hyper-parameters"]
-    if prepared.config.preset is not None:
-        public.append(f"preset {prepared.config.preset}")
-    if privacy.expected_batch_size is not None:
-        public.append("expected batch size")
-    return LedgerHeader(
-        adjacency=Adjacency.ADD_OR_REMOVE_ONE,
-        sampling=Sampling.FULL_BATCH if privacy.sampling_rate == 1 else Sampling.POISSON,
-        randomness=prepared.stream.randomness,
-        schedule_fixed_in_advance=True,
-        clip_norm=privacy.clip_norm,
-        versions={
-            "dpaudit": dpaudit.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-        },
-        run=os.urandom(16).hex(),
+def _request(prepared: Prepared, canaries: Canaries) -> Request:
+    """Return what a run's settings ask of its session."""
+    config, privacy = prepared.config, prepared.config.privacy
+    batch: float | NoisyCount | None = privacy.expected_batch_size
+    if batch is None:
+        records = len(prepared.split.train) + len(canaries.trained_inputs)
+        batch = NoisyCount(records, privacy.count_noise_multiplier)
+    preset = () if config.preset is None else (f"preset {config.preset}",)
+    return Request(
+        sampler=Poisson(privacy.sampling_rate),
+        noise_multiplier=Constant(privacy.noise_multiplier),
+        noise=noise_of(privacy),
+        rule=Always(Flat(privacy.clip_norm)),
+        expected_batch_size=batch,
+        physical_batch_size=config.speed.physical_batch_size,
         leaves_out=privacy.leaves_out,
-        takes_as_public=tuple(public),
+        average_decay=config.model.average_decay,
+        takes_as_public=("feature shape", "label set", *preset),
     )
-
-
-def _optimizer(prepared: Prepared) -> torch.optim.Optimizer:
-    asked, rate = prepared.config.model, _learning_rate(prepared)
-    return make_optimizer(prepared.model, asked.optimizer, rate, asked.momentum)
 
 
 def _learning_rate(prepared: Prepared) -> float:
@@ -214,131 +237,47 @@ def _learning_rate(prepared: Prepared) -> float:
     )
 
 
-def _resumed_sgd(
-    prepared: Prepared,
-    canaries: Canaries,
-    ledger: Book,
-    optimizer: torch.optim.Optimizer,
-    found: tuple[Progress, list[Tap]] | None,
-) -> PrivateSgd:
-    if found is None:
-        return _new_sgd(prepared, canaries, ledger)
-    return _sgd(prepared, canaries, ledger, optimizer, found[0].expected_batch_size)
-
-
-def _new_sgd(prepared: Prepared, canaries: Canaries, ledger: Book) -> PrivateSgd:
-    records = len(prepared.split.train) + len(canaries.trained_inputs)
-    normaliser = release_expected_batch_size(
-        records, prepared.config.privacy, prepared.stream, ledger
-    )
-    return _sgd(prepared, canaries, ledger, _optimizer(prepared), normaliser)
-
-
-def _sgd(
-    prepared: Prepared,
-    canaries: Canaries,
-    ledger: Book,
-    optimizer: torch.optim.Optimizer,
-    expected_batch_size: float,
-) -> PrivateSgd:
-    inputs, train = canaries.trained_inputs, prepared.split.train
-    return PrivateSgd(
-        model=trained_part(prepared.model),
-        optimizer=optimizer,
-        records=Records(
-            features_of(prepared.model, np.concatenate([train.features, inputs.features])),
-            np.concatenate([train.labels, inputs.labels]),
-        ),
-        canaries=canaries,
-        privacy=prepared.config.privacy,
-        speed=prepared.config.speed,
-        stream=prepared.stream,
-        ledger=ledger,
-        expected_batch_size=expected_batch_size,
-        ranks=prepared.ranks,
-        noise=OnGrid() if prepared.config.privacy.noise == "grid" else Independent(),
-    )
-
-
-def _average(prepared: Prepared) -> AveragedModel | None:
-    decay = prepared.config.model.average_decay
-    if decay is None:
-        return None
-    return AveragedModel(prepared.model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
-
-
-def _set_learning_rate(prepared: Prepared, sgd: PrivateSgd, number: int) -> None:
+def _set_learning_rate(prepared: Prepared, private: Private) -> None:
     """Set the learning rate of a step, which is fixed before training."""
     if prepared.config.model.learning_rate_schedule == "cosine":
-        share = (1 + math.cos(math.pi * number / sgd.privacy.steps)) / 2
-        for group in sgd.optimizer.param_groups:
+        share = (1 + math.cos(math.pi * private.steps / prepared.config.privacy.steps)) / 2
+        for group in private.optimizer.param_groups:
             group["lr"] = share * _learning_rate(prepared)
 
 
-def _follow(prepared: Prepared, sgd: PrivateSgd, first: int) -> None:
-    """Take the other ranks' part of the first one's steps; nothing is written."""
-    for number in range(first, sgd.privacy.steps):
-        _set_learning_rate(prepared, sgd, number)
-        sgd.step(number)
+def _records(prepared: Prepared, canaries: Canaries) -> tuple[Tensor, Tensor]:
+    """Return all that train, input canaries among them, as the trained part takes them."""
+    inputs, train = canaries.trained_inputs, prepared.split.train
+    features = np.concatenate([train.features, inputs.features])
+    labels = np.concatenate([train.labels, inputs.labels])
+    return torch.from_numpy(features_of(prepared.model, features)), torch.from_numpy(labels)
 
 
-class _Running:
-    """A run whose files are open.
+def _take_steps(
+    prepared: Prepared, private: Private, canaries: Canaries, run: RunDirectory, on_step: OnStep
+) -> RunDirectory:
+    """Take the steps that are left, and finish the run."""
+    steps, every = prepared.config.privacy.steps, prepared.config.speed.checkpoint_every
+    device = next(prepared.model.parameters()).device
+    left = steps - private.steps
+    for features, labels in private.batches(_records(prepared, canaries), steps=left):
+        _set_learning_rate(prepared, private)
+        private.step(cross_entropies, (features.to(device), labels.to(device)))
+        if private.steps % every == 0 or private.steps == steps:
+            private.checkpoint(run.checkpoints)
+        if prepared.ranks.rank == 0:
+            on_step(private.steps, private.observations[-1])
+    private.finish(delta=prepared.config.privacy.delta)
+    return _without_checkpoints(prepared, run)
 
-    Args:
-        run: Its directory.
-        prepared: What was asked for.
-        sgd: Takes its steps.
-        ledger: To be sealed.
-        taps: What each step so far showed of the gradient canaries.
-        average: Of the weights so far, if it ships.
-    """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        prepared: Prepared,
-        sgd: PrivateSgd,
-        ledger: LedgerWriter,
-        taps: list[Tap],
-        average: AveragedModel | None = None,
-    ) -> None:
-        self._run, self._prepared, self._sgd, self._ledger = run, prepared, sgd, ledger
-        self._taps = taps
-        self._average = average or _average(prepared)
+def _lacks_its_seal(run: RunDirectory) -> bool:
+    """Return whether a run died between its claim and its seal, as its files prove."""
+    return is_claimed(run, read_run(run))
 
-    def save_progress(self) -> None:
-        """Write a checkpoint."""
-        sgd, done = self._sgd, len(self._taps)
-        progress = Progress(done, self._ledger.releases, sgd.expected_batch_size)
-        write_checkpoint(
-            self._run.checkpoints,
-            progress,
-            self._prepared.model,
-            sgd.optimizer,
-            self._taps,
-            self._average,
-        )
 
-    def finish(self, on_step: OnStep) -> None:
-        """Take the steps that are left, save what ships and seal the ledger."""
-        steps, every = self._sgd.privacy.steps, self._sgd.speed.checkpoint_every
-        for number in range(len(self._taps), steps):
-            _set_learning_rate(self._prepared, self._sgd, number)
-            self._taps.append(self._sgd.step(number))
-            if self._average is not None:
-                self._average.update_parameters(self._prepared.model)
-            done = number + 1
-            if done % every == 0 and done < steps:
-                self.save_progress()
-            on_step(done, self._taps[-1])
-        self._ship()
-
-    def _ship(self) -> None:
-        run, average = self._run, self._average
-        model = self._prepared.model if average is None else average.module
-        save_model(model.cpu().eval(), str(run.model))
-        sync(run.model)
-        write_secret_arrays(run.observations, **as_arrays(self._taps))
-        self._ledger.seal({path.name: sha256(path) for path in run.sealed_files})
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+def _without_checkpoints(prepared: Prepared, run: RunDirectory) -> RunDirectory:
+    """Return a finished run, whose checkpoints hold more than what ships: they go."""
+    if prepared.ranks.rank == 0:
+        remove_checkpoints(run.checkpoints)
+    return run

@@ -47,9 +47,14 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def set_gradients(model: nn.Module, sums: Mapping[str, Tensor], expected: float) -> None:
-    """Set each trainable parameter's gradient: its sum, or this rank's shard, over ``expected``."""
+    """Set each trainable parameter's gradient: its sum, or this rank's shard, over ``expected``.
+
+    What is frozen has none: a gradient left from before would move it again.
+    """
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if not parameter.requires_grad:
+            parameter.grad = None
+        else:
             gradient = sums[name].div_(expected).to(parameter.dtype)
             parameter.grad = shard_like(gradient, parameter) if is_sharded(parameter) else gradient
 

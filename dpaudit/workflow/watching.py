@@ -12,9 +12,9 @@ from dpaudit.attacks.sequential import Watch
 from dpaudit.report.words import refuted_in_words
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer.canaries import Canaries
-from dpaudit.trainer.checkpoint import read_newest_taps
+from dpaudit.trainer.checkpoint import read_newest_observations
+from dpaudit.trainer.observations import Observation
 from dpaudit.trainer.run import OnStep
-from dpaudit.trainer.taps import Tap
 from dpaudit.vocabulary.errors import InvalidArgument, Refuted
 from dpaudit.vocabulary.settings import RunConfig
 from dpaudit.workflow.families import family
@@ -44,26 +44,28 @@ def watched(out: Path, config: RunConfig, confidence: float, on_step: OnStep) ->
     def included() -> NDArray[np.bool_]:
         return Canaries.read(RunDirectory(out)).gradient_included
 
-    def see(tap: Tap) -> None:
+    def see(seen: Observation) -> None:
         ins = included()
+        if not np.isfinite(seen.shown).all():  # interrupted: it shows nothing
+            return
         watch.see(
-            tap.shown[ins].astype(np.float64),
-            tap.joined[ins],
+            seen.shown[ins].astype(np.float64),
+            seen.joined[ins],
             sampling_rate=privacy.sampling_rate,
             noise_multiplier=privacy.noise_multiplier,
         )
 
     first = True
 
-    def look(done: int, tap: Tap) -> None:
+    def look(done: int, seen: Observation) -> None:
         nonlocal first
-        on_step(done, tap)
+        on_step(done, seen)
         if first and done > 1:
             # A run that goes on is one run: what it showed before it was interrupted counts.
-            for earlier in read_newest_taps(RunDirectory(out).checkpoints)[: done - 1]:
+            for earlier in read_newest_observations(RunDirectory(out).checkpoints)[: done - 1]:
                 see(earlier)
         first = False
-        see(tap)
+        see(seen)
         factor = watch.refuted_noise_factor
         if factor is not None and watch.refutes_the_claim:
             steps = [(privacy.sampling_rate, privacy.noise_multiplier)] * privacy.steps

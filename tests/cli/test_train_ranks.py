@@ -47,12 +47,12 @@ def test_two_ranks_make_the_run_that_one_makes(tmp_path: Path) -> None:
 def test_two_ranks_resume_a_run_that_both_left(tmp_path: Path) -> None:
     out = tmp_path / "run"
     program = (
-        "from dpaudit.trainer import run\n"
-        "honest = run._Running.save_progress\n"
-        "def dies(self):\n"
-        "    honest(self)\n"
-        "    if len(self._observations) == 4: raise KeyboardInterrupt\n"
-        "run._Running.save_progress = dies\n"
+        "from dpaudit.trainer.private import Private\n"
+        "honest = Private.checkpoint\n"
+        "def dies(self, folder):\n"
+        "    honest(self, folder)\n"
+        "    if self.steps == 4: raise KeyboardInterrupt\n"
+        "Private.checkpoint = dies\n"
         "from dpaudit.cli.main import main\n"
         "main()\n"
     )

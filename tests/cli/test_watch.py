@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def test_a_finished_run_is_shown_once_with_its_claim(call: Call, trained: Path) 
     assert result.out.count("\n") == 1
     assert "small, finished; steps 30 of 30; " in result.out
     assert f"epsilon at the end at most {claimed(trained):.3f}"[:-1] in result.out
-    assert "held-out accuracy 100.0% after step 30" in result.out
+    # Of a secure run, whose noise is fresh: the figure is that of this run.
+    assert re.search(r"held-out accuracy \d+\.\d% after step 30", result.out)
 
 
 def test_one_look_at_an_unfinished_run_names_everything(call: Call, unfinished: Path) -> None:
@@ -62,7 +64,10 @@ def test_one_look_at_an_unfinished_run_names_everything(call: Call, unfinished: 
 
 def test_a_torn_last_line_is_no_error(call: Call, unfinished: Path) -> None:
     ledger = unfinished / "ledger.jsonl"
-    ledger.write_bytes(ledger.read_bytes()[:-25])
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    while b'"kind":"release"' not in lines[-1]:
+        lines.pop()
+    ledger.write_bytes(b"".join(lines)[:-25])
     result = call("watch", unfinished, "--once")
     assert (result.code, result.err) == (0, "")
     assert "29 of 30" in result.out

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpaudit.trainer import begin
 from dpaudit.trainer.added_noise import Independent, Moment, Sums, size
 from dpaudit.trainer.engine import Clipped, Engine, Flat, clipping
 from dpaudit.trainer.engine.batches import chunks, count, mapped
@@ -23,6 +22,7 @@ from dpaudit.trainer.noise import normals
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.randomness import Keystream, Purpose
 from dpaudit.trainer.sampling import FixedSize, Indices, Poisson, Shuffled
+from dpaudit.trainer.session import Session
 
 Patch = Callable[[], AbstractContextManager[Any]]
 ClippedSum = Callable[[Engine, Any, Flat], Clipped]
@@ -228,12 +228,12 @@ def uniform(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
 
 @contextmanager
 def resumes_at_the_first_step() -> Iterator[None]:
-    honest = begin._resumed
+    honest = Session.resume
 
-    def resumed(*args: Any) -> Any:
-        return replace(honest(*args), step=0)
+    def resumed(*args: Any, **options: Any) -> Session:
+        return honest(*args, **{**options, "step": 0})
 
-    with patch.object(begin, "_resumed", resumed):
+    with patch.object(Session, "resume", resumed):
         yield
 
 

@@ -12,7 +12,7 @@ from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
 from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.trainer import run as runs
 from dpaudit.trainer.added_noise import Independent, Moment, Sums
-from dpaudit.trainer.taps import Tap
+from dpaudit.trainer.observations import Observation
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.settings import (
@@ -47,7 +47,7 @@ def run_pipeline(out: Path) -> tuple[RunDirectory, Verdict, float]:
         DataSettings(), privacy, ModelSettings(), CanarySettings(500, 25), SpeedSettings()
     )
     prepared = runs.prepare(config)
-    run = runs.train(prepared, out, lambda done, tap: None)
+    run = runs.train(prepared, out, lambda done, seen: None)
     claim = write_claim(run, privacy.delta)
     assert claim.epsilon.upper <= 3.0
     audit_run(run, confidence=0.99)
@@ -100,7 +100,7 @@ def test_a_run_that_goes_on_is_watched_from_its_beginning(
     class Stop(Exception):
         pass
 
-    def stop(done: int, tap: Tap) -> None:
+    def stop(done: int, seen: Observation) -> None:
         if done == 20:
             raise Stop
 
@@ -108,7 +108,7 @@ def test_a_run_that_goes_on_is_watched_from_its_beginning(
         runs.train(runs.prepare(config), out, stop)
     seen: list[int] = []
     monkeypatch.setattr(Watch, "see", lambda self, *args, **kwargs: seen.append(len(args[0])))
-    on_step = watched(out, config, 0.99, lambda done, tap: None)
+    on_step = watched(out, config, 0.99, lambda done, seen: None)
     runs.resume(runs.prepare_resume(out), out, on_step)
     assert len(seen) == 30
 

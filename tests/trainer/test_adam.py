@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from dpaudit.trainer.adam import AdamCorrected
 from dpaudit.trainer.added_noise import AddedNoise, Banded, Independent, Moment, OnGrid
-from dpaudit.trainer.begin import make_private
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.randomness import Keystream

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpaudit.trainer import added_noise
 from dpaudit.trainer.added_noise import Independent, Moment
-from dpaudit.trainer.begin import make_private
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.clip_rules import COUNT, Always, ClipRule, Quantile, Scheduled
 from dpaudit.trainer.engine import Automatic, Clipped, Engine, Flat, PerLayer
 from dpaudit.trainer.engine.batches import Batch, part

@@ -20,7 +20,7 @@ from dpaudit.cli.main import _run
 from dpaudit.gate.policy import ClaimPolicy, Policy
 from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.runs.files import read_json
-from dpaudit.trainer.begin import make_private
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
@@ -132,7 +132,7 @@ def test_nothing_is_released_after_the_end(tmp_path: Path) -> None:
         lambda: private.checkpoint(tmp_path / "checkpoints"),
         lambda: private.finish(delta=DELTA),
     ):
-        with pytest.raises(InvalidArgument, match="a sealed ledger books nothing more"):
+        with pytest.raises(InvalidArgument, match="a sealed ledger records nothing more"):
             release_more()
     assert run.ledger.read_bytes() == sealed
     assert private.epsilon(delta=DELTA) == epsilon  # looking is allowed
@@ -183,7 +183,7 @@ def test_a_resumed_loop_ends_the_same_way(tmp_path: Path) -> None:
     ledger, checkpoints = tmp_path / "ledger.jsonl", tmp_path / "checkpoints"
     first = stepped(begun(ledger), 2)
     first.checkpoint(checkpoints)
-    first._book._file.close()  # type: ignore[attr-defined]  # as when its process dies
+    first._session._recorder._file.close()  # type: ignore[attr-defined]  # as when its process dies
     second = stepped(begun(ledger, resume=checkpoints), 2)
     run = second.finish(delta=DELTA)
     assert len(run.read_finished().releases) == STEPS

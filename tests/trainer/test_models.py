@@ -187,7 +187,8 @@ def test_an_interrupted_run_with_features_resumed_is_the_run_uninterrupted(
         runs.train(runs.prepare(config), tmp_path / "run", interrupt)
     out = tmp_path / "run"
     run = runs.resume(runs.prepare_resume(out), out, lambda done, tap: None)
-    assert run.model.read_bytes() == whole.model.read_bytes()
+    weights, others = load_file(run.model), load_file(whole.model)
+    assert all(torch.equal(weights[name], others[name]) for name in others)
 
 
 def test_a_preset_is_named_in_what_the_ledger_takes_as_public(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from dpaudit.accountants import pld
 from dpaudit.accountants.answers import claim_of
 from dpaudit.runs.ledger_file import read_ledger
 from dpaudit.trainer import added_noise
-from dpaudit.trainer.begin import make_private
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.engine.batches import Batch
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.sampling import BallsInBins, FixedSize, Shuffled, Truncated
@@ -39,6 +40,13 @@ def loss(net: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(net(x), y, reduction="none")
 
 
+@pytest.fixture(autouse=True)
+def _new_data() -> None:
+    """Each test has records of its own, the same in all its steps."""
+    data.cache_clear()
+
+
+@cache
 def data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(RECORDS, WIDTH, generator=generator)
@@ -164,7 +172,7 @@ def test_a_budget_set_after_the_draw_holds_back_the_step() -> None:
 def test_a_noise_schedule_is_booked_step_by_step() -> None:
     trainer = run(private(noise_multiplier=lambda step: 1.0 + step), 3)
     steps = [PoissonSampled(Gaussian(1.0 + step), 0.25) for step in range(3)]
-    assert trainer._booked == dict.fromkeys(steps, 1)
+    assert trainer._session.recorded == dict.fromkeys(steps, 1)
 
 
 def test_a_schedule_is_stopped_in_time_as_well() -> None:
@@ -199,7 +207,7 @@ def test_a_model_that_mixes_records_is_refused_before_anything_is_booked() -> No
     trainer = private(net)
     with pytest.raises(InvalidArgument, match="BatchNorm1d '1'"):
         run(trainer, 1)
-    assert trainer._booked == {}
+    assert trainer._session.recorded == {}
 
 
 class Centred(nn.Module):
@@ -310,7 +318,7 @@ def test_a_pass_is_booked_once_and_draws_every_record_once() -> None:
         drawn += batch[0].tolist()
         trainer.step(lambda net, b: loss(net, b[1:]), batch)
     assert sorted(drawn) == sorted([*range(RECORDS)] * 2)
-    assert trainer._booked == {RandomAllocation(Gaussian(1.3), 4): 2}
+    assert trainer._session.recorded == {RandomAllocation(Gaussian(1.3), 4): 2}
 
 
 @pytest.fixture(autouse=True)

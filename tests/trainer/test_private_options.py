@@ -18,8 +18,8 @@ from dpaudit.report.words import claim_in_words
 from dpaudit.runs.ledger_file import read_ledger
 from dpaudit.trainer import added_noise
 from dpaudit.trainer.added_noise import AddedNoise, AheadOfTime, Banded, Independent, OnGrid
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.bags import Bags, Users, Views, averaged
-from dpaudit.trainer.begin import make_private
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Automatic, Engine, Flat, PerLayer
 from dpaudit.trainer.engine.batches import Batch
@@ -216,7 +216,7 @@ def test_every_clipping_gives_the_engines_sum(
 )
 def test_how_gradients_are_clipped_does_not_change_the_cost(changes: dict[str, object]) -> None:
     trainer = run(private(**changes), 5)
-    assert trainer._booked == {PoissonSampled(Gaussian(1.3), 0.25): 5}
+    assert trainer._session.recorded == {PoissonSampled(Gaussian(1.3), 0.25): 5}
     assert torch.isfinite(weights(trainer)).all()
 
 
@@ -224,7 +224,7 @@ def test_a_learnt_clip_norm_moves_with_correlated_noise_too() -> None:
     rule = Quantile(0.5, count_noise=1.0)
     trainer = run(private(clipping=rule, noise=Banded(2), sampler=Cyclic(2, 6)), 6)
     assert trainer.clip_rule != rule
-    assert trainer._booked == {BandedMatrixFactorization(Gaussian(1.3), 6, 2): 1}
+    assert trainer._session.recorded == {BandedMatrixFactorization(Gaussian(1.3), 6, 2): 1}
 
 
 def test_a_clip_schedule_may_end_with_the_training(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_views_of_a_batch_are_one_step_of_the_same_cost(
     sums = Engine(model(), averaged(loss)).clipped_sum(seen, Flat(0.5)).sums
     expected = torch.cat([part.flatten() for part in sums.values()])
     assert torch.allclose(before - weights(trainer), 0.5 * expected / 10.0, atol=1e-6)
-    assert trainer._booked == {PoissonSampled(Gaussian(1.3), sampling_rate): 1}
+    assert trainer._session.recorded == {PoissonSampled(Gaussian(1.3), sampling_rate): 1}
 
 
 def test_rows_that_were_made_records_are_refused_before_anything_is_booked() -> None:
@@ -328,7 +328,7 @@ def test_rows_that_were_made_records_are_refused_before_anything_is_booked() -> 
     (bags,) = of_users.batches(data(), steps=1, users=Users(OWNERS, 3))
     with pytest.raises(InvalidArgument, match="Bags"):
         of_users.step(loss, tuple(tensor.flatten(0, 1) for tensor in bags.rows))
-    assert trainer._booked == of_users._booked == {}
+    assert trainer._session.recorded == of_users._session.recorded == {}
     trainer.step(loss, tuple(tensor[1:] for tensor in batch))  # fewer is fine
 
 
@@ -354,6 +354,7 @@ def test_an_optimizer_gets_the_noisy_mean_as_the_gradient_and_does_the_rest(name
     for batch in trainer.batches(data(), steps=4):
         # The same key draws the same noise: the gradient at the parameters as they are.
         plain.model.load_state_dict(trainer.model.state_dict())
+        plain.declare_change("the weights of the other trainer")
         (same,) = plain.batches(data(), steps=1)
         plain.step(loss, same)
         trainer.step(loss, batch)
@@ -364,7 +365,7 @@ def test_an_optimizer_gets_the_noisy_mean_as_the_gradient_and_does_the_rest(name
             scheduler.step()
     for mine, expected in zip(trainer.model.parameters(), alone.parameters(), strict=True):
         assert torch.equal(mine, expected)
-    assert trainer._booked == {PoissonSampled(Gaussian(1.3), 0.25): 4}
+    assert trainer._session.recorded == {PoissonSampled(Gaussian(1.3), 0.25): 4}
 
 
 def test_an_average_of_parameters_beside_it_is_a_model_like_any_other(tmp_path: Path) -> None:
@@ -421,7 +422,7 @@ def test_noise_that_was_added_is_not_added_to_another_batch(
         trainer.step(loss, tuple(tensor[1:] for tensor in batch))
     run(trainer, 1)
     assert steps == [0, 1]
-    assert trainer._booked == {PoissonSampled(Gaussian(1.3), 0.25): 2}
+    assert trainer._session.recorded == {PoissonSampled(Gaussian(1.3), 0.25): 2}
 
 
 def test_a_loss_that_fails_can_be_mended_and_the_step_taken() -> None:
@@ -449,7 +450,7 @@ def test_the_budget_holds_where_a_release_covers_many_steps() -> None:
     passes = trainer.steps // 4
     assert trainer.steps == 4 * passes > 0
     allocation = RandomAllocation(Gaussian(3.0), 4)
-    assert trainer._booked == {allocation: passes}
+    assert trainer._session.recorded == {allocation: passes}
     more = Repeated(allocation, passes + 1)
     assert trainer.epsilon(delta=1e-5).upper <= 3.0 < pld.profile(more).epsilon(delta=1e-5).upper
 
@@ -492,7 +493,7 @@ def test_records_that_are_not_finite_contribute_nothing(
     whole, without = trained(GOOD + BAD), trained(GOOD)
     assert torch.isfinite(weights(whole)).all()
     assert torch.allclose(weights(whole), weights(without), atol=1e-6)
-    assert whole._booked == {PoissonSampled(Gaussian(1.3), 0.5): 3}
+    assert whole._session.recorded == {PoissonSampled(Gaussian(1.3), 0.5): 3}
     assert whole.clip_rule.learned == without.clip_rule.learned
 
 

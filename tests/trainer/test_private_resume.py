@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from dpaudit.accountants import pld
 from dpaudit.accountants.answers import claim_of
-from dpaudit.runs.ledger_file import LedgerWriter, read_ledger, read_unfinished
+from dpaudit.runs.ledger_file import read_ledger, read_unfinished
 from dpaudit.trainer.adam import AdamCorrected
 from dpaudit.trainer.added_noise import AheadOfTime, Banded, OnGrid
-from dpaudit.trainer.begin import make_private
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Flat
 from dpaudit.trainer.private import Private
@@ -49,6 +50,13 @@ def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(net(x), y, reduction="none")
 
 
+@pytest.fixture(autouse=True)
+def _new_data() -> None:
+    """Each test has records of its own, the same in all its steps."""
+    data.cache_clear()
+
+
+@cache
 def data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(RECORDS, WIDTH, generator=generator)
@@ -109,8 +117,7 @@ def take(trainer: Private, steps: int) -> Private:
 
 def die(trainer: Private) -> None:
     """Give back the ledger's lock, as the end of a process does."""
-    assert isinstance(trainer._book, LedgerWriter)
-    trainer._book._file.close()
+    trainer.close()
 
 
 def weights(trainer: Private) -> Tensor:
@@ -199,7 +206,7 @@ def test_a_secure_run_resumed_draws_fresh_coins_and_noise(tmp_path: Path) -> Non
     shutil.copytree(run.folder, tmp_path / "copy")
     resumed = [r.resume(seed=None) for r in (run, Run(tmp_path / "copy"))]
     assert torch.equal(*(weights(trainer) for trainer in resumed))
-    keys = {trainer._stream.key for trainer in (first, *resumed)}
+    keys = {trainer._session.stream.key for trainer in (first, *resumed)}
     assert len(keys) == 3
     one, other = (weights(take(trainer, 3)) for trainer in resumed)
     assert not (one == other).any()
@@ -231,7 +238,7 @@ def test_a_pass_that_a_fresh_key_begins_in_the_middle_is_booked_again(tmp_path: 
     run.interrupted(2, 6)
     resumed = take(run.resume(), 5)
     # At 0 and 4 under the first key; at 2 and 4 under the second.
-    assert resumed._booked == {RandomAllocation(Gaussian(1.3), 4): 4}
+    assert resumed._session.recorded == {RandomAllocation(Gaussian(1.3), 4): 4}
     assert [r.step for r in read_ledger(run.ledger).releases] == [0, 4, 2, 4]
     claim = claim_of(read_ledger(run.ledger), 1e-5, "pld")
     assert claim.epsilon == resumed.epsilon(delta=1e-5)
@@ -265,7 +272,7 @@ def test_a_budget_counts_what_was_booked_before_and_passes_cut_short(tmp_path: P
     take(resumed, 100)
     # Step 3 ends the first pass; steps 4 to 7 are the second.
     assert resumed.steps == 8
-    assert resumed._booked == {allocation: 3}
+    assert resumed._session.recorded == {allocation: 3}
     assert resumed.epsilon(delta=1e-5).upper <= (prices[2] + prices[3]) / 2
 
 
@@ -274,7 +281,7 @@ def test_no_key_and_no_noise_is_written(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", lambda: {"seed": None, "noise": Banded(3),
                                          "sampler": Cyclic(3, STEPS)})  # fmt: skip
     trainer = run.interrupted(4, 5)
-    key, noise = trainer._stream.key, trainer.recipe.noise
+    key, noise = trainer._session.stream.key, trainer.recipe.noise
     assert isinstance(noise, Banded)
     rows = [row.numpy().tobytes() for row in noise._rows]
     assert rows
@@ -349,7 +356,7 @@ def test_a_ledger_that_was_cut_is_refused(tmp_path: Path) -> None:
         run.ledger.write_bytes(b"".join(lines[:kept]))
         require_refused(run, IntegrityError, "the ledger was cut")
     # An incomplete line that the checkpoint does not know of counts, though it was not used.
-    run.ledger.write_bytes(b"".join(lines[:4]) + lines[4][:-5])
+    run.ledger.write_bytes(b"".join(lines[:5]) + lines[5][:-5])
     assert len(read_unfinished(run.ledger).releases) == 4
     assert run.resume().steps == 3
 
@@ -373,18 +380,35 @@ def test_another_runs_ledger_is_refused(tmp_path: Path) -> None:
     require_refused(run, IntegrityError, "another run")
 
 
-@pytest.mark.parametrize("what", ["all", "markers", "folder"])
+@pytest.mark.parametrize("what", ["all", "folder"])
 def test_a_missing_checkpoint_is_refused(tmp_path: Path, what: str) -> None:
     run = Run(tmp_path / "run")
     run.interrupted(2, 3)
     for folder in run.checkpoints.iterdir():
-        if what == "markers":
-            (folder / "COMPLETE").unlink()
-        else:
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
     if what == "folder":
         run.checkpoints.rmdir()
     require_refused(run, IntegrityError, "no complete checkpoint")
+
+
+def test_checkpoint_that_died_before_its_marker_counts(tmp_path: Path) -> None:
+    """Its files have the digests that the ledger recorded."""
+    run = Run(tmp_path / "run")
+    run.interrupted(2, 3)
+    (run.checkpoints / "step-2" / "COMPLETE").unlink()
+    assert run.resume().steps == 2
+
+
+def test_run_that_died_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    """What was released counts, and the steps are taken again with fresh noise."""
+    run = Run(tmp_path / "run")
+    die(take(run.start(seed=None), 3))
+    again = run.resume(seed=None)
+    assert again.steps == 0
+    take(again, STEPS)
+    whole = Repeated(again._next_release(), 3 + STEPS)
+    assert again.epsilon(delta=1e-5) == pld.profile(whole).epsilon(delta=1e-5)
+    assert len(read_unfinished(run.ledger).releases) == 3 + STEPS
 
 
 FILES = ["model.safetensors", "optimizer.safetensors", "progress.json", "observations.npz"]
@@ -398,7 +422,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, content: byt
     damaged.unlink()
     if content is not None:
         damaged.write_bytes(content)
-    require_refused(run, IntegrityError, r"progress\.json|broken|observations")
+    require_refused(run, IntegrityError, r"altered|cannot be read|broken|observations")
 
 
 def test_a_run_that_is_still_trained_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,19 +19,20 @@ from safetensors.torch import load_file
 from dpaudit.runs.ledger_file import read_ledger
 
 SCRIPT = Path(__file__).parent / "ranks_script.py"
+SETTINGS_SCRIPT = Path(__file__).parent / "settings_script.py"
 
 
-def torchrun(kind: str, world: int, out: Path) -> subprocess.CompletedProcess[str]:
+def torchrun(script: Path, world: int, *options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-         str(world), str(SCRIPT), kind, str(out)],
+         str(world), str(script), *map(str, options)],
         capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
 def trained(kind: str, world: int, out: Path) -> torch.Tensor:
-    done = torchrun(kind, world, out)
+    done = torchrun(SCRIPT, world, kind, out)
     assert done.returncode == 0, done.stderr[-3000:]
     parts = load_file(out / f"{kind}-{world}.safetensors")
     return torch.cat([parts[name].flatten() for name in sorted(parts)])
@@ -72,7 +74,45 @@ def test_ranks_book_each_release_once_and_agree_on_a_secret_key(tmp_path: Path) 
 
 def test_a_rank_that_dies_ends_the_run_within_a_minute(tmp_path: Path) -> None:
     start = time.monotonic()
-    done = torchrun("broken", 2, tmp_path)
+    done = torchrun(SCRIPT, 2, "broken", tmp_path)
     assert done.returncode != 0
     assert time.monotonic() - start < 60
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+# What every rank must have alike.
+
+
+SETTINGS = [
+    *("clip_norm", "clip_norm by schedule", "clipping", "noise_multiplier", "noise"),
+    *("sampling_rate", "sampler", "expected_batch_size", "unit", "leaves_out", "seed"),
+    *("average_decay", "canaries", "optimizer", "model", "trainable", "records", "steps"),
+]
+CALLED = {
+    "optimizer": "optimizer settings",
+    "clip_norm by schedule": "clip_norm",
+    "clipping": "clip_norm",
+    "sampling_rate": "sampler",
+}
+"""What a setting is called in the message, where it is called otherwise."""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """Return what both ranks said of each setting that differed."""
+    out = tmp_path_factory.mktemp("settings")
+    done = torchrun(SETTINGS_SCRIPT, 2, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_ranks_with_different_settings_are_refused_on_both(
+    said: list[dict[str, str]], name: str
+) -> None:
+    for rank in said:
+        assert rank[name].startswith(f"InvalidArgument: {CALLED.get(name, name)} must be the same")
+
+
+def test_what_only_speed_depends_on_may_differ_between_ranks(said: list[dict[str, str]]) -> None:
+    assert [rank["speed alone"] for rank in said] == ["2 steps", "2 steps"]

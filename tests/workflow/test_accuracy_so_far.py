@@ -40,7 +40,8 @@ def checkpoint(
     run: RunDirectory, model: nn.Module, steps: int, average: nn.Module | None = None
 ) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    write_checkpoint(run.checkpoints, Progress(steps, steps, 6.0), model, optimizer, [], average)
+    progress = Progress(steps, steps, 6.0)
+    write_checkpoint(run.checkpoints, lambda line: None, progress, model, optimizer, [], average)
 
 
 def accuracy(run: RunDirectory, config: RunConfig, model: nn.Module) -> float:

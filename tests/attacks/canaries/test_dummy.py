@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.attacks.canaries.dummy import WithCanaries, canary_losses, with_canaries
-from dpaudit.trainer.begin import make_private
+from dpaudit.trainer.attach import make_private
 from dpaudit.vocabulary.errors import InvalidArgument
 
 CANARIES, RECORDS, CLIP, NOISE, LR, BATCH = 40, 20, 0.5, 0.7, 0.1, 8.0
