@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.noise import normals
 from dpaudit.trainer.randomness import Keystream, Purpose
@@ -33,15 +34,37 @@ def plain(task: Task) -> Step:
     return step
 
 
+def _per_sample_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
 def ours(task: Task) -> Step:
-    """Return our step, with noise from the secure keystream."""
+    """Return our whole step: draw, check, clip, record, add secure noise, descend."""
+    batch, records = (task.inputs, task.labels), torch.arange(len(task.labels))
+    private = make_private(
+        task.model,
+        _optimizer(task.model),
+        noise_multiplier=NOISE,
+        clip_norm=CLIP,
+        sampling_rate=1.0,
+        expected_batch_size=len(records),
+    )
+    # What is drawn are numbers: no peer copies its batch here either.
+    draws = iter(private.batches(records, steps=10**9))
+
+    def step() -> None:
+        next(draws)
+        private.step(_per_sample_loss, batch)
+
+    return step
+
+
+def sums_and_noise(task: Task) -> Step:
+    """Return the arithmetic of our step alone, with noise from the secure keystream."""
     optimizer, stream = _optimizer(task.model), Keystream.secure()
     batch, counter = (task.inputs, task.labels), iter(range(10**9))
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
-
-    engine = Engine(task.model, loss)
+    engine = Engine(task.model, _per_sample_loss)
     size = sum(p.numel() for p in engine.parameters.values())
 
     def step() -> None:
@@ -111,6 +134,7 @@ def opacus_ghost(task: Task) -> Step:
 TRAINERS: dict[str, Callable[[Task], Step]] = {
     "plain SGD": plain,
     "dpaudit": ours,
+    "dpaudit, sums and noise": sums_and_noise,
     "Opacus, ghost clipping": opacus_ghost,
     "Opacus, hooks": opacus_hooks,
 }
