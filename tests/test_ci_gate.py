@@ -180,7 +180,7 @@ def test_shuffled_batches_in_place_of_those_drawn_take_no_step(
     modules: Callable[[str], ModuleType],
 ) -> None:
     modules("shuffled-batches-in-the-step")
-    with pytest.raises(InvalidArgument, match=r"batch must be drawn by it.*what is booked is how"):
+    with pytest.raises(InvalidArgument, match=r"drawn by it.*what is recorded is how"):
         trained()
 
 
