@@ -101,7 +101,7 @@ def test_mixing_behind_a_coin_is_refused_when_it_falls(coin: str) -> None:
     engine = Engine(nn.Linear(WIDTH, CLASSES), mixup)
 
     def many_steps() -> None:
-        for _ in range(100):
+        for _ in range(300):
             engine.clipped_sum(data(), Flat(1.0))
 
     with pytest.raises(InvalidArgument, match=MIXES):
