@@ -27,7 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "errors.md"
 PACKAGE = ROOT / "dpaudit"
 # In a section of this exit code an entry that names no class is of this one.
-USUAL = {1: "Refuted", 2: "InvalidArgument", 3: "AccountingError", 4: "IntegrityError"}
+USUAL = {
+    1: "Refuted",
+    2: "InvalidArgument",
+    3: "AccountingError",
+    4: "IntegrityError",
+    5: "InputOutputError",
+    141: "ClosedPipe",
+}
 # What more arguments than these may be told is told of ``{name}``, once.
 MOST_NAMES = 3
 
@@ -83,11 +90,12 @@ def _is_error(found: object) -> bool:
 def found_in_code(modules: Mapping[str, Module]) -> dict[Entry, list[str]]:
     """Return every error that the code makes, with the places where it does."""
     words, kinds = Words(modules), kinds_of(modules)
+    makers = _makers(modules, kinds)
     found: dict[Entry, list[str]] = {}
     for module in modules.values():
         made = [call for kind in sorted(kinds) for call in module.calls.get(kind, [])]
         read = [(call.lineno, entry) for call in made for entry in _few(call, words, module)]
-        for line, entry in [*read, *_unread(module, kinds)]:
+        for line, entry in [*read, *_unread(module, kinds | makers)]:
             found.setdefault(entry, []).append(f"{module.path}:{line}")
     return found
 
@@ -125,19 +133,24 @@ def _names(kind: str) -> list[str]:
     return [p.name for p in made if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
 
 
-def _unread(module: Module, kinds: set[str]) -> Iterator[tuple[int, Entry]]:
-    """Yield each ``raise`` of something that is not made by a call seen here."""
-    makers = {
+def _makers(modules: Mapping[str, Module], kinds: set[str]) -> set[str]:
+    """Return the names of functions that return an error, which is made and read in them."""
+    return {
         node.name
+        for module in modules.values()
         for node in module.nodes
         if isinstance(node, Function) and node.returns and name_of(node.returns) in kinds
     }
+
+
+def _unread(module: Module, makers: set[str]) -> Iterator[tuple[int, Entry]]:
+    """Yield each ``raise`` of something that is not made by a call seen here."""
     caught = {n.name for n in module.nodes if isinstance(n, ast.ExceptHandler)}
     for node in module.nodes:
         match node:
             case ast.Raise(exc=None):
                 continue
-            case ast.Raise(exc=ast.Call(func=func)) if name_of(func) in kinds | makers:
+            case ast.Raise(exc=ast.Call(func=func)) if name_of(func) in makers:
                 continue
             case ast.Raise(exc=ast.Name(id=name) | ast.Attribute(value=ast.Name(id=name))) if (
                 name in caught

@@ -29,6 +29,7 @@ from dpaudit.vocabulary.mechanism import (
     SampledWithoutReplacement,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.unit import Released, Unit
 
 Methods = dict[str, Bound]
 SAMPLED_BY: dict[type, Sampling] = {
@@ -89,17 +90,19 @@ def epsilon_by(
     delta: float,
     adjacency: Adjacency,
     sampling: Sampling | None,
+    unit: Unit = Unit.RECORD,
 ) -> EpsilonAnswer:
     """Return what one accountant says of epsilon at ``delta``: the best of its methods.
 
-    ``sampling`` is how the batches were drawn, for the record: the mechanism says it all.
+    ``sampling`` is how the batches were drawn and ``unit`` what neighbours differ by, both
+    for the record: the mechanism determines the number.
     """
     methods = {**ACCOUNTANTS, **SPECIAL}[accountant](mechanism, delta, adjacency)
     best = Bound(
         max(bound.lower for bound in methods.values()),
         min(bound.upper for bound in methods.values()),
     )
-    return EpsilonAnswer(accountant, adjacency, delta, best, methods, sampling)
+    return EpsilonAnswer(accountant, adjacency, delta, best, methods, sampling, unit=unit)
 
 
 def explanation(
@@ -224,5 +227,6 @@ def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
         dpaudit_version=dpaudit.__version__,
         leaves_out=ledger.leaves_out,
         unit=header.unit,
+        released=Released.EVERY_STEP,  # composition bounds every release, not the last alone
         takes_as_public=header.takes_as_public,
     )

@@ -15,12 +15,11 @@ run that has a claim and no seal.
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dpaudit.files.arrays import opened_npz
+from dpaudit.files.opening import DATA, MIB, InputFile, opened
 from dpaudit.runs.checkpoints import (
     complete_checkpoints,
     require_known_checkpoints,
@@ -42,8 +41,8 @@ from dpaudit.vocabulary.release_names import GRADIENT_SUM
 RUN_KEY, RELEASES_KEY = "dpaudit_run", "dpaudit_releases"
 """Under which names a model's metadata hold the run's name and its number of releases."""
 
-LONGEST_METADATA = 100_000_000
-"""What safetensors itself allows a header to be, in bytes."""
+LONGEST_METADATA = 16 * MIB
+"""The longest header of a .safetensors file that is read, in bytes."""
 
 
 def require_consistent(run: RunFiles, content: Content) -> PrivacyLedger:
@@ -127,19 +126,36 @@ def is_claimed(run: RunFiles, content: Content) -> bool:
 def model_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a .safetensors file; empty if it has none, or is no such file.
 
-    The format begins with the header's length, 8 bytes, little-endian; the header is JSON.
     Whether the file is whole is checked where its weights are read or its digest is compared.
     """
+    found = _safetensors_header(path).get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
+def model_tensors(path: Path) -> dict[str, str]:
+    """Return type and shape of each tensor of a .safetensors file, in words, by its name.
+
+    Empty if it has none, or is no such file.
+    """
+    found = {}
+    for name, one in sorted(_safetensors_header(path).items()):
+        if name != "__metadata__" and isinstance(one, dict):
+            found[name] = f"{one.get('dtype')} {one.get('shape')}"
+    return found
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """Return the header of a .safetensors file; empty if it is no such file.
+
+    The format begins with the header's length, 8 bytes, little-endian; the header is JSON.
+    """
     try:
-        if not path.is_file():  # nor a pipe, which would never end
-            return {}
-        with path.open("rb") as file:
+        with opened(InputFile(path, limit=DATA)) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= LONGEST_METADATA else {}
-    except (OSError, ValueError, RecursionError):
+    except (IntegrityError, ValueError, RecursionError):
         return {}
-    found = header.get("__metadata__") if isinstance(header, dict) else None
-    return found if isinstance(found, dict) else {}
+    return header if isinstance(header, dict) else {}
 
 
 def model_releases(run: RunFiles, ledger: PrivacyLedger) -> int | None:
@@ -236,22 +252,8 @@ def _rows(observations: Path) -> int | None:
     A broken file says nothing here: whoever reads it, or compares its digest, refuses it.
     """
     try:
-        if not observations.is_file():
-            return None
-        with zipfile.ZipFile(observations) as archive, archive.open("rows.npy") as file:
-            shape = _shape(file)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        with opened_npz(InputFile(observations, limit=DATA)) as archive:
+            shape = archive.headers["rows"].shape
+    except (IntegrityError, KeyError):
         return None
     return shape[0] if shape else None
-
-
-def _shape(file: Any) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in read:
-        return ()
-    shape: tuple[int, ...] = read[version](file)[0]
-    return shape

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpaudit.files.opening import name_in_text
+from dpaudit.files.writing import write_error
 from dpaudit.runs.files import name_of, read_toml, sha256
 from dpaudit.runs.layout import RunFiles
 from dpaudit.runs.ledger_file import (
@@ -25,6 +28,11 @@ from dpaudit.vocabulary.settings import RunConfig
 @dataclass(frozen=True)
 class RunDirectory(RunFiles):
     """A run's files, and how they are read: every reader of its ledger cross-checks it."""
+
+    @property
+    def name(self) -> str:
+        """What documents call the run: its folder's name."""
+        return name_in_text(Path(os.path.realpath(self.path)))
 
     def measured(self) -> str:
         """Return one digest of everything that was measured, for a verdict to name.
@@ -106,10 +114,10 @@ def open_run(path: Path) -> RunDirectory:
         InvalidArgument: there is no such directory.
         IntegrityError: it holds no ledger.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InvalidArgument("run", str(path), "a run directory that exists")
     run = RunDirectory(path)
-    if not run.ledger.is_file():
+    if not os.path.isfile(run.ledger):
         raise IntegrityError(f"{path} is no run directory, or incomplete: it has no ledger.jsonl")
     return run
 
@@ -123,7 +131,7 @@ def require_absent(path: Path) -> None:
     Raises:
         RunExists: there is something else.
     """
-    if path.is_symlink() or (path.exists() and not _may_hold_a_run(path)):
+    if os.path.islink(path) or (os.path.exists(path) and not _may_hold_a_run(path)):
         raise RunExists(f"{path} exists: choose another --out, or pass --overwrite or --resume")
 
 
@@ -158,13 +166,15 @@ def create_run(path: Path) -> RunDirectory:
     The ledger is to be created first: that removes what such a run left.
 
     Raises:
-        RunExists: there is something, or no directory can be made there.
+        RunExists: there is something.
+        InvalidArgument: no directory can be made there.
+        InputOutputError: the disk is full or fails.
     """
     require_absent(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunExists(f"{path} cannot be made: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise write_error("out", path, error) from error
     return RunDirectory(path)
 
 

@@ -7,16 +7,19 @@ import io
 import math
 import os
 import re
-import tomllib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.files.archives import MOST_EXPANSION
+from dpaudit.files.arrays import read_npz
+from dpaudit.files.documents import MOST_DEPTH, parse_toml, require_plain
+from dpaudit.files.opening import DATA, SETTINGS, InputFile, opened, read
+from dpaudit.files.writing import PRIVATE, PUBLIC, sync, write_bytes, write_output
+from dpaudit.runs.strict_json import require_unique_keys
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import (
     AccountingError,
@@ -25,28 +28,27 @@ from dpaudit.vocabulary.errors import (
     MissingExtra,
 )
 
+__all__ = [
+    "PRIVATE",
+    "PUBLIC",
+    "name_of",
+    "read_arrays",
+    "read_if_there",
+    "read_json",
+    "read_toml",
+    "require_new_file",
+    "sha256",
+    "sync",
+    "write_arrays",
+    "write_bytes",
+    "write_json",
+    "write_output",
+    "write_secret_arrays",
+    "write_toml",
+]
+
 T = TypeVar("T")
 PARTIAL = re.compile(r"(\.[0-9a-f]{32})?\.partial$")
-
-
-def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write ``content`` to ``path``: after a crash the old file stands, or the new one.
-
-    ``mode`` says who may read and write it; the user's mask may allow less. Of several that
-    write at once, one is the last.
-
-    Raises:
-        InvalidArgument: it cannot be written there.
-    """
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        _write_new(partial, content, mode)
-        partial.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise InvalidArgument("file", str(path), f"writable ({error.strerror})") from error
 
 
 def name_of(path: Path) -> str:
@@ -54,30 +56,14 @@ def name_of(path: Path) -> str:
     return PARTIAL.sub("", path.name)
 
 
-def _write_new(path: Path, content: bytes, mode: int) -> None:
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Return when ``path``, a file or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: msgspec.Struct) -> None:
-    """Write ``value`` as indented JSON.
+def write_json(path: Path, value: msgspec.Struct, mode: int = PUBLIC) -> None:
+    """Write ``value`` as indented JSON; ``mode`` is as ``write_bytes`` has it.
 
     Raises:
         AccountingError: a number in it is NaN or infinite, which JSON would make null.
     """
     _require_finite(msgspec.to_builtins(value))
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", mode)
 
 
 def read_json(path: Path, kind: type[T]) -> T:
@@ -86,9 +72,11 @@ def read_json(path: Path, kind: type[T]) -> T:
     Raises:
         IntegrityError: the file is missing, is no such JSON, or has an unknown major version.
     """
-    content = _read(path)
+    content = read(InputFile(path))
     _check_version(path, msgspec.json.decode, content)
     try:
+        _require_shallow(content)
+        require_unique_keys(content)
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a valid {kind.__name__}: {error}") from error
@@ -100,7 +88,7 @@ def read_if_there(path: Path, kind: type[T]) -> T | None:
     Raises:
         IntegrityError: it is there, and broken.
     """
-    return read_json(path, kind) if path.exists() or path.is_symlink() else None
+    return read_json(path, kind) if os.path.lexists(path) else None
 
 
 def write_toml(path: Path, value: msgspec.Struct) -> None:
@@ -119,11 +107,11 @@ def read_toml(path: Path, kind: type[T]) -> T:
     Raises:
         IntegrityError: the file is missing, is no such TOML, or has an unknown major version.
     """
-    content = _read(path)
-    _check_version(path, lambda raw: tomllib.loads(raw.decode()), content)
+    content = read(InputFile(path, limit=SETTINGS))
+    _check_version(path, lambda raw: parse_toml(raw.decode()), content)
     try:
-        return msgspec.convert(tomllib.loads(content.decode()), kind)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return msgspec.convert(parse_toml(content.decode()), kind)
+    except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a valid {kind.__name__}: {error}") from error
 
 
@@ -134,13 +122,19 @@ def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
 
 def write_secret_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     """Write named arrays as an .npz that its owner alone may read."""
-    write_bytes(path, _packed(arrays), mode=0o600)
+    write_bytes(path, _packed(arrays), PRIVATE)
 
 
 def _packed(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """Return the .npz of ``arrays``; what would be refused when it is read is not compressed."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    if sum(array.nbytes for array in arrays.values()) > MOST_EXPANSION * len(content):
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        content = buffer.getvalue()
+    return content
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -149,11 +143,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         IntegrityError: the file is missing or broken, or holds pickled objects.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, zlib, numpy: whatever a broken file brings
-        raise IntegrityError(f"{path} is missing or broken: {error}") from error
+    return read_npz(InputFile(path, limit=DATA))
 
 
 def sha256(path: Path) -> str:
@@ -162,16 +152,14 @@ def sha256(path: Path) -> str:
     Raises:
         IntegrityError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error.strerror}") from error
+    with opened(InputFile(path, limit=DATA)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_new_file(name: str, path: Path) -> None:
     """Refuse a path that cannot be written: its folder is missing, or it is a folder."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    # os.path, as it also answers for paths that the operating system does not take.
+    if os.path.isdir(path) or not os.path.isdir(path.absolute().parent):
         raise InvalidArgument(name, str(path), "a file in a folder that exists")
 
 
@@ -186,11 +174,10 @@ def _require_finite(value: Any) -> None:
         _require_finite(item)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error.strerror}") from error
+def _require_shallow(content: bytes) -> None:
+    """Refuse deep nesting; counting brackets is enough for almost every file."""
+    if content.count(b"{") + content.count(b"[") > MOST_DEPTH:
+        require_plain(msgspec.json.decode(content))
 
 
 def _check_version(path: Path, parse: Any, content: bytes) -> None:

@@ -17,7 +17,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
+from dpaudit.files.opening import MIB, InputFile, opened
+from dpaudit.files.writing import PRIVATE, create_empty, write_error
+from dpaudit.vocabulary.errors import (
+    DpauditError,
+    InputOutputError,
+    IntegrityError,
+    InvalidArgument,
+)
 from dpaudit.vocabulary.history import PastRun
 
 SUFFIX = ".sqlite"
@@ -56,7 +63,11 @@ _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM verdicts ORDER BY judged, rowid"
 _SELECT_KEYS = "SELECT run, ledger_head, evidence FROM verdicts"
 
 # The first words of sqlite's codes for a place, rather than a content, that does not do.
-_PLACE = ("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
+_PLACE = ("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+_DISK = ("SQLITE_FULL", "SQLITE_IOERR")
+
+LARGEST = 256 * MIB
+"""Of a history file, in bytes: about a million verdicts."""
 
 
 class VerdictKey(NamedTuple):
@@ -69,7 +80,7 @@ class VerdictKey(NamedTuple):
 
 def history_file(place: Path) -> Path:
     """Return the history of a folder of runs, or the file itself that is named."""
-    return place / FILE if place.is_dir() else place
+    return place / FILE if os.path.isdir(place) else place
 
 
 def remember(place: Path, past: PastRun, *, evidence: str) -> None:
@@ -85,7 +96,7 @@ def remember(place: Path, past: PastRun, *, evidence: str) -> None:
         IntegrityError: what is there is no history, or one of an unknown version.
     """
     file = history_file(place)
-    if not file.parent.is_dir() or file.suffix != SUFFIX:
+    if not os.path.isdir(file.parent) or file.suffix != SUFFIX:
         allowed = f"a folder that exists, or a file in one that ends in {SUFFIX}"
         raise InvalidArgument("history", str(place), allowed)
     row = {name: _plain(value) for name, value in msgspec.to_builtins(past).items()}
@@ -114,7 +125,7 @@ def read_history(folder_or_file: Path) -> tuple[PastRun, ...]:
 def known_verdicts(folder_or_file: Path) -> frozenset[VerdictKey]:
     """Return the keys of all verdicts; none where there is no history yet."""
     file = history_file(folder_or_file)
-    if not file.exists():
+    if not os.path.lexists(file):
         return frozenset()
     with _opened(file, "ro") as connection:
         _require_ours(file, connection)
@@ -123,7 +134,7 @@ def known_verdicts(folder_or_file: Path) -> frozenset[VerdictKey]:
 
 def _existing(place: Path) -> Path:
     file = history_file(place)
-    if not file.is_file():
+    if not os.path.lexists(file):
         allowed = f"a folder with {FILE}, as dpaudit history DIR makes one, or such a file"
         raise InvalidArgument("history", str(place), allowed)
     return file
@@ -132,13 +143,19 @@ def _existing(place: Path) -> Path:
 @contextmanager
 def _opened(file: Path, mode: str) -> Iterator[sqlite3.Connection]:
     """Open ``file``; whatever SQLite says against it is an error of ours."""
+    if mode != "rwc":
+        with opened(InputFile(file, "history", LARGEST)):
+            pass  # a regular file that can be read, before SQLite opens it by its name
     try:
         uri = f"{file.absolute().as_uri()}?mode={mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
             yield connection
     except sqlite3.Error as error:
         # Errors that Python's own module raises have no code.
-        if getattr(error, "sqlite_errorname", "").startswith(_PLACE):
+        code = getattr(error, "sqlite_errorname", "")
+        if code.startswith(_DISK):
+            raise InputOutputError(str(file), str(error)) from error
+        if code.startswith(_PLACE):
             allowed = f"a place that can be read and written ({error})"
             raise InvalidArgument("history", str(file), allowed) from error
         raise IntegrityError(f"{file} is no history, or is corrupt: {error}") from error
@@ -147,10 +164,11 @@ def _opened(file: Path, mode: str) -> Iterator[sqlite3.Connection]:
 def _make(file: Path) -> None:
     """Make a history where there is none: others see nothing, or the whole of it."""
     with _alone(file.parent):
-        if file.exists():
+        if os.path.lexists(file):
             return
         partial = file.with_name(file.name + ".partial")
         partial.unlink(missing_ok=True)
+        create_empty(partial, PRIVATE)  # SQLite's other files have the mode of this one
         with _opened(partial, "rwc") as connection:
             # Another process that opened the file meanwhile would make this fail, not wait.
             connection.execute("PRAGMA journal_mode = WAL")
@@ -163,21 +181,34 @@ def _make(file: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a folder against every other process that would make a history in it."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise write_error("history", folder, error) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    except OSError as error:
+        raise write_error("history", folder, error) from error
     finally:
         os.close(handle)
 
 
 def _require_ours(file: Path, connection: sqlite3.Connection) -> None:
+    _require_tables(file, connection)
     version = _version(connection)
     if version != SCHEMA:
         raise IntegrityError(
             f"{file} has version {version}; this dpaudit reads {SCHEMA}: "
             "use the dpaudit that wrote it, or a newer one, or move the file away"
         )
+
+
+def _require_tables(file: Path, connection: sqlite3.Connection) -> None:
+    """Refuse a file whose schema is a program: a view or a trigger could run for ever."""
+    kinds = {kind for (kind,) in connection.execute("SELECT DISTINCT type FROM sqlite_schema")}
+    if not kinds <= {"table", "index"}:
+        raise IntegrityError(f"{file} is no history: it has {', '.join(sorted(kinds))}")
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -42,6 +42,11 @@ class RunFiles:
         return self.path / "canaries.secret.npz"
 
     @property
+    def planted_canaries(self) -> Path:
+        """The included canaries of ``dpaudit canaries make``, where a loop of your own has some."""
+        return self.path / "planted-canaries.npz"
+
+    @property
     def observations(self) -> Path:
         """What the noisy sums showed on the canaries' coordinates, step by step."""
         return self.path / "observations.npz"
@@ -84,14 +89,18 @@ class RunFiles:
     @property
     def sealed_files(self) -> tuple[Path, ...]:
         """The files whose digests the ledger's seal holds, where they exist."""
-        files = (self.config, self.model, self.canaries, self.secret_canaries, self.observations)
+        files = (
+            *(self.config, self.model, self.canaries, self.secret_canaries),
+            *(self.planted_canaries, self.observations),
+        )
         return tuple(path for path in files if path.exists())
 
     @property
     def own_files(self) -> tuple[Path, ...]:
         """Every file that a run may hold, the ledger last."""
         return (
-            *(self.config, self.model, self.canaries, self.secret_canaries, self.observations),
+            *(self.config, self.model, self.canaries, self.secret_canaries),
+            *(self.planted_canaries, self.observations),
             *(self.claim, self.audit, self.attack, self.conformance, self.verdict, self.report),
             self.ledger,
         )

@@ -22,6 +22,8 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
+from dpaudit.files.opening import KIB, LEDGER, InputFile, opened, read_at_most
+from dpaudit.files.writing import write_error
 from dpaudit.runs.checkpoints import complete_checkpoints, remove_checkpoint
 from dpaudit.runs.crosscheck import (
     is_claimed,
@@ -40,7 +42,13 @@ from dpaudit.runs.ledger_lines import (
     may_begin_header,
     read_content,
 )
-from dpaudit.vocabulary.errors import ForkedSession, IntegrityError, InvalidArgument, RunExists
+from dpaudit.vocabulary.errors import (
+    DpauditError,
+    ForkedSession,
+    IntegrityError,
+    InvalidArgument,
+    RunExists,
+)
 from dpaudit.vocabulary.ledger import (
     Begun,
     BookedRelease,
@@ -55,6 +63,10 @@ from dpaudit.vocabulary.ledger import (
 )
 
 T = TypeVar("T")
+
+LONGEST_HEADER, SHORTEST_LINE, MANY_LINES = 64 * KIB, 80, 10_000
+"""Bytes of a first line at most, and of any line, which has its hash, at least; and how many
+lines are split whatever their length."""
 
 LOOKS = 3
 """How often a file is read again, if another process wrote it while it was read."""
@@ -151,17 +163,32 @@ def _run_of(path: Path) -> RunFiles | None:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error.strerror}") from error
+    source = InputFile(path, limit=LEDGER)
+    with opened(source) as file:
+        return _lines(source, file)
+
+
+def _lines(source: InputFile, file: BinaryIO) -> bytes:
+    """Return a ledger's bytes; what cannot be lines of a ledger is refused before it is split.
+
+    Raises:
+        IntegrityError: It has a line that is longer than any, or lines too short to be any.
+    """
+    begin = file.read(LONGEST_HEADER)
+    if len(begin) == LONGEST_HEADER and b"\n" not in begin:
+        raise source.error("its first line is longer than any header")
+    content = begin + read_at_most(source, file)
+    if content.count(b"\n") > max(MANY_LINES, len(content) // SHORTEST_LINE):
+        raise source.error("it has lines that are too short for a ledger")
+    return content
 
 
 def is_ledger(path: Path) -> bool:
     """Return whether ``path`` begins like a ledger of ours, or is one that never got its header."""
     try:
-        first = path.read_bytes().partition(b"\n")[0]
-    except OSError:
+        with opened(InputFile(path, limit=LEDGER)) as file:
+            first = file.read(LONGEST_HEADER).partition(b"\n")[0]
+    except DpauditError:
         return False
     return is_header(first) or may_begin_header(first)
 
@@ -173,11 +200,12 @@ def is_unbegun(path: Path) -> bool:
     last line that may be a release, a seal, and every file that a run makes by releases or after
     them, speak against it.
     """
+    source = InputFile(path, limit=LEDGER)
     try:
-        with path.open("rb") as file:
+        with opened(source) as file:
             _lock(path, file)
-            return _holds_no_release(path, file.read())
-    except (OSError, RunExists):
+            return _holds_no_release(path, _lines(source, file))
+    except DpauditError:
         return False
 
 
@@ -203,7 +231,7 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         RunExists: A process writes it.
     """
-    with path.open("rb") as file:
+    with opened(InputFile(path, limit=LEDGER)) as file:
         _lock(path, file)
         yield
 
@@ -228,10 +256,8 @@ def _is_same_file(path: Path, file: BinaryIO) -> bool:
 
 def _open_to_write(path: Path) -> BinaryIO:
     """Return a ledger's file, locked; what is written to it is not buffered."""
-    try:
+    with opened(InputFile(path, limit=LEDGER)):  # a regular file
         file = path.open("r+b", buffering=0)
-    except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error.strerror}") from error
     try:
         _lock(path, file)
     except BaseException:
@@ -317,8 +343,7 @@ class LedgerWriter:
                 raise RunExists(f"{path} exists: another run has begun here") from error
             return cls._in_place_of(path, header)
         except (OSError, ValueError) as error:  # of a name with a NUL byte: ValueError
-            allowed = f"a file that can be made ({error})"
-            raise InvalidArgument("ledger", str(path), allowed) from error
+            raise write_error("ledger", path, error) from error
         try:
             _lock(path, file)
             writer = cls(path, file, _End(GENESIS, 0, 0))
@@ -392,8 +417,8 @@ class LedgerWriter:
             IntegrityError: Somebody else wrote, replaced or removed the file, or an earlier
                 write failed; nothing was written.
             InvalidArgument: The writer was closed.
-            OSError: The disk refused; the file ends with the last whole line, if it could be
-                restored.
+            InputOutputError: The disk refused; the file ends with the last whole line, if it
+                could be restored.
         """
         self._append(release)
 
@@ -454,10 +479,12 @@ class LedgerWriter:
                 _write_all(self._file, text)
                 os.fsync(self._file.fileno())
                 self._end = _End(head, end.releases + more, end.size + len(text))
-            except BaseException as error:
+            except OSError as error:
                 self._cut_back(end)
-                # After Ctrl-C the disk is as good as before; after its own error it is not.
-                self._failed |= isinstance(error, OSError)
+                self._failed = True
+                raise write_error("ledger", self._path, error) from error
+            except BaseException:  # after Ctrl-C the disk is as good as before
+                self._cut_back(end)
                 raise
 
     def _require_own_process(self) -> None:
@@ -537,8 +564,11 @@ def complete_seal(run: RunFiles) -> None:
         else:
             raise IntegrityError(f"{run.path} has no claim that proves its seal")
         file.seek(len(raw))
-        _write_all(file, rest)
-        os.fsync(file.fileno())
+        try:
+            _write_all(file, rest)
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error("ledger", run.ledger, error) from error
 
 
 def _write_all(file: BinaryIO, text: bytes) -> None:
@@ -596,9 +626,11 @@ def _without_tail(
         os.fsync(new.fileno())
         partial.replace(target)
         sync(target.parent)
-    except BaseException:
+    except BaseException as error:
         new.close()
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise write_error("ledger", path, error) from error
         raise
     file.close()
     return new, _End(head, len(ledger.releases), len(text))

@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from dpaudit.runs.json_prefix import completed, end_of_value
+from dpaudit.runs.strict_json import require_unique_keys
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.ledger import (
@@ -201,6 +202,7 @@ def _whole_lines(path: Path, content: bytes) -> tuple[list[LedgerLine], str]:
             if number == 1:
                 _require_known_version(path, bytes(line.entry))
             entry = _decode_entry(bytes(line.entry))
+            _require_unique_keys(raw, line, entry)
         except _BROKEN as error:
             raise IntegrityError(f"{path}, line {number} is broken: {error}") from error
         head = chain(head, bytes(line.entry))
@@ -208,6 +210,17 @@ def _whole_lines(path: Path, content: bytes) -> tuple[list[LedgerLine], str]:
             raise IntegrityError(f"{path}, line {number} was altered: its hash does not match")
         entries.append(entry)
     return entries, head
+
+
+def _require_unique_keys(raw: bytes, line: _Line, entry: LedgerLine) -> None:
+    """Refuse a line that names a key twice; what this version would write itself does not.
+
+    Raises:
+        ValueError: It does.
+    """
+    own = OPENING + _encode(entry) + BETWEEN + line.hash.encode() + CLOSING
+    if own.rstrip(b"\n") != raw:  # an older version's line may lack fields
+        require_unique_keys(raw)
 
 
 def _require_known_version(path: Path, header: bytes) -> None:
@@ -240,6 +253,7 @@ def _complete_line(text: bytes, previous: str) -> tuple[LedgerLine, str] | None:
     try:
         line = _decode_line(text)
         entry, head = _decode_entry(bytes(line.entry)), chain(previous, bytes(line.entry))
+        _require_unique_keys(text, line, entry)
     except _BROKEN:
         return None
     whole = OPENING + bytes(line.entry) + BETWEEN + head.encode() + CLOSING

@@ -27,6 +27,7 @@ from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.ledger_file import read_unfinished
 from dpaudit.trainer.added_noise import AddedNoise, Banded, Independent
 from dpaudit.trainer.canaries import Canaries, GradientCanaries
+from dpaudit.trainer.canary_file import CanaryFile
 from dpaudit.trainer.checkpoint import newest_checkpoint, read_checkpoint
 from dpaudit.trainer.clip_rules import Always, ClipRule, Scheduled
 from dpaudit.trainer.engine import Clipping, Flat
@@ -59,6 +60,7 @@ def make_private(
     leaves_out: Sequence[str] = (),
     physical_batch_size: int | None = None,
     canaries: GradientCanaries | None = None,
+    canary_file: Path | str | None = None,
     average_decay: float | None = None,
     ledger: Path | str | None = None,
     resume: Path | str | None = None,
@@ -90,6 +92,9 @@ def make_private(
             has memory for. A matter of speed alone.
         canaries: Gradient canaries, whose traces ``dpaudit audit`` turns into lower bounds.
             Their files are written beside the ledger, if that is in a run directory.
+        canary_file: What ``dpaudit canaries make`` wrote for the trainer. Its canaries must be
+            among the records of ``batches``. The ledger holds its digest before the first step,
+            so that ``dpaudit audit RUN --canaries`` of them counts for this run.
         average_decay: What ships is an exponential average of the weights over the steps, of
             which each step keeps this much, in (0, 1); None: the last weights.
         ledger: A new file to record every release in before it is made; None: memory. Its
@@ -124,12 +129,23 @@ def make_private(
     if request.sampler.caution:
         warnings.warn(request.sampler.caution, stacklevel=2)
     path = None if ledger is None else Path(ledger)
+    planted = None if canary_file is None else CanaryFile.read(Path(canary_file))
     if resume is None:
-        return begin(model, optimizer, request, canaries, stream, ranks, ledger=path)
+        return begin(
+            model, optimizer, request, canaries, stream, ranks, ledger=path, planted=planted
+        )
     if path is None:
         raise InvalidArgument("ledger", None, "the run's own, to be resumed with it")
     return go_on(
-        model, optimizer, request, canaries, stream, ranks, ledger=path, folder=Path(resume)
+        model,
+        optimizer,
+        request,
+        canaries,
+        stream,
+        ranks,
+        ledger=path,
+        folder=Path(resume),
+        planted=planted,
     )
 
 
@@ -143,6 +159,7 @@ def begin(
     *,
     ledger: Path | None,
     config: msgspec.Struct | None = None,
+    planted: CanaryFile | None = None,
 ) -> Private:
     """Return the trainer of a new session.
 
@@ -155,6 +172,7 @@ def begin(
         ranks: Who trains.
         ledger: A new file; None: memory.
         config: Settings to be written beside the ledger, and bound to it.
+        planted: Canaries of ``dpaudit canaries make`` that are among the records.
 
     Raises:
         InvalidArgument: See ``make_private``.
@@ -164,14 +182,17 @@ def begin(
     if isinstance(canaries, GradientCanaries):
         canaries = canaries.made(_trainable(model), stream)
     _require_canaries_fit(canaries, request)
-    if canaries is not None and ledger is not None and not is_run_ledger(ledger):
+    some = canaries is not None or planted is not None
+    if some and ledger is not None and not is_run_ledger(ledger):
         allowed = "runs/NAME/ledger.jsonl where there are canaries: their files lie beside it"
         raise InvalidArgument("ledger", str(ledger), allowed)
     ranks.same_start(model)
     session = Session.begin(request.header(stream), stream, ranks, trained, ledger)
     with closed_on_error(session):
-        session.bind(canaries, config)
-        return _private(session, request, _released_batch_size(request, session), canaries)
+        session.bind(canaries, config, planted)
+        private = _private(session, request, _released_batch_size(request, session), canaries)
+        private.planted = planted
+        return private
 
 
 def go_on(
@@ -184,6 +205,7 @@ def go_on(
     *,
     ledger: Path,
     folder: Path,
+    planted: CanaryFile | None = None,
 ) -> Private:
     """Return the trainer of a session that goes on from the newest checkpoint in ``folder``.
 
@@ -196,6 +218,7 @@ def go_on(
         ranks: Who trains.
         ledger: The run's own.
         folder: Where its checkpoints are.
+        planted: Canaries of ``dpaudit canaries make``, as the run was begun with.
 
     Raises:
         InvalidArgument: A setting differs from the run's.
@@ -211,13 +234,16 @@ def go_on(
             raise InvalidArgument(name, is_now, f"{was!r}, as in the run that is resumed")
     bound = _bound_canaries(ledger, found)
     _require_same_canaries(canaries, bound)
+    _require_same_planted(planted, ledger, found)
     _require_canaries_fit(bound, request)
     kept = newest_checkpoint(folder, found)
     if kept is None:
         ranks.same_start(model)
         session = Session.resume(stream, ranks, trained, ledger, step=0)
         with closed_on_error(session):
-            return _private(session, request, _released_batch_size(request, session), bound)
+            private = _private(session, request, _released_batch_size(request, session), bound)
+            private.planted = planted
+            return private
     settings = request.settings_with(model, optimizer)
     for name, words in kept.progress.settings.items():
         if settings.get(name) != words:
@@ -235,7 +261,9 @@ def go_on(
         observations=tuple(observations),
     )
     asked = replace(request, rule=request.rule.at_norm(kept.progress.clip_norm))
-    return _private(session, asked, kept.progress.expected_batch_size, bound, settings)
+    private = _private(session, asked, kept.progress.expected_batch_size, bound, settings)
+    private.planted = planted
+    return private
 
 
 @contextmanager
@@ -369,6 +397,16 @@ def _require_same_canaries(
         raise InvalidArgument(
             "canaries", asked, f"{count} gradient canaries, as the run began with"
         )
+
+
+def _require_same_planted(asked: CanaryFile | None, ledger: Path, found: PrivacyLedger) -> None:
+    """Refuse to resume with another canary file than the run was begun with."""
+    run, begun = RunDirectory(ledger.parent), found.begun
+    digest = None if begun is None else begun.files.get(run.planted_canaries.name)
+    given = None if asked is None else hashlib.sha256(asked.content).hexdigest()
+    if digest != given:
+        path = None if asked is None else str(asked.path)
+        raise InvalidArgument("canary_file", path, "the file that the run was begun with, or None")
 
 
 def _require_kinds(model: object, optimizer: object, canaries: object, seed: object) -> None:

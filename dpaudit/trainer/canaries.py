@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_arrays, write_arrays, write_secret_arrays
+from dpaudit.runs.files import read_arrays, write_secret_arrays
 from dpaudit.trainer.added_noise import Sums
 from dpaudit.trainer.data import Records, Split
 from dpaudit.trainer.directions import (
@@ -136,7 +136,7 @@ class Canaries:
         """Write the included ones for a trainer, and all with their bits for the auditor."""
         trained = self.trained_inputs
         # Their digests stand in the ledger: a salt keeps them from confirming a guess.
-        write_arrays(
+        write_secret_arrays(
             run.canaries,
             salt=_salt(),
             gradient_coordinates=np.flatnonzero(self.gradient_included),

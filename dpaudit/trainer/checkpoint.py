@@ -6,15 +6,21 @@ a complete checkpoint is always one that its ledger knows.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from dpaudit.files.opening import DATA, InputFile, opened
+from dpaudit.files.writing import create_empty, write_error
 from dpaudit.runs.checkpoints import (
     MARKER,
     PROGRESS,
@@ -30,6 +36,8 @@ from dpaudit.runs.checkpoints import (
     require_own_checkpoint,
 )
 from dpaudit.runs.files import (
+    PRIVATE,
+    PUBLIC,
     read_arrays,
     sync,
     write_bytes,
@@ -41,6 +49,7 @@ from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import Checkpointed, PrivacyLedger
 
 KEPT = 2
+_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 @dataclass(frozen=True)
@@ -73,15 +82,16 @@ def write_checkpoint(
     """
     _require_own_folder(checkpoints, progress)
     folder = new_checkpoint_folder(checkpoints, progress.steps_done)
-    folder.mkdir(parents=True)
-    save_model(model, str(folder / "model.safetensors"))
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise write_error("folder", folder, error) from error
+    save_weights(folder / "model.safetensors", model)
     if average is not None:
-        save_model(average, str(folder / "average.safetensors"))
-    save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+        save_weights(folder / "average.safetensors", average)
+    save_weights(folder / "optimizer.safetensors", _optimizer_tensors(optimizer))
     write_secret_arrays(folder / "observations.npz", **as_arrays(observations))
-    write_json(folder / PROGRESS, progress)
-    for file in folder.glob("*.safetensors"):
-        sync(file)
+    write_json(folder / PROGRESS, progress, PRIVATE)
     record(Checkpointed(progress.steps_done, digests_of(folder)))
     write_bytes(folder / MARKER, b"")
     for old in complete_checkpoints(checkpoints)[:-KEPT]:
@@ -137,8 +147,7 @@ def _require_own_folder(checkpoints: Path, progress: Progress) -> None:
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        allowed = f"a folder that can be made ({error.strerror})"
-        raise InvalidArgument("folder", str(checkpoints), allowed) from error
+        raise write_error("folder", checkpoints, error) from error
     for folder in complete_checkpoints(checkpoints):
         if read_progress(folder).run not in ("", progress.run):
             raise InvalidArgument(
@@ -164,6 +173,9 @@ def read_checkpoint(
         IntegrityError: The checkpoint is broken, or of another model.
     """
     folder = kept.folder
+    for name in ("optimizer", "model", *([] if average is None else ["average"])):
+        with opened(InputFile(folder / f"{name}.safetensors", limit=DATA)):
+            pass  # a regular file: safetensors opens it by its name
     try:
         # All is read before anything is filled: a broken file changes nothing.
         state = load_file(folder / "optimizer.safetensors")
@@ -191,15 +203,44 @@ def write_weights(
     """
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
-        if isinstance(weights, nn.Module):
-            save_model(weights, str(partial), metadata=metadata)
-        else:
-            save_file(weights, partial, metadata=metadata)
-        sync(partial)
+        save_weights(partial, weights, metadata, mode=PUBLIC)  # it ships
         partial.replace(path)
         sync(path.parent)
+    except OSError as error:
+        raise write_error("file", path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def save_weights(
+    path: Path,
+    weights: nn.Module | dict[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    mode: int = PRIVATE,
+) -> None:
+    """Write weights to a new file; they are on the disk then.
+
+    Raises:
+        InvalidArgument: It cannot be written there.
+        InputOutputError: The disk is full or fails.
+    """
+    try:
+        given = create_empty(path, mode)
+        if isinstance(weights, nn.Module):
+            save_model(weights, str(path), metadata=metadata)
+        else:
+            save_file(weights, path, metadata=metadata)
+        path.chmod(given)
+        sync(path)
+    except OSError as error:
+        raise write_error("file", path, error) from error
+    except SafetensorError as error:  # it names the system's error by its number alone
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise write_error("file", path, OSError(code, os.strerror(code))) from error
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -28,11 +28,13 @@ from dpaudit.trainer.models import features_of, trained_part
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.run import Prepared, cross_entropies, noise_of, optimizer_of
 from dpaudit.vocabulary.conformance import StepClaim
-from dpaudit.vocabulary.errors import InvalidArgument, require_positive
+from dpaudit.vocabulary.errors import require_positive
 
 Record = tuple[Any, Any]
 MakeTrainer = Callable[[Sequence[Record], int], Any]
 Update = NDArray[np.float64]
+
+MOST_FEATURES, UNITS = 2048, 2  # of a layer whose directions are looked for; units, one by one
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,11 @@ class Bench:
         self.rank_updates: Update | None = None
         self.groups = groups_of(private.model)
 
+    @property
+    def input_directions(self) -> list[Update]:
+        """Directions of features that the first layer hardly sees."""
+        return input_directions(self._private.model, self._data[0].shape[1:].numel())
+
     def step(self) -> Update:
         """Take one step; return the change of the parameters, shape ``(d,)``."""
         before = flat_parameters(self._private.model)
@@ -174,15 +181,7 @@ class RunBench:
 
     @classmethod
     def of(cls, prepared: Prepared) -> RunBench:
-        """Return the bench of a run; of a released batch size its true value is as good here.
-
-        Raises:
-            InvalidArgument: the model drops out at random: then a record more in the batch
-                changes what is dropped of all others, and steps cannot be compared.
-        """
-        for name, module in prepared.model.named_modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-                raise InvalidArgument("model", name, "free of dropout, to be replayed")
+        """Return the bench of a run; of a released batch size its true value is as good here."""
         privacy = prepared.config.privacy
         true = max(1.0, privacy.sampling_rate * len(prepared.split.train))
         return cls(prepared, privacy.expected_batch_size or true)
@@ -244,6 +243,11 @@ class RunStep:
         self.sampled: list[int] = []
         self.groups = groups_of(model)
 
+    @property
+    def input_directions(self) -> list[Update]:
+        """Directions of features that the first layer hardly sees."""
+        return input_directions(self._private.model, self._data[0].shape[1:].numel())
+
     def step(self) -> Update:
         """Take one step; return its noisy sum, shape ``(d,)``."""
         for features, labels, numbers in self._private.batches(self._data, steps=1):
@@ -275,6 +279,37 @@ def groups_of(model: nn.Module) -> dict[str, slice]:
             groups[name] = slice(start, start + parameter.numel())
             start += parameter.numel()
     return groups
+
+
+def input_directions(model: nn.Module, size: int) -> list[Update]:
+    """Return directions along which records can be long and leave some units as they are.
+
+    Of the first linear layer that takes ``size`` numbers: those orthogonal to the weights of
+    one unit, and those that the layer, or the layer less its mean over the units, shrinks the
+    most. The last one passes a layer normalisation with the smallest divisor.
+
+    Args:
+        model: Of which the layer is.
+        size: How many numbers the features of a record are.
+
+    Returns:
+        Directions, shape ``(size,)`` each; none where there is no such layer, or a large one.
+    """
+    layers = (m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == size)
+    layer = next(layers, None)
+    if layer is None or not 1 < size <= MOST_FEATURES:
+        return []
+    weight = layer.weight.detach().double().cpu().numpy()
+    found = [_least_seen(weight), _least_seen(weight - weight.mean(axis=0))]
+    for row in weight[np.argsort(-np.linalg.norm(weight, axis=1))[:UNITS]]:
+        drawn = np.random.default_rng(0).standard_normal(size)
+        found.append(drawn - row * (drawn @ row) / max(float(row @ row), 1e-300))
+    return found
+
+
+def _least_seen(weight: Update) -> Update:
+    """Return the right singular vector of the least singular value."""
+    return np.asarray(np.linalg.svd(weight, full_matrices=True)[2][-1])
 
 
 def _tensors(records: Sequence[Record], like: Record) -> tuple[Tensor, Tensor, Tensor]:

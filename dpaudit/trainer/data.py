@@ -6,11 +6,12 @@ taken from the data would be a release that no ledger knows of.
 
 from __future__ import annotations
 
-import gzip
 import math
+import os
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.files.archives import gunzip
+from dpaudit.files.arrays import opened_npz
+from dpaudit.files.opening import DATA, InputFile, opened, read
+from dpaudit.files.tables import read_table
+from dpaudit.trainer.class_labels import require_classes
 from dpaudit.vocabulary.errors import DpauditError, InvalidArgument, MissingExtra
 from dpaudit.vocabulary.settings import DataSettings
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # others may start programs
 FORMATS = "digits, a .npz, .csv or .parquet file, IDX files or a folder of images by class"
 NPZ_NAMES = (("x_train", "y_train"), ("x_test", "y_test"), ("x", "y"), ("features", "labels"))
 BYTE_RANGE = (0.0, 255.0)
+MOST_SHOWN = 20
+"""So many names of arrays are listed in an error."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class _Part:
     features: NDArray[Any]
     labels: NDArray[Any]
     feature_range: tuple[float, float] | None = None
+    column: str = "label"
 
 
 def load(settings: DataSettings) -> Split:
@@ -69,7 +79,8 @@ def load(settings: DataSettings) -> Split:
 
     Raises:
         InvalidArgument: the source is missing, of no known format, holds NaN or infinity,
-            has features and labels of different lengths, or fewer than two classes.
+            has features and labels of different lengths, labels that are no classes, or fewer
+            than two classes.
     """
     try:
         return _load(settings)
@@ -83,7 +94,9 @@ def load(settings: DataSettings) -> Split:
 def _load(settings: DataSettings) -> Split:
     source = settings.source
     parts = _read(source, settings.label)
-    label_set = np.unique(np.concatenate([_labels(part, source) for part in parts]))
+    labels = np.concatenate([_labels(part, source) for part in parts])
+    require_classes(labels, parts[0].column)
+    label_set = np.unique(labels)
     if len(label_set) < 2:
         raise InvalidArgument("data", source, "records of at least two classes")
     records = [_records(part, label_set, settings.feature_range, source) for part in parts]
@@ -114,13 +127,7 @@ def _records(
     part: _Part, label_set: NDArray[Any], asked: tuple[float, float] | None, source: str
 ) -> Records:
     features, labels = part.features, part.labels
-    if features.ndim < 2 or len(features) != len(labels) or 0 in features.shape[1:]:
-        raise InvalidArgument(
-            "data",
-            source,
-            f"features of shape (records, ...) and as many labels, not {features.shape} "
-            f"and {labels.shape}",
-        )
+    _require_pair(features.shape, labels.shape, source)
     if features.dtype.kind not in "buif":
         raise InvalidArgument("data", source, f"numeric features, not {features.dtype}")
     values = features.astype(np.float32)
@@ -136,14 +143,27 @@ def _records(
     return Records(np.ascontiguousarray(values, dtype=np.float32), indices)
 
 
+def _require_pair(features: tuple[int, ...], labels: tuple[int, ...], source: str) -> None:
+    if len(features) < 2 or features[:1] != labels[:1] or 0 in features[1:]:
+        raise InvalidArgument(
+            "data",
+            source,
+            f"features of shape (records, ...) and as many labels, not {features} and {labels}",
+        )
+
+
+def _source(path: Path) -> InputFile:
+    return InputFile(path, "data", DATA)
+
+
 def _read(source: str, label: str | None) -> list[_Part]:
     if source == "digits":
         return _read_digits()
     path = Path(source)
-    if not _exists(path):
+    if not os.path.lexists(path):
         raise InvalidArgument("data", source, f"one of: {FORMATS}; no such file or folder")
     name = path.name.removesuffix(".gz")
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_idx(path) if _idx_files(path) else _read_images(path)
     if name.endswith(".npz"):
         return _read_npz(path)
@@ -152,13 +172,6 @@ def _read(source: str, label: str | None) -> list[_Part]:
     if "-images" in name and "idx" in name:
         return _read_idx(path.parent)
     raise InvalidArgument("data", source, f"one of: {FORMATS}")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long for any file
-        return False
 
 
 def _read_digits() -> list[_Part]:
@@ -171,21 +184,23 @@ def _read_digits() -> list[_Part]:
 
 
 def _read_npz(path: Path) -> list[_Part]:
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
-    parts = [
-        _Part(arrays[x], arrays[y], BYTE_RANGE if arrays[x].dtype == np.uint8 else None)
-        for x, y in NPZ_NAMES
-        if x in arrays and y in arrays
+    with opened_npz(_source(path)) as archive:
+        shown = archive.headers
+        pairs = [(x, y) for x, y in NPZ_NAMES if x in shown and y in shown]
+        if not pairs or len(pairs) > 2 or ("x_test" in shown) != (len(pairs) == 2):
+            raise InvalidArgument(
+                "data",
+                str(path),
+                f"an .npz with x_train, y_train (and x_test, y_test), or x and y; it has "
+                f"{sorted(shown)[:MOST_SHOWN]}",
+            )
+        for x, y in pairs:  # before anything is inflated
+            _require_pair(shown[x].shape, shown[y].shape, str(path))
+        arrays = archive.read({name for pair in pairs for name in pair})
+    return [
+        _Part(arrays[x], arrays[y], BYTE_RANGE if arrays[x].dtype == np.uint8 else None, y)
+        for x, y in pairs
     ]
-    if not parts or len(parts) > 2 or ("x_test" in arrays) != (len(parts) == 2):
-        raise InvalidArgument(
-            "data",
-            str(path),
-            f"an .npz with x_train, y_train (and x_test, y_test), or x and y; it has "
-            f"{sorted(arrays)}",
-        )
-    return parts
 
 
 def _read_frame(path: Path, label: str | None) -> list[_Part]:
@@ -195,12 +210,7 @@ def _read_frame(path: Path, label: str | None) -> list[_Part]:
         raise MissingExtra("pandas", "train") from error
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        # index_col: else a row that is longer than the header shifts every column by one.
-        frame = (
-            pd.read_parquet(path)
-            if ".parquet" in path.name
-            else pd.read_csv(path, index_col=False, low_memory=False)
-        )
+        frame = read_table(_source(path), low_memory=False)
     column = label or ("label" if "label" in frame.columns else str(frame.columns[-1]))
     if column not in frame.columns:
         raise InvalidArgument("label", column, f"a column of {path}: {list(frame.columns)}")
@@ -214,7 +224,8 @@ def _read_frame(path: Path, label: str | None) -> list[_Part]:
     others = list(features.select_dtypes(exclude=["number", "bool"]).columns)
     if others:
         raise InvalidArgument("data", str(path), f"a table of numbers and text, not {others}")
-    return [_Part(features.to_numpy(dtype=np.float32, na_value=np.nan), labels.to_numpy())]
+    values = features.to_numpy(dtype=np.float32, na_value=np.nan)
+    return [_Part(values, labels.to_numpy(), column=column)]
 
 
 def _idx_files(folder: Path) -> dict[str, Path]:
@@ -241,9 +252,7 @@ def _read_idx(folder: Path) -> list[_Part]:
 
 def _idx_array(path: Path) -> NDArray[np.uint8]:
     """Return the array of one IDX file: magic 0, 0, 8 (bytes), dimensions, then sizes, data."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        raw = file.read()
+    raw = gunzip(_source(path)) if path.suffix == ".gz" else read(_source(path))
     zeros, kind, dimensions = struct.unpack(">HBB", raw[:4])
     shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
     if zeros != 0 or kind != 8:
@@ -259,9 +268,20 @@ def _images(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield group.name, path
 
 
+@contextmanager
+def _opened_image(path: Path) -> Iterator[Any]:
+    """Open an image of a known format; one of too many pixels is refused, not warned of."""
+    from PIL import Image  # noqa: PLC0415  heavy: only where needed
+
+    with opened(_source(path)) as file, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            yield image
+
+
 def _read_images(folder: Path) -> list[_Part]:
     try:
-        from PIL import Image  # noqa: PLC0415  heavy: only where needed
+        import PIL  # noqa: F401, PLC0415  heavy: only where needed
     except ImportError as error:
         raise MissingExtra("pillow", "train") from error
     found = list(_images(folder))
@@ -269,7 +289,7 @@ def _read_images(folder: Path) -> list[_Part]:
         raise InvalidArgument("data", str(folder), "a folder with one sub-folder of images a class")
     arrays: list[NDArray[np.uint8]] = []
     for _, path in found:
-        with Image.open(path) as image:
+        with _opened_image(path) as image:
             grey = image.mode in {"1", "L", "I;16"}
             array = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.uint8)
         if arrays and array.shape != arrays[0].shape:

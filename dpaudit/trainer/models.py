@@ -6,18 +6,15 @@ once a run, and only what follows is trained step by step.
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpaudit.files.user_code import called, imported, made
 from dpaudit.trainer.scattering import CHANNELS, Scattering
 from dpaudit.vocabulary.errors import InvalidArgument
 
@@ -139,7 +136,13 @@ def scattering(shape: Shape, classes: int) -> nn.Module:
 LINEAR_LEARNING_RATE, DEFAULT_LEARNING_RATE = 1.0, 2.0
 ADAM_LEARNING_RATE = 0.01
 
-BUILT_IN = {"linear": linear, "mlp": mlp, "cnn": cnn, "scattering": scattering}
+BUILT_IN: dict[str, Factory] = {
+    "linear": linear,
+    "mlp": mlp,
+    "cnn": cnn,
+    "scattering": scattering,
+}
+ALLOWED = f"auto, {', '.join(BUILT_IN)} or package.module:factory that can be imported"
 
 
 def resolved(name: str, shape: Shape) -> str:
@@ -160,27 +163,40 @@ def default_learning_rate(model: str, shape: Shape, optimizer: str) -> float:
 def make_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
     """Return the model called ``name``, initialised from ``seed``.
 
+    A user's factory is called with the shape and the number of classes, or without arguments
+    if it takes none.
+
     Raises:
         InvalidArgument: no such model, or the user's factory does not return a module.
+        UserCodeError: the factory, or its model, raised an error.
     """
     name = resolved(name, shape)
-    factory = BUILT_IN.get(name) or _imported(name)
+    factory = BUILT_IN.get(name) or imported("model", name, ALLOWED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = factory(shape, classes)
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument("model", name, "a factory that returns a torch.nn.Module")
+        model = made("model", name, factory, shape, classes)
+        if not isinstance(model, nn.Module):
+            raise InvalidArgument("model", name, "a factory that returns a torch.nn.Module")
+        if name not in BUILT_IN:
+            _require_outputs(name, model, shape, classes)
     return model
 
 
-def _imported(name: str) -> Factory:
-    allowed = f"auto, {', '.join(BUILT_IN)} or package.module:factory that can be imported"
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise InvalidArgument("model", name, allowed)
-    if os.getcwd() not in sys.path:  # an installed command does not look where it is called
-        sys.path.append(os.getcwd())
-    try:
-        return cast(Factory, getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise InvalidArgument("model", name, f"{allowed} ({error})") from error
+def _require_outputs(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
+    """Refuse a model that cannot take the records, or returns no logits of their classes.
+
+    It is tried on two records of zeros, in evaluation mode, as a model's first step would be
+    too late to find out.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    with torch.no_grad():
+        outputs = called(
+            f"model {name}, of two records of shape {shape},", model, torch.zeros(2, *shape)
+        )
+    for module in training:
+        module.training = True
+    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if found != (2, classes):
+        allowed = f"a model whose output for two records is a tensor of shape {(2, classes)}"
+        raise InvalidArgument("model", f"{name}, whose output is {found}", allowed)

@@ -23,6 +23,7 @@ from dpaudit.trainer.adam import tell_noise
 from dpaudit.trainer.added_noise import Sums, size
 from dpaudit.trainer.bags import Bags, Users, averaged
 from dpaudit.trainer.canaries import Canaries
+from dpaudit.trainer.canary_file import CanaryFile
 from dpaudit.trainer.clip_rules import ClipRule
 from dpaudit.trainer.engine import Engine, PerSampleLoss
 from dpaudit.trainer.engine.batches import Batch, count
@@ -39,6 +40,7 @@ from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, require_c
 from dpaudit.vocabulary.ledger import LedgerHeader
 from dpaudit.vocabulary.mechanism import Gaussian, Release
 from dpaudit.vocabulary.release_names import GRADIENT_SUM
+from dpaudit.vocabulary.unit import Unit
 
 
 class Private(NotCopied):
@@ -63,6 +65,8 @@ class Private(NotCopied):
         self.model, self.optimizer = session.trained.model, session.trained.optimizer
         self._engine = Engine(self.model, _losses_of_no_step)
         self._shapes: dict[str, torch.Size] = {}
+        self.planted: CanaryFile | None = None  # canaries among the records
+        self._looked_through: Any = None  # the last data set that was seen to hold them
         self._held: tuple[tuple[int, ...], Any] | None = None  # the records drawn by position
         self._drawn = session.steps
         self._most = 0  # records, or users, that the batch at hand was drawn with
@@ -100,14 +104,17 @@ class Private(NotCopied):
             InvalidArgument: A batch was drawn and no step taken on it; or ranks were given
                 data of different lengths.
         """
-        if (users is None) != (self.recipe.unit == "record"):
+        if (users is None) != (self.recipe.unit is Unit.RECORD):
             raise InvalidArgument(
                 "users", users, f"given if, and only if, the unit is another than a record; it "
-                f"is {self.recipe.unit!r}",
+                f"is {self.recipe.unit.value!r}",
             )  # fmt: skip
         session, sampler, take = self._session, self.recipe.sampler, source_of(dataset, users)
         times = sampler.steps_in_a_pass if steps is None else _count_of_steps(steps)
         self._require_same_records(dataset)
+        if self.planted is not None and dataset is not self._looked_through:
+            self.planted.require_among(dataset)
+            self._looked_through = dataset
         session.ranks.require_same_settings(
             {"records": str(take.records), "steps": str(times), "step": str(self.steps)}
         )

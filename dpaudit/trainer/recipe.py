@@ -11,6 +11,7 @@ from dpaudit.trainer.added_noise import AddedNoise, AheadOfTime, Banded, Indepen
 from dpaudit.trainer.clip_rules import Always, ClipRule, Scheduled
 from dpaudit.trainer.sampling import Cyclic, Sampler
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_positive
+from dpaudit.vocabulary.unit import Unit
 
 Schedule = Callable[[int], float]
 """From the number of the step to a value; fixed before training, blind to the records."""
@@ -132,7 +133,7 @@ class Recipe:
     noise: AddedNoise
     expected_batch_size: float
     physical_batch_size: int | None
-    unit: str
+    unit: Unit
 
     def __post_init__(self) -> None:
         require_positive("expected_batch_size", self.expected_batch_size)

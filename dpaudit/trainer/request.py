@@ -20,6 +20,7 @@ from dpaudit.trainer.recipe import NoisyCount, Recipe, Schedule, described
 from dpaudit.trainer.sampling import Poisson, Sampler
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
 from dpaudit.vocabulary.ledger import LedgerHeader
+from dpaudit.vocabulary.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Request:
     rule: ClipRule
     expected_batch_size: float | NoisyCount
     physical_batch_size: int | None = None
-    unit: str = "record"
+    unit: Unit | str = Unit.RECORD
     leaves_out: Sequence[str] = ()
     average_decay: float | None = None
     takes_as_public: tuple[str, ...] = ()
@@ -55,8 +56,7 @@ class Request:
         if isinstance(words, str) or not all(isinstance(word, str) for word in words):
             raise InvalidArgument("leaves_out", words, "a list of words, as ['tuning']")
         object.__setattr__(self, "leaves_out", tuple(words))
-        if not isinstance(self.unit, str) or not self.unit:
-            raise InvalidArgument("unit", self.unit, "a word, as 'record' or 'user'")
+        object.__setattr__(self, "unit", _unit(self.unit))
         self.recipe(1.0)  # what it refuses, it refuses before anything is written
         if isinstance(self.expected_batch_size, NoisyCount):
             if not isinstance(self.sampler, Poisson):
@@ -79,7 +79,7 @@ class Request:
             noise=self.noise,
             expected_batch_size=expected_batch_size,
             physical_batch_size=self.physical_batch_size,
-            unit=self.unit,
+            unit=Unit(self.unit),
         )
 
     def settings_with(self, model: nn.Module, optimizer: Optimizer) -> dict[str, str]:
@@ -89,7 +89,7 @@ class Request:
         )
         return {
             **own,
-            "unit": self.unit,
+            "unit": str(self.unit),
             "leaves_out": repr(tuple(self.leaves_out)),
             "average_decay": repr(self.average_decay),
             "model": _model_words(model),
@@ -113,8 +113,15 @@ class Request:
             run=os.urandom(16).hex(),
             leaves_out=tuple(self.leaves_out),
             takes_as_public=(*self.takes_as_public, *batch, "hyper-parameters"),
-            unit=self.unit,
+            unit=Unit(self.unit),
         )
+
+
+def _unit(unit: Unit | str) -> Unit:
+    allowed = [one.value for one in Unit]
+    if unit not in allowed:
+        raise InvalidArgument("unit", unit, f"one of {', '.join(allowed)}")
+    return Unit(unit)
 
 
 def _model_words(model: nn.Module) -> str:

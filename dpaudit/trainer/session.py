@@ -30,6 +30,7 @@ from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
 from dpaudit.runs.sealing import seal_run
 from dpaudit.trainer.added_noise import Moment
 from dpaudit.trainer.canaries import Canaries
+from dpaudit.trainer.canary_file import CanaryFile
 from dpaudit.trainer.checkpoint import write_checkpoint, write_weights
 from dpaudit.trainer.observations import Observation, as_arrays
 from dpaudit.trainer.peers import Peers
@@ -235,7 +236,12 @@ class Session(NotCopied):
 
     # Begin
 
-    def bind(self, canaries: Canaries | None, config: msgspec.Struct | None = None) -> None:
+    def bind(
+        self,
+        canaries: Canaries | None,
+        config: msgspec.Struct | None = None,
+        planted: CanaryFile | None = None,
+    ) -> None:
         """Write settings and canaries beside the ledger, which from then on holds their digests.
 
         Nothing is written by other ranks than the first, or without a run directory.
@@ -250,6 +256,9 @@ class Session(NotCopied):
         if canaries is not None:
             canaries.write(run)
             bound += [run.canaries, run.secret_canaries]
+        if planted is not None:
+            planted.write(run.planted_canaries)
+            bound.append(run.planted_canaries)
         if bound:
             self._recorder.begin({path.name: sha256(path) for path in bound})
 

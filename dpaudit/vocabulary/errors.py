@@ -4,11 +4,14 @@ DpauditError
     InvalidArgument     a value that is not allowed          exit code 2
         UnsupportedMechanism   a question this accountant must not answer
     MissingExtra        an optional library is not installed exit code 2
+    UserCodeError       the user's own code raised an error  exit code 2
     RunExists           a run would be overwritten           exit code 2
     ForkedSession       a session used in a fork or a copy   exit code 2
     NoiseReused         one noise for two releases           exit code 2
     UnrecordedChange    a model changed between its steps    exit code 4
     IntegrityError      a file is missing, torn or altered   exit code 4
+    InputOutputError    a disk is full or fails              exit code 5
+    ClosedPipe          the reader of the output has gone    exit code 141
     Refuted             a run gives away more than it claims  exit code 1
     AccountingError     no number that is certainly true     exit code 3
         Unresolvable    a method cannot tell; another might
@@ -29,7 +32,10 @@ class ExitCode(IntEnum):
     USAGE = 2
     INCONCLUSIVE = 3
     INTEGRITY = 4
+    IO = 5
     BUG = 70
+    INTERRUPTED = 130
+    CLOSED_PIPE = 141
 
 
 class DpauditError(Exception):
@@ -66,6 +72,15 @@ class MissingExtra(DpauditError, ImportError):
         super().__init__(f"{library} is not installed: pip install 'dpaudit[{extra}]'")
 
 
+class UserCodeError(DpauditError):
+    """A factory, a model or a trainer of the user raised an error."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, name: str, cause: str, remedy: str) -> None:
+        super().__init__(" ".join(f"{name} raised {cause}: {remedy}".split()))
+
+
 class RunExists(DpauditError):
     """A run directory would be overwritten without being asked to."""
 
@@ -76,6 +91,24 @@ class IntegrityError(DpauditError):
     """A file of a run is missing, incomplete or not what its hashes say."""
 
     exit_code = ExitCode.INTEGRITY
+
+
+class InputOutputError(DpauditError, OSError):
+    """The disk, or the device, under a file is full or fails."""
+
+    exit_code = ExitCode.IO
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(
+            f"{path} cannot be read or written ({why}): free space or repair the disk, "
+            "then run the command again"
+        )
+
+
+class ClosedPipe(DpauditError, BrokenPipeError):
+    """The program that read the output ended before it was all written."""
+
+    exit_code = ExitCode.CLOSED_PIPE
 
 
 class ForkedSession(DpauditError):
@@ -154,3 +187,28 @@ def require_count(name: str, value: int, *, least: int = 1) -> None:
         raise InvalidArgument(name, value, f"a whole number of at least {least}")
     if value > MOST_COUNT:
         raise InvalidArgument(name, float(min(value, 10**300)), f"at most {MOST_COUNT}")
+
+
+def require_text(name: str, value: str) -> None:
+    """Refuse text that no file in UTF-8 can hold, such as a path with other bytes."""
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidArgument(name, value, "text in UTF-8: rename the file or folder")
+
+
+def require_not_negative(name: str, value: float) -> None:
+    """Refuse anything but a finite number of at least 0."""
+    if not 0 <= value < math.inf:
+        raise InvalidArgument(name, value, "at least 0 and finite")
+
+
+def require_rate(name: str, value: float) -> None:
+    """Refuse anything but a probability or a share: a number from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise InvalidArgument(name, value, "from 0 to 1")
+
+
+def require_part(name: str, value: int, whole: int) -> None:
+    """Refuse anything but a count of some of ``whole`` things."""
+    require_count(name, value, least=0)
+    if value > whole:
+        raise InvalidArgument(name, value, f"at most the {whole} that there are")

@@ -18,6 +18,7 @@ from ledgers import (
     write_model,
 )
 
+from dpaudit.runs import ledger_file
 from dpaudit.runs.checkpoints import (
     PROGRESS,
     Progress,
@@ -313,7 +314,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_no_cut_one(
     run = create_run(tmp_path / "run")
     writer = LedgerWriter.create(run.ledger, header())
     writer.book(step_release(0))
-    read, looks = Path.read_bytes, [0]
+    read, looks = ledger_file._bytes, [0]
 
     def then_goes_on(path: Path) -> bytes:
         content = read(path)
@@ -324,7 +325,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_no_cut_one(
                 write_checkpoint(run, Progress(2, 2, 10.0))
         return content
 
-    monkeypatch.setattr(Path, "read_bytes", then_goes_on)
+    monkeypatch.setattr(ledger_file, "_bytes", then_goes_on)
     assert len(run.read_unfinished().releases) == 2
     write_model(run, 2)
     looks[0] = 5

@@ -35,7 +35,24 @@ from dpaudit.vocabulary.audit import (
 )
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
-from dpaudit.vocabulary.errors import MOST_COUNT, DpauditError, IntegrityError, InvalidArgument
+from dpaudit.vocabulary.errors import (
+    MOST_COUNT,
+    DpauditError,
+    InputOutputError,
+    IntegrityError,
+    InvalidArgument,
+)
+from dpaudit.vocabulary.estimators import (
+    BatchMeans,
+    BatchRates,
+    ClaimedCurve,
+    GaussianBand,
+    GaussianPivot,
+    Guessed,
+    OneRun,
+    Sample,
+    TotalVariation,
+)
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.settings import (
     DEVICES,
@@ -119,40 +136,70 @@ answers = st.builds(
     st.dictionaries(text, bounds, max_size=3),
     st.sampled_from(Sampling),
 )
-results = st.builds(
-    AuditResult,
-    text,
-    text,
-    st.sampled_from(BoundKind),
-    at_least_0,
-    unit,
-    unit,
-    text,
-    counts,
-    counts,
-    counts,
-    text,
-    text,
-    st.none() | text,
-    st.none() | finite,
+samples = st.builds(Sample, counts, finite, at_least_0)
+parts = st.tuples(counts, counts).map(sorted)
+estimators = (
+    st.builds(
+        lambda pairs: OneRun(tuple(Guessed(most, least) for least, most in pairs)),
+        st.lists(parts, max_size=2),
+    )
+    | st.builds(ClaimedCurve, st.none() | positive)
+    | st.builds(TotalVariation, st.none() | positive)
+    | st.builds(lambda hits, alarms: BatchRates(*hits, *alarms), parts, parts)
+    | st.builds(BatchMeans, samples, samples)
+    | st.builds(GaussianPivot, samples, samples)
+    | st.builds(lambda errors: GaussianBand(errors[1], errors[1], *[(errors[0],)] * 2), parts)
 )
+
+
+@st.composite
+def results(draw: st.DrawFn) -> AuditResult:
+    correct, guesses, trials = sorted(draw(st.tuples(counts, counts, counts)))
+    return AuditResult(
+        name=draw(text),
+        method=draw(text),
+        kind=draw(st.sampled_from(BoundKind)),
+        epsilon_lower=draw(at_least_0),
+        delta=draw(unit),
+        confidence=draw(st.floats(0.75, 1, exclude_max=True)),
+        assumes=draw(text),
+        trials=trials,
+        guesses=guesses,
+        correct=correct,
+        thresholds=draw(text),
+        registered=draw(st.none() | text),
+        detectable_epsilon=draw(st.none() | at_least_0),
+        estimator=draw(st.none() | estimators),
+    )
+
+
+rates = st.tuples(unit, unit, unit).map(sorted)
 memberships = st.builds(
     MembershipResult,
     text,
-    counts,
-    counts,
+    st.integers(1, 2**53),
+    st.integers(1, 2**53),
     unit,
     unit,
-    st.lists(st.builds(TprAtFpr, unit, unit, bounds, unit), max_size=2).map(tuple),
+    st.lists(
+        st.builds(
+            lambda fpr, r, confidence: TprAtFpr(fpr, r[1], Bound(r[0], r[2]), confidence),
+            unit,
+            rates,
+            unit,
+        ),
+        max_size=2,
+    ).map(tuple),
     st.lists(st.tuples(unit, unit), max_size=4).map(tuple),
 )
 reports = st.builds(
     AuditReport,
     text,
-    unit,
-    st.lists(results, max_size=2).map(tuple),
+    st.floats(0, 0.5, exclude_min=True),
+    st.lists(results(), max_size=2).map(tuple),
     st.lists(memberships, max_size=2).map(tuple),
     st.none() | unit,
+    st.integers(0, 5),
 )
 verdicts = st.builds(
     Verdict,
@@ -240,9 +287,11 @@ def test_toml_that_holds_no_number_where_one_belongs_is_refused(tmp_path: Path, 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_no_number_that_is_not_finite_is_written_as_null(tmp_path: Path, value: float) -> None:
-    result = MembershipResult("loss", 1, 1, value, 0.5, (), ())
+    answer = EpsilonAnswer(
+        "pld", Adjacency.ADD_OR_REMOVE_ONE, value, Bound(0.0, 1.0), {}, Sampling.POISSON
+    )
     with pytest.raises((DpauditError, ValueError)):
-        write_json(tmp_path / "a.json", AuditReport("ab", 0.95, (), (result,)))
+        write_json(tmp_path / "a.json", answer)
     assert not (tmp_path / "a.json").exists()
 
 
@@ -404,7 +453,7 @@ def test_an_interrupted_write_leaves_the_old_file(
         lambda: write_toml(old["a.toml"], CONFIG),
         lambda: write_arrays(old["a.npz"], rows=np.zeros(3)),
     ):
-        with pytest.raises(InvalidArgument, match="No space"):
+        with pytest.raises(InputOutputError, match="No space"):
             write()
     assert {path.read_bytes() for path in old.values()} == {b"old"}
     assert {path.name for path in tmp_path.iterdir()} == set(old)

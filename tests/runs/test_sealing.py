@@ -16,7 +16,12 @@ from dpaudit.runs.directory import RunDirectory, create_run
 from dpaudit.runs.files import sha256
 from dpaudit.runs.ledger_file import LedgerWriter, complete_seal
 from dpaudit.runs.sealing import seal_run
-from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
+from dpaudit.vocabulary.errors import (
+    DpauditError,
+    InputOutputError,
+    IntegrityError,
+    InvalidArgument,
+)
 from dpaudit.vocabulary.ledger import Randomness, Resumed
 from dpaudit.workflow.finishing import Finished, finish
 
@@ -189,7 +194,7 @@ def test_a_failing_disk_leaves_a_run_that_is_finished_or_goes_on(
 def test_a_claim_that_could_not_be_written_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpaudit.runs import files
+    from dpaudit.files import writing
 
     run, writer = at_its_end(tmp_path / "run")
 
@@ -197,8 +202,8 @@ def test_a_claim_that_could_not_be_written_does_not_end_the_run(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", fail)
-        with pytest.raises(InvalidArgument):
+        patch.setattr(writing, "sync", fail)
+        with pytest.raises(InputOutputError):
             seal_run(run, writer, claim(RELEASES))
     assert not run.claim.exists()
     writer.book(step_release(RELEASES))
