@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.attacks.membership.confidence import logits_of_probabilities
+from dpaudit.files.archives import opened_zip
+from dpaudit.files.opening import InputFile, read
 from dpaudit.vocabulary.errors import InvalidArgument, MissingExtra
 
 
@@ -21,13 +22,24 @@ class Estimator:
     classifier: Any
 
     def predict(self, features: NDArray[np.float32]) -> NDArray[Any]:
-        """Return log-probabilities, shape ``(records, classes)``."""
+        """Return log-probabilities, shape ``(records, classes)``.
+
+        Raises:
+            InvalidArgument: The estimator takes no such records.
+        """
         flat = features.reshape(len(features), -1)
-        return logits_of_probabilities(self.classifier.predict_proba(flat))
+        try:
+            probabilities = np.asarray(self.classifier.predict_proba(flat), dtype=np.float64)
+            if probabilities.shape[:1] != flat.shape[:1] or probabilities.ndim != 2:
+                raise ValueError(f"its probabilities have shape {probabilities.shape}")
+        except Exception as error:  # scikit-learn, and what a broken estimator brings
+            allowed = f"an estimator of records with {flat.shape[1]} features ({error})"
+            raise InvalidArgument("checkpoint", type(self.classifier).__name__, allowed) from error
+        return logits_of_probabilities(probabilities)
 
 
-def load(path: Path) -> Estimator:
-    """Return the estimator in ``path``, made of types that skops trusts, and no others.
+def load(source: InputFile) -> Estimator:
+    """Return the estimator in a file, made of types that skops trusts, and no others.
 
     Raises:
         InvalidArgument: it cannot be read, holds another type, or gives no probabilities.
@@ -37,11 +49,13 @@ def load(path: Path) -> Estimator:
         skops = import_module("skops.io")
     except ImportError as error:
         raise MissingExtra("skops", "skops") from error
+    with opened_zip(source):  # it inflates to no more than it may
+        content = read(source)
     try:
-        classifier = skops.load(str(path))
+        classifier = skops.loads(content)
     except Exception as error:  # zip, json, skops: whatever a broken file brings
         allowed = f"an estimator of types that skops trusts ({error})"
-        raise InvalidArgument("checkpoint", str(path), allowed) from error
+        raise InvalidArgument("checkpoint", str(source.path), allowed) from error
     if not hasattr(classifier, "predict_proba"):
         kind = type(classifier).__name__
         raise InvalidArgument("checkpoint", kind, "a classifier with predict_proba")
