@@ -10,6 +10,12 @@ from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.audit import AuditResult, MembershipResult
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.errors import (
+    require_count,
+    require_open_unit,
+    require_positive,
+    require_rate,
+)
 from dpaudit.vocabulary.mechanism import Release
 
 
@@ -20,6 +26,9 @@ class Booked(msgspec.Struct, frozen=True):
     mechanism: Release
     times: int
 
+    def __post_init__(self) -> None:
+        require_count("times", self.times)
+
 
 class AttackRate(msgspec.Struct, frozen=True):
     """The interval of one attack's true-positive rate at a false-positive rate."""
@@ -28,6 +37,12 @@ class AttackRate(msgspec.Struct, frozen=True):
     fpr: float
     tpr: Bound
     confidence: float
+
+    def __post_init__(self) -> None:
+        require_open_unit("fpr", self.fpr)
+        require_rate("tpr.lower", self.tpr.lower)
+        require_rate("tpr.upper", self.tpr.upper)
+        require_open_unit("confidence", self.confidence)
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +58,9 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         bounds: Lower bounds on its epsilon.
         rates: What attacks could tell.
         heldout_accuracy: Of its model, where it was measured.
+        data: What is public of its records, by name: where they come from, their columns. No
+            digest and no count: either would confirm a guess of a record.
+        model: What its model is, by name: architecture, tensors, digest of the weights.
     """
 
     run: str
@@ -54,7 +72,14 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     bounds: tuple[AuditResult, ...] = ()
     rates: tuple[AttackRate, ...] = ()
     heldout_accuracy: float | None = None
+    data: dict[str, str] = {}
+    model: dict[str, str] = {}
     schema_version: str = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        require_positive("clip_norm", self.clip_norm)
+        if self.heldout_accuracy is not None:
+            require_rate("heldout_accuracy", self.heldout_accuracy)
 
 
 def rates_of(results: Iterable[MembershipResult]) -> tuple[AttackRate, ...]:

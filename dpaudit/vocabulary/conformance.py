@@ -12,7 +12,9 @@ from dpaudit.vocabulary.errors import (
     ExitCode,
     InvalidArgument,
     require_count,
+    require_open_unit,
     require_positive,
+    require_rate,
     require_sampling_rate,
 )
 from dpaudit.vocabulary.ledger import Sampling
@@ -90,6 +92,12 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     limit: float | None = None
     detectable: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("p_value", "level"):
+            value = getattr(self, name)
+            if value is not None:
+                require_rate(name, value)
+
 
 class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one audit of a trainer found.
@@ -106,6 +114,7 @@ class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: str = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        require_open_unit("level", self.level)
         if self.verdict is not outcome_of(self.findings):
             raise InvalidArgument("verdict", self.verdict.value, "what the findings say together")
 

@@ -13,6 +13,7 @@ from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
+from dpaudit.vocabulary.unit import Unit
 
 
 class Sampling(Enum):
@@ -95,7 +96,7 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     leaves_out: tuple[str, ...] = ()
     takes_as_public: tuple[str, ...] = ()
     budget: RenyiBudget | None = None
-    unit: str = "record"
+    unit: Unit = Unit.RECORD
     schema_version: str = SCHEMA_VERSION
 
 

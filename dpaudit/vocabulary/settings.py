@@ -17,6 +17,7 @@ from dpaudit.vocabulary.errors import (
     require_open_unit,
     require_positive,
     require_sampling_rate,
+    require_text,
 )
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "adam-corrected")
@@ -51,6 +52,9 @@ class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     split_seed: int = 0
 
     def __post_init__(self) -> None:
+        require_text("data", self.source)
+        if self.label is not None:
+            require_text("label", self.label)
         require_open_unit("test_fraction", self.test_fraction)
         require_count("split_seed", self.split_seed, least=0)
         if self.feature_range is not None:
@@ -127,6 +131,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     average_decay: float | None = None
 
     def __post_init__(self) -> None:
+        require_text("model", self.model)
         if self.learning_rate is not None:
             require_positive("learning_rate", self.learning_rate)
         _require_one_of("optimizer", self.optimizer, OPTIMIZERS)

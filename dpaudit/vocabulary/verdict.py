@@ -9,6 +9,8 @@ from enum import Enum
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.basis import Basis
+from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import ExitCode
 
 
@@ -54,9 +56,18 @@ class RuleOutcome(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """The outcome of every rule; no rules at all are no evidence.
 
-    ``run`` is the name of what was judged, ``measured`` the digest of what was measured of it
-    by then; empty without a run. ``inconclusive`` is what the caller wished for where nothing is
-    violated and something cannot be told.
+    Attributes:
+        rules: The outcome of each rule.
+        ledger_head: Hash of the last line of the run's ledger; empty without a run.
+        run: The name of what was judged; empty without a run.
+        inconclusive: What the caller asked for where no rule is violated and one is
+            inconclusive.
+        measured: Digest of what was measured of the run by then; empty without a run.
+        claim: What the ledger claims, at the policy's delta and by its accountant; None
+            without a ledger.
+        basis: The policy and the evidence that the verdict was reached by; None if they
+            were not recorded.
+        warnings: What deserves attention and changes no outcome, in words.
     """
 
     rules: tuple[RuleOutcome, ...]
@@ -64,6 +75,9 @@ class Verdict(msgspec.Struct, frozen=True):
     run: str = ""
     inconclusive: OnInconclusive = OnInconclusive.FAIL
     measured: str = ""
+    claim: Claim | None = None
+    basis: Basis | None = None
+    warnings: tuple[str, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
     @property
@@ -98,6 +112,9 @@ class WrittenVerdict(msgspec.Struct, frozen=True):
     run: str
     inconclusive: OnInconclusive
     measured: str
+    claim: Claim | None
+    basis: Basis | None
+    warnings: tuple[str, ...]
     schema_version: str = SCHEMA_VERSION
 
     @classmethod
@@ -111,6 +128,9 @@ class WrittenVerdict(msgspec.Struct, frozen=True):
             run=verdict.run,
             inconclusive=verdict.inconclusive,
             measured=verdict.measured,
+            claim=verdict.claim,
+            basis=verdict.basis,
+            warnings=verdict.warnings,
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ Tradeoff = Callable[[float], float]
 LEAST_NOISE_FACTOR, MOST_NOISE_FACTOR = 0.05, 64.0
 BRACKET = 1.5
 RESOLUTION = 1.001  # of noise factors
+TIE = 1e-6  # relative; a factor this close to a threshold may count as on either side of it
 
 
 @dataclass(frozen=True)
@@ -48,29 +50,56 @@ class Family:
         Args:
             refuted: Whether a noise factor is; if one is, so is every larger one.
         """
-        low = high = 1.0
-        while refuted(low):
-            if low < LEAST_NOISE_FACTOR:
-                return self._largest_epsilon(low)
-            low, high = low / BRACKET, low
-        while not refuted(high):
-            if high > MOST_NOISE_FACTOR:
-                return 0.0
-            low, high = high, high * BRACKET
-        while high / low > RESOLUTION:
-            middle = math.sqrt(low * high)
-            low, high = (low, middle) if refuted(middle) else (middle, high)
-        return self._largest_epsilon(high)
+        return self.epsilon_at(least_refuted(refuted))
 
-    def _largest_epsilon(self, refuted: float) -> float:
+    def epsilon_at(self, refuted: float | None) -> float:
         """Return the largest lower end of epsilon at a refuted factor or above it.
+
+        0 where no factor is refuted.
 
         It falls with noise but for what an accountant cannot resolve: next to no noise at all
         may cost anything from 0, though more of it certainly costs much.
         """
+        if refuted is None:
+            return 0.0
         while (found := self.epsilon(refuted).lower) == 0 and refuted < MOST_NOISE_FACTOR:
             refuted *= BRACKET
         return found
+
+
+def least_refuted(refuted: Callable[[float], bool]) -> float | None:
+    """Return the least noise factor that is refuted, up to ``RESOLUTION``; None where none is.
+
+    Args:
+        refuted: Whether a noise factor is; if one is, so is every larger one.
+    """
+    low = high = 1.0
+    while refuted(low):
+        if low < LEAST_NOISE_FACTOR:
+            return low
+        low, high = low / BRACKET, low
+    while not refuted(high):
+        if high > MOST_NOISE_FACTOR:
+            return None
+        low, high = high, high * BRACKET
+    while high / low > RESOLUTION:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if refuted(middle) else (middle, high)
+    return high
+
+
+def is_least_refuted(factor: float | None, refuted: Callable[[float], bool]) -> bool:
+    """Return whether ``least_refuted`` would return ``factor``: two evaluations in place of many.
+
+    Args:
+        factor: What it is said to have returned.
+        refuted: As there.
+    """
+    if factor is None:
+        return not refuted(MOST_NOISE_FACTOR)
+    # A little less and a little more: another machine may decide a tie differently.
+    lower = factor / RESOLUTION * (1 - TIE)
+    return refuted(factor * (1 + TIE)) and (factor < LEAST_NOISE_FACTOR or not refuted(lower))
 
 
 @dataclass(frozen=True)
@@ -97,10 +126,16 @@ class SupportedTradeoff:
 
     def __call__(self, false_positive_rate: float) -> float:
         """Return the least false-negative rate, from below."""
-        gain = np.exp(self.epsilons)
-        left = 1 - self.deltas
-        lines = np.maximum(left - gain * false_positive_rate, (left - false_positive_rate) / gain)
-        return max(0.0, float(lines.max()))
+        left, gain, heights, slopes = self._lines
+        steep = (left - gain * false_positive_rate).max()
+        flat = (heights - slopes * false_positive_rate).max()
+        return max(0.0, float(steep), float(flat))
+
+    @cached_property
+    def _lines(self) -> tuple[Array, Array, Array, Array]:
+        """Heights at 0 and slopes of the steep lines, and of the flat ones."""
+        left, gain = 1 - self.deltas, np.exp(self.epsilons)
+        return left, gain, left / gain, 1 / gain
 
 
 def gaussian_tradeoff(mu: float) -> Tradeoff:

@@ -17,6 +17,7 @@ from dpaudit.attacks.bounds.result import LowerBound
 from dpaudit.attacks.bounds.search import largest
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
+from dpaudit.vocabulary.estimators import Sample
 
 Array = NDArray[np.float64]
 
@@ -96,24 +97,44 @@ def gaussian_pivot(
     Raises:
         InvalidArgument: scores that are not finite, or a number out of range.
     """
+    return gaussian_pivot_of_moments(
+        sample_of(members), sample_of(nonmembers), delta=delta, confidence=confidence
+    )
+
+
+def gaussian_pivot_of_moments(
+    members: Sample, nonmembers: Sample, *, delta: float, confidence: float
+) -> LowerBound:
+    """Return the same from the sufficient statistics, arguments as above."""
     require_open_unit("confidence", confidence)
-    mu = min(MOST_MU, mu_of_samples(members, nonmembers, 1 - confidence))
+    mu = min(MOST_MU, mu_of_moments(members, nonmembers, 1 - confidence))
     return LowerBound(epsilon_of_mu(mu, delta), BoundKind.CONDITIONAL, confidence, PIVOT)
 
 
-def mu_of_samples(members: Array, nonmembers: Array, level: float) -> float:
+def sample_of(observations: Array) -> Sample:
+    """Return the sufficient statistics of normal observations, shape ``(n,)``.
+
+    Raises:
+        InvalidArgument: An observation is not finite.
+    """
+    if observations.ndim != 1 or not np.isfinite(observations).all():
+        given = f"scores of shape {observations.shape}"
+        raise InvalidArgument("observations", given, "a list, all finite")
+    if len(observations) == 0:
+        return Sample(0, 0.0, 0.0)
+    return Sample(len(observations), float(observations.mean()), float(observations.var()))
+
+
+def mu_of_moments(members: Sample, nonmembers: Sample, level: float) -> float:
     """Return what the gap in standard deviations is below with probability ``level`` at most.
 
-    Fewer than two scores of a kind say nothing: 0.
+    Fewer than two observations of a kind say nothing: 0.
     """
-    for name, scores in (("members", members), ("nonmembers", nonmembers)):
-        if scores.ndim != 1 or not np.isfinite(scores).all():
-            raise InvalidArgument(name, f"scores of shape {scores.shape}", "a list, all finite")
-    n1, n0 = len(members), len(nonmembers)
+    n1, n0 = members.count, nonmembers.count
     if min(n1, n0) < 2:
         return 0.0  # too few to say anything
-    squares = (n1 * float(members.var()) + n0 * float(nonmembers.var())) / (n1 + n0 - 2)
-    gap = float(members.mean() - nonmembers.mean())
+    squares = (n1 * members.variance + n0 * nonmembers.variance) / (n1 + n0 - 2)
+    gap = members.mean - nonmembers.mean
     if squares == 0:  # no noise at all tells everything, if it tells anything
         return math.inf if gap > 0 else 0.0
     size = math.sqrt(n1 * n0 / (n1 + n0))

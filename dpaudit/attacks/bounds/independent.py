@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, chdtri, ndtri
 
-from dpaudit.attacks.bounds.family import Family
-from dpaudit.attacks.bounds.gaussian import mu_of_samples
+from dpaudit.attacks.bounds.family import Family, least_refuted
+from dpaudit.attacks.bounds.gaussian import mu_of_moments, sample_of
 from dpaudit.attacks.bounds.one_run import require_guesses
 from dpaudit.attacks.bounds.rates import lower_limit, upper_limit
 from dpaudit.attacks.bounds.result import LowerBound
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
+from dpaudit.vocabulary.estimators import Sample
 
 Array = NDArray[np.float64]
 
@@ -66,8 +67,10 @@ def tv_rank(*, canaries: int, correct: int, confidence: float, family: Family) -
         InvalidArgument: the counts contradict each other, or a number is out of range.
     """
     distance = total_variation(canaries=canaries, correct=correct, confidence=confidence)
-    epsilon = family.epsilon_refuted(lambda factor: family.total_variation(factor) < distance)
-    return LowerBound(epsilon, BoundKind.CONDITIONAL, confidence, INDEPENDENT, LESS_NOISE)
+    factor = least_refuted(lambda factor: family.total_variation(factor) < distance)
+    epsilon = family.epsilon_at(factor)
+    kind = BoundKind.CONDITIONAL
+    return LowerBound(epsilon, kind, confidence, INDEPENDENT, LESS_NOISE, factor)
 
 
 def tv_visible(
@@ -132,8 +135,23 @@ def t_visible(
         confidence: In (0, 1).
         family: The claimed mechanism at every noise factor.
     """
+    moments = sample_of(in_batch), sample_of(out_of_batch)
+    return t_visible_of_moments(
+        *moments, noise_multiplier=noise_multiplier, confidence=confidence, family=family
+    )
+
+
+def t_visible_of_moments(
+    in_batch: Sample,
+    out_of_batch: Sample,
+    *,
+    noise_multiplier: float,
+    confidence: float,
+    family: Family,
+) -> LowerBound:
+    """Return the same from the sufficient statistics, arguments as above."""
     require_open_unit("confidence", confidence)
-    shift = mu_of_samples(in_batch, out_of_batch, 1 - confidence)
+    shift = mu_of_moments(in_batch, out_of_batch, 1 - confidence)
     return _of_shift(shift, noise_multiplier, confidence, family, NORMAL)
 
 

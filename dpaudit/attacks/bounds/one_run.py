@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from scipy.special import betainc
 
 from dpaudit.attacks.bounds.result import COINS, LowerBound, require_delta_or_zero
@@ -19,12 +18,13 @@ from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_op
 LARGEST_EPSILON = 60.0  # beyond it a one-run bound would need more guesses than there are atoms
 
 
-def _at_least(successes: np.ndarray | float, trials: int, probability: float) -> np.ndarray:
+def _at_least(successes: int, trials: int, probability: float) -> float:
     """Return P[Bin(trials, probability) >= successes]."""
-    k = np.asarray(successes, dtype=np.float64)
-    inside = np.clip(k, 1, trials)
-    tail = betainc(inside, trials - inside + 1, probability)
-    return np.where(k <= 0, 1.0, np.where(k > trials, 0.0, tail))
+    if successes <= 0:
+        return 1.0
+    if successes > trials:
+        return 0.0
+    return float(betainc(successes, trials - successes + 1, probability))
 
 
 def one_run_p_value(
@@ -36,12 +36,28 @@ def one_run_p_value(
     P[Bin(r, q) >= v] + 2 m delta max_i P[v - i <= Bin(r, q) < v] / i.
     """
     q = 1 / (1 + math.exp(-epsilon))
-    beyond = float(_at_least(correct, guesses, q))
+    beyond = _at_least(correct, guesses, q)
     if delta == 0 or correct == 0:
         return min(1.0, beyond)
-    i = np.arange(1, correct + 1)
-    within = np.maximum(_at_least(correct - i, guesses, q) - beyond, 0.0)
-    return min(1.0, beyond + 2 * canaries * delta * float((within / i).max()))
+    average = _largest_average(correct, guesses, q, beyond)
+    return min(1.0, beyond + 2 * canaries * delta * average)
+
+
+def _largest_average(correct: int, guesses: int, q: float, beyond: float) -> float:
+    """Return the largest P[v - i <= Bin(r, q) < v] / i, over i from 1 to v.
+
+    These are averages of binomial probabilities from v - 1 downwards. The probabilities first
+    rise and then fall, and so do their averages: a bisection finds the largest.
+    """
+
+    def average(i: int) -> float:
+        return max(_at_least(correct - i, guesses, q) - beyond, 0.0) / i
+
+    low, high = 1, correct
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if average(middle) >= average(middle - 1) else (low, middle - 1)
+    return average(low)
 
 
 def one_run(

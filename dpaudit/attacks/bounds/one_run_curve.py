@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dpaudit.attacks.bounds.family import Family, Tradeoff, gaussian_tradeoff
+from dpaudit.attacks.bounds.family import Family, Tradeoff, gaussian_tradeoff, least_refuted
 from dpaudit.attacks.bounds.gaussian import GAUSSIAN, epsilon_of_mu
 from dpaudit.attacks.bounds.one_run import LARGEST_EPSILON, require_guesses
 from dpaudit.attacks.bounds.result import LowerBound, require_delta_or_zero
-from dpaudit.attacks.bounds.search import largest
+from dpaudit.attacks.bounds.search import RESOLUTION, largest
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import require_open_unit
 
@@ -104,8 +104,9 @@ def one_run_family(
             tradeoff=family.tradeoff(noise_factor),
         )
 
-    epsilon = family.epsilon_refuted(refuted)
-    return LowerBound(epsilon, BoundKind.CONDITIONAL, confidence, OF_THE_FAMILY, NOISE_REFUTED)
+    factor = least_refuted(refuted)
+    epsilon, kind = family.epsilon_at(factor), BoundKind.CONDITIONAL
+    return LowerBound(epsilon, kind, confidence, OF_THE_FAMILY, NOISE_REFUTED, factor)
 
 
 def one_run_gaussian(
@@ -124,8 +125,13 @@ def one_run_gaussian(
     )
 
 
-def mu_of_guesses(canaries: int, guesses: int, correct: int, level: float) -> float:
-    """Return the largest mu whose curve so many right guesses refute at ``level``."""
+def mu_of_guesses(
+    canaries: int, guesses: int, correct: int, level: float, *, resolution: float = RESOLUTION
+) -> float:
+    """Return the largest mu whose curve so many right guesses refute at ``level``.
+
+    It is rounded down by ``resolution`` times 1 + mu at most.
+    """
 
     def refuted(mu: float) -> bool:
         return curve_is_refuted(
@@ -136,4 +142,4 @@ def mu_of_guesses(canaries: int, guesses: int, correct: int, level: float) -> fl
             tradeoff=gaussian_tradeoff(mu),
         )
 
-    return largest(refuted, 0.0, LARGEST_MU)
+    return largest(refuted, 0.0, LARGEST_MU, resolution)

@@ -23,6 +23,8 @@ class LowerBound:
         confidence: Probability with which it holds, where what it assumes is true.
         assumes: That, in words.
         states: What exactly is refuted, in words.
+        noise_factor: The least factor on the claimed noise that is refuted, where the bound
+            inverts over the claimed family; None: none is, or there is no family.
     """
 
     epsilon: float
@@ -30,6 +32,7 @@ class LowerBound:
     confidence: float
     assumes: str
     states: str = AT_LEAST
+    noise_factor: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon < math.inf:

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from dpaudit.attacks.bounds.gaussian import GAUSSIAN, epsilon_of_mu, mu_of_rates
 from dpaudit.attacks.bounds.rates import epsilon_both_ways
 from dpaudit.attacks.bounds.result import LowerBound, require_delta_or_zero
-from dpaudit.attacks.bounds.thresholds import ErrorLimits, Thresholds
+from dpaudit.attacks.bounds.thresholds import Band, ErrorLimits, Thresholds, limits_of_counts
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
+from dpaudit.vocabulary.estimators import GaussianBand
 
 Array = NDArray[np.float64]
 
@@ -48,6 +49,24 @@ def gaussian_from_scores(
     threshold paid for.
     """
     limits = _limits(members, nonmembers, thresholds, delta, confidence)
+    return _gaussian(limits, thresholds, delta, confidence)
+
+
+def gaussian_band_of_counts(errors: GaussianBand, *, delta: float, confidence: float) -> LowerBound:
+    """Return ``gaussian_from_scores`` under ``Band``, from the errors at every threshold.
+
+    Args:
+        errors: See ``thresholds.errors_at_every_threshold``.
+        delta: In (0, 1).
+        confidence: In (0, 1).
+    """
+    require_open_unit("confidence", confidence)
+    return _gaussian(limits_of_counts(errors, 1 - confidence), Band(), delta, confidence)
+
+
+def _gaussian(
+    limits: ErrorLimits, thresholds: Thresholds, delta: float, confidence: float
+) -> LowerBound:
     mu = mu_of_rates(limits.false_negative_rate, limits.false_positive_rate)
     assumes = f"{GAUSSIAN}; {INDEPENDENT}; {thresholds.words}"
     return LowerBound(epsilon_of_mu(mu, delta), BoundKind.CONDITIONAL, confidence, assumes)

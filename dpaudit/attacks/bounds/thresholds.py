@@ -8,16 +8,16 @@ beforehand, chosen on one half and judged on the other, or every threshold is pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.attacks.bounds.band import local_level
+from dpaudit.attacks.bounds.band import MOST_DENSE, local_level, places
 from dpaudit.attacks.bounds.rates import upper_limit
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
+from dpaudit.vocabulary.estimators import GaussianBand
 
 Array = NDArray[np.float64]
 
@@ -125,7 +125,12 @@ class Band:
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
         """Return Clopper and Pearson's limits at the local level of so many scores or more."""
-        return _everywhere(members, nonmembers, level, _band_level)
+        thresholds = candidate_thresholds(members, nonmembers)
+        missed, accused = _error_counts(members, nonmembers, thresholds)
+        return ErrorLimits(
+            _band_limits(missed, len(members), level / 2),
+            _band_limits(accused, len(nonmembers), level / 2),
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,12 @@ class Bonferroni:
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
         """Return Clopper and Pearson's limits at a level for each score."""
-        return _everywhere(members, nonmembers, level, lambda scores, share: share / scores)
+        thresholds = candidate_thresholds(members, nonmembers)
+        missed, accused = _error_counts(members, nonmembers, thresholds)
+        return ErrorLimits(
+            upper_limit(missed, len(members), level / 2 / len(members)),
+            upper_limit(accused, len(nonmembers), level / 2 / len(nonmembers)),
+        )
 
 
 @dataclass(frozen=True)
@@ -161,22 +171,41 @@ class Dkw:
         )
 
 
-def _everywhere(
-    members: Array, nonmembers: Array, level: float, local: Callable[[int, float], float]
-) -> ErrorLimits:
-    """Return limits at all thresholds, half the level for each kind of error."""
-    missed, accused = _error_counts(members, nonmembers, candidate_thresholds(members, nonmembers))
-    return ErrorLimits(
-        upper_limit(missed, len(members), local(len(members), level / 2)),
-        upper_limit(accused, len(nonmembers), local(len(nonmembers), level / 2)),
+def errors_at_every_threshold(members: Array, nonmembers: Array) -> GaussianBand:
+    """Return how many members are missed, and others accused, at every threshold."""
+    thresholds = candidate_thresholds(members, nonmembers)
+    missed, accused = _error_counts(members, nonmembers, thresholds)
+    return GaussianBand(
+        len(members), len(nonmembers), tuple(missed.tolist()), tuple(accused.tolist())
     )
+
+
+def limits_of_counts(errors: GaussianBand, level: float) -> ErrorLimits:
+    """Return what ``Band`` does, from the counts alone."""
+    return ErrorLimits(
+        _band_limits(np.array(errors.missed), errors.members, level / 2),
+        _band_limits(np.array(errors.accused), errors.nonmembers, level / 2),
+    )
+
+
+def _band_limits(errors: NDArray[np.int64], trials: int, level: float) -> Array:
+    """Return limits for these numbers of errors, which hold at once.
+
+    With e errors the rate is at most the (e + 1)-th smallest of ``trials`` uniform numbers.
+    """
+    chosen = places(trials)
+    of_each = np.append(upper_limit(chosen - 1, trials, _band_level(trials, level)), 1.0)
+    return np.asarray(of_each[np.searchsorted(chosen, errors + 1)])
 
 
 def _band_level(scores: int, level: float) -> float:
     """Return a level that is kept: numbers of scores that are near each other share one.
 
-    More scores have a lower local level, so that of a few more is valid.
+    More scores have a lower local level, so that of a few more is valid. Of very many scores a
+    part of the limits is used, which depends on their number: these do not share a level.
     """
+    if scores > MOST_DENSE:
+        return local_level(scores, level)
     step = max(1, 10 ** (len(str(scores)) - 1) // COARSENESS)
     return local_level(step * math.ceil(scores / step), level)
 

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.attacks.membership.calibrated import calibrated
-from dpaudit.attacks.membership.confidence import losses
 from dpaudit.attacks.membership.label_only import flipped, jittered, label_only, stays_right
 from dpaudit.attacks.membership.lira import lira_offline, lira_online
-from dpaudit.attacks.membership.loss import by_loss
+from dpaudit.attacks.membership.loss import by_confidence
 from dpaudit.attacks.membership.models import Model
 from dpaudit.attacks.membership.references import References
 from dpaudit.attacks.membership.rmia import rmia_offline, rmia_online
@@ -119,7 +118,7 @@ def _against(
 
 
 ATTACKS: dict[str, Callable[[Target], RecordScores]] = {
-    "loss": lambda target: by_loss(losses(target.confidences)),
+    "loss": lambda target: by_confidence(target.confidences),
     "calibrated": _against(calibrated),
     "lira-online": _against(lira_online),
     "lira-offline": _against(lira_offline),

@@ -7,6 +7,7 @@ Carlini et al. 2022, arXiv:2112.03570, section VI.A; computed from logits, it ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from scipy.special import expit, logsumexp
 from dpaudit.attacks.membership.scores import Array
 from dpaudit.vocabulary.errors import InvalidArgument
 
-LEAST_PROBABILITY = 1e-12  # what a probability of 0 is read as: its logarithm must exist
+# What a probability of 0 is read as, as its logarithm must exist: the least normal float32.
+LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 TOP = 3  # greatest probabilities that the attack classifier sees
 
 
@@ -40,6 +42,20 @@ def logits_of_outputs(outputs: NDArray[Any]) -> Array:
     if (outputs >= 0).all() and np.allclose(sums, 1, rtol=0, atol=1e-4):
         return logits_of_probabilities(outputs)
     return outputs.astype(np.float64)
+
+
+def logits_of_batches(outputs: Sequence[NDArray[Any]]) -> Array:
+    """Return logits of the outputs of successive batches, each of shape ``(records, classes)``.
+
+    Raises:
+        InvalidArgument: the batches differ in their number of classes, or as
+            ``logits_of_outputs`` says.
+    """
+    classes = sorted({batch.shape[1] for batch in outputs})
+    if len(classes) > 1:
+        allowed = "of the same number of classes for all records"
+        raise InvalidArgument("outputs", f"outputs of {classes} classes", allowed)
+    return logits_of_outputs(np.concatenate(outputs))
 
 
 def logit_scaled(logits: NDArray[Any], labels: NDArray[np.int64]) -> Array:

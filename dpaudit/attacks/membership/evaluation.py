@@ -8,7 +8,8 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from dpaudit.attacks.bounds import clopper_pearson_interval
-from dpaudit.attacks.membership.roc import Roc, band, roc, tpr_interval
+from dpaudit.attacks.bounds.rate_intervals import interval_of_hits
+from dpaudit.attacks.membership.roc import Roc, band, hits_around, roc
 from dpaudit.attacks.membership.scores import MembershipScores
 from dpaudit.vocabulary.audit import MembershipResult, TprAtFpr
 from dpaudit.vocabulary.bound import Bound
@@ -61,15 +62,24 @@ def evaluate(
 def _rate(scores: MembershipScores, curve: Roc, fpr: float, confidence: float) -> TprAtFpr:
     place, members = curve.at(fpr), len(scores.members)
     hits = int(curve.true_positives[place])
+    around = hits_around(scores, fpr=fpr, confidence=confidence)
     return TprAtFpr(
         fpr=fpr,
         tpr=hits / members,
-        interval=tpr_interval(scores, fpr=fpr, confidence=confidence),
+        interval=interval_of_hits(
+            around,
+            members=members,
+            nonmembers=len(scores.nonmembers),
+            fpr=fpr,
+            confidence=confidence,
+        ),
         confidence=confidence,
         given_threshold=clopper_pearson_interval(
             successes=hits, trials=members, confidence=confidence
         ),
         false_positives=int(curve.false_positives[place]),
+        least_hits=around[0],
+        greatest_hits=around[1],
     )
 
 

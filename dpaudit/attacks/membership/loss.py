@@ -16,3 +16,12 @@ def loss_threshold(member_losses: Array, nonmember_losses: Array) -> MembershipS
 def by_loss(losses: Array) -> RecordScores:
     """Score records by their losses, shape ``(records,)``."""
     return RecordScores(-losses)
+
+
+def by_confidence(confidences: Array) -> RecordScores:
+    """Score records by their logit-scaled confidences, shape ``(records,)``.
+
+    They order records as the losses do. The losses of very sure records round to 0; the
+    confidences still tell them apart.
+    """
+    return RecordScores(confidences)

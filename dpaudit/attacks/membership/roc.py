@@ -9,11 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
-from scipy.stats import binom
 
+from dpaudit.attacks.bounds.rate_intervals import (
+    interval_of_hits,
+    limits_of_hits,
+    threshold_ranks,
+)
 from dpaudit.attacks.membership.scores import Array, MembershipScores
 from dpaudit.vocabulary.bound import Bound
+
+Counts = NDArray[np.int64]
 
 ROC_POINTS = 400
 BAND_POINTS = 60
@@ -65,14 +70,26 @@ def roc(scores: MembershipScores) -> Roc:
 def tpr_interval(scores: MembershipScores, *, fpr: float, confidence: float) -> Bound:
     """Return an interval of the best true-positive rate that ``fpr`` allows, over all thresholds.
 
-    Above the k-th largest of n non-members lies a share of all non-members that is
-    Beta(k, n - k + 1) distributed. Two of these order statistics are thresholds whose rates
-    are at most, and at least, ``fpr``; Clopper & Pearson 1934 bound the members beyond them.
-    Each of the four statements may fail with a quarter of 1 - ``confidence``. Nothing is
-    assumed of the scores but that records are independent trials, given the model.
+    See ``bounds.rate_intervals``. Nothing is assumed of the scores but that records are
+    independent trials, given the model.
     """
-    lower, upper = _intervals(scores, np.array([fpr]), confidence)
-    return Bound(float(lower[0]), float(upper[0]))
+    return interval_of_hits(
+        hits_around(scores, fpr=fpr, confidence=confidence),
+        members=len(scores.members),
+        nonmembers=len(scores.nonmembers),
+        fpr=fpr,
+        confidence=confidence,
+    )
+
+
+def hits_around(scores: MembershipScores, *, fpr: float, confidence: float) -> tuple[int, int]:
+    """Return how many members pass the two thresholds that ``tpr_interval`` reads.
+
+    Their false-positive rates are surely at most, and surely at least, ``fpr``.
+    """
+    ranks = threshold_ranks(len(scores.nonmembers), np.array([fpr]), confidence)
+    least, greatest = _hits(scores, *ranks)
+    return int(least[0]), int(greatest[0])
 
 
 def band(scores: MembershipScores, *, confidence: float) -> tuple[tuple[float, float, float], ...]:
@@ -83,23 +100,16 @@ def band(scores: MembershipScores, *, confidence: float) -> tuple[tuple[float, f
 
 
 def _intervals(scores: MembershipScores, rates: Array, confidence: float) -> tuple[Array, Array]:
-    share, count = (1 - confidence) / 4, len(scores.nonmembers)
+    members, nonmembers = len(scores.members), len(scores.nonmembers)
+    ranks = threshold_ranks(nonmembers, rates, confidence)
+    return limits_of_hits(_hits(scores, *ranks), members, ranks, nonmembers, confidence)
+
+
+def _hits(scores: MembershipScores, strict: Counts, loose: Counts) -> tuple[Counts, Counts]:
+    """Return how many members pass both thresholds."""
+    count = len(scores.nonmembers)
     members, descending = np.sort(scores.members), -np.sort(-scores.nonmembers)
-    strict = binom.ppf(share, count, rates).astype(np.int64)
-    loose = binom.isf(share, count, rates).astype(np.int64) + 1
     # Scores that equal a threshold count where they widen the interval.
     beyond = np.searchsorted(members, descending[np.maximum(strict, 1) - 1], side="right")
     reached = np.searchsorted(members, descending[np.minimum(loose, count) - 1], side="left")
-    least, greatest = len(members) - beyond, len(members) - reached
-    lower = np.where(strict > 0, _lower_limit(least, len(members), share), 0.0)
-    return lower, np.where(loose <= count, _upper_limit(greatest, len(members), share), 1.0)
-
-
-def _lower_limit(hits: NDArray[np.int64], trials: int, share: float) -> Array:
-    """Return Clopper and Pearson's lower limits, each of which fails with ``share``."""
-    some = np.maximum(hits, 1)
-    return np.where(hits > 0, betaincinv(some, trials - some + 1, share), 0.0)
-
-
-def _upper_limit(hits: NDArray[np.int64], trials: int, share: float) -> Array:
-    return 1 - _lower_limit(trials - hits, trials, share)
+    return len(members) - beyond, len(members) - reached

@@ -6,12 +6,18 @@ A row is a record: ``score`` (larger means member), ``member`` (0 or 1), and opt
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from dpaudit.attacks.membership.scores import MembershipScores, RecordScores
+from dpaudit.files.arrays import opened_npz
+from dpaudit.files.opening import DATA, InputFile
+from dpaudit.files.tables import read_table
+from dpaudit.files.writing import PRIVATE, write_output
 from dpaudit.vocabulary.errors import DpauditError, InvalidArgument, MissingExtra
 
 try:
@@ -32,10 +38,9 @@ def read_scores(path: Path, required: Sequence[str] = REQUIRED) -> pd.DataFrame:
         InvalidArgument: no such file, of another kind, broken, or without a column.
     """
     require_suffix("scores", path)
-    if not path.is_file():
-        raise InvalidArgument("scores", str(path), "a file that exists")
+    source = InputFile(path, "scores", DATA)
     try:
-        frame = _READERS[path.suffix](path)
+        frame = _read_npz(source) if path.suffix == ".npz" else read_table(source)
     except DpauditError:
         raise
     except Exception as error:  # a file can be broken in any way that its reader knows
@@ -57,10 +62,9 @@ def write_scores(frame: pd.DataFrame, path: Path) -> None:
         InvalidArgument: another suffix, or a place that cannot be written.
     """
     require_suffix("output", path)
-    try:
-        _WRITERS[path.suffix](frame, path)
-    except OSError as error:
-        raise InvalidArgument("output", str(path), f"writable ({error.strerror})") from error
+    written = io.BytesIO()
+    _WRITERS[path.suffix](frame, written)
+    write_output(path, written.getvalue(), PRIVATE)
 
 
 def require_suffix(name: str, path: Path) -> None:
@@ -101,31 +105,24 @@ def _scores(frame: pd.DataFrame) -> MembershipScores:
     return scores.split(frame["member"].to_numpy(), ids)
 
 
-def _read_npz(path: Path) -> pd.DataFrame:
-    with np.load(path, allow_pickle=False) as archive:
-        columns = {name: archive[name] for name in archive.files}
-    lengths = {name: values.shape for name, values in columns.items()}
-    if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
-        raise InvalidArgument("scores", lengths, "arrays of one shape, (records,)")
-    return pd.DataFrame(columns)
+def _read_npz(source: InputFile) -> pd.DataFrame:
+    with opened_npz(source) as archive:
+        lengths = {name: header.shape for name, header in archive.headers.items()}
+        if len(set(lengths.values())) > 1 or any(len(shape) != 1 for shape in lengths.values()):
+            raise InvalidArgument("scores", lengths, "arrays of one shape, (records,)")
+        return pd.DataFrame(archive.read(lengths))
 
 
-def _write_npz(frame: pd.DataFrame, path: Path) -> None:
+def _write_npz(frame: pd.DataFrame, file: BinaryIO) -> None:
     columns = {
         str(name): values.to_numpy() if values.dtype.kind in "buif" else values.to_numpy(str)
         for name, values in frame.items()
     }
-    np.savez_compressed(path, allow_pickle=False, **columns)
+    np.savez_compressed(file, allow_pickle=False, **columns)
 
 
-# index_col: else a row that is longer than the header shifts every column by one.
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": lambda path: pd.read_csv(path, index_col=False),
-    ".parquet": pd.read_parquet,
-    ".npz": _read_npz,
-}
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    ".csv": lambda frame, path: frame.to_csv(path, index=False),
-    ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
+_WRITERS: dict[str, Callable[[pd.DataFrame, BinaryIO], None]] = {
+    ".csv": lambda frame, file: frame.to_csv(file, index=False),
+    ".parquet": lambda frame, file: frame.to_parquet(file, index=False),
     ".npz": _write_npz,
 }

@@ -9,6 +9,7 @@ from dpaudit.attacks.one_run.final import (
 from dpaudit.attacks.one_run.gradient import audit_gradient_canaries, audit_interfering_canaries
 from dpaudit.attacks.one_run.inputs import audit_input_canaries
 from dpaudit.attacks.one_run.likelihood import ClaimedSteps
+from dpaudit.attacks.one_run.random_split import audit_random_split, sizes_of_fair_coins
 from dpaudit.attacks.one_run.scored import audit_scores
 from dpaudit.attacks.one_run.seen import Seen
 
@@ -22,5 +23,7 @@ __all__ = [
     "audit_input_canaries",
     "audit_interfering_canaries",
     "audit_interfering_final_iterate",
+    "audit_random_split",
     "audit_scores",
+    "sizes_of_fair_coins",
 ]

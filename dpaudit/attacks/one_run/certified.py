@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpaudit.attacks import bounds
 from dpaudit.attacks.one_run.claimed import Claimed
@@ -14,6 +15,7 @@ from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Scored
 from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.estimators import Guessed, OneRun
 
 ONE_RUN = "one run (Steinke, Nasr & Jagielski 2023, Theorem 5.2)"
 
@@ -26,6 +28,13 @@ class CertifiedAudit:
     canaries: int
     confidence: float
     simulation: Audits
+
+    reads = OneRun
+
+    @staticmethod
+    def name_of(observed: str) -> str:
+        """Return how its bound is called, by what was observed."""
+        return f"gradient canaries, {observed}"
 
     @cached_property
     def registered(self) -> tuple[Guesses, Guesses]:
@@ -40,12 +49,12 @@ class CertifiedAudit:
             for guesses in self.registered
             for correct in [guesses.correct(seen.scores, seen.included)]
         ]
-        _, guessed, correct = max(found)
+        *others, (_, guessed, correct) = sorted(found)
         # Each bound by itself is surer than that: the budget is that of both.
         bound = replace(self._bound(guessed, correct), confidence=self.confidence)
         return audit_result(
             bound,
-            name=f"gradient canaries, {seen.name}",
+            name=self.name_of(seen.name),
             method=ONE_RUN,
             delta=self.claimed.delta,
             canaries=self.canaries,
@@ -54,7 +63,9 @@ class CertifiedAudit:
             thresholds=f"the surest {counts[0]} and {counts[1]} canaries, fixed by simulating "
             "the claim",
             registered=digest(audit=ONE_RUN, canaries=self.canaries, guesses=counts),
-            detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
+            detectable_epsilon=self.power(),
+            greatest_epsilon=max(self._epsilon(count, count) for count in counts),
+            estimator=OneRun(tuple(Guessed(count, right) for _, count, right in others)),
         )
 
     def _bound(self, guesses: int, correct: int) -> bounds.LowerBound:
@@ -69,15 +80,19 @@ class CertifiedAudit:
     def _epsilon(self, guesses: int, correct: int) -> float:
         return self._bound(guesses, correct).epsilon
 
+    def power(self) -> float | None:
+        """Return the least true epsilon at which the claim is refuted 95 times in 100."""
+        return detectable_epsilon(self.claimed, self._share_refuted)
+
     def _share_refuted(self, noise_factor: float) -> float:
-        audits = self.simulation.audits(noise_factor, REPETITIONS)
-        needed = {guesses: self._fewest_refuting(guesses.count) for guesses in self.registered}
-        return float(
-            np.mean([
-                any(guesses.correct(*audit) >= least for guesses, least in needed.items())
-                for audit in audits
-            ])
-        )  # fmt: skip
+        counts = [guesses.count for guesses in self.registered]
+        found = self.simulation.right_guesses(noise_factor, REPETITIONS, counts)
+        return float(np.mean((found >= self._fewest).any(axis=1)))
+
+    @cached_property
+    def _fewest(self) -> NDArray[np.int64]:
+        """How many right guesses refute the claim, of each registered number."""
+        return np.array([self._fewest_refuting(guesses.count) for guesses in self.registered])
 
     def _fewest_refuting(self, guesses: int) -> int:
         """Return how many right guesses refute the claim; one more than there are: none do."""

@@ -8,13 +8,16 @@ from functools import cached_property
 import numpy as np
 
 from dpaudit.attacks import bounds
+from dpaudit.attacks.bounds.one_run_curve import mu_of_guesses
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.guesses import Guesses, best_guesses, digest, fewest
 from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Scored
 from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.estimators import ClaimedCurve
 
+MU_RESOLUTION = 0.005  # of the bounds that numbers of guesses are compared by
 CURVE = "one run against the claimed trade-off curve (Mahloujifar, Melis & Chaudhuri 2024)"
 
 
@@ -27,18 +30,20 @@ class CurveAudit:
     confidence: float
     simulation: Audits
 
+    reads = ClaimedCurve
+
+    @staticmethod
+    def name_of(observed: str) -> str:
+        """Return how its bound is called, by what was observed."""
+        return f"claimed curve, {observed}"
+
     @cached_property
     def registered(self) -> Guesses:
         """The number of guesses that says most of Gaussian trade-offs, if the claim is true."""
 
         def mu(guesses: int, correct: int) -> float:
-            return bounds.one_run_gaussian(
-                canaries=self.canaries,
-                guesses=guesses,
-                correct=correct,
-                delta=self.claimed.delta,
-                confidence=self.confidence,
-            ).epsilon
+            level = 1 - self.confidence
+            return mu_of_guesses(self.canaries, guesses, correct, level, resolution=MU_RESOLUTION)
 
         return best_guesses(self.simulation, self.canaries, 1.0, mu)[1]
 
@@ -55,7 +60,7 @@ class CurveAudit:
         )
         return audit_result(
             bound,
-            name=f"claimed curve, {seen.name}",
+            name=self.name_of(seen.name),
             method=CURVE,
             delta=self.claimed.delta,
             canaries=self.canaries,
@@ -63,12 +68,18 @@ class CurveAudit:
             correct=correct,
             thresholds=f"the surest {guesses.count} canaries, fixed by simulating the claim",
             registered=digest(audit=CURVE, canaries=self.canaries, guesses=guesses.count),
-            detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
+            detectable_epsilon=self.power(),
+            estimator=ClaimedCurve(bound.noise_factor),
         )
 
+    def power(self) -> float | None:
+        """Return the least true epsilon at which the claim is refuted 95 times in 100."""
+        return detectable_epsilon(self.claimed, self._share_refuted)
+
     def _share_refuted(self, noise_factor: float) -> float:
-        audits = self.simulation.audits(noise_factor, REPETITIONS)
-        return float(np.mean([self.registered.correct(*a) >= self._needed for a in audits]))
+        counts = [self.registered.count]
+        found = self.simulation.right_guesses(noise_factor, REPETITIONS, counts)
+        return float(np.mean(found >= self._needed))
 
     @cached_property
     def _needed(self) -> int:

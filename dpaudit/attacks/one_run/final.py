@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from dpaudit.attacks.one_run.certified import CertifiedAudit
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.curve import CurveAudit
 from dpaudit.attacks.one_run.likelihood import ClaimedSteps
+from dpaudit.attacks.one_run.pools import Pool
 from dpaudit.attacks.one_run.ranks import RankAudit
 from dpaudit.attacks.one_run.scored import centred_ranks
 from dpaudit.vocabulary.audit import AuditResult
@@ -19,7 +21,11 @@ from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
+FINAL_ITERATE = "final iterate of plain SGD"
+"""What was observed."""
+
 RANKS = 0.06  # of the failure probability
+POOL = 5000  # simulated sums of included canaries, and of left out ones
 CERTIFIED = 0.64  # of what is left
 
 
@@ -46,7 +52,7 @@ class FinalIterate:
     @property
     def name(self) -> str:
         """What was observed."""
-        return "final iterate of plain SGD"
+        return FINAL_ITERATE
 
     @property
     def scores(self) -> Array:
@@ -62,21 +68,22 @@ class FinalSimulation:
     canaries: int
     seed: int
 
-    def audits(self, noise_factor: float, repetitions: int) -> list[tuple[Array, Bits]]:
-        """Return scores and bits of ``repetitions`` audits."""
+    def right_guesses(
+        self, noise_factor: float, repetitions: int, guesses: Sequence[int]
+    ) -> NDArray[np.int64]:
+        """Return right guesses of ``repetitions`` audits, by the ranks of the sums."""
+        pool = self._pool(noise_factor)
+        return pool.right_ends(self.canaries, self.seed, repetitions, guesses)
+
+    def _pool(self, noise_factor: float) -> Pool:
         rng = np.random.default_rng([self.seed, int(1e9 * noise_factor)])
         deviation = noise_factor * float(np.linalg.norm(self.steps.noise_multipliers))
-        return [self._audit(deviation, rng) for _ in range(repetitions)]
-
-    def _audit(self, deviation: float, rng: np.random.Generator) -> tuple[Array, Bits]:
-        included = rng.random(self.canaries) < 0.5
         rates, counts = np.unique(self.steps.sampling_rates, return_counts=True)
         joined = sum(
-            rng.binomial(count, rate, self.canaries)
-            for rate, count in zip(rates, counts, strict=True)
+            rng.binomial(count, rate, POOL) for rate, count in zip(rates, counts, strict=True)
         )
-        sums = included * joined + deviation * rng.standard_normal(self.canaries)
-        return centred_ranks(sums), included
+        out, noise = deviation * rng.standard_normal((2, POOL))
+        return Pool(out, joined + noise)
 
 
 def audit_final_iterate(
@@ -93,28 +100,45 @@ def audit_final_iterate(
         confidence: Probability with which all bounds hold together.
         seed: Of the simulation that fixes the guesses, as for ``audit_gradient_canaries``.
     """
-    certified, curve = _audits(seen, claimed, 1 - (1 - RANKS) * (1 - confidence), seed)
-    simulation = FinalSimulation(claimed.steps, len(seen.included), seed)
-    level = 1 - RANKS * (1 - confidence)
-    ranks = RankAudit(claimed, len(seen.included), level, simulation)
-    return certified.result(seen), curve.result(seen), ranks.result(seen)
+    plan = planned_final_audits(
+        len(seen.included), claimed, interfering=False, confidence=confidence, seed=seed
+    )
+    return tuple(audit.result(seen) for audit in plan)
 
 
 def audit_interfering_final_iterate(
     seen: FinalIterate, claimed: Claimed, *, confidence: float, seed: int
 ) -> tuple[AuditResult, ...]:
     """Return what holds where records' gradients meet the canaries', arguments as above."""
-    certified, curve = _audits(seen, claimed, confidence, seed)
-    return certified.result(seen), curve.result(seen)
-
-
-def _audits(
-    seen: FinalIterate, claimed: Claimed, confidence: float, seed: int
-) -> tuple[CertifiedAudit, CurveAudit]:
-    require_open_unit("confidence", confidence)
-    alpha, m = 1 - confidence, len(seen.included)
-    simulation = FinalSimulation(claimed.steps, m, seed)
-    return (
-        CertifiedAudit(claimed, m, 1 - CERTIFIED * alpha, simulation),
-        CurveAudit(claimed, m, 1 - (1 - CERTIFIED) * alpha, simulation),
+    plan = planned_final_audits(
+        len(seen.included), claimed, interfering=True, confidence=confidence, seed=seed
     )
+    return tuple(audit.result(seen) for audit in plan)
+
+
+FinalAudit = CertifiedAudit | CurveAudit | RankAudit
+
+
+def planned_final_audits(
+    canaries: int, claimed: Claimed, *, interfering: bool, confidence: float, seed: int
+) -> tuple[FinalAudit, ...]:
+    """Return every audit that is made of the sum of all steps.
+
+    Args:
+        canaries: How many there are, m.
+        claimed: What is claimed of all steps.
+        interfering: Whether records' gradients meet the canaries'.
+        confidence: Probability with which all bounds hold together.
+        seed: Of the simulation that fixes the guesses.
+    """
+    require_open_unit("confidence", confidence)
+    ranks = 0.0 if interfering else RANKS
+    alpha = (1 - ranks) * (1 - confidence)
+    simulation = FinalSimulation(claimed.steps, canaries, seed)
+    plan: tuple[FinalAudit, ...] = (
+        CertifiedAudit(claimed, canaries, 1 - CERTIFIED * alpha, simulation),
+        CurveAudit(claimed, canaries, 1 - (1 - CERTIFIED) * alpha, simulation),
+    )
+    if interfering:
+        return plan
+    return (*plan, RankAudit(claimed, canaries, 1 - RANKS * (1 - confidence), simulation))

@@ -33,22 +33,24 @@ class Guesses:
     def correct(self, scores: Array, included: Bits) -> int:
         """Return how many guesses are right; a tie counts against the guesser."""
         right = np.where(scores > 0, included, ~included) & (scores != 0)
-        surest = np.lexsort((right, -np.abs(scores)))[: self.count]
-        return int(right[surest].sum())
+        if self.count >= len(scores):
+            return int(np.count_nonzero(right))
+        sureness = np.abs(scores)
+        last = np.partition(sureness, len(scores) - self.count)[len(scores) - self.count]
+        surer, tied = sureness > last, sureness == last
+        needed = self.count - int(np.count_nonzero(surer))
+        wrong = int(np.count_nonzero(tied & ~right))
+        return int(np.count_nonzero(surer & right)) + max(0, needed - wrong)
 
 
 def best_guesses(
     simulation: Audits, canaries: int, noise_factor: float, bound: Bounds
 ) -> tuple[float, Guesses]:
     """Return the number of guesses whose bound is largest on average, and that bound."""
-    audits = simulation.audits(noise_factor, AUDITS)
-
-    def average(guesses: Guesses) -> float:
-        correct = int(np.mean([guesses.correct(*audit) for audit in audits]))
-        return bound(guesses.count, correct)
-
-    choices = [Guesses(max(1, int(share * canaries))) for share in SHARES]
-    return max((average(guesses), guesses) for guesses in choices)
+    choices = [max(1, int(share * canaries)) for share in SHARES]
+    correct = simulation.right_guesses(noise_factor, AUDITS, choices).mean(axis=0)
+    averages = [bound(count, int(right)) for count, right in zip(choices, correct, strict=True)]
+    return max(zip(averages, map(Guesses, choices), strict=True))
 
 
 def register(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from dpaudit.attacks import bounds
@@ -13,9 +14,37 @@ from dpaudit.attacks.one_run.guesses import Guesses, digest
 from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.estimators import OneRun
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
+
+NAME = "input canaries, final model"
+
+
+def without_evidence(canaries: int, *, delta: float, confidence: float) -> AuditResult:
+    """Return the bound of canaries that have one score for all: it says nothing.
+
+    Args:
+        canaries: How many there are.
+        delta: In [0, 1).
+        confidence: In (0, 1).
+    """
+    bound = bounds.one_run(
+        canaries=canaries, guesses=0, correct=0, delta=delta, confidence=confidence
+    )
+    result = audit_result(
+        bound,
+        name=NAME,
+        method=ONE_RUN,
+        delta=delta,
+        canaries=canaries,
+        greatest_epsilon=0.0,
+        thresholds="none is guessed",
+        registered=digest(audit=ONE_RUN, canaries=canaries, guesses=0),
+        estimator=OneRun(),
+    )
+    return replace(result, inconclusive="every canary has the same loss")
 
 
 def audit_input_canaries(
@@ -49,7 +78,7 @@ def audit_input_canaries(
     )
     return audit_result(
         of_correct(correct=correct),
-        name="input canaries, final model",
+        name=NAME,
         method=ONE_RUN,
         delta=delta,
         canaries=len(scores),
@@ -58,4 +87,5 @@ def audit_input_canaries(
         greatest_epsilon=of_correct(correct=guesses.count).epsilon,
         thresholds="all are guessed: in where the score is above the median, else out",
         registered=digest(audit=ONE_RUN, canaries=len(scores), guesses=guesses.count),
+        estimator=OneRun(),
     )

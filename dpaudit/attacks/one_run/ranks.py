@@ -14,6 +14,7 @@ from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.attacks.one_run.seen import Scored
 from dpaudit.attacks.one_run.simulation import REPETITIONS, Audits, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.estimators import TotalVariation
 
 TOTAL_VARIATION = "total variation, inverted over the claimed family"
 
@@ -27,6 +28,13 @@ class RankAudit:
     confidence: float
     simulation: Audits
 
+    reads = TotalVariation
+
+    @staticmethod
+    def name_of(observed: str) -> str:
+        """Return how its bound is called, by what was observed."""
+        return f"ranks of canaries, {observed}"
+
     def result(self, seen: Scored) -> AuditResult:
         """Return the bound."""
         correct = Guesses(self.canaries).correct(seen.scores, seen.included)
@@ -38,7 +46,7 @@ class RankAudit:
         )
         return audit_result(
             bound,
-            name=f"ranks of canaries, {seen.name}",
+            name=self.name_of(seen.name),
             method=TOTAL_VARIATION,
             delta=self.claimed.delta,
             canaries=self.canaries,
@@ -46,13 +54,17 @@ class RankAudit:
             correct=correct,
             thresholds="all are guessed: in where included is likelier under the fitted noise",
             registered=digest(audit=TOTAL_VARIATION, canaries=self.canaries),
-            detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
+            detectable_epsilon=self.power(),
+            estimator=TotalVariation(bound.noise_factor),
         )
 
+    def power(self) -> float | None:
+        """Return the least true epsilon at which the claim is refuted 95 times in 100."""
+        return detectable_epsilon(self.claimed, self._share_refuted)
+
     def _share_refuted(self, noise_factor: float) -> float:
-        audits = self.simulation.audits(noise_factor, REPETITIONS)
-        guesses = Guesses(self.canaries)
-        return float(np.mean([guesses.correct(*audit) >= self._needed for audit in audits]))
+        found = self.simulation.right_guesses(noise_factor, REPETITIONS, [self.canaries])
+        return float(np.mean(found >= self._needed))
 
     @cached_property
     def _needed(self) -> int:

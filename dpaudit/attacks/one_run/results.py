@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dpaudit.attacks.bounds import LowerBound
 from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.estimators import Estimator
 
 
 def audit_result(
@@ -19,6 +20,7 @@ def audit_result(
     correct: int = 0,
     detectable_epsilon: float | None = None,
     greatest_epsilon: float | None = None,
+    estimator: Estimator | None = None,
 ) -> AuditResult:
     """Return what ``bound`` says, rests on and assumes, with where it comes from.
 
@@ -34,6 +36,7 @@ def audit_result(
         correct: How many guesses were right.
         detectable_epsilon: The power of the audit, where it is known.
         greatest_epsilon: The bound had every guess been right.
+        estimator: Which function of the data the bound is, with the statistics that it reads.
     """
     return AuditResult(
         name=name,
@@ -51,4 +54,5 @@ def audit_result(
         registered=registered,
         detectable_epsilon=detectable_epsilon,
         greatest_epsilon=greatest_epsilon,
+        estimator=estimator,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +14,19 @@ from dpaudit.attacks import bounds
 from dpaudit.attacks.bounds.gaussian import mu_of_epsilon
 from dpaudit.attacks.bounds.result import COINS
 from dpaudit.attacks.one_run.certified import ONE_RUN
+from dpaudit.attacks.one_run.expected import GaussianScores, whole
 from dpaudit.attacks.one_run.guesses import SHARES, Guesses, digest
 from dpaudit.attacks.one_run.results import audit_result
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
+from dpaudit.vocabulary.estimators import OneRun
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
-AUDITS = 40
+NAME = "canaries, one score each"
+Choice = TypeVar("Choice", int, float)
+
 MOST_CLAIMED = 1000.0  # beyond it no audit can say anything
 LEAKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of the claimed mu
 UNKNOWN_COINS = (
@@ -28,41 +34,62 @@ UNKNOWN_COINS = (
 )
 
 
+@lru_cache(maxsize=64)
 def register_share(*, canaries: int, epsilon: float, delta: float, confidence: float) -> int:
     """Return how many guesses refute a claim best: few sure ones have a low ceiling.
 
     They say most of the Gaussian mechanism with the least epsilon at which a bound rises above
-    the claim on average, by simulation under a seed of the claim's own: whoever repeats it
-    finds the same.
+    the claim, with as many right guesses as that mechanism has on average. Whoever repeats it
+    from the claim finds the same.
     """
     require_count("canaries", canaries)
+    require_claim(epsilon)
+
+    def bound(scores: GaussianScores, guesses: int) -> float:
+        correct = whole(guesses * scores.right_in(guesses / canaries / 2))
+        return bounds.one_run(
+            canaries=canaries,
+            guesses=guesses,
+            correct=correct,
+            delta=delta,
+            confidence=confidence,
+        ).epsilon
+
+    choices = [max(1, int(part * canaries)) for part in SHARES]
+    return choose_share(choices, bound, members=0.5, epsilon=epsilon, delta=delta)
+
+
+def require_claim(epsilon: float) -> None:
+    """Refuse a claim that no audit can say anything of."""
     if not 0 < epsilon < MOST_CLAIMED:
         raise InvalidArgument("claimed_epsilon", epsilon, f"above 0 and below {MOST_CLAIMED:g}")
-    rng = np.random.default_rng([canaries, int(1e6 * epsilon)])
-    share = canaries
+
+
+def choose_share(
+    choices: Sequence[Choice],
+    bound: Callable[[GaussianScores, Choice], float],
+    *,
+    members: float,
+    epsilon: float,
+    delta: float,
+) -> Choice:
+    """Return the choice with the largest bound, at the least leak whose bound exceeds the claim.
+
+    Args:
+        choices: What may be guessed.
+        bound: The bound that a choice gives on average, for scores of a Gaussian mechanism.
+        members: Share of the records that are members.
+        epsilon: The claim.
+        delta: Of the claim.
+    """
+    claimed = mu_of_epsilon(epsilon, delta)
+    found = choices[-1]
     for leak in LEAKS:
-        audits = _simulated(canaries, leak * mu_of_epsilon(epsilon, delta), rng)
-
-        def average(guesses: Guesses, audits: list[tuple[Array, Bits]] = audits) -> float:
-            correct = int(np.mean([guesses.correct(*audit) for audit in audits]))
-            return bounds.one_run(
-                canaries=canaries,
-                guesses=guesses.count,
-                correct=correct,
-                delta=delta,
-                confidence=confidence,
-            ).epsilon
-
-        choices = [Guesses(max(1, int(part * canaries))) for part in SHARES]
-        best, share = max((average(guesses), guesses.count) for guesses in choices)
+        scores = GaussianScores(members, leak * claimed)
+        best, found = max((bound(scores, choice), choice) for choice in choices)
         if best > epsilon:
             break
-    return share
-
-
-def _simulated(canaries: int, mu: float, rng: np.random.Generator) -> list[tuple[Array, Bits]]:
-    bits = [rng.random(canaries) < 0.5 for _ in range(AUDITS)]
-    return [(rng.standard_normal(canaries) + mu * (ins - 0.5), ins) for ins in bits]
+    return found
 
 
 def audit_scores(
@@ -90,7 +117,7 @@ def audit_scores(
         InvalidArgument: shapes differ, a score is not finite, all are equal, or a class is
             empty.
     """
-    _check(scores, included, delta, confidence)
+    check_scores(scores, included, delta, confidence)
     canaries = len(scores)
     share = canaries
     if claimed_epsilon is not None:
@@ -110,7 +137,7 @@ def audit_scores(
     assumes = COINS if fair_coins is BoundKind.CERTIFIED else UNKNOWN_COINS
     return audit_result(
         replace(of_correct(correct=correct), kind=fair_coins, assumes=assumes),
-        name="canaries, one score each",
+        name=NAME,
         method=ONE_RUN,
         delta=delta,
         canaries=canaries,
@@ -119,6 +146,7 @@ def audit_scores(
         greatest_epsilon=of_correct(correct=guesses.count).epsilon,
         thresholds=f"the {guesses.count} farthest from the median in rank: in above it, out below",
         registered=registered,
+        estimator=OneRun(),
     )
 
 
@@ -129,7 +157,8 @@ def centred_ranks(scores: Array) -> Array:
     return np.asarray(middle[place] - (len(scores) - 1) / 2)
 
 
-def _check(scores: Array, included: Bits, delta: float, confidence: float) -> None:
+def check_scores(scores: Array, included: Bits, delta: float, confidence: float) -> None:
+    """Refuse scores and bits that do not pair, or say nothing."""
     require_open_unit("delta", delta)
     require_open_unit("confidence", confidence)
     if scores.shape != included.shape or scores.ndim != 1 or not np.isfinite(scores).all():

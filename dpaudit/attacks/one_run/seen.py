@@ -19,6 +19,9 @@ from dpaudit.vocabulary.errors import InvalidArgument
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
+EVERY_STEP = "every step"
+"""What was observed."""
+
 
 class Scored(Protocol):
     """One score a canary, a function of what was observed alone."""
@@ -76,7 +79,7 @@ class Seen:
     @property
     def name(self) -> str:
         """What was observed."""
-        return "every step"
+        return EVERY_STEP
 
     @property
     def canaries(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dpaudit.attacks.one_run.claimed import Claimed
 from dpaudit.attacks.one_run.likelihood import ClaimedSteps, simulated_scores
+from dpaudit.attacks.one_run.pools import Pool
 from dpaudit.vocabulary.audit import POWER
 
 Array = NDArray[np.float64]
@@ -25,8 +26,10 @@ RESOLUTION = 1.03  # of noise factors
 class Audits(Protocol):
     """Simulated audits."""
 
-    def audits(self, noise_factor: float, repetitions: int) -> list[tuple[Array, Bits]]:
-        """Return scores and bits of ``repetitions`` audits at a true noise factor."""
+    def right_guesses(
+        self, noise_factor: float, repetitions: int, guesses: Sequence[int]
+    ) -> NDArray[np.int64]:
+        """Return right guesses at a true noise factor, shape ``(repetitions, len(guesses))``."""
 
 
 class Simulation:
@@ -45,13 +48,20 @@ class Simulation:
         )
         return out, included
 
+    def right_guesses(
+        self, noise_factor: float, repetitions: int, guesses: Sequence[int]
+    ) -> NDArray[np.int64]:
+        """Return right guesses of as many simulated audits."""
+        pool = Pool(*self._pool(noise_factor))
+        return pool.right_guesses(self._canaries, self._seed, repetitions, guesses)
+
     def audits(self, noise_factor: float, repetitions: int) -> list[tuple[Array, Bits]]:
-        """Return scores and bits of as many simulated audits."""
+        """Return scores and bits of as many simulated audits, half of the canaries included."""
         out, included = self._pool(noise_factor)
         rng = np.random.default_rng([self._seed, 1])
         audits = []
         for _ in range(repetitions):
-            bits = rng.random(self._canaries) < 0.5
+            bits = rng.permutation(self._canaries) < self._canaries // 2
             picks = rng.integers(0, self._size, self._canaries)
             audits.append((np.where(bits, included[picks], out[picks]), bits))
         return audits

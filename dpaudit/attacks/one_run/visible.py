@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 from scipy.special import nctdtr, nctdtrit, ndtr, ndtri
 
@@ -21,6 +22,7 @@ from dpaudit.attacks.one_run.seen import Seen
 from dpaudit.attacks.one_run.simulation import REPETITIONS, detectable_epsilon
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.estimators import BatchMeans, BatchRates, Estimator
 
 Array = NDArray[np.float64]
 
@@ -74,7 +76,12 @@ class _Visible(ABC):
         return self.canaries * len(self.claimed.steps.sampling_rates)
 
     def _result(
-        self, name: str, method: str, bound: bounds.LowerBound, thresholds: str
+        self,
+        name: str,
+        method: str,
+        bound: bounds.LowerBound,
+        thresholds: str,
+        estimator: Estimator,
     ) -> AuditResult:
         return audit_result(
             bound,
@@ -84,8 +91,18 @@ class _Visible(ABC):
             canaries=self.canaries,
             thresholds=thresholds,
             registered=digest(audit=method, canaries=self.canaries, threshold=THRESHOLD),
-            detectable_epsilon=detectable_epsilon(self.claimed, self._share_refuted),
+            detectable_epsilon=self.detectable_epsilon,
+            estimator=estimator,
         )
+
+    @property
+    def detectable_epsilon(self) -> float | None:
+        """The power of the audit; from the claim and the number of canaries alone."""
+        return detectable_epsilon(self.claimed, self._share_refuted)
+
+    def power(self) -> float | None:
+        """Return the least true epsilon at which the claim is refuted 95 times in 100."""
+        return self.detectable_epsilon
 
     @abstractmethod
     def _share_refuted(self, noise_factor: float) -> float:
@@ -96,17 +113,22 @@ class _Visible(ABC):
 class HitAudit(_Visible):
     """By counts alone: given that a step has a Gaussian trade-off, of some noise factor."""
 
+    reads = BatchRates
+
+    @staticmethod
+    def name_of(observed: str) -> str:
+        """Return how its bound is called, by what was observed."""
+        return f"rates by batch, {observed}"
+
     def result(self, seen: Seen) -> AuditResult:
         """Return the bound."""
         cells = _cells(seen)
         hits, alarms = (
             int(np.count_nonzero(part > THRESHOLD)) for part in (cells.inside, cells.outside)
         )
+        counts = BatchRates(hits, len(cells.inside), alarms, len(cells.outside))
         bound = bounds.tv_visible(
-            hits=hits,
-            in_batch=len(cells.inside),
-            false_alarms=alarms,
-            out_of_batch=len(cells.outside),
+            **asdict(counts),
             noise_multiplier=self.noise_multiplier,
             confidence=self.confidence,
             family=self.claimed.family,
@@ -116,7 +138,7 @@ class HitAudit(_Visible):
             f"{hits} of {len(cells.inside)} observations in the batch and {alarms} of "
             f"{len(cells.outside)} others"
         )
-        return self._result("rates by batch, every step", HITS, bound, thresholds)
+        return self._result(self.name_of(seen.name), HITS, bound, thresholds, counts)
 
     def _share_refuted(self, noise_factor: float) -> float:
         """Simulate both counts, which are binomial."""
@@ -135,17 +157,25 @@ class HitAudit(_Visible):
 class GapAudit(_Visible):
     """Parametric: sharper, for normal noise."""
 
+    reads = BatchMeans
+
+    @staticmethod
+    def name_of(observed: str) -> str:
+        """Return how its bound is called, by what was observed."""
+        return f"means by batch, {observed}"
+
     def result(self, seen: Seen) -> AuditResult:
         """Return the bound."""
         cells = _cells(seen)
-        bound = bounds.t_visible(
-            in_batch=cells.inside,
-            out_of_batch=cells.outside,
+        means = BatchMeans(bounds.sample_of(cells.inside), bounds.sample_of(cells.outside))
+        bound = bounds.t_visible_of_moments(
+            means.in_batch,
+            means.out_of_batch,
             noise_multiplier=self.noise_multiplier,
             confidence=self.confidence,
             family=self.claimed.family,
         )
-        return self._result("means by batch, every step", GAP, bound, "none is needed")
+        return self._result(self.name_of(seen.name), GAP, bound, "none is needed", means)
 
     def _share_refuted(self, noise_factor: float) -> float:
         """Return the power of the t test, whose statistic is noncentral t."""

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betaincinv
 
-from dpaudit.attacks.bounds.band import failure_probability, local_level
+from dpaudit.attacks.bounds.band import failure_probability, local_level, places
+from dpaudit.attacks.bounds.rates import upper_limit
+from dpaudit.attacks.bounds.thresholds import Band, candidate_thresholds
 from dpaudit.vocabulary.errors import InvalidArgument
 
 
@@ -42,6 +44,35 @@ def test_two_order_statistics_by_hand() -> None:
     """P(U_(1) <= a, U_(2) <= b) = 2 a b - a^2 for a <= b."""
     a, b = betaincinv(1, 2, 0.9), betaincinv(2, 1, 0.9)
     assert failure_probability(2, 0.1) == pytest.approx(1 - (2 * a * b - a * a), abs=1e-12)
+
+
+@pytest.mark.parametrize("scores", [10_001, 40_000])
+def test_many_scores_have_fewer_limits_that_fail_as_often_as_is_simulated(scores: int) -> None:
+    rng, draws, gamma = np.random.default_rng(4), 400, 0.004
+    k = places(scores)
+    assert k[-1] == scores
+    assert len(k) < 0.15 * scores
+    assert (np.diff(k) <= 1 + np.sqrt(k[1:]) / 2).all()
+    limits = betaincinv(k, scores - k + 1, 1 - gamma)
+    seen = np.mean([(np.sort(rng.random(scores))[k - 1] > limits).any() for _ in range(draws)])
+    truth = failure_probability(scores, gamma)
+    assert abs(seen - truth) <= 4 * math.sqrt(truth * (1 - truth) / draws)
+
+
+def test_the_limit_between_two_places_is_that_of_the_larger_one() -> None:
+    rng = np.random.default_rng(5)
+    members, nonmembers = rng.normal(1, 1, 12_000), rng.normal(0, 1, 300)
+    found = Band().limits(members, nonmembers, 0.05)
+    missed = np.searchsorted(
+        np.sort(members), candidate_thresholds(members, nonmembers), side="right"
+    )
+    gamma = local_level(12_000, 0.025)
+    assert gamma > 0.025 / 12_000
+    alone = upper_limit(missed, 12_000, gamma)
+    # One limit by itself, at most raised by a third of a standard deviation and one score.
+    assert (found.false_negative_rate >= alone).all()
+    raised = np.sqrt(missed + 1) / 2 + 1
+    assert (found.false_negative_rate <= alone + 1.3 * raised / 12_000).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
