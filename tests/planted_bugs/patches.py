@@ -6,7 +6,7 @@ Each is a context manager: inside of it, the trainer has the bug.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -68,11 +68,31 @@ def draws_by(draw: Callable[[Poisson, Keystream, int, int], Indices]) -> Patch:
     return lambda: patch.object(Poisson, "draw", draw)
 
 
+def step_by_step(chosen: Callable[[Private, Any], Patch]) -> Patch:
+    """Each step has the bug that is ``chosen`` for it, by the trainer and the step's batch."""
+
+    def step(self: Private, per_sample_loss: Any, batch: Any) -> None:
+        with chosen(self, batch)():
+            honest_step(self, per_sample_loss, batch)
+
+    return lambda: patch.object(Private, "step", step)
+
+
+def none() -> AbstractContextManager[Any]:
+    """Plant nothing."""
+    return nullcontext()
+
+
 # Clipping
 
 
 def every_finite_record_whole(rule: Flat, squares: Tensor) -> Tensor:
     return torch.ones_like(squares)
+
+
+def ten_times_the_clip_norm(rule: Flat, squares: Tensor) -> Tensor:
+    factors = clipping.clip_factors(squares.sum(dim=0).sqrt(), 10 * rule.clip_norm)
+    return factors.expand_as(squares)
 
 
 def each_parameter_by_itself(rule: Flat, squares: Tensor) -> Tensor:

@@ -97,4 +97,42 @@ OWN = {
     "each batch taken twice": Planted(
         bugs.draws_by(bugs.the_same_for_two_steps), "sampler", "steps 1 apart"
     ),
+    "clip stops at step 13": Planted(
+        bugs.step_by_step(
+            lambda private, batch: (
+                bugs.factors_by(bugs.every_finite_record_whole)
+                if private.steps >= 13
+                else bugs.none
+            )
+        ),
+        "replay",
+        "and not at the first steps",
+    ),
+    "clip norm grows tenfold at step 13": Planted(
+        bugs.step_by_step(
+            lambda private, batch: (
+                bugs.factors_by(bugs.ten_times_the_clip_norm) if private.steps >= 13 else bugs.none
+            )
+        ),
+        "replay",
+        "and not at the first steps",
+    ),
+    "a tenth of the noise from 4 records on": Planted(
+        bugs.step_by_step(
+            lambda private, batch: bugs.scales_noise(
+                lambda moment, norm: 0.1 if len(batch[0]) >= 4 else 1.0
+            )
+        ),
+        "noise",
+        "the noise in steps of",
+    ),
+    "noise divided by the number of microbatches": Planted(
+        bugs.step_by_step(
+            lambda private, batch: bugs.scales_noise(
+                lambda moment, norm: 1 / max(1, -(-len(batch[0]) // 6))
+            )
+        ),
+        "noise",
+        "the noise in steps of",
+    ),
 }

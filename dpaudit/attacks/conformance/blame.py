@@ -11,6 +11,7 @@ from dpaudit.attacks.conformance.pairs import Pair
 AS_A_WHOLE = 2.05  # clip norms: a sum that is clipped as a whole moves by 2 at most
 WHOLE, JUST = 1e-4, 1e-3  # relative: a multiple of the clip norm, and the clip norm itself
 MOST_NAMED = 4
+MOST_TIMES = 50  # copies of a record; of larger movements any is near some multiple
 
 
 def blame(pair: Pair, clip_norm: float, limit: float) -> str:
@@ -24,19 +25,25 @@ def blame(pair: Pair, clip_norm: float, limit: float) -> str:
             "gradients that are not finite pass the clip: one record made the sum NaN or "
             f"infinite; parameters {_named(broken)}"
         )
+    if not np.isfinite(pair.without).all():
+        broken = [n for n, own in pair.groups.items() if not np.isfinite(pair.without[own]).all()]
+        return (
+            "one record made the sum finite: without it, the sum is NaN or infinite, as a mean "
+            f"over no records is; parameters {_named(broken)}"
+        )
     norm = float(np.linalg.norm(pair.difference))
     moved = f"one record moved the sum by {norm / clip_norm:.4g} C"
-    rescaled = _rescaled(pair)
-    if rescaled is not None:
+    factor = rescaled(pair)
+    if factor is not None:
         return (
-            f"the whole noisy sum was multiplied by {rescaled:.4g}: something in the step depends "
+            f"the whole noisy sum was multiplied by {factor:.4g}: something in the step depends "
             "on the records (the actual batch size, a learning rate, the size of the data set); "
             f"{moved}"
         )
     if pair.joined is False:
         return f"{moved} in a step that it did not join: something looks at the whole data set"
     times = round(norm / clip_norm)
-    if times > 1 and abs(norm / clip_norm - times) < WHOLE * times:
+    if 1 < times <= MOST_TIMES and abs(norm / clip_norm - times) < WHOLE * times:
         return (
             f"one record counts {times} times: {moved} (its copies are clipped one by one, or "
             f"several ranks take it); parameters {where}"
@@ -52,12 +59,13 @@ def blame(pair: Pair, clip_norm: float, limit: float) -> str:
         return f"each group of parameters is clipped by itself: {moved}; parameters {_named(full)}"
     return (
         f"records are not clipped one by one: {moved} (not at all, or in a batch or a "
-        "sum of some records as a whole, or records see each other's statistics); parameters "
+        "sum of some records as a whole, or records see each other's statistics, or the sum is "
+        "divided by a number that depends on the records); parameters "
         f"{where}"
     )
 
 
-def _rescaled(pair: Pair) -> float | None:
+def rescaled(pair: Pair) -> float | None:
     """Return by what the whole sum was multiplied, if that is most of what happened to it."""
     length = float(pair.without @ pair.without)
     if length == 0:

@@ -9,8 +9,8 @@ from dpaudit.vocabulary.errors import require_count
 LEVEL = 1e-4
 """Probability, at most, of convicting a trainer that does what it claims, all tests together."""
 
-STATISTICAL_FINDINGS = 17
-"""5 of the noise, 6 of correlation, 6 of the sampler; replay and provenance leave no chance."""
+STATISTICAL_FINDINGS = 19
+"""7 of the noise, 6 of correlation, 6 of the sampler; replay and provenance leave no chance."""
 
 EACH = LEVEL / STATISTICAL_FINDINGS
 
@@ -27,6 +27,8 @@ class Effort:
         longest_run: Steps of one run. Correlation is looked for at lags up to half of it.
         replays: Seeds under which each probe is replayed on each base.
         longest_replay: Steps until a probe must have joined.
+        search_steps: Steps in search of records that reach the clip norm, where the usual
+            ones do not.
         kept: Numbers of noise in memory at once; of more, random coordinates are looked at.
     """
 
@@ -36,6 +38,7 @@ class Effort:
     longest_run: int = 200
     replays: int = 2
     longest_replay: int = 2_000
+    search_steps: int = 3_000
     kept: int = 8_000_000
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dpaudit.attacks.conformance.record_space import is_real
 from dpaudit.attacks.conformance.trainers import Record
 
 HUGE, LARGE = 1e4, 30.0
@@ -35,7 +36,9 @@ def make_probes(records: Sequence[Record], given: Sequence[Record] | None) -> li
         return [ordinary, *(Probe(f"given, number {i}", one) for i, one in enumerate(given))]
     other = _other_label(records)
     probes = [ordinary, Probe("repeated", records[0])]
-    if _is_real(x):
+    if not is_real(x):
+        probes.append(Probe("other label", (x, other)))
+    else:
         probes += [
             Probe("huge features", (x * HUGE, other)),
             Probe("huge features of the other sign", (x * -HUGE, other)),
@@ -43,16 +46,9 @@ def make_probes(records: Sequence[Record], given: Sequence[Record] | None) -> li
             Probe("zero features", (x * 0.0, other)),
             Probe("NaN features", (x * float("nan"), y)),
         ]
-    if _is_real(y):
+    if is_real(y):
         probes.append(Probe("huge label", (x, y * HUGE + HUGE)))
     return probes
-
-
-def _is_real(value: Any) -> bool:
-    """Return whether a value is real numbers that scaling keeps what they are."""
-    if isinstance(value, list | tuple):  # times a number, they are repeated or refuse
-        return False
-    return np.asarray(value).dtype.kind == "f"
 
 
 def _other_label(records: Sequence[Record]) -> Any:

@@ -15,28 +15,44 @@ import numpy as np
 from scipy import stats
 
 from dpaudit.attacks.conformance.blame import blame
+from dpaudit.attacks.conformance.coverage import Coverage, Reach, check_coverage
 from dpaudit.attacks.conformance.effort import Effort
+from dpaudit.attacks.conformance.gradient_randomness import (
+    REMEDY,
+    gradient_randomness,
+)
+from dpaudit.attacks.conformance.late import check_later, last_tested, look_later
 from dpaudit.attacks.conformance.pairs import FEW, Course, Pair, Replays
 from dpaudit.attacks.conformance.probes import Probe
-from dpaudit.attacks.conformance.rounding import RELATIVE
+from dpaudit.attacks.conformance.search import Search
+from dpaudit.attacks.conformance.stage import Stage, first_stage, late_stage, silent_stage
 from dpaudit.attacks.conformance.trainers import Array, MakeTrainer, Record, seeds
 from dpaudit.attacks.conformance.words import undecided
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.conformance import Finding, StepClaim
 from dpaudit.vocabulary.verdict import Outcome
 
 CHECK = "replay"
 TRIAL_SEEDS, REPLAY_SEEDS = 10, 11
+SEARCHED, SEARCH_SEEDS, LATE_SHARE = "searched records", 50, 3
+ADDED_IS_NOT_REPLACED = 3.0  # clip norms: what adds more than that replaces none by two or fewer
 OPPOSED, OPPOSED_SEEDS, MOST_OPPOSED, MOST_TRIED = "opposed records", 20, 3, 30
 TRIALS, TRIAL_STEPS = 40, 3
 SURELY_NOT = 1e-6  # probability of a probe that joins so many first steps by its own coin
 SAME_COSINE, SAME_RATIO, LEAST_COORDINATES = 0.5, 1.6, 16
 
 NOTHING_SEEN = ""
+NOTHING_OPPOSED = (
+    "fewer than two different records moved the sum, so whether records are clipped together is "
+    "not known: give more records by probes= or --probes FILE"
+)
 NEVER_JOINED = (
     "it never joined a step: take more steps, or name the records by step(include=indices)"
 )
-NOT_THE_SAME = "the same records and the same seed give another run: set every seed"
+NOT_ALONE = "no step took it alone; of others, see the randomness of gradients"
+NOT_THE_SAME = (
+    "the same records and the same seed give another run, with the global generators of Python, "
+    f"NumPy and torch seeded alike: set every seed; where a model drops out or augments, {REMEDY}"
+)
 INCLUSION_MOVES = (
     "which records join a step changes with the number of records: it must depend on the seed, "
     "the step and the record's index alone, or be given by step(include=indices)"
@@ -70,25 +86,171 @@ def check_replay(
     replays = Replays.of(make_trainer, claim, records, effort)
     tested = f"a step with and without one record, {replays.way}"
     reason = _why_not(replays, probes[0], seed)
-    seen = [] if reason else list(_all(replays, probes, seed))
-    pairs = [one for one in seen if isinstance(one, Pair)]
-    seen += _opposed(replays, probes, pairs, seed)
-    pairs = [one for one in seen if isinstance(one, Pair)]
-    reason = reason or _why_not_these([pair for pair in pairs if pair.moved], probes[0])
+    if reason:
+        return [undecided(CHECK, "reproducible", tested, reason)]
+    randomness = gradient_randomness(replays, seed)
+    seen = list(_all(replays, probes, seed))
+    seen += _opposed(replays, probes, _pairs_of(seen), seed)
+    pairs = _pairs_of(seen)
+    beyond = any(pair.others != 0 and not _excess(pair, claim) <= 0 for pair in pairs)
+    shared = randomness.why or (randomness.suspected if beyond else "")
+    kept = [pair for pair in pairs if pair.others == 0] if shared else pairs
+    reason = _why_not_these(pairs, kept, probes[0])
     if reason:
         return [undecided(CHECK, "reproducible", tested, reason)]
     refused = {one.probe: one.why for one in seen if isinstance(one, Refused)}
+    if not any(one.probe == OPPOSED for one in seen):
+        refused[OPPOSED] = NOTHING_OPPOSED
+    if shared:  # records among others: none of these steps can be compared
+        refused[OPPOSED] = NOT_ALONE
+        refused |= {p.name: NOT_ALONE for p in probes if not _has(kept, p.name)}
     names = [*(probe.name for probe in probes), OPPOSED]
-    return [_of_probe(name, pairs, refused, claim, tested) for name in names]
+    found = [_of_probe(name, kept, refused, claim, tested) for name in names]
+    if shared:
+        found.append(undecided(CHECK, "randomness of gradients", tested, shared))
+    alone = bool(shared or randomness.suspected)
+    return found + _clipping(replays, probes, kept, found, seed, tested, alone=alone)
+
+
+def _has(pairs: Sequence[Pair], name: str) -> bool:
+    return any(pair.probe == name for pair in pairs)
+
+
+def _pairs_of(seen: Sequence[Pair | Refused]) -> list[Pair]:
+    return [one for one in seen if isinstance(one, Pair)]
+
+
+def _clipping(
+    replays: Replays,
+    probes: Sequence[Probe],
+    pairs: Sequence[Pair],
+    found: Sequence[Finding],
+    seed: int,
+    tested: str,
+    *,
+    alone: bool,
+) -> list[Finding]:
+    """Return whether clipping was tested; where it was not, search for records that test it.
+
+    Where a record moved the sum further than it may, that is the answer.
+    """
+    if any(one.outcome is Outcome.VIOLATED and one.norm is not None for one in found):
+        return []
+    norm = replays.claim.clip_norm
+    coverage = Coverage.of(Reach.of(pair, norm) for pair in pairs if pair.joined is not False)
+    candidates, findings = _capped(probes, pairs, norm), list[Finding]()
+    if not coverage.complete:
+        searches = _searches(replays, probes, coverage, seed, alone=alone)
+        coverage = searches[-1].coverage if searches else coverage
+        findings = list(_searched(replays, probes, searches, seed, tested))
+        if any(one.outcome is Outcome.VIOLATED for one in findings):
+            return findings
+        pairs = [*pairs, *(one.worst for one in searches if one.worst is not None)]
+        candidates = candidates or _found(searches, norm)
+    later = look_later(replays, candidates, seed, alone=alone)
+    late = check_later(later, replays, CHECK, tested)
+    if any(one.outcome is Outcome.VIOLATED for one in late):
+        return [*findings, *late]
+    until = last_tested(later, pairs, norm)
+    return [*findings, *late, check_coverage(coverage, tested, CHECK, until)]
+
+
+def _capped(probes: Sequence[Probe], pairs: Sequence[Pair], norm: float) -> list[Probe]:
+    """Return the probes that moved the sum by the clip norm."""
+    names = {pair.probe for pair in pairs if pair.joined is not False}
+    capped = {pair.probe for pair in pairs if Reach.of(pair, norm).capped}
+    return [probe for probe in probes if probe.name in names & capped]
+
+
+def _found(searches: Sequence[Search], norm: float) -> list[Probe]:
+    """Return the records that a search found to move the sum by the clip norm."""
+    return [
+        Probe(SEARCHED, one.worst_record)
+        for one in searches
+        if one.worst is not None
+        and one.worst_record is not None
+        and Reach.of(one.worst, norm).capped
+    ]
+
+
+def _searches(
+    replays: Replays, probes: Sequence[Probe], coverage: Coverage, seed: int, *, alone: bool
+) -> list[Search]:
+    """Search near the first step, and where that is not enough after some more steps."""
+    records = [*replays.records, *(probe.record for probe in probes[:1])]
+    (one,) = seeds(seed, SEARCH_SEEDS, 1)
+    searches: list[Search] = []
+    left = replays.effort.search_steps
+    quiet = _beside_nothing(replays, probes, records, one, seed)
+    if quiet is not None and not (alone and not quiet.stage.alone):
+        return [quiet]
+    for find, share in ((first_stage, LATE_SHARE - 1), (late_stage, LATE_SHARE)):
+        stage: Stage | None = find(replays, probes[0].record, seed)
+        if stage is None or (alone and not stage.alone) or (searches and searches[-1].done):
+            continue
+        steps = left * share // LATE_SHARE
+        search = Search(
+            stage, replays.claim.clip_norm, records, np.random.default_rng(one), steps, coverage,
+            ADDED_IS_NOT_REPLACED if replays.replaces and not stage.replaces else 1.0,
+        )  # fmt: skip
+        search.run(probes)
+        coverage = search.coverage
+        left -= steps - search.steps
+        searches.append(search)
+    return searches
+
+
+def _beside_nothing(
+    replays: Replays, probes: Sequence[Probe], records: Sequence[Record], one: int, seed: int
+) -> Search | None:
+    """Return a search in the place of a record that adds nothing; None: there is none.
+
+    That the record adds nothing is assumed, and shown: else the movements of others, which point
+    elsewhere, would not end at C, all of them.
+    """
+    stage = silent_stage(replays, probes[0].record, seed)
+    if stage is None:
+        return None
+    search = Search(
+        stage, replays.claim.clip_norm, records, np.random.default_rng(one),
+        replays.effort.search_steps // LATE_SHARE, Coverage(),
+    )  # fmt: skip
+    search.run(probes)
+    return search if search.done and not search.violated else None
+
+
+def _searched(
+    replays: Replays, probes: Sequence[Probe], searches: Sequence[Search], seed: int, tested: str
+) -> Iterator[Finding]:
+    """Judge the record that moved the sum the farthest.
+
+    Under replace-one adjacency it is judged in another record's place: what it adds to a step
+    is not limited by that claim.
+    """
+    found = [search for search in searches if search.worst is not None]
+    if not found:
+        return
+    claim, tested = replays.claim, f"{tested}: {SEARCHED}; {sum(s.tried for s in found)} replays"
+    best = max(found, key=lambda search: _movement(search.worst))
+    if replays.replaces:
+        probe = Probe(SEARCHED, best.worst_record or probes[0].record)
+        pairs = _pairs_of(list(_all(replays, [probes[0], probe], seed)))
+        yield _of_probe(SEARCHED, pairs, {}, claim, tested)
+    elif best.worst is not None:
+        yield _judged(SEARCHED, best.worst, claim, tested)
+
+
+def _movement(pair: Pair | None) -> float:
+    norm = 0.0 if pair is None else float(np.linalg.norm(pair.difference))
+    return norm if np.isfinite(norm) else np.inf
 
 
 def _all(replays: Replays, probes: Sequence[Probe], seed: int) -> Iterator[Pair | Refused]:
-    replaces = replays.claim.adjacency is Adjacency.REPLACE_ONE
     for number, base in enumerate(replays.bases()):
         for one in seeds(seed, REPLAY_SEEDS + number, replays.effort.replays):
-            without = replays.course((*base, probes[0].record) if replaces else base, one)
+            without = replays.course(base, probes[0].record if replays.replaces else None, one)
             for probe in probes:
-                yield _one(replays, without, (*base, probe.record), probe.name, one)
+                yield _one(replays, without, base, probe, one)
 
 
 def _opposed(
@@ -99,14 +261,13 @@ def _opposed(
     A sum of records that is clipped as a whole turns as far as they do: by more than the
     clip norm where they are more than 60 degrees apart.
     """
-    replaces = replays.claim.adjacency is Adjacency.REPLACE_ONE
     found: list[Pair | Refused] = []
     orders = most_opposed(pairs, probes)
     for run in meetings(replays, probes[0], seed) if orders else []:
         for one, other in orders:
             base = (one.record,) * replays.copies
-            without = replays.course((*base, probes[0].record) if replaces else base, run)
-            found.append(_one(replays, without, (*base, other.record), OPPOSED, run))
+            without = replays.course(base, probes[0].record if replays.replaces else None, run)
+            found.append(_one(replays, without, base, Probe(OPPOSED, other.record), run))
     return found
 
 
@@ -133,13 +294,14 @@ def most_opposed(pairs: Sequence[Pair], probes: Sequence[Probe]) -> list[tuple[P
 
 
 def _one(
-    replays: Replays, without: Course, records: Sequence[Record], probe: str, seed: int
+    replays: Replays, without: Course, base: Sequence[Record], probe: Probe, seed: int
 ) -> Pair | Refused:
     try:
-        pair = replays.first_difference(without, replays.course(records, seed), probe)
+        with_probe = replays.course(base, probe.record, seed)
+        pair = replays.first_difference(without, with_probe, probe.name)
     except Exception as error:  # whatever a trainer does with a record that it does not take
-        return Refused(probe, f"the trainer stops at it ({type(error).__name__}: {error})")
-    return pair or Refused(probe, NOTHING_SEEN)
+        return Refused(probe.name, f"the trainer stops at it ({type(error).__name__}: {error})")
+    return pair or Refused(probe.name, NOTHING_SEEN)
 
 
 def _of_probe(
@@ -161,6 +323,11 @@ def _of_probe(
         # Who joins does not depend on what a record is: where others moved the sum, it joined.
         joined = any(pair.joined is None for pair in pairs)
         return _unmoved(name, tested) if joined else undecided(CHECK, name, tested, NEVER_JOINED)
+    return _judged(name, worst, claim, f"{tested}; {len(own)} replays")
+
+
+def _judged(name: str, worst: Pair, claim: StepClaim, tested: str) -> Finding:
+    """Return whether a record moved the sum further than it may."""
     norm, limit = float(np.linalg.norm(worst.difference)), _limit(worst, claim)
     holds = norm <= limit
     why = f"one record moved the sum by {norm / claim.clip_norm:.6g} C at most"
@@ -168,13 +335,20 @@ def _of_probe(
         check=CHECK,
         name=name,
         outcome=Outcome.HOLDS if holds else Outcome.VIOLATED,
-        tested=f"{tested}; {len(own)} replays",
+        tested=tested,
         why=why if holds else blame(worst, claim.clip_norm, limit),
-        power=f"anything above {limit / claim.clip_norm:.6g} C would be seen",
+        power=_power(norm, limit, worst, claim),
         norm=norm / claim.clip_norm if np.isfinite(norm) else None,
         limit=limit / claim.clip_norm,
         detectable=limit / claim.clip_norm,
     )
+
+
+def _power(norm: float, limit: float, worst: Pair, claim: StepClaim) -> str:
+    seen = f"anything above {limit / claim.clip_norm:.6g} C would be seen"
+    if worst.joined is False or norm > limit or Reach.of(worst, claim.clip_norm).capped:
+        return seen
+    return f"{seen}; this record does not reach the clip norm, so it shows nothing of clipping"
 
 
 def _unmoved(name: str, tested: str) -> Finding:
@@ -184,7 +358,7 @@ def _unmoved(name: str, tested: str) -> Finding:
         outcome=Outcome.HOLDS,
         tested=tested,
         why="the record adds nothing to the sum",
-        power="anything above rounding would be seen",
+        power="anything above rounding would be seen; it shows nothing of clipping",
         norm=0.0,
         limit=1.0,
     )
@@ -192,10 +366,7 @@ def _unmoved(name: str, tested: str) -> Finding:
 
 def _limit(pair: Pair, claim: StepClaim) -> float:
     """Return the largest norm that is allowed: nothing, if the probe was not even drawn."""
-    if pair.joined is False:
-        return pair.slack
-    times = 2 if claim.adjacency is Adjacency.REPLACE_ONE else 1
-    return times * claim.clip_norm * (1 + RELATIVE) + pair.slack
+    return pair.slack if pair.joined is False else pair.allowed(claim.clip_norm)
 
 
 def _excess(pair: Pair, claim: StepClaim) -> float:
@@ -220,24 +391,30 @@ def _why_not(replays: Replays, ordinary: Probe, seed: int) -> str:
     return _why_inclusion_moves(apart, trials, replays)
 
 
-def _why_not_these(moved: Sequence[Pair], ordinary: Probe) -> str:
-    """Return what replays that differ show of the trainer: others drawn, or other noise."""
-    if not all(pair.same_others for pair in moved):
+def _why_not_these(pairs: Sequence[Pair], kept: Sequence[Pair], ordinary: Probe) -> str:
+    """Return what replays that differ show of the trainer: others drawn, or other noise.
+
+    Args:
+        pairs: All of them.
+        kept: Those whose gradients can be compared.
+        ordinary: The probe that has nothing special.
+    """
+    if not all(pair.same_others for pair in pairs if pair.moved):
         return INCLUSION_MOVES
+    moved = [pair for pair in kept if pair.moved]
     own = [pair for pair in moved if pair.probe == ordinary.name]
     not_drawn = [pair for pair in moved if pair.joined is False]
     return NOISE_MOVES if _other_noise(own, always=len(not_drawn) == len(moved)) else ""
 
 
 def _few_steps(replays: Replays, seed: int) -> list[Array]:
-    base = replays.records[:FEW]
-    trainer = replays.make_trainer(base, seed)
-    return [replays.step_of(trainer, len(base)) for _ in range(TRIAL_STEPS)]
+    course = replays.course(replays.records[:FEW], None, seed)
+    return [course.at(step)[0] for step in range(TRIAL_STEPS)]
 
 
 def _first_step(replays: Replays, probe: Probe, seed: int) -> Pair:
     base = replays.bases()[-1]  # the largest: where others may join in its place, they do
-    without, more = replays.course(base, seed), replays.course((*base, probe.record), seed)
+    without, more = replays.course(base, None, seed), replays.course(base, probe.record, seed)
     return replays.pair(without, more, probe.name, 0)
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dpaudit.attacks.conformance.correlation import SAME, disjoint_pairs
+from dpaudit.attacks.conformance.correlation import disjoint_pairs
 from dpaudit.attacks.conformance.effort import EACH, Effort
-from dpaudit.attacks.conformance.tails import binomial_p_values, detectable_rate
+from dpaudit.attacks.conformance.rank_rows import Rows
+from dpaudit.attacks.conformance.tails import binomial_p_values, detectable_rate, squared_norm
 from dpaudit.attacks.conformance.trainers import (
     MakeTrainer,
     Record,
@@ -40,14 +41,17 @@ class Draws:
     Attributes:
         joined: Shape ``(runs, steps, records)``.
         twice: A record that was in one step more than once, and that step; None: there is none.
-        replicas: Whether every rank's row was the whole update, with records; None: no ranks.
-        torn: What is wrong between the ranks' rows and the update; empty: nothing.
+        rows: What the ranks' rows were to the update, of each step with records.
+        squares: Of each step, the squared norm of the noisy sum over the claimed variance, shape
+            ``(runs, steps)``.
+        dimension: How many coordinates an update has.
     """
 
     joined: NDArray[np.bool_]
     twice: tuple[int, int] | None
-    replicas: bool | None
-    torn: str
+    rows: tuple[Rows, ...]
+    squares: NDArray[np.float64]
+    dimension: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def draw(
     steps = min(claim.steps, effort.longest_run)
     runs = max(2, -(-effort.sampler_steps // steps))
     joined = np.zeros((runs, steps, len(records)), dtype=np.bool_)
+    squares, dimension = np.zeros((runs, steps)), 0
+    deviation = claim.noise_multiplier * claim.clip_norm
     twice, rows = None, []
     for run, one in enumerate(seeds(seed, SAMPLER_SEEDS, runs)):
         trainer = make_trainer(records, one)
@@ -93,33 +99,14 @@ def draw(
             if len(sampled) and not 0 <= sampled[0] <= sampled[-1] < len(records):
                 raise InvalidArgument("sampled", sampled.tolist(), f"below {len(records)}")
             joined[run, step, sampled] = True
+            noise = noisy_sum(update, claim) / deviation
+            squares[run, step], dimension = squared_norm(noise), noise.size
             if len(sampled) and (again := np.flatnonzero(np.diff(sampled) == 0)).size:
                 twice = int(sampled[again[0]]), step
             ranks = getattr(trainer, "rank_updates", None)
             if ranks is not None and len(sampled):
-                rows.append(_rows_are(noisy_sum(update, claim), np.array(ranks), claim))
-    replicas = all(row == "replicas" for row in rows) if rows else None
-    torn = next((row for row in rows if row not in {"replicas", "shares"}), "")
-    return Draws(joined, twice, replicas, torn)
-
-
-def _rows_are(update: NDArray[np.float64], rows: NDArray[np.float64], claim: StepClaim) -> str:
-    """Return what ranks' rows are to the update: replicas of it, shares, or what is wrong."""
-    rows = np.asarray(rows, dtype=np.float64) / claim.update_scale
-    slack = SAME * (1 + np.abs(rows).max())
-    apart = np.abs(rows - update).max(axis=1)
-    if (apart <= slack).all():
-        return "replicas"
-    whole = rows.sum(axis=0)
-    if min(np.abs(whole - update).max(), np.abs(whole / len(rows) - update).max()) <= slack:
-        return "shares"
-    others = ", ".join(str(r) for r in np.flatnonzero(~(apart <= slack)))
-    noise = [float(np.sqrt(np.square(row).mean())) for row in rows]
-    weak = int(np.argmin(noise))
-    return (
-        f"rank {others} does not take the step of the update, and the ranks' rows do not add up "
-        f"to it; rank {weak} has the least noise, {noise[weak] / max(noise):.2g} of the most"
-    )
+                rows.append(Rows.of(noisy_sum(update, claim), np.array(ranks), claim))
+    return Draws(joined, twice, tuple(rows), squares, dimension)
 
 
 def check_sampler(draws: Draws | None, claim: StepClaim) -> list[Finding]:

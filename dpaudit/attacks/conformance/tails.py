@@ -14,7 +14,7 @@ from scipy import special, stats
 Array = NDArray[np.float64]
 Numbers = NDArray[np.float64] | NDArray[np.int64]
 
-POWER = 0.95
+POWER, HALVINGS = 0.95, 40
 
 
 def scale_p_values(sums: Array, samples: Numbers, shift: Array | float = 0.0) -> Array:
@@ -40,6 +40,51 @@ def detectable_scale(samples: float, level: float) -> float:
     """
     quantiles = stats.chi2.ppf([level / 2, POWER], samples)
     return float(1 - math.sqrt(quantiles[0] / quantiles[1]))
+
+
+def squared_norm(row: Array) -> float:
+    """Return the sum of a row's squares: infinite where that is too large a number."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.square(row).sum())
+
+
+def low_scale_p_values(sums: Array, samples: Numbers) -> Array:
+    """Return p-values of "these are at least sums of squares of standard normals"."""
+    return np.asarray(stats.chi2.cdf(sums, samples))
+
+
+def detectable_low_scale(samples: float, level: float, shift: float = 0.0) -> float:
+    """Return by how much too low noise is seen 95 times in 100 where squares may be added to it.
+
+    Source: Birge 2001, IMS Lecture Notes 36, lemma 8.1: a noncentral chi-square with n degrees
+    of freedom exceeds n + shift + 2 sqrt((n + 2 shift) x) + 2 x with probability exp(-x) at most.
+
+    Args:
+        samples: Squares in the sum.
+        level: Below whose quantile of the chi-square the claim is refuted.
+        shift: The most that the squares of what is added to the noise may come to, over the
+            claimed variance.
+
+    Returns:
+        1.0 where no noise at all would not be seen.
+    """
+    refuted = float(stats.chi2.ppf(level, samples))
+    if shift == 0:
+        return float(1 - math.sqrt(refuted / stats.chi2.ppf(POWER, samples)))
+    x = -math.log(1 - POWER)
+
+    def seen(factor: float) -> bool:
+        spread = factor**2 * (samples + 2 * x) + shift
+        cross = 2 * factor * math.sqrt((factor**2 * samples + 2 * shift) * x)
+        return spread + cross <= refuted
+
+    low, high = 0.0, 1.0
+    if not seen(low):
+        return 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if seen(middle) else (low, middle)
+    return 1 - low
 
 
 def binomial_p_values(

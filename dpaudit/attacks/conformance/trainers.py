@@ -14,25 +14,33 @@ What it may offer beside:
   trainer that cannot keep the last promise;
 - ``sampled``: the indices of the records in the last step; without it the sampler cannot be
   checked;
-- ``rank_updates``: what each rank added to the last update, or the update that each rank
-  made, shape ``(ranks, d)``;
+- ``rank_updates``: what each rank added to the last update (its clipped sum plus its noise,
+  times the step's factor), or the update that each rank made, shape ``(ranks, d)``; rows in
+  other units leave the ranks' noise INCONCLUSIVE;
 - ``groups``: the coordinates of each parameter, slices by name;
+- ``constants``: numbers by name that the mechanism takes to be public (the expected batch
+  size, the sampling rate): of neighbouring data sets they must be the same;
 - ``resumed()``: the trainer as it goes on after a crash at this point: stopped after the
   last step, restored from a checkpoint of just that moment. Its next step is a new one, and
   needs noise that no step before has had.
+
+``make_trainer`` itself may have ``dataset_size``: how many records the data set of the claim
+has. A trainer that derives the step from the number of its records needs that: it is made with
+so many records, or with one fewer. It must take ``step(include=indices)``.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.vocabulary.conformance import StepClaim
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
 Array = NDArray[np.float64]
 Record = tuple[Any, Any]
@@ -55,6 +63,32 @@ def takes_include(trainer: Trainer) -> bool:
         return "include" in inspect.signature(trainer.step).parameters
     except (TypeError, ValueError):  # a callable that does not say what it takes
         return False
+
+
+def dataset_size_of(make_trainer: MakeTrainer) -> int | None:
+    """Return how many records a trainer must be made with; None: as many as one likes.
+
+    Raises:
+        InvalidArgument: it is no count of at least two.
+    """
+    size = getattr(make_trainer, "dataset_size", None)
+    if size is None:
+        return None
+    require_count("dataset_size", size, least=2)
+    return int(size)
+
+
+def of_claimed_size(make_trainer: MakeTrainer, records: Sequence[Record]) -> list[Record]:
+    """Return as many of the records, again and again, as the claim's data set has."""
+    size = dataset_size_of(make_trainer)
+    return list(records) if size is None else list(islice(cycle(records), size))
+
+
+def constants_of(trainer: Trainer) -> dict[str, float]:
+    """Return the numbers that a trainer takes to be public, by name; empty: it names none."""
+    return {
+        name: float(value) for name, value in (getattr(trainer, "constants", None) or {}).items()
+    }
 
 
 def noisy_sum(update: Any, claim: StepClaim) -> Array:
