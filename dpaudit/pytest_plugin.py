@@ -54,7 +54,13 @@ def dpaudit_run(pytestconfig: pytest.Config) -> RunDirectory:
 
 
 def assert_epsilon_at_most(
-    run: Spender, epsilon: float, *, delta: float, accountant: str = "pld"
+    run: Spender,
+    epsilon: float,
+    *,
+    delta: float,
+    accountant: str = "pld",
+    unit: str = "record",
+    released: str = "every-step",
 ) -> None:
     """Fail unless the upper bound of epsilon at ``delta`` is at most ``epsilon``.
 
@@ -64,6 +70,8 @@ def assert_epsilon_at_most(
         epsilon: The largest that is allowed, in nats.
         delta: At which it counts.
         accountant: Whose upper bound counts: pld, rdp or naive.
+        unit: What neighbours must differ by: record or user.
+        released: Which releases the claim must cover: every-step or final-model.
 
     Raises:
         AssertionError: it is above, nothing was spent, or a run's noise comes from a seed.
@@ -71,9 +79,10 @@ def assert_epsilon_at_most(
         IntegrityError: the run is unfinished, or was altered.
     """
     __tracebackhide__ = True
-    from dpaudit.workflow.asserting.epsilon import why_not_at_most
+    from dpaudit.workflow.asserting.epsilon import Promise, why_not_at_most
 
-    _require_empty(why_not_at_most(run, epsilon, delta, accountant))
+    promise = Promise(epsilon, delta, accountant, unit, released)
+    _require_empty(why_not_at_most(run, promise))
 
 
 def assert_conforms(

@@ -153,14 +153,14 @@ SAID = {
     "ledger was damaged, and what it has lost cannot be told; restore it from a copy",
     "epsilon wrong": "{path}, line {number} is broken: {error}",
     "epsilon --from opacus --delta 1e-5": "--from {source} needs a FILE",
-    "epsilon --from opacus nowhere.json --delta 1e-5": "FILE must be readable ({error}), got "
+    "epsilon --from opacus nowhere.json --delta 1e-5": "{name} must be readable ({why}), got "
     "{path}",
-    "epsilon --from opacus torn.json --delta 1e-5": "FILE must be a JSON file ({error}), got "
+    "epsilon --from opacus torn.json --delta 1e-5": "{name} must be readable ({why}), got "
     "{path}",
     "epsilon --from dp-event object.json --delta 1e-5": "event must be a DpEvent, its named "
     "tuple, or the JSON of that, got {given}",
-    "attack": "give one of RUN, --data or --scores",
-    "attack --scores nowhere.csv": "scores must be a file that exists, got {path}",
+    "attack": "give one of RUN, --data or --scores, or a RUN with its --scores",
+    "attack --scores nowhere.csv": "{name} must be readable ({why}), got {given}",
     "attack --scores torn.toml": "scores must be a file of kind {suffixes}, got {path}",
     "attack --scores id.csv": "scores must be a table with columns {required}; it has {columns}, "
     "got {path}",
@@ -173,7 +173,7 @@ SAID = {
     "gate --claim-epsilon 4 --scores loss.csv --history .": "--history remembers runs: give a RUN",
     "config show": "policy must be in {dpaudit.toml} or {pyproject.toml}: dpaudit init RUN writes "
     "one, got 'none'",
-    "config show --policy nowhere.toml": "policy must be a readable file ({error}), got {path}",
+    "config show --policy nowhere.toml": "{name} must be readable ({why}), got {given}",
     "config show --policy torn.toml": "policy must be valid TOML ({error}), got {path}",
     "config show --policy unknown.toml": "policy must be a valid policy ({error}), got "
     "'{sources}'",

@@ -14,8 +14,10 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import pytest
@@ -58,7 +60,7 @@ def finished_run(path: Path, releases: int = 4) -> RunDirectory:
         schedule_fixed_in_advance=True,
         clip_norm=1.0,
         versions={},
-        run="00" * 16,
+        run=uuid4().hex,  # as two runs have it: neither is the other's baseline by mistake
     )
     run = RunDirectory(path)
     with LedgerWriter.create(run.ledger, header) as ledger:
@@ -145,7 +147,7 @@ WAIVER = '[[waiver]]\nrule = "claim.max_epsilon"\nreason = "ticket 1"\nexpires =
     ("policy", "code"),
     [
         (POLICY.format(3), 0),
-        (POLICY.format(3) + WAIVER.format("2999-01-01"), 0),
+        (POLICY.format(3) + WAIVER.format(datetime.now(UTC).date() + timedelta(days=300)), 0),
         (POLICY.format(3) + WAIVER.format("2020-01-01"), 1),
         (POLICY.format("nan"), 2),
         (POLICY.format(3) + "unknown = 1\n", 2),
@@ -314,7 +316,9 @@ def test_the_gate_step_does_with_what_cannot_be_told_as_it_is_told(
 
 def write_baseline(folder: Path) -> None:
     policy = Policy(claim=ClaimPolicy(max_epsilon=SPENT, delta=1e-5))
-    write_json(folder / "baseline.json", baseline_of_run(RunDirectory(folder / "run"), policy))
+    finished_run(folder / "earlier")
+    figures = baseline_of_run(RunDirectory(folder / "earlier"), policy)
+    write_json(folder / "baseline.json", figures)
 
 
 def test_the_gate_step_leaves_no_report_of_what_was_not_judged(tmp_path: Path) -> None:
@@ -364,10 +368,11 @@ def test_the_commands_and_the_tests_of_the_guide_run_in_its_order(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished_run(pytester.path / "runs" / "release")
+    finished_run(pytester.path / "runs" / "next")
     pytester.chdir()
     (commands,) = guide("sh")
     for command in commands.splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
         assert _run() == 0, command
     (settings,) = guide("toml", "dpaudit_run")
     assert tomllib.loads(settings)["tool"]["pytest"]["ini_options"]["dpaudit_run"]

@@ -129,7 +129,9 @@ def test_scores_alone_need_pandas_and_nothing_heavier(tmp_path: Path, command: s
     [
         ("train --target-epsilon 3 --out run", "torch", "train"),
         ("attack --data digits", "torch", "train"),
+        ("attack nowhere", "torch", "train"),
         ("attack --scores scores.csv", "pandas", "scores"),
+        ("attack --scores scores.parquet", "pyarrow", "scores"),
         ("audit --scores scores.csv --claim-epsilon 1 --delta 1e-5", "pandas", "scores"),
         ("gate --scores scores.csv --claim-epsilon 1 --delta 1e-5", "pandas", "scores"),
     ],
@@ -137,7 +139,8 @@ def test_scores_alone_need_pandas_and_nothing_heavier(tmp_path: Path, command: s
 def test_a_core_install_says_which_extra_is_needed(
     tmp_path: Path, command: str, library: str, extra: str
 ) -> None:
-    (tmp_path / "scores.csv").write_text("score,member\n0.5,1\n0.4,0\n")
+    for name in ("scores.csv", "scores.parquet"):
+        (tmp_path / name).write_text("score,member\n0.5,1\n0.4,0\n")
     result = program_without((library,), command.split(), tmp_path)
     assert result.returncode == 2
     expected = f"dpaudit: {library} is not installed: pip install 'dpaudit[{extra}]'"

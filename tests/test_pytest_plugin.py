@@ -33,6 +33,7 @@ from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Repeated
+from dpaudit.vocabulary.unit import Unit
 from dpaudit.workflow.baselines import baseline_of_run
 
 pytest_plugins = ["pytester"]
@@ -82,6 +83,18 @@ def test_epsilon_is_that_of_the_accountant() -> None:
     explained(lambda: assert_epsilon_at_most(PLAN, np.nextafter(upper, 0), delta=DELTA))
 
 
+def test_a_claim_for_records_keeps_no_promise_to_users(run: RunDirectory) -> None:
+    for spender in (run, private(4)):
+        promised = {"delta": DELTA, "unit": "user"}
+        said = explained(lambda: assert_epsilon_at_most(spender, JUST_ENOUGH, **promised))  # noqa: B023
+        assert said.startswith("the claim is for something else")
+        assert "for one user" in said
+    assert_epsilon_at_most(run, JUST_ENOUGH, delta=DELTA, released="final-model")
+    for name, value in (("unit", "household"), ("released", "nothing")):
+        with pytest.raises(InvalidArgument, match=f"{name} must be one of"):
+            assert_epsilon_at_most(run, JUST_ENOUGH, delta=DELTA, **{name: value})
+
+
 @pytest.mark.parametrize("kind", ["directory", "path", "text", "mechanism", "private"])
 def test_everything_that_spends_is_priced_alike(run: RunDirectory, kind: str) -> None:
     spender = {
@@ -94,7 +107,7 @@ def test_everything_that_spends_is_priced_alike(run: RunDirectory, kind: str) ->
     assert_epsilon_at_most(spender, JUST_ENOUGH, delta=DELTA)
     said = explained(lambda: assert_epsilon_at_most(spender, TOO_LITTLE, delta=DELTA))
     assert said.startswith("epsilon is above what is allowed")
-    assert re.search(r"at most 1\.77\d at delta 1e-05 \(pld\)", said)
+    assert re.search(r"at most 1\.77\d at delta 1e-05 for one record \(every-step\) \(pld\)", said)
     assert "allowed at most 1.75 at delta 1e-05" in said
     assert "more noise, fewer steps" in said
 
@@ -125,7 +138,7 @@ class NotANumber:
     """Says of itself that it spent what is no number."""
 
     steps = 1
-    header = SimpleNamespace(randomness=Randomness.SECURE)
+    header = SimpleNamespace(randomness=Randomness.SECURE, unit=Unit.RECORD)
 
     def epsilon(self, *, delta: float) -> Any:
         return SimpleNamespace(lower=0.0, upper=float("nan"))
@@ -370,6 +383,10 @@ def test_a_run_is_compared_with_the_baseline(run: RunDirectory, tmp_path: Path) 
     assert "INCONCLUSIVE regression.baseline" in said
     baseline = tmp_path / "baseline.json"
     write_json(baseline, baseline_of_run(run, None))
+    with pytest.raises(InvalidArgument, match="an earlier run"):
+        assert_policy_holds(run, path, baseline)
+    same = private(4, ledger=tmp_path / "s" / "ledger.jsonl")
+    write_json(baseline, baseline_of_run(same.finish(delta=DELTA), None))
     assert_policy_holds(run, path, baseline)
     noisier = private(4, ledger=tmp_path / "n" / "ledger.jsonl", noise_multiplier=2.0)
     write_json(baseline, baseline_of_run(noisier.finish(delta=DELTA), None))

@@ -17,6 +17,7 @@ import pytest
 from fill_readme import BLOCK
 from places import ROOT
 
+DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?%?")
 LARGEST = re.compile(r"\((certified|conditional): [^)]*\)")  # which one it is, noise decides
 DETERMINISTIC = "dpaudit epsilon --"
@@ -30,7 +31,7 @@ def run(command: str, folder: Path) -> str:
 
 
 def masked(text: str) -> str:
-    text = LARGEST.sub("(a bound)", text)
+    text = DIGEST.sub("#", LARGEST.sub("(a bound)", text))
     return " ".join(NUMBER.sub("#", text).split())
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpaudit.cli.options import format_option, option_name, was_given, with_options
+from dpaudit.cli.options import (
+    TRUST_MODEL_CODE,
+    format_option,
+    option_name,
+    was_given,
+    with_options,
+)
+from dpaudit.cli.printing import say
 from dpaudit.vocabulary.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -28,12 +35,13 @@ ATTACK_OPTIONS = (
     click.argument("run", metavar="[RUN]", required=False, type=PATH),
     click.option("--data", help="Train targets and references on halves of these records; with --checkpoint, its training and test records."),
     click.option("--label", help="Column of the label in a table.  [default: label, else the last]"),
-    click.option("--checkpoint", type=PATH, help="Attack this model: .safetensors (with --model), .pt, .pt2, .onnx or .skops."),
-    click.option("--scores", type=PATH, help="Evaluate this .csv, .parquet or .npz: score, member 0 or 1, optional id, step."),
+    click.option("--checkpoint", type=PATH, help="Attack this model: .safetensors or a state_dict in .pt (both with --model), .onnx, .skops, or a program (.pt, .pt2; --trust-model-code)."),
+    TRUST_MODEL_CODE,
+    click.option("--scores", type=PATH, help="Evaluate this .csv, .parquet or .npz: score, member 0 or 1, optional id, step. With a RUN: of its model; written into it."),
     click.option("--attack", "attacks", multiple=True, type=click.Choice((*ATTACKS, "all")), help=f"Repeatable.  [default: {', '.join(BY_DEFAULT)}]"),
     click.option("--references", type=int, default=16, show_default=True, help="Reference models to train."),
     click.option("--targets", type=int, default=4, show_default=True, help="Models to attack, with --data alone."),
-    click.option("--model", default="mlp", show_default=True, help="linear, mlp, cnn, or package.module:factory; a RUN has its own."),
+    click.option("--model", default="mlp", show_default=True, help="linear, mlp, cnn, or package.module:factory, called with the shape of a record and the number of classes; a RUN has its own."),
     click.option("--epochs", type=int, default=30, show_default=True, help="Of each reference."),
     click.option("--batch-size", type=int, help="Of each reference.  [default: 64, or a 64th of its records]"),
     click.option("--learning-rate", type=float, default=0.005, show_default=True, help="Of each reference, by Adam."),
@@ -72,6 +80,7 @@ def attack(ctx: click.Context, /, **options: Any) -> None:
     dpaudit attack --data location30.npz --references 32 --targets 8
     dpaudit attack --data mine.npz --checkpoint model.onnx --attack loss
     dpaudit attack --scores scores.csv
+    dpaudit attack runs/mine --scores scores.csv
     """
     from dpaudit.report.attack_table import attack_text
     from dpaudit.report.text import as_json
@@ -81,15 +90,15 @@ def attack(ctx: click.Context, /, **options: Any) -> None:
     found = _found(options)
     _write(found, options)
     report = found.report
-    click.echo(as_json(report) if options["format_"] == "json" else attack_text(report))
+    say(as_json(report) if options["format_"] == "json" else attack_text(report))
     if any(one.inconclusive for one in report.membership):
         ctx.exit(ExitCode.INCONCLUSIVE)
 
 
 def _require_one_source(ctx: click.Context, options: dict[str, Any]) -> None:
     given = [name for name in ("run", "scores", "data") if options[name] is not None]
-    if len(given) != 1:
-        raise click.UsageError("give one of RUN, --data or --scores")
+    if len(given) != 1 and given != ["run", "scores"]:
+        raise click.UsageError("give one of RUN, --data or --scores, or a RUN with its --scores")
     if options["checkpoint"] is not None and given != ["data"]:
         raise click.UsageError("--checkpoint goes with --data, its training and test records")
     for source, unused in UNUSED.items():
@@ -125,9 +134,13 @@ def _found(options: dict[str, Any]) -> Attacked:
     from dpaudit.vocabulary.settings import DataSettings
 
     if options["scores"] is not None:
-        from dpaudit.workflow.scoring import attack_scores
+        from dpaudit.workflow.scoring import attack_scores, attack_scores_of_run
 
-        return attack_scores(options["scores"], confidence=options["confidence"])
+        if options["run"] is None:
+            return attack_scores(options["scores"], confidence=options["confidence"])
+        return attack_scores_of_run(
+            open_run(options["run"]), options["scores"], confidence=options["confidence"]
+        )
     import dpaudit.trainer  # noqa: F401  names the extra where torch is missing
     from dpaudit.workflow import attacking
 
@@ -136,7 +149,9 @@ def _found(options: dict[str, Any]) -> Attacked:
         return attacking.attack_run(open_run(options["run"]), asked)
     data = DataSettings(source=options["data"], label=options["label"])
     if options["checkpoint"] is not None:
-        return attacking.attack_checkpoint(options["checkpoint"], data, asked)
+        return attacking.attack_checkpoint(
+            options["checkpoint"], data, asked, trust_model_code=options["trust_model_code"]
+        )
     return attacking.attack_data(data, asked)
 
 

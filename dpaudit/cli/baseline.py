@@ -8,6 +8,7 @@ import click
 
 from dpaudit.cli.gate import POLICY_OPTIONS
 from dpaudit.cli.options import RUN, with_options
+from dpaudit.cli.printing import named, say, warn
 
 
 @click.group()
@@ -46,5 +47,5 @@ def write(run: Path, policy: Path | None, assignments: tuple[str, ...], output: 
     verdict = read_if_there(directory.verdict, Verdict)
     said = "never judged" if verdict is None else verdict.outcome.value
     if said != Outcome.HOLDS.value:
-        click.echo(f"dpaudit: the run of this baseline is {said}: dpaudit gate {run}", err=True)
-    click.echo(f"wrote {output}")
+        warn(f"dpaudit: the run of this baseline is {said}: dpaudit gate {run}")
+    say(f"wrote {named(output)}")

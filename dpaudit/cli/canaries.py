@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from dpaudit.cli.options import required, with_options
+from dpaudit.cli.options import TRUST_MODEL_CODE, required, with_options
+from dpaudit.cli.printing import named, say
 
 KINDS = ("mislabelled", "blank", "out-of-distribution", "crafted", "secrets", "dummy")
 PATH = click.Path(path_type=Path)
@@ -20,8 +21,9 @@ MAKE_OPTIONS = (
     click.option("--count", type=int, default=1000, show_default=True),
     click.option("--data", default="digits", show_default=True, help="Records: canaries are made of held-out ones."),
     click.option("--label", help="Column of the label in a table.  [default: label, else the last]"),
-    click.option("--checkpoint", type=PATH, help="Model that crafted canaries are crafted against."),
-    click.option("--model", help="package.module:factory of a .safetensors checkpoint."),
+    click.option("--checkpoint", type=PATH, help="Model of torch that crafted canaries are crafted against."),
+    TRUST_MODEL_CODE,
+    click.option("--model", help="package.module:factory of the weights in --checkpoint."),
     click.option("--template", help="Sentence with {secret}, and {user} if wanted."),
     click.option("--references", type=int, default=1000, show_default=True, help="Sentences more, never trained on, to rank secrets among."),
     click.option("--text", type=PATH, help="Training text that secrets are mixed into, a line a record."),
@@ -48,9 +50,9 @@ def make(**options: Any) -> None:
     dpaudit audit --canaries canaries.npz --scores scores.csv --claim-epsilon 3
     """
     planted = _MAKERS.get(options["kind"], _inputs)(options)
-    click.echo(
-        f"wrote {options['output']}: {int(planted.included.sum())} of {len(planted.ids)} "
-        f"{planted.kind} canaries are in; all of them with their bits: {_secret(options['output'])}"
+    say(
+        f"wrote {named(options['output'])}: {int(planted.included.sum())} of {len(planted.ids)} "
+        f"{planted.kind} canaries are in; all of them with their bits: {named(_secret(options['output']))}"
     )
 
 
@@ -68,7 +70,11 @@ def _inputs(options: dict[str, Any]) -> Any:
     if options["kind"] == "crafted":
         from dpaudit.workflow.crafting import crafted_against
 
-        make = crafted_against(required("checkpoint", options["checkpoint"]), options["model"])
+        make = crafted_against(
+            required("checkpoint", options["checkpoint"]),
+            options["model"],
+            trust_model_code=options["trust_model_code"],
+        )
     else:
         make = INPUT_KINDS[options["kind"]]
     return plant_inputs(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dpaudit.cli.options import OUTPUT, emit, format_option
+from dpaudit.files.writing import PRIVATE
 
 PATH = click.Path(path_type=Path)
 
@@ -26,4 +27,4 @@ def compare(before: Path, after: Path, format_: str, output: Path | None) -> Non
     from dpaudit.workflow import comparing
 
     found = comparing.compare(before, after)
-    emit(as_json(found) if format_ == "json" else comparison_text(found), output)
+    emit(as_json(found) if format_ == "json" else comparison_text(found), output, mode=PRIVATE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
+from dpaudit.cli.printing import say
+
 SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 
@@ -20,4 +22,4 @@ def completion(ctx: click.Context, /, shell: str) -> None:
     dpaudit completion fish > ~/.config/fish/completions/dpaudit.fish
     """
     script = SHELLS[shell](ctx.find_root().command, {}, "dpaudit", "_DPAUDIT_COMPLETE")
-    click.echo(script.source())
+    say(script.source())

@@ -8,6 +8,7 @@ import click
 
 from dpaudit.cli.gate import POLICY_OPTIONS, say_what_stands_above_files
 from dpaudit.cli.options import OUTPUT, emit, with_options
+from dpaudit.cli.printing import say
 from dpaudit.vocabulary.errors import ExitCode
 
 
@@ -56,9 +57,9 @@ def check(
     say_what_stands_above_files(loaded)
     verdict = check_policy(loaded.policy, plans)
     if verdict.rules:
-        click.echo(verdict_text(verdict))
+        say(verdict_text(verdict))
         ctx.exit(verdict.exit_code)
-    click.echo("the policy is valid")
+    say("the policy is valid")
     ctx.exit(ExitCode.HOLDS)
 
 

@@ -9,6 +9,7 @@ import click
 
 from dpaudit.cli.options import OUTPUT, emit, format_option
 from dpaudit.cli.plan import priced_options, question_of
+from dpaudit.cli.printing import warn
 
 UNUSED_DELTA = 1e-5  # a question carries one; this command asks for it
 
@@ -41,7 +42,7 @@ def delta(
     question = question_of(ctx, delta=UNUSED_DELTA)
     answer = questions.delta_at(question, epsilon)
     if question.caveat is not None:
-        click.echo(question.caveat, err=True)
+        warn(question.caveat)
     if format_ == "json":
         shown = text.as_json(answer)
     else:

@@ -9,6 +9,7 @@ import click
 
 from dpaudit.cli.options import OUTPUT, emit, format_option
 from dpaudit.cli.plan import priced_options, question_of
+from dpaudit.cli.printing import warn
 
 
 @click.command()
@@ -53,7 +54,9 @@ def epsilon(
     if explain:
         answers = questions.explained(question, answers)
     if question.caveat is not None:
-        click.echo(question.caveat, err=True)
+        warn(question.caveat)
+    for warning in questions.delta_warnings(question, ctx.params["dataset_size"]):
+        warn(f"warning: {warning}")
     if format_ == "text":
         shown = text.epsilon_text(question.mechanism, question.sampling, answers)
         if explain:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dpaudit.cli.options import RUN
+from dpaudit.cli.printing import named, say
 
 
 @click.group()
@@ -33,7 +34,7 @@ def mlflow(run: Path, tracking_uri: str, experiment: str) -> None:
     from dpaudit.workflow.to_mlflow import to_mlflow
 
     run_id = to_mlflow(exported(open_run(run)), tracking_uri, experiment)
-    click.echo(f"wrote run {run_id} to {tracking_uri}")
+    say(f"wrote run {named(run_id)} to {named(tracking_uri)}")
 
 
 @export.command()
@@ -50,4 +51,4 @@ def tensorboard(run: Path, folder: Path) -> None:
     from dpaudit.workflow.exporting import exported
     from dpaudit.workflow.to_tensorboard import to_tensorboard
 
-    click.echo(f"wrote {to_tensorboard(exported(open_run(run)), folder)}")
+    say(f"wrote {named(to_tensorboard(exported(open_run(run)), folder))}")

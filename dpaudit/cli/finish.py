@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dpaudit.cli.options import RUN
+from dpaudit.cli.printing import named, say
 
 
 @click.command()
@@ -25,4 +26,4 @@ def finish(run: Path, delta: float | None) -> None:
     from dpaudit.workflow import finishing
 
     done = finishing.finish(open_run(run), delta)
-    click.echo(f"{run} {done.value}")
+    say(f"{named(run)} {done.value}")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,28 @@ from dpaudit.cli.options import (
     was_given,
     with_options,
 )
+from dpaudit.cli.printing import warn
+from dpaudit.files.writing import PRIVATE
 
 if TYPE_CHECKING:
     from dpaudit.gate.layers import LoadedPolicy
+    from dpaudit.vocabulary.basis import Override
     from dpaudit.vocabulary.verdict import Verdict
     from dpaudit.workflow.judging import Judging
 
 PATH = click.Path(path_type=Path)
 FORMATS = ("text", "json", "markdown", "junit", "sarif", "github", "html")
+RECORDED = (
+    "policy",
+    "baseline",
+    "inconclusive",
+    "scores",
+    "audit",
+    "attack",
+    "conformance",
+    "claim_epsilon",
+    "delta",
+)
 WITHOUT_RUN = ("scores", "audit", "attack", "conformance", "claim_epsilon", "delta")
 
 # fmt: off
@@ -73,7 +88,7 @@ def gate(ctx: click.Context, /, **options: Any) -> None:
     judge = _run if options["run"] is not None else _files
     verdict, loaded = judge(ctx, options)
     judged = Judged(verdict, loaded)
-    emit(WRITERS[options["format_"]](judged), options["output"])
+    emit(WRITERS[options["format_"]](judged), options["output"], mode=PRIVATE)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
         from dpaudit.report.verdicts.summary import append_summary
@@ -94,8 +109,8 @@ def _run(ctx: click.Context, options: dict[str, Any]) -> Judgement:
     if given:
         raise click.UsageError(f"a RUN has its own: leave out {option_name(given[0])}")
     run = open_run(options["run"])
-    loaded = load_policy(options["policy"], options["assignments"])
-    return judge_run(run, _judging(loaded, options), options["history"]), loaded
+    loaded = load_policy(options["policy"], options["assignments"], assigned_by=_assigner(ctx))
+    return judge_run(run, _judging(ctx, loaded, options), options["history"]), loaded
 
 
 def _files(ctx: click.Context, options: dict[str, Any]) -> Judgement:
@@ -112,20 +127,20 @@ def _files(ctx: click.Context, options: dict[str, Any]) -> Judgement:
     if options["history"] is not None:
         raise click.UsageError("--history remembers runs: give a RUN")
     if was_given(ctx, "policy") or options["assignments"] or some_policy():
-        loaded = load_policy(options["policy"], options["assignments"])
+        loaded = load_policy(options["policy"], options["assignments"], assigned_by=_assigner(ctx))
     else:
         loaded = LoadedPolicy(OWN_POLICY, {})
-        click.echo("dpaudit: no policy is here: no measurement may contradict the claim", err=True)
+        warn("dpaudit: no policy is here: no measurement may contradict the claim")
     measured = Measured(**{name: options[name] for name in names})
     claim = Declared(options["claim_epsilon"], options["delta"])
-    judging = _judging(loaded, options)
+    judging = _judging(ctx, loaded, options)
     return judging.verdict(evidence_of_files(claim, measured, loaded.policy)), loaded
 
 
-def _judging(loaded: LoadedPolicy, options: dict[str, Any]) -> Judging:
+def _judging(ctx: click.Context, loaded: LoadedPolicy, options: dict[str, Any]) -> Judging:
     from dpaudit.vocabulary.verdict import OnInconclusive
     from dpaudit.workflow.baselines import read_baseline
-    from dpaudit.workflow.judging import Judging
+    from dpaudit.workflow.judging import Judging, PolicySources
 
     say_what_stands_above_files(loaded)
     path = options["baseline"]
@@ -133,13 +148,33 @@ def _judging(loaded: LoadedPolicy, options: dict[str, Any]) -> Judging:
         loaded.policy,
         None if path is None else read_baseline(path, loaded.policy),
         OnInconclusive(options["inconclusive"]),
+        sources=PolicySources.of(loaded, tuple(_options_set(ctx))),
     )
+
+
+def _assigner(ctx: click.Context) -> str:
+    """Return what gave the assignments: the option, or a variable of the environment."""
+    source = ctx.get_parameter_source("assignments")
+    by_environment = source is not None and source.name == "ENVIRONMENT"
+    return "$DPAUDIT_GATE_ASSIGNMENTS" if by_environment else "--set"
+
+
+def _options_set(ctx: click.Context) -> Iterator[Override]:
+    """Yield the options that can change the verdict and that the user or a variable set."""
+    from dpaudit.vocabulary.basis import Override
+
+    for name in RECORDED:
+        source = ctx.get_parameter_source(name)
+        if was_given(ctx, name) and source is not None:
+            variable = f"$DPAUDIT_GATE_{name.upper()}"
+            by = variable if source.name == "ENVIRONMENT" else "command line"
+            yield Override(option_name(name), str(ctx.params[name]), by)
 
 
 def say_what_stands_above_files(loaded: LoadedPolicy) -> None:
     """Name every key of the policy that a variable or an option sets, on standard error."""
     for key, origin in sorted(loaded.above_files().items()):
-        click.echo(f"dpaudit: {key} is set by {origin}", err=True)
+        warn(f"dpaudit: {key} is set by {origin}")
 
 
 def _say_what_variables_set(ctx: click.Context) -> None:
@@ -148,4 +183,4 @@ def _say_what_variables_set(ctx: click.Context) -> None:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "ENVIRONMENT":
             variable = f"$DPAUDIT_GATE_{name.upper()}"
-            click.echo(f"dpaudit: {option_name(name)} is {value} by {variable}", err=True)
+            warn(f"dpaudit: {option_name(name)} is {value} by {variable}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from dpaudit.cli.options import OUTPUT, emit, format_option
+from dpaudit.cli.printing import warn
+from dpaudit.files.writing import PRIVATE
 from dpaudit.vocabulary.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -46,13 +48,13 @@ def history(
         _require_picture(plot)
     refused = take_up(folder)
     for why in refused:
-        click.echo(one_line(why), err=True)
+        warn(one_line(why))
     runs = read_history(folder) if history_file(folder).exists() else ()
     if plot is not None and runs:
         _draw(runs, plot)
-    emit(as_json(History(runs)) if format_ == "json" else history_text(runs), output)
+    emit(as_json(History(runs)) if format_ == "json" else history_text(runs), output, mode=PRIVATE)
     if not runs:
-        click.echo(f"{folder} holds no verdict yet: dpaudit gate RUN makes one", err=True)
+        warn(f"{folder} holds no verdict yet: dpaudit gate RUN makes one")
     ctx.exit(ExitCode.INTEGRITY if refused else ExitCode.HOLDS if runs else ExitCode.INCONCLUSIVE)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dpaudit.cli.options import RUN
+from dpaudit.cli.printing import named, say
 
 
 @click.command()
@@ -30,4 +31,4 @@ def init(run: Path, output: Path, baseline: Path | None) -> None:
     from dpaudit.workflow.drafting import write_draft
 
     write_draft(open_run(run), output, baseline)
-    click.echo(f"wrote {output}" + ("" if baseline is None else f" and {baseline}"))
+    say(f"wrote {named(output)}" + ("" if baseline is None else f" and {named(baseline)}"))

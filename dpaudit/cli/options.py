@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from dpaudit.cli.printing import say
+from dpaudit.files.writing import PUBLIC, write_output
 from dpaudit.vocabulary.errors import InvalidArgument
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -25,6 +28,13 @@ OUTPUT = click.option(
 )
 
 
+TRUST_MODEL_CODE = click.option(
+    "--trust-model-code",
+    is_flag=True,
+    help="Run a --checkpoint that is a program (TorchScript, torch.export); it gets limits.",
+)
+
+
 def format_option(*formats: str) -> Callable[[Command], Command]:
     """Return the option ``--format``, text by default."""
     return click.option(
@@ -37,16 +47,13 @@ def format_option(*formats: str) -> Callable[[Command], Command]:
     )
 
 
-def emit(text: str, output: Path | None) -> None:
-    """Print ``text``, or write it to ``output``."""
+def emit(text: str, output: Path | None, *, mode: int = PUBLIC) -> None:
+    """Print ``text``, or write it to ``output``; ``mode`` is PRIVATE for what secrets are in."""
     if output is None:
-        click.echo(text)
+        say(text)
         return
     _require_no_loss(output)
-    try:
-        output.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InvalidArgument("output", str(output), f"writable ({error.strerror})") from error
+    write_output(output, f"{text}\n".encode(errors="backslashreplace"), mode)
 
 
 def _require_no_loss(output: Path) -> None:
@@ -56,14 +63,18 @@ def _require_no_loss(output: Path) -> None:
     context = click.get_current_context(silent=True)
     given = {} if context is None else {**context.params, "output": None}
     read = [value for value in given.values() if isinstance(value, Path)]
-    place = output.resolve()
-    if output.exists() and any(path.exists() and path.samefile(output) for path in read):
+    place = Path(os.path.realpath(output))
+    if os.path.exists(output) and any(_is_same(path, output) for path in read):
         raise InvalidArgument("output", str(output), "another file than those that are read")
-    if place.name in POLICY_FILES and place.exists():
+    if place.name in POLICY_FILES and os.path.exists(place):
         raise InvalidArgument("output", str(output), "another file than a policy")
     run = RunDirectory(place.parent)
-    if run.ledger.exists() and place in run.own_files:
+    if os.path.exists(run.ledger) and place in run.own_files:
         raise InvalidArgument("output", str(output), "another file than a run's own")
+
+
+def _is_same(path: Path, output: Path) -> bool:
+    return os.path.exists(path) and os.path.samefile(path, output)
 
 
 def with_options(

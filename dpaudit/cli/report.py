@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from dpaudit.cli.options import OUTPUT, emit, format_option
+from dpaudit.cli.printing import named, say
+from dpaudit.files.writing import PRIVATE
 
 if TYPE_CHECKING:
     from dpaudit.runs.directory import RunDirectory
@@ -57,7 +59,7 @@ def _report_one(run: RunDirectory, format_: str, history: Path | None, output: P
     if format_ == "model-card":
         from dpaudit.report.model_card import model_card
 
-        emit(model_card(gather(run)), output)
+        emit(model_card(gather(run)), output, mode=PRIVATE)
         return
     from dpaudit.report.html import render
 
@@ -87,7 +89,7 @@ def _require_target(target: Path) -> None:
 
 
 def _write(target: Path, page: str) -> None:
-    from dpaudit.runs.files import write_bytes
+    from dpaudit.files.writing import write_bytes
 
-    write_bytes(target, page.encode())
-    click.echo(f"wrote {target}")
+    write_bytes(target, page.encode(errors="replace"), PRIVATE)
+    say(f"wrote {named(target)}")

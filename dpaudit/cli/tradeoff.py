@@ -9,6 +9,7 @@ import click
 
 from dpaudit.cli.options import OUTPUT, emit, format_option
 from dpaudit.cli.plan import priced_options, question_of
+from dpaudit.cli.printing import warn
 
 UNUSED_DELTA = 1e-5  # a question carries one; this command does not ask for any
 
@@ -41,6 +42,6 @@ def tradeoff(
     question = question_of(ctx, delta=UNUSED_DELTA)
     answer = questions.risk_of(question, tuple(sorted(fpr)))
     if question.caveat is not None:
-        click.echo(question.caveat, err=True)
+        warn(question.caveat)
     shown = text.as_json(answer) if format_ == "json" else text.risk_text(answer, question.sampling)
     emit(shown, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Set
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpaudit.cli.options import option_name, was_given, with_options
+from dpaudit.cli.printing import named, say
 from dpaudit.cli.train_options import TRAIN_OPTIONS
 
 if TYPE_CHECKING:
@@ -97,9 +99,9 @@ def train(ctx: click.Context, /, **options: Any) -> None:
         return
     watch = partial(_watched, options["stop_when_refuted"], out, prepared.config)
     run = _with_progress(privacy, lambda on_step: begin(prepared, out, watch(on_step)))
-    click.echo(claim_in_words(write_claim(run, privacy.delta)))
-    click.echo(f"held-out accuracy {heldout_accuracy(run, prepared.split):.1%}")
-    click.echo(f"wrote {run.path}")
+    say(claim_in_words(write_claim(run, privacy.delta)))
+    say(f"held-out accuracy {heldout_accuracy(run, prepared.split):.1%}")
+    say(f"wrote {named(run.path)}")
 
 
 def settings_of(config: Path) -> RunConfig:
@@ -141,7 +143,7 @@ def _layer(options: Options, names: Set[str]) -> Layer:
     }
     source = layer["data"].get("source", "digits")
     if source != "digits":
-        layer["data"]["source"] = str(Path(source).resolve())
+        layer["data"]["source"] = os.path.abspath(source)
     return layer
 
 

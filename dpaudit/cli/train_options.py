@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dpaudit.cli.printing import say
 from dpaudit.vocabulary.presets import PRESETS
 from dpaudit.vocabulary.settings import DEVICES, DIRECTIONS, NOISES, OPTIMIZERS, SCHEDULES
 
@@ -16,7 +17,7 @@ def print_presets(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         return
     from dpaudit.report.presets import presets_in_words
 
-    click.echo(presets_in_words(PRESETS))
+    say(presets_in_words(PRESETS))
     ctx.exit()
 
 

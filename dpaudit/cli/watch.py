@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dpaudit.cli.options import RUN
+from dpaudit.cli.printing import say
 
 if TYPE_CHECKING:
     from dpaudit.gate.policy import Policy
@@ -49,14 +50,14 @@ def watch(run: Path, policy: Path | None, every: float, once: bool) -> None:
 
     observer = Observer(open_run(run), _policy(policy), time.time)
     if once:
-        click.echo(glimpse_text(observer.look()))
+        say(glimpse_text(observer.look()))
     elif sys.stdout.isatty():
         from dpaudit.report.watch_screen import show
 
         show(_looks(observer, every))
     else:
         for seen in _looks(observer, every):
-            click.echo(glimpse_line(seen))
+            say(glimpse_line(seen))
 
 
 def _looks(observer: Observer, every: float) -> Iterator[Glimpse]:

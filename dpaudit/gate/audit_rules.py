@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from dpaudit.gate.evidence import Evidence, Stated
-from dpaudit.gate.outcomes import OTHER_MACHINE, decided, unknown
+from dpaudit.gate.deciding import records_that_decide
+from dpaudit.gate.evidence import Evidence, Measured, Source, Stated
+from dpaudit.gate.outcomes import decided, unknown
 from dpaudit.gate.policy import AuditPolicy
-from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
-from dpaudit.vocabulary.baseline import AttackRate
+from dpaudit.vocabulary.audit import (
+    AuditReport,
+    AuditResult,
+    BoundKind,
+    MembershipResult,
+    TprAtFpr,
+)
 from dpaudit.vocabulary.rounding import round_down, round_up
+from dpaudit.vocabulary.tolerance import OTHER_MACHINE, holds_at, same_number
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 
 
@@ -25,9 +32,9 @@ def audit_rules(policy: AuditPolicy, evidence: Evidence) -> Iterator[RuleOutcome
         why = "the audit is of another state of the ledger: audit the run again"
         yield unknown("audit.evidence", why)
     else:
-        yield _lower_bounds(policy, stated, audit)
+        yield _lower_bounds(policy, evidence, audit)
         if policy.min_power_epsilon is not None:
-            yield _power(policy.min_power_epsilon, policy, stated, audit)
+            yield _power(policy.min_power_epsilon, policy, evidence, audit)
     for fpr, most in policy.max_tpr_at_fpr.items():
         yield _tpr(fpr, most, policy, evidence)
 
@@ -48,53 +55,79 @@ def _conformance(evidence: Evidence) -> RuleOutcome:
     return RuleOutcome(rule, conformance.verdict, why or "nothing was tested")
 
 
-def _lower_bounds(policy: AuditPolicy, stated: Stated, audit: AuditReport) -> RuleOutcome:
-    rule = "audit.lower_bound"
-    at = [bound for bound in audit.bounds if bound.delta == stated.delta]
-    usable = [bound for bound in at if bound.inconclusive is None]
-    if not any(bound.kind in policy.count for bound in usable):
-        kinds = " or ".join(kind.value for kind in policy.count) or "any kind"
-        why = f"no lower bound that is {kinds} at delta {stated.delta:g}"
-        silent = [bound.inconclusive for bound in at if bound.inconclusive is not None]
-        return unknown(rule, "; ".join([why, *(silent or ["canaries, or their scores, give one"])]))
+def _lower_bounds(policy: AuditPolicy, evidence: Evidence, audit: AuditReport) -> RuleOutcome:
+    rule, stated = "audit.lower_bound", evidence.stated
+    above = contradicting(evidence)
     if not audit.confidence >= policy.confidence:
-        return unknown(
-            rule, f"confidence {audit.confidence:g} is below the demanded {policy.confidence:g}"
-        )
-    above = [bound for bound in usable if not bound.epsilon_lower <= stated.least]
+        why = f"{Source.AUDIT.file} has confidence {audit.confidence:g}, the policy demands "
+        why += f"{policy.confidence:g}: {_again(Source.AUDIT, policy)}"
+        return unknown(rule, "; ".join([why, *map(_in_words, above)]))
     if above:
         return _contradicted(policy, stated, above)
+    if evidence.missing:
+        names = ", ".join(evidence.missing)
+        return unknown(rule, f"the audit lacks {names}: {_again(Source.AUDIT, policy)}")
+    usable, aside = _usable(evidence, audit)
     counted = [bound for bound in usable if bound.kind in policy.count]
+    if not counted:
+        kinds = " or ".join(kind.value for kind in policy.count) or "any kind"
+        why = f"no lower bound that is {kinds} at delta {stated.delta:g}"
+        return unknown(rule, "; ".join([why, *(aside or ["canaries, or their scores, give one"])]))
     if not any(_could_contradict(bound, stated) for bound in counted):
-        return unknown(
-            rule,
+        why = (
             "nothing shows that this audit could have contradicted epsilon "
-            f"{round_up(stated.least)}, however right its guesses: give it more canaries",
+            f"{round_up(stated.least)}, however right its guesses: give it more canaries"
         )
+        return unknown(rule, "; ".join([why, *aside]))
     worst = max(usable, key=lambda bound: bound.epsilon_lower)
-    return decided(
-        rule,
-        True,
+    why = (
         f"no bound contradicts the claim: the largest says epsilon is at least "
-        f"{_described(worst)}, the claim at most {round_up(stated.least)}; this is no proof",
+        f"{_described(worst)}, the claim at most {round_up(stated.least)}; this is no proof"
     )
+    return decided(rule, True, "; ".join([why, *(f"not counted: {one}" for one in aside)]))
+
+
+def _usable(evidence: Evidence, audit: AuditReport) -> tuple[list[AuditResult], list[str]]:
+    """Return the bounds that can show that the claim is true, and why others cannot."""
+    doubts, aside = dict(evidence.doubts), []
+    usable = []
+    for bound in _at(audit.bounds, evidence.stated.delta):
+        why = bound.inconclusive or doubts.get(bound.name)
+        if why is None:
+            usable.append(bound)
+        else:
+            aside.append(f"{bound.name}: {why}")
+    return usable, aside
+
+
+def _at(bounds: Iterable[AuditResult], delta: float) -> list[AuditResult]:
+    return [bound for bound in bounds if same_number(bound.delta, delta)]
+
+
+def _again(source: Source, policy: AuditPolicy) -> str:
+    return f"repeat it by {source.command} --confidence {policy.confidence:g}"
 
 
 def contradicting(evidence: Evidence) -> list[AuditResult]:
-    """Return the bounds on this run, of any kind but an estimate, that lie above the claim."""
-    audit, stated = evidence.audit, evidence.stated
-    if audit is None or audit.ledger_head != stated.ledger_head:
+    """Return the bounds on this run, of any kind but an estimate, that are above the claim.
+
+    Also those that are no evidence that a claim is true: scores of canaries that nobody recorded
+    cannot show that a run leaks little, and can show that it leaks much. A bound at a larger
+    delta holds at the claim's, too.
+    """
+    audit, stated = evidence.current_audit, evidence.stated
+    if audit is None:
         return []
     kinds = (BoundKind.CERTIFIED, BoundKind.CONDITIONAL)
-    bounds = [one for one in audit.bounds if one.kind in kinds and one.delta == stated.delta]
-    return [bound for bound in bounds if not bound.epsilon_lower <= stated.least]
+    holds = [one for one in audit.bounds if one.kind in kinds and holds_at(one.delta, stated.delta)]
+    return [bound for bound in holds if not bound.epsilon_lower <= stated.least]
 
 
 def _could_contradict(bound: AuditResult, stated: Stated) -> bool:
     """Return whether some outcome of the audit would have contradicted the claim."""
     if bound.greatest_epsilon is not None:
         return bound.greatest_epsilon > stated.least
-    return bound.detectable_epsilon is not None
+    return bool(powers([bound], stated))
 
 
 def _contradicted(policy: AuditPolicy, stated: Stated, above: list[AuditResult]) -> RuleOutcome:
@@ -103,36 +136,56 @@ def _contradicted(policy: AuditPolicy, stated: Stated, above: list[AuditResult])
     return RuleOutcome(
         "audit.lower_bound",
         Outcome.VIOLATED if counted else Outcome.INCONCLUSIVE,
-        f"epsilon is at least {_described(shown)}, but {stated.by} says at most "
+        f"{_in_words(shown)}, but {stated.by} says at most "
         f"{round_up(stated.least)}: more is given away than is claimed",
     )
+
+
+def _in_words(bound: AuditResult) -> str:
+    return f"epsilon is at least {_described(bound)}"
 
 
 def _described(bound: AuditResult) -> str:
     return f"{round_down(bound.epsilon_lower)} ({bound.kind.value}: {bound.name})"
 
 
-def _power(excess: float, policy: AuditPolicy, stated: Stated, audit: AuditReport) -> RuleOutcome:
-    rule = "audit.min_power_epsilon"
-    seen = powers([bound for bound in audit.bounds if bound.kind in policy.count], stated)
+def _power(
+    excess: float, policy: AuditPolicy, evidence: Evidence, audit: AuditReport
+) -> RuleOutcome:
+    """Compare the least true epsilon that the audit detects with the claim plus the excess."""
+    rule, stated = "audit.min_power_epsilon", evidence.stated
+    usable, aside = _usable(evidence, audit)
+    seen = powers([bound for bound in usable if bound.kind in policy.count], stated)
+    if evidence.missing:
+        aside.append(f"the audit lacks {', '.join(evidence.missing)}: dpaudit audit RUN")
     if not seen:
-        return unknown(rule, "the power of the audit against this claim is not known")
-    least = min(seen)
+        why = (
+            "which true epsilon the audit would detect above the claim of "
+            f"{round_up(stated.least)} is not known: gradient canaries have a known power"
+        )
+        return unknown(rule, "; ".join([why, *aside]))
+    least, most = min(seen), stated.least + excess
     why = (
-        f"the audit would have seen a true epsilon of {round_up(least)} 95 times in 100, "
-        f"the policy asks for {round_up(stated.least + excess)}"
+        f"a true epsilon of {round_up(least)} would have been detected 95 times in 100; the policy "
+        f"asks for one of at most {round_up(most)}: the claim of {round_up(stated.least)} plus "
+        f"min_power_epsilon, {excess:g}"
     )
-    return decided(rule, True, why) if least - stated.least <= excess else unknown(rule, why)
+    if least - stated.least <= excess and not evidence.missing:
+        return decided(rule, True, why)
+    return unknown(rule, "; ".join([why, *aside]))
 
 
 def powers(bounds: Iterable[AuditResult], stated: Stated) -> list[float]:
-    """Return the true epsilon at which each bound would refute this claim, or a larger one."""
+    """Return the true epsilon at which each bound would refute this claim, or a larger one.
+
+    One that is not above the claim is no excess, and is left out.
+    """
     lowest = stated.least * (1 - OTHER_MACHINE)
     return [
         bound.detectable_epsilon
-        for bound in bounds
+        for bound in _at(bounds, stated.delta)
         if bound.detectable_epsilon is not None
-        and bound.delta == stated.delta
+        and bound.detectable_epsilon >= lowest
         and bound.refutes_epsilon is not None
         and bound.refutes_epsilon >= lowest
     ]
@@ -141,36 +194,76 @@ def powers(bounds: Iterable[AuditResult], stated: Stated) -> list[float]:
 def _tpr(fpr: str, most: float, policy: AuditPolicy, evidence: Evidence) -> RuleOutcome:
     """Judge every attack that there is evidence of: a weak one does not answer for another."""
     rule = f"audit.max_tpr_at_fpr.{fpr}"
-    rates = [rate for rate in evidence.rates if math.isclose(rate.fpr, float(fpr), rel_tol=1e-9)]
-    above = [rate for rate in rates if not rate.tpr.upper <= most]
+    found = [(one, one.rate_at(float(fpr))) for one in evidence.attacks]
+    rates = [(one, rate) for one, rate in found if rate is not None]
+    sure = [(one, rate) for one, rate in rates if rate.confidence >= policy.confidence]
+    above = [(one, rate) for one, rate in sure if rate.interval.lower > most]
     if above:
-        return decided(rule, False, _worst(above, fpr, most))
-    missing = [*evidence.silent, *_not_at(fpr, rates, evidence), *_unsure(rates, policy)]
-    if missing or not rates:
+        one, rate = max(above, key=lambda pair: pair[1].interval.lower)
+        why = f"{_rate(one, fpr)} is at least {round_down(rate.interval.lower)}, the policy allows "
+        return decided(rule, False, f"{why}{most:g}")
+    open_ = [
+        *evidence.silent,
+        *(
+            f"the audit lacks the attack by {name}: {Source.AUDIT.command}"
+            for name in evidence.missing_attacks
+        ),
+        *(_not_at(one, fpr) for one, rate in found if rate is None),
+        *(_unsure(one, rate, policy) for one, rate in rates if (one, rate) not in sure),
+        *(
+            _undecided(one, rate, fpr, most)
+            for one, rate in sure
+            if not rate.interval.upper <= most
+        ),
+    ]
+    if open_ or not rates:
         why = f"no attack on this run was evaluated at a false-positive rate of {fpr}"
-        return unknown(rule, "; ".join(missing) or why)
-    return decided(rule, True, _worst(rates, fpr, most))
+        return unknown(rule, "; ".join(open_) or why)
+    one, rate = max(rates, key=lambda pair: pair[1].interval.upper)
+    why = (
+        f"{_rate(one, fpr)} is at most {round_up(rate.interval.upper)}, the policy allows {most:g}"
+    )
+    return decided(rule, True, why)
 
 
-def _worst(rates: list[AttackRate], fpr: str, most: float) -> str:
-    worst = max(rates, key=lambda rate: rate.tpr.upper)
+def _rate(one: Measured, fpr: str) -> str:
+    return f"the true-positive rate at FPR {fpr} of the attack by {one.result.attack}"
+
+
+def _not_at(one: Measured, fpr: str) -> str:
+    few = [rate for rate in one.result.unresolved if same_number(rate, float(fpr))]
+    why = f"the attack by {one.result.attack} was not evaluated at a false-positive rate of {fpr}"
+    if not few:
+        return why
     return (
-        f"the true-positive rate at FPR {fpr} of the attack by {worst.attack} is at most "
-        f"{round_up(worst.tpr.upper)}, the policy allows {most:g}"
+        f"{why}: it has {one.result.nonmembers} non-members, which needs "
+        f"{math.ceil(1 / float(fpr))} at least"
     )
 
 
-def _not_at(fpr: str, rates: list[AttackRate], evidence: Evidence) -> Iterator[str]:
-    measured = {rate.attack for rate in rates}
-    for attack in evidence.attacks:
-        if attack not in measured:
-            yield f"the attack by {attack} was not evaluated at a false-positive rate of {fpr}"
+def _unsure(one: Measured, rate: TprAtFpr, policy: AuditPolicy) -> str:
+    return (
+        f"{one.source.file}: the interval of the attack by {one.result.attack} has confidence "
+        f"{rate.confidence:g}, the policy demands {policy.confidence:g}: "
+        f"{_again(one.source, policy)}"
+    )
 
 
-def _unsure(rates: list[AttackRate], policy: AuditPolicy) -> Iterator[str]:
-    for rate in rates:
-        if not rate.confidence >= policy.confidence:
-            yield (
-                f"the interval of the attack by {rate.attack} has confidence "
-                f"{rate.confidence:g}, below the demanded {policy.confidence:g}"
-            )
+def _undecided(one: Measured, rate: TprAtFpr, fpr: str, most: float) -> str:
+    """Say that too few records were scored, and how many would decide."""
+    return (
+        f"{_rate(one, fpr)} is between {round_down(rate.interval.lower)} and "
+        f"{round_up(rate.interval.upper)}, the policy allows {most:g}: "
+        f"{in_records(one.result, rate, most)}"
+    )
+
+
+def in_records(result: MembershipResult, rate: TprAtFpr, limit: float) -> str:
+    """Say how many records would decide whether a rate is within a limit."""
+    had = f"{result.members} members and {result.nonmembers} non-members are too few to tell"
+    needed = records_that_decide(result, fpr=rate.fpr, limit=limit, confidence=rate.confidence)
+    if needed is None:
+        return f"{had}, and it is so close to the limit that a million times as many would be"
+    return (
+        f"{had}; if more are like them, about {needed.members} and {needed.nonmembers} would decide"
+    )

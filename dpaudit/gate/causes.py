@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from dpaudit.vocabulary.baseline import Baseline, Booked
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.mechanism import Release
+from dpaudit.vocabulary.tolerance import same_number
 
 
 class Effect(Enum):
@@ -160,13 +161,21 @@ def _in_claims(old: Claim, new: Claim) -> Iterator[Difference]:
         "adjacency": (old.adjacency.value, new.adjacency.value),
         "unit of privacy": (old.unit, new.unit),
         "accountant": (old.accountant, new.accountant),
-        "delta": (f"{old.delta:g}", f"{new.delta:g}"),
+        "delta": _deltas(old.delta, new.delta),
         "what the claim leaves out": (_listed(old.leaves_out), _listed(new.leaves_out)),
         "what is taken as public": (_listed(old.takes_as_public), _listed(new.takes_as_public)),
     }
     for cause, (was, now) in words.items():
         if was != now:
             yield Difference(cause, was, now, Effect.UNKNOWN)
+
+
+def _deltas(was: float, now: float) -> tuple[str, str]:
+    """Return both deltas in as many digits as they differ in."""
+    if same_number(was, now):
+        return "", ""
+    short = (f"{was:g}", f"{now:g}")
+    return short if short[0] != short[1] else (repr(was), repr(now))
 
 
 def _listed(items: tuple[str, ...]) -> str:
@@ -182,7 +191,17 @@ def _beside(before: Baseline, after: Baseline) -> Iterator[Difference]:
     old, new = (one.claim.randomness.value for one in (before, after))
     if old != new:
         yield Difference("randomness", old, new, Effect.NONE)
+    yield from _in_names("data", before.data, after.data)
+    yield from _in_names("model", before.model, after.model)
     yield from _in_versions(_versions(before), _versions(after))
+
+
+def _in_names(what: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Difference]:
+    """Compare what is said of data or model, by name; one of both may know less."""
+    for name in dict.fromkeys((*old, *new)):
+        was, now = (one.get(name, "not known") for one in (old, new))
+        if was != now:
+            yield Difference(f"{what} ({name})", was, now, Effect.NONE)
 
 
 def _fixed(run: Baseline) -> str:

@@ -10,8 +10,13 @@ from dpaudit.gate.policy import ClaimPolicy
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.rounding import round_up
+from dpaudit.vocabulary.unit import Released
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 
+RELEASED = {
+    Released.EVERY_STEP: "the release of every step",
+    Released.FINAL_MODEL: "the release of the final model alone",
+}
 NO_LEDGER = "the claim is declared, and no ledger shows it: judge a run, or leave out [claim]"
 
 
@@ -22,6 +27,8 @@ def claim_rules(policy: ClaimPolicy, claim: Claim | Declared) -> Iterator[RuleOu
         return
     yield _max_epsilon(policy, claim)
     yield _adjacency(policy, claim)
+    yield _unit(policy, claim)
+    yield _released(policy, claim)
     yield _sampling(policy, claim)
     yield decided(
         "claim.require_secure_randomness",
@@ -38,7 +45,14 @@ def _declared_rules(policy: ClaimPolicy, claim: Declared) -> Iterator[RuleOutcom
     why = f"{stated}, the policy allows {policy.max_epsilon:g}" if too_large else NO_LEDGER
     outcome = Outcome.VIOLATED if too_large else Outcome.INCONCLUSIVE
     yield RuleOutcome("claim.max_epsilon", outcome, why)
-    for rule in ("adjacency", "sampling", "require_secure_randomness", "may_leave_out"):
+    for rule in (
+        "adjacency",
+        "unit",
+        "released",
+        "sampling",
+        "require_secure_randomness",
+        "may_leave_out",
+    ):
         yield unknown(f"claim.{rule}", NO_LEDGER)
 
 
@@ -62,6 +76,28 @@ def _adjacency(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
         "claim.adjacency",
         claim.adjacency is policy.adjacency,
         f"the claim is for {claim.adjacency.value}, the policy demands {policy.adjacency.value}",
+    )
+
+
+def _unit(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
+    """Demand the very unit: neither of two units implies the other at the same epsilon.
+
+    Of k records that a user may have, epsilon for one record bounds about k times epsilon
+    for the user. Epsilon for a user is for adding or removing all of their records, which no
+    change of a single record is.
+    """
+    why = f"the claim protects one {claim.unit.value}, the policy demands one {policy.unit.value}"
+    if claim.unit is not policy.unit:
+        why += ": train with that unit, or set claim.unit if the project promises another"
+    return decided("claim.unit", claim.unit is policy.unit, why)
+
+
+def _released(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
+    return decided(
+        "claim.released",
+        claim.released.covers(policy.released),
+        f"the claim covers {RELEASED[claim.released]}, the policy demands "
+        f"{RELEASED[policy.released]}",
     )
 
 

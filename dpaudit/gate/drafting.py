@@ -61,6 +61,8 @@ def _claim(claim: Claim) -> Iterator[str]:
     if claim.accountant in {"naive", "rdp", "pld"}:  # a filter is none that a policy can ask for
         yield f"accountant = {_quoted(claim.accountant)}  # whose upper bound counts"
     yield f"adjacency = {_quoted(claim.adjacency.value)}"
+    yield f"unit = {_quoted(claim.unit.value)}"
+    yield f"released = {_quoted(claim.released.value)}"
     yield f"sampling = [{_quoted(claim.sampling.value)}]"
     yield f"require_secure_randomness = true{'  # this run was seeded' if seeded else ''}"
     listed = ", ".join(_quoted(item) for item in claim.leaves_out)

@@ -15,7 +15,10 @@ from dpaudit.gate.outcomes import unknown
 from dpaudit.gate.policy import Policy
 from dpaudit.gate.regression_rules import regression_rules
 from dpaudit.gate.waivers import waive
+from dpaudit.gate.warnings import warnings_on
 from dpaudit.vocabulary.baseline import Baseline
+from dpaudit.vocabulary.basis import Basis
+from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.verdict import OnInconclusive, RuleOutcome, Verdict
 
 
@@ -26,6 +29,7 @@ def judge(
     *,
     today: date,
     inconclusive: OnInconclusive = OnInconclusive.FAIL,
+    basis: Basis | None = None,
 ) -> Verdict:
     """Return the outcome of every rule of ``policy``.
 
@@ -36,10 +40,18 @@ def judge(
         baseline: What the run is compared with, where the policy has a section regression.
         today: On which waivers are in force or expired.
         inconclusive: What becomes of a verdict that cannot be told.
+        basis: Where the policy and the evidence come from, for the record.
     """
-    rules = tuple(waive(tuple(_rules(policy, evidence, baseline)), policy.waiver, today))
-    run = "" if evidence.booked is None else evidence.booked.run
-    return Verdict(rules, evidence.stated.ledger_head, run, inconclusive)
+    rules = tuple(_rules(policy, evidence, baseline))
+    return Verdict(
+        rules=tuple(waive(rules, policy, today)),
+        ledger_head=evidence.stated.ledger_head,
+        run="" if evidence.booked is None else evidence.booked.run,
+        inconclusive=inconclusive,
+        claim=evidence.claim if isinstance(evidence.claim, Claim) else None,
+        basis=basis,
+        warnings=tuple(warnings_on(rules, policy, evidence, today)),
+    )
 
 
 def _rules(policy: Policy, evidence: Evidence, baseline: Baseline | None) -> Iterator[RuleOutcome]:

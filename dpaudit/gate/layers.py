@@ -36,11 +36,18 @@ class Layer:
         source: The file, the variable, or the option that sets them.
         content: The keys, as in dpaudit.toml.
         lines: The line of each key, from 1, where there are lines.
+        sha256: Digest of the file's bytes, or of the text of a variable or option.
     """
 
     source: str
     content: Mapping[str, Any]
     lines: Mapping[str, int]
+    sha256: str = ""
+
+    @property
+    def overrides_files(self) -> bool:
+        """Whether a variable or an option sets it."""
+        return self.source.startswith(("$", "--"))
 
     def origin(self, key: str) -> Origin:
         """Return where this layer sets ``key``."""
@@ -49,10 +56,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy, and the origin of each key and section that was set."""
+    """A policy, and the origin of each key and section that was set.
+
+    Attributes:
+        policy: What is demanded.
+        origins: Where each key was set.
+        layers: Every source; later ones take precedence.
+    """
 
     policy: Policy
     origins: Mapping[str, Origin]
+    layers: tuple[Layer, ...] = ()
 
     def origin_of(self, rule: str) -> Origin:
         """Return where the key that ``rule`` comes from was set: the nearest that was."""
@@ -97,7 +111,7 @@ def put_together(layers: Sequence[Layer]) -> LoadedPolicy:
         waivers = len(merged.get("waiver", ())) - len(layer.content.get("waiver", ()))
         for key in layer.lines:  # keys inside of keys, too
             origins[_moved(key, waivers)] = layer.origin(key)
-    return LoadedPolicy(_converted(merged, layers), origins)
+    return LoadedPolicy(_converted(merged, layers), origins, tuple(layers))
 
 
 def _moved(key: str, below: int) -> str:
@@ -156,5 +170,6 @@ def values(policy: Policy) -> Iterator[tuple[str, Any]]:
     for section in SECTIONS:
         for name, value in (content[section] or {}).items():
             yield f"{section}.{name}", value
+    yield "waiver_max_days", content["waiver_max_days"]
     for place, waiver in enumerate(content["waiver"]):
         yield f"waiver.{place}", waiver

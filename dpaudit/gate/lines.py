@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 HEADER = re.compile(r"\s*\[")
+LONG_VALUE = 100
+"""From so many lines on, not every line is tried as the last of a value."""
 
 
 def key_lines(text: str) -> dict[str, int]:
@@ -18,29 +20,39 @@ def key_lines(text: str) -> dict[str, int]:
     """
     lines: dict[str, int] = {}
     tables: Counter[str] = Counter()
-    header = ""
+    table: list[str] = []
     for number, statement in _statements(text):
         if HEADER.match(statement):
-            header = statement
-            name = ".".join(_path(tomllib.loads(header)))
+            table = _path(tomllib.loads(statement))
+            name = ".".join(table)
             if statement.lstrip().startswith("[["):
                 tables[name] += 1
             lines.setdefault(_numbered(name, tables), number)
         elif statement.strip():
-            for path in _keys(tomllib.loads(f"{header}\n{statement}")):
-                lines.setdefault(_numbered(".".join(path), tables), number)
+            for place in range(1, len(table) + 1):
+                lines.setdefault(_numbered(".".join(table[:place]), tables), number)
+            for path in _keys(tomllib.loads(statement)):
+                lines.setdefault(_numbered(".".join([*table, *path]), tables), number)
     return lines
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Yield each header, comment or assignment with its first line; values may span lines."""
     held: list[str] = []
+    due = 1
     for number, line in enumerate(text.split("\n"), 1):
         held.append(line)
+        if len(held) < due:
+            continue
         statement = "\n".join(held)
         if _is_whole(statement):
             yield number - len(held) + 1, statement
-            held = []
+            held, due = [], 1
+        else:
+            # A long value is tried less and less often, or a large file would take minutes.
+            due = len(held) + 1 + (len(held) // 4 if len(held) > LONG_VALUE else 0)
+    if held and _is_whole(statement := "\n".join(held)):
+        yield text.count("\n") + 2 - len(held), statement
 
 
 def _is_whole(statement: str) -> bool:
@@ -72,7 +84,11 @@ def _keys(content: Any) -> Iterator[list[str]]:
 
 def _numbered(path: str, tables: Counter[str]) -> str:
     """Return the path with the number of its array's table."""
-    for table, count in tables.items():
-        if path == table or path.startswith(f"{table}."):
-            return f"{table}.{count - 1}{path[len(table) :]}"
+    if not tables:
+        return path
+    parts = path.split(".")
+    for end in range(1, len(parts) + 1):
+        table = ".".join(parts[:end])
+        if table in tables:
+            return f"{table}.{tables[table] - 1}{path[len(table) :]}"
     return path

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 
-OTHER_MACHINE = 1e-6
-"""Share of epsilon in which two machines may differ on one ledger: no difference."""
-
 
 def decided(rule: str, holds: bool, why: str) -> RuleOutcome:
     """Return HOLDS or VIOLATED; give ``holds`` a comparison that NaN fails."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from datetime import date
 
@@ -11,15 +12,19 @@ from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
+    require_count,
     require_delta,
     require_open_unit,
     require_positive,
 )
 from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.unit import Released, Unit
 
 RULES = (
     "claim.max_epsilon",
     "claim.adjacency",
+    "claim.unit",
+    "claim.released",
     "claim.sampling",
     "claim.require_secure_randomness",
     "claim.may_leave_out",
@@ -35,6 +40,9 @@ RULES = (
 )
 """Every rule that a verdict may hold; of ``audit.max_tpr_at_fpr``, one a rate."""
 
+LONGEST_WAIVER = 3650
+"""The largest ``waiver_max_days``, in days."""
+
 
 class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the claim must say.
@@ -44,18 +52,25 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         delta: The delta at which epsilon counts.
         accountant: Whose upper bound counts.
         adjacency: Which data sets must count as neighbours.
+        unit: What neighbouring data sets must differ by.
+        released: Which releases the claim must cover.
         sampling: Which kinds of sampling are allowed.
         require_secure_randomness: Refuse runs whose noise a seed reproduces.
         may_leave_out: What the claim may leave out.
+        dataset_size: Number of records, if it is public; a delta above its inverse is a
+            warning.
     """
 
     max_epsilon: float
     delta: float
     accountant: str = "pld"
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    unit: Unit = Unit.RECORD
+    released: Released = Released.EVERY_STEP
     sampling: tuple[Sampling, ...] = (Sampling.POISSON, Sampling.FULL_BATCH)
     require_secure_randomness: bool = True
     may_leave_out: tuple[str, ...] = ()
+    dataset_size: int | None = None
 
     def __post_init__(self) -> None:
         require_positive("claim.max_epsilon", self.max_epsilon)
@@ -64,6 +79,8 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument("claim.sampling", [], "a list of at least one kind")
         if self.accountant not in {"naive", "rdp", "pld"}:
             raise InvalidArgument("claim.accountant", self.accountant, "naive, rdp or pld")
+        if self.dataset_size is not None:
+            require_count("claim.dataset_size", self.dataset_size)
 
 
 class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -147,12 +164,32 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All demands; without a section nothing of its kind is demanded."""
+    """All demands; without a section nothing of its kind is demanded.
+
+    Attributes:
+        claim: What the claim must say.
+        audit: What the audit must show.
+        regression: How much worse than its baseline a run may be.
+        waiver: Rules that need not hold for a time.
+        waiver_max_days: How far ahead, in days, a waiver may expire.
+    """
 
     claim: ClaimPolicy | None = None
     audit: AuditPolicy | None = None
     regression: RegressionPolicy | None = None
     waiver: tuple[Waiver, ...] = ()
+    waiver_max_days: int = 365
+
+    def __post_init__(self) -> None:
+        require_count("waiver_max_days", self.waiver_max_days)
+        if self.waiver_max_days > LONGEST_WAIVER:
+            allowed = f"at most {LONGEST_WAIVER} days"
+            raise InvalidArgument("waiver_max_days", self.waiver_max_days, allowed)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every key with its value, sorted, defaults included."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 def _is_of(rule: str, key: str) -> bool:

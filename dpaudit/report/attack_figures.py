@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.files.writing import PRIVATE, write_output
 from dpaudit.vocabulary.audit import MembershipResult
 from dpaudit.vocabulary.errors import InvalidArgument, MissingExtra
 
@@ -135,7 +137,6 @@ def require_figure(name: str, path: Path) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     require_figure("plot", path)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InvalidArgument("plot", str(path), f"writable ({error.strerror})") from error
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix("."))
+    write_output(path, drawn.getvalue(), PRIVATE, "plot")

@@ -63,7 +63,10 @@ class CanaryScores(msgspec.Struct, frozen=True):
 
 
 class ReportEvidence(msgspec.Struct, frozen=True):
-    """What is known of one run; what is None or empty was not measured, and the report says so."""
+    """What is known of one run; what is None or empty was not measured, and the report says so.
+
+    ``project_digest`` is that of the project's policy as it is now; empty if there is none.
+    """
 
     run: str
     claim: Claim
@@ -79,6 +82,7 @@ class ReportEvidence(msgspec.Struct, frozen=True):
     attack: AttackReport | None = None
     conformance: ConformanceResult | None = None
     history: tuple[PastRun, ...] = ()
+    project_digest: str = ""
 
 
 class TwoRuns(msgspec.Struct, frozen=True):

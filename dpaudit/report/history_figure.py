@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpaudit.files.writing import PRIVATE, write_output
 from dpaudit.report.history_text import one_line
 from dpaudit.vocabulary.errors import InvalidArgument, MissingExtra
 from dpaudit.vocabulary.history import PastRun
@@ -65,10 +67,11 @@ def write_history(runs: Sequence[PastRun], path: Path) -> None:
         mpl.rcParams.update(SETTINGS)
         warnings.filterwarnings("ignore", message="Glyph")  # names in other scripts
         figure = _drawn(runs)
-        try:
-            figure.savefig(path, dpi=150, metadata=_timeless(path))
-        except OSError as error:
-            raise InvalidArgument("plot", str(path), f"writable ({error.strerror})") from error
+        drawn = io.BytesIO()
+        figure.savefig(
+            drawn, dpi=150, metadata=_timeless(path), format=path.suffix.removeprefix(".")
+        )
+        write_output(path, drawn.getvalue(), PRIVATE, "plot")
 
 
 def require_picture(path: Path) -> None:

@@ -22,7 +22,10 @@ from dpaudit.report.page_words import (
     rules_in_words,
     times_as_likely,
     verdict_in_words,
+    verdict_tone,
 )
+from dpaudit.report.verdicts.judged import facts
+from dpaudit.report.words import RELEASED
 from dpaudit.vocabulary.ledger import Randomness
 
 __all__ = ["contradicting", "render"]
@@ -43,13 +46,16 @@ def render(evidence: ReportEvidence) -> str:
         claim=claim,
         audit=evidence.audit,
         verdict=evidence.verdict,
-        verdict_words=verdict_in_words(evidence.verdict),
+        verdict_words=verdict_in_words(evidence.verdict, evidence.project_digest),
+        verdict_tone=verdict_tone(evidence.verdict, evidence.project_digest),
+        verdict_facts=tuple(facts(evidence.verdict)) if evidence.verdict else (),
         rules_words=rules_in_words(evidence.verdict) if evidence.verdict else None,
         attacks=attacks_on(evidence),
         caveats=caveats(attacks_on(evidence)),
         stale_attack=evidence.attack is not None and current_attack(evidence) is None,
         seeded=claim.randomness is Randomness.SEEDED,
         change=CHANGES[claim.adjacency].format(unit=claim.unit),
+        released_words=RELEASED,
         times=times_as_likely(claim.epsilon.upper),
         contradicting=contradicting(evidence.audit, claim),
         figures=figures_of_run(evidence),

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from dpaudit.report.evidence import ReportEvidence
 from dpaudit.report.findings import attacks_on, contradicting, require_one_ledger, strongest
-from dpaudit.report.page_words import CHANGES, SAMPLING, exact, verdict_in_words
+from dpaudit.report.page_words import CHANGES, SAMPLING, day, exact, verdict_in_words
 from dpaudit.report.verdicts.printable import one_line
+from dpaudit.report.words import RELEASED
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.ledger import Randomness
@@ -45,7 +46,7 @@ def model_card(evidence: ReportEvidence) -> str:
     paragraphs = (
         ("Privacy", _claimed(evidence.claim, evidence.mechanism_in_words)),
         ("What was measured", measured),
-        ("Verdict", (_judged(evidence.verdict), NO_PROOF)),
+        ("Verdict", (*_judged(evidence.verdict, evidence.project_digest), NO_PROOF)),
     )
     return "\n\n".join(f"**{name}.** {' '.join(words)}" for name, words in paragraphs)
 
@@ -61,7 +62,7 @@ def _claimed(claim: Claim, mechanism: str) -> Iterable[str]:
     yield (
         f"At delta {exact(claim.delta)}, epsilon is at most {round_up(claim.epsilon.upper)} under "
         f"{claim.adjacency.value}: what {change} can change, the unit being one "
-        f"{plain(claim.unit)}."
+        f"{plain(claim.unit)}; {RELEASED[claim.released]}."
     )
     yield (
         f"Released was {plain(mechanism)} ({claim.releases} releases in all), with "
@@ -134,13 +135,40 @@ def _conformance(evidence: ReportEvidence) -> Iterable[str]:
     )
 
 
-def _judged(verdict: Verdict | None) -> str:
+def _judged(verdict: Verdict | None, project_digest: str) -> Iterable[str]:
     if verdict is None:
-        return "This run was judged by no policy."
+        yield "This run was judged by no policy."
+        return
+    yield _rules(verdict, project_digest)
+    yield from (f"Warning: {plain(warning)}." for warning in verdict.warnings)
+    yield from _basis(verdict)
+
+
+def _basis(verdict: Verdict) -> Iterable[str]:
+    basis = verdict.basis
+    if basis is None:
+        yield "Which policy that was is not recorded."
+        return
+    files = ", ".join(f"{plain(one.source)} (SHA-256 {plain(one.sha256)})" for one in basis.layers)
+    yield f"Policy: {files or 'built in'}; in force SHA-256 {plain(basis.policy_digest)}."
+    if basis.overrides:
+        changed = ", ".join(
+            plain(f"{one.key} = {one.value} ({one.source})") for one in basis.overrides
+        )
+        yield f"Set by the environment or the command line: {changed}."
+    model = f", model SHA-256 {plain(basis.model_digest)}" if basis.model_digest else ""
+    yield (
+        f"Judged on {day(basis.judged)} UTC by dpaudit {plain(basis.dpaudit_version)}: ledger "
+        f"{plain(verdict.ledger_head)}{model}."
+    )
+
+
+def _rules(verdict: Verdict, project_digest: str) -> str:
     waived = "; ".join(
         f"{plain(rule.rule)} is waived until {rule.waived.expires} ({plain(rule.waived.reason)})"
         for rule in verdict.rules
         if rule.waived is not None
     )
-    rules = f"By a policy of {len(verdict.rules)} rules: {verdict_in_words(verdict)}"
+    outcome = plain(verdict_in_words(verdict, project_digest))
+    rules = f"By a policy of {len(verdict.rules)} rules: {outcome}"
     return f"{rules}; {waived}." if waived else f"{rules}."

@@ -17,7 +17,9 @@ from dpaudit.report.page_words import (
     exact,
     rules_in_words,
     verdict_in_words,
+    verdict_tone,
 )
+from dpaudit.report.words import RELEASED
 from dpaudit.vocabulary.rounding import round_down, round_near, round_up
 
 NOT_MEASURED = "not measured"
@@ -77,7 +79,8 @@ def render_both(runs: TwoRuns) -> str:
         bounds=_rows(runs, _bounds),
         rates=_rows(runs, _rates),
         rules=_rows(runs, _rules),
-        words=[verdict_in_words(verdict) for verdict in verdicts],
+        words=[verdict_in_words(s.evidence.verdict, s.evidence.project_digest) for s in sides],
+        tones=[verdict_tone(s.evidence.verdict, s.evidence.project_digest) for s in sides],
         rules_words=[rules_in_words(verdict) if verdict else None for verdict in verdicts],
         figures=figures_of_both(runs, (sides[0].name, sides[1].name)),
         measured=[
@@ -112,7 +115,8 @@ def _claim(run: ReportEvidence) -> Iterator[tuple[str, str]]:
     yield "Delta", exact(claim.delta)
     yield "Accountant", claim.accountant
     yield "Neighbours", claim.adjacency.value
-    yield "Unit of privacy", claim.unit
+    yield "Unit of privacy", claim.unit.value
+    yield "Covers", RELEASED[claim.released]
     yield "Sampling", SAMPLING[claim.sampling]
     yield "Randomness", claim.randomness.value
     yield "Released", run.mechanism_in_words

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 
+from dpaudit.report.verdicts.judged import headline, tone
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.ledger import Sampling
@@ -44,11 +45,14 @@ def day(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
-def verdict_in_words(verdict: Verdict | None) -> str:
-    """Return the outcome, and whether the caller wished to be warned only."""
-    if verdict is None:
-        return NOT_JUDGED
-    return f"{verdict.outcome.value}, a warning only" if verdict.warns else verdict.outcome.value
+def verdict_in_words(verdict: Verdict | None, project_digest: str = "") -> str:
+    """Return the outcome with what qualifies it: warnings only, waivers, another policy."""
+    return NOT_JUDGED if verdict is None else headline(verdict, project_digest)
+
+
+def verdict_tone(verdict: Verdict | None, project_digest: str = "") -> str:
+    """Return the style of the verdict's box."""
+    return "unjudged" if verdict is None else tone(verdict, project_digest)
 
 
 def rules_in_words(verdict: Verdict) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from dpaudit.report.words import guarantee_in_words, mechanism_in_words
+from dpaudit.report.words import RELEASED, UNITS, guarantee_in_words, mechanism_in_words
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.answers import DeltaAnswer, Explanation, NoiseAnswer, RiskAnswer
-from dpaudit.vocabulary.audit import AuditReport
+from dpaudit.vocabulary.audit import AuditReport, AuditResult
 from dpaudit.vocabulary.claim import EpsilonAnswer
 from dpaudit.vocabulary.conformance import ConformanceResult
+from dpaudit.vocabulary.estimators import ClassGuesses
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.rounding import round_down, round_up
@@ -36,7 +37,12 @@ def epsilon_text(
 ) -> str:
     """Return a table of what each accountant says, by each of its methods."""
     first = answers[0]
-    terms = [f"delta {first.delta:g}", f"neighbours: {first.adjacency.value}"]
+    terms = [
+        f"delta {first.delta:g}",
+        f"neighbours: {first.adjacency.value}",
+        f"unit: {UNITS[first.unit]}",
+        RELEASED[first.released],
+    ]
     if sampling is not None:
         terms.append(f"sampling: {sampling.value}")
     heading = [mechanism_in_words(mechanism), ", ".join(terms), ""]
@@ -146,11 +152,9 @@ def audit_text(report: AuditReport) -> str:
         )
         lines.append(f"  {bound.name}; {bound.method}")
         if bound.guesses:
-            lines.append(
-                f"  {bound.correct} of {bound.guesses} guesses right on {bound.trials} canaries"
-            )
+            lines.append(f"  {bound.correct} of {bound.guesses} guesses right on {_read(bound)}")
         else:
-            lines.append(f"  {bound.trials} canaries; threshold: {bound.thresholds}")
+            lines.append(f"  {_read(bound)}; threshold: {bound.thresholds}")
         lines.append(f"  assumes {bound.assumes}")
         if bound.states:
             lines.append(f"  states that {bound.states}")
@@ -167,6 +171,14 @@ def audit_text(report: AuditReport) -> str:
                 f"{round_down(bound.greatest_epsilon)}"
             )
     return "\n".join(lines)
+
+
+def _read(bound: AuditResult) -> str:
+    """Return what was scored, in words."""
+    if isinstance(bound.estimator, ClassGuesses):
+        counts = bound.estimator
+        return f"{counts.members} members and {counts.nonmembers} non-members"
+    return f"{bound.trials} canaries"
 
 
 def conformance_text(result: ConformanceResult) -> str:

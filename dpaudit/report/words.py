@@ -32,6 +32,7 @@ from dpaudit.vocabulary.mechanism import (
     TruncatedPoisson,
 )
 from dpaudit.vocabulary.rounding import round_down, round_up
+from dpaudit.vocabulary.unit import Released, Unit
 
 
 def mechanism_in_words(mechanism: Mechanism) -> str:
@@ -117,10 +118,10 @@ NOT_COVERED = (
 def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
     """Return what an answer promises, and what it does not."""
     neighbours = {
-        Adjacency.ADD_OR_REMOVE_ONE: "one record more or less",
-        Adjacency.REPLACE_ONE: "one record replaced by another",
-        Adjacency.ZERO_OUT: "one record replaced by one that contributes nothing",
-    }[answer.adjacency]
+        Adjacency.ADD_OR_REMOVE_ONE: "one {unit} more or less",
+        Adjacency.REPLACE_ONE: "one {unit} replaced by another",
+        Adjacency.ZERO_OUT: "one {unit} replaced by one that contributes nothing",
+    }[answer.adjacency].format(unit=answer.unit.value)
     sampled = f", batches drawn by {answer.sampling.value} sampling" if answer.sampling else ""
     return (
         f"In words: whoever sees all that is released by {mechanism_in_words(mechanism)}"
@@ -130,17 +131,20 @@ def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
     )
 
 
-def _neighbours(claim: Claim) -> str:
-    whole = "" if claim.unit == "record" else f" {claim.unit}, with all of its records"
-    return claim.adjacency.value + whole
+UNITS = {Unit.RECORD: "one record", Unit.USER: "one user with all of their records"}
+RELEASED = {
+    Released.EVERY_STEP: "every step may be published",
+    Released.FINAL_MODEL: "the final model alone may be published",
+}
 
 
 def claim_in_words(claim: Claim) -> str:
     """Return the claim as one sentence, without which its numbers mean nothing."""
     return (
-        f"At delta {claim.delta:g}, epsilon is at most {round_up(claim.epsilon.upper)} "
-        f"({claim.accountant} accountant, {_neighbours(claim)}, {claim.sampling.value} "
-        f"sampling, {claim.randomness.value} randomness, {claim.releases} releases)."
+        f"At delta {claim.delta:g}, epsilon is at most {round_up(claim.epsilon.upper)} for "
+        f"{UNITS[claim.unit]} ({claim.adjacency.value}, {claim.accountant} accountant, "
+        f"{claim.sampling.value} sampling, {claim.randomness.value} randomness, "
+        f"{claim.releases} releases; {RELEASED[claim.released]})."
     )
 
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from dpaudit.files.opening import DATA, InputFile, opened
 from dpaudit.report.watch_text import Measured
 from dpaudit.runs.checkpoints import complete_checkpoints, read_newest_progress
 from dpaudit.runs.directory import RunDirectory
@@ -67,8 +68,11 @@ def _checkpointed_model(run: RunDirectory, split: Split) -> nn.Module:
     model = make_model(config.model.model, split.shape, len(split.classes), seed=0)
     averaged = config.model.average_decay is not None
     filled: nn.Module = AveragedModel(model) if averaged else model
+    weights = folder / f"{'average' if averaged else 'model'}.safetensors"
+    with opened(InputFile(weights, limit=DATA)):
+        pass  # a regular file: safetensors opens it by its name
     try:
-        load_model(filled, folder / f"{'average' if averaged else 'model'}.safetensors")
+        load_model(filled, weights)
     except Exception as error:  # safetensors and torch raise their own kinds
         raise IntegrityError(f"{folder} is gone, broken, or of another model: {error}") from error
     return filled.module if isinstance(filled, AveragedModel) else filled

@@ -8,7 +8,7 @@ outside of the claim only ever adds up.
 
 from __future__ import annotations
 
-import tomllib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from dpaudit.files.documents import read_toml_document
+from dpaudit.files.opening import SETTINGS, InputFile
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.presets import PRESETS
@@ -117,11 +119,10 @@ def read_file(path: Path) -> FileContent:
         InvalidArgument: the file is missing or no TOML, or has an unknown key or a value of
             another kind; the message names it.
     """
+    document = read_toml_document(InputFile(path, "config", SETTINGS))
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _FILE)
-    except OSError as error:
-        raise InvalidArgument("config", str(path), f"readable ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
+        found = msgspec.convert(document, _FILE)
+    except (ValueError, ArithmeticError, RecursionError) as error:  # msgspec's are ValueErrors
         raise InvalidArgument(
             "config", str(path), f"a training run's settings ({error})"
         ) from error
@@ -134,7 +135,7 @@ def read_file(path: Path) -> FileContent:
     layer = {name: _set_fields(section) for name, section in content.items()}
     source = layer.get("data", {}).get("source", BUNDLED)
     if source != BUNDLED:
-        layer["data"]["source"] = str((path.parent / source).resolve())
+        layer["data"]["source"] = os.path.abspath(path.parent / source)
     return FileContent(preset, layer)
 
 

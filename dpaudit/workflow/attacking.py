@@ -23,8 +23,9 @@ from dpaudit.attacks.membership.models.opening import open_model
 from dpaudit.attacks.membership.references import References
 from dpaudit.attacks.membership.shadows import Recipe, Speed, train_references
 from dpaudit.attacks.membership.signals import OfStack, Signals, signals_of
+from dpaudit.files.opening import name_in_text
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import write_json
+from dpaudit.runs.files import PRIVATE, write_json
 from dpaudit.trainer.data import Records, Split, load
 from dpaudit.trainer.evaluate import load_trained_model
 from dpaudit.trainer.models import features_of, make_model, trained_part
@@ -134,11 +135,17 @@ def attack_run(run: RunDirectory, asked: AttackSettings) -> Attacked:
     target = _single(Module(model), split.train, heldout, len(split.classes), own)
     found = judged([target], own, _described("the run's model", own))
     report = msgspec.structs.replace(found.report, ledger_head=ledger.head)
-    write_json(run.attack, report)
+    write_json(run.attack, report, PRIVATE)
     return replace(found, report=report)
 
 
-def attack_checkpoint(checkpoint: Path, data: DataSettings, asked: AttackSettings) -> Attacked:
+def attack_checkpoint(
+    checkpoint: Path,
+    data: DataSettings,
+    asked: AttackSettings,
+    *,
+    trust_model_code: bool = False,
+) -> Attacked:
     """Attack the model in a file; ``data`` says which records it trained on, and which not.
 
     Raises:
@@ -148,14 +155,18 @@ def attack_checkpoint(checkpoint: Path, data: DataSettings, asked: AttackSetting
     split = load(data)
     _require_own_test_set(data, split)
     model = open_model(
-        checkpoint, factory=asked.model, shape=split.shape, classes=len(split.classes)
+        checkpoint,
+        factory=asked.model,
+        shape=split.shape,
+        classes=len(split.classes),
+        trust_model_code=trust_model_code,
     )
     width = model.predict(split.train.features[:1]).shape[1]
     if width != len(split.classes):
         allowed = f"a model of the data's {len(split.classes)} classes"
         raise InvalidArgument("checkpoint", f"{width} outputs", allowed)
     target = _single(model, split.train, split.heldout, len(split.classes), asked)
-    return judged([target], asked, _described(checkpoint.name, asked))
+    return judged([target], asked, _described(name_in_text(checkpoint), asked))
 
 
 def targets_of(records: Records, classes: int, asked: AttackSettings) -> list[Case]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
-from dpaudit.accountants.answers import claim_of
+from dpaudit.accountants.answers import claim_of, epsilon_by
 from dpaudit.gate.policy import Policy
 from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.runs.files import read_if_there, read_json, require_new_file, write_json
@@ -14,7 +15,11 @@ from dpaudit.vocabulary.baseline import Baseline, Booked, rates_of
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.mechanism import Composed, Repeated
+from dpaudit.vocabulary.tolerance import same_epsilon
 from dpaudit.workflow.claims import CLAIMING_ACCOUNTANT, claim_delta
+from dpaudit.workflow.public_figures import public_data, public_model
+from dpaudit.workflow.recomputed_bounds import checked_measurements, require_bounds
 
 
 def baseline_of_run(run: RunDirectory, policy: Policy | None) -> Baseline:
@@ -24,6 +29,8 @@ def baseline_of_run(run: RunDirectory, policy: Policy | None) -> Baseline:
         IntegrityError: the run is unfinished, or a file is missing or altered.
     """
     ledger = run.read_finished()
+    audit, attack = read_if_there(run.audit, AuditReport), read_if_there(run.attack, AttackReport)
+    checked_measurements(run, ledger, audit, attack)
     asked = None if policy is None else policy.claim
     delta = claim_delta(run) if asked is None else asked.delta
     accountant = CLAIMING_ACCOUNTANT if asked is None else asked.accountant
@@ -31,8 +38,8 @@ def baseline_of_run(run: RunDirectory, policy: Policy | None) -> Baseline:
         run,
         ledger,
         claim_of(ledger, delta, accountant),
-        audit=read_if_there(run.audit, AuditReport),
-        attack=read_if_there(run.attack, AttackReport),
+        audit=audit,
+        attack=attack,
     )
 
 
@@ -50,7 +57,7 @@ def baseline_of(
     reports = [report for report in (current, further) if report is not None]
     counts = Counter((release.what, release.mechanism) for release in ledger.releases)
     return Baseline(
-        run=run.path.resolve().name,
+        run=run.name,
         claim=claim,
         clip_norm=ledger.header.clip_norm,
         booked=tuple(Booked(what, release, times) for (what, release), times in counts.items()),
@@ -59,7 +66,20 @@ def baseline_of(
         bounds=() if current is None else current.bounds,
         rates=tuple(rate for report in reports for rate in rates_of(report.membership)),
         heldout_accuracy=None if current is None else current.heldout_accuracy,
+        data=public_data(run),
+        model=public_model(run, ledger),
     )
+
+
+def require_other_run(baseline: Baseline, run: RunDirectory, ledger_head: str) -> None:
+    """Refuse a run as its own baseline: it would be no worse than itself whatever it is.
+
+    Raises:
+        InvalidArgument: The baseline is of the very same ledger.
+    """
+    if baseline.claim.ledger_head == ledger_head:
+        allowed = f"the figures of an earlier run than {run.path}, which it was written from"
+        raise InvalidArgument("baseline", baseline.run, allowed)
 
 
 def read_baseline(path: Path, policy: Policy | None = None) -> Baseline:
@@ -71,11 +91,34 @@ def read_baseline(path: Path, policy: Policy | None = None) -> Baseline:
         InvalidArgument: there is nothing.
         IntegrityError: it is broken, or an unknown version.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return baseline_of_run(open_run(path), policy)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InvalidArgument("baseline", str(path), "a file that dpaudit baseline write wrote")
-    return read_json(path, Baseline)
+    baseline = read_json(path, Baseline)
+    _require_own_claim(path, baseline)
+    require_bounds(path, baseline.bounds)
+    return baseline
+
+
+def _require_own_claim(path: Path, baseline: Baseline) -> None:
+    """Refuse a baseline whose epsilon is not that of the releases that it lists.
+
+    A schedule that was chosen during the run is priced by a filter, in their order, which a
+    baseline does not hold.
+    """
+    claim = baseline.claim
+    if not baseline.schedule_fixed_in_advance or not baseline.booked:
+        return
+    mechanism = Composed(tuple(Repeated(one.mechanism, one.times) for one in baseline.booked))
+    again = epsilon_by(
+        claim.accountant, mechanism, claim.delta, claim.adjacency, claim.sampling
+    ).epsilon
+    if not same_epsilon(claim.epsilon.upper, again.upper):
+        raise IntegrityError(
+            f"{path}: epsilon of its claim is {claim.epsilon.upper:.9g}, the releases that it "
+            f"lists give {again.upper:.9g}: write the baseline again from its run"
+        )
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
@@ -85,7 +128,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
         InvalidArgument: the path holds something else, or cannot be written.
     """
     require_new_file("output", path)
-    if path.exists():
+    if os.path.lexists(path):
         _require_baseline(path)
     write_json(path, baseline)
 

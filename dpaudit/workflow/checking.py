@@ -35,7 +35,7 @@ def check_policy(
         InvalidArgument: there are plans, and the policy demands nothing of a claim.
     """
     planned = [rule for name, plan in plans.items() for rule in _planned(policy, name, plan)]
-    return Verdict(tuple(waive(planned, policy.waiver, today or utc_today())), "")
+    return Verdict(tuple(waive(planned, policy, today or utc_today())), "")
 
 
 def _planned(policy: Policy, name: str, plan: PrivacySettings) -> Iterator[RuleOutcome]:

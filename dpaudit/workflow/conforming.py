@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import tomllib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,12 @@ import msgspec
 from dpaudit.accountants.answers import claim_of
 from dpaudit.attacks.conformance import MakeTrainer, Record, check, result_of
 from dpaudit.attacks.conformance.provenance import check_provenance
+from dpaudit.files.arrays import read_npz
+from dpaudit.files.documents import read_toml_document
+from dpaudit.files.opening import DATA, SETTINGS, InputFile
+from dpaudit.files.user_code import imported
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_arrays, read_if_there, write_json
+from dpaudit.runs.files import PRIVATE, read_if_there, write_json
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
@@ -24,7 +27,9 @@ RUN_RECORDS = 256
 """Of a run's records, so many are looked at: a step on more is no other step."""
 
 
-def check_run(run: RunDirectory, claim: StepClaim | None = None) -> ConformanceResult:
+def check_run(
+    run: RunDirectory, claim: StepClaim | None = None, probes: Path | None = None
+) -> ConformanceResult:
     """Check the trainer that a finished run's settings describe, and the run's claim.
 
     What is found is written into the run. The weights are not looked at: what is checked is
@@ -33,10 +38,12 @@ def check_run(run: RunDirectory, claim: StepClaim | None = None) -> ConformanceR
     Args:
         run: A finished run.
         claim: What is claimed of each step; None: what the settings say.
+        probes: An .npz with the arrays x and y: records to replay, as the trained part of the
+            model takes them; None: such as are made from the run's records.
 
     Raises:
         IntegrityError: the run is unfinished, or a file is missing or altered.
-        InvalidArgument: its data are gone, or its model cannot be replayed.
+        InvalidArgument: its data are gone, or the probes are no such file.
     """
     from dpaudit.trainer.conforming import RunBench  # noqa: PLC0415 - torch
     from dpaudit.trainer.run import prepare  # noqa: PLC0415
@@ -44,7 +51,8 @@ def check_run(run: RunDirectory, claim: StepClaim | None = None) -> ConformanceR
     ledger = run.read_finished()
     bench = RunBench.of(prepare(run.read_config()))
     asked = claim or bench.claim()
-    findings = list(check(bench, asked, records=bench.records(RUN_RECORDS)).findings)
+    records, given = bench.records(RUN_RECORDS), _probes(probes)
+    findings = list(check(bench, asked, records=records, probes=given).findings)
     said = read_if_there(run.claim, Claim) or _own_claim(run, ledger)
     findings += check_provenance(ledger, said, steps=asked)
     return _written(run, result_of(asked, findings, ledger.head))
@@ -55,12 +63,16 @@ def _own_claim(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
 
 
 def _written(run: RunDirectory, result: ConformanceResult) -> ConformanceResult:
-    write_json(run.conformance, result)
+    write_json(run.conformance, result, PRIVATE)
     return result
 
 
 def check_factory(
-    name: str, claim: StepClaim, records: Path | None, run: RunDirectory | None = None
+    name: str,
+    claim: StepClaim,
+    records: Path | None,
+    run: RunDirectory | None = None,
+    probes: Path | None = None,
 ) -> ConformanceResult:
     """Check the trainer that ``package.module:make_trainer`` makes.
 
@@ -73,6 +85,7 @@ def check_factory(
         records: An .npz with the arrays x and y; None: those that stand beside
             ``make_trainer`` under the name ``records``.
         run: A finished run that the trainer is said to have made.
+        probes: An .npz with the arrays x and y: records to replay; None: such as are made.
 
     Raises:
         InvalidArgument: there is no such trainer, or there are no records.
@@ -80,7 +93,8 @@ def check_factory(
     """
     ledger = None if run is None else run.read_finished()  # before minutes are spent
     module, make_trainer = _found(name)
-    result = check(make_trainer, claim, records=_records(module, records))
+    given = _probes(probes)
+    result = check(make_trainer, claim, records=_records(module, records), probes=given)
     if run is None or ledger is None:
         return result
     said = read_if_there(run.claim, Claim) or _own_claim(run, ledger)
@@ -94,31 +108,37 @@ def read_claim(path: Path) -> StepClaim:
     Raises:
         InvalidArgument: there is no such file, or it is no such claim.
     """
+    content = read_toml_document(InputFile(path, "claim", SETTINGS))
     try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), StepClaim)
-    except OSError as error:
-        raise InvalidArgument("claim", str(path), f"a file ({error.strerror})") from error
-    except (ValueError, msgspec.MsgspecError) as error:
+        return msgspec.convert(content, StepClaim)
+    except (ValueError, ArithmeticError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidArgument("claim", str(path), f"a claim in TOML: {error}") from error
 
 
 def _found(name: str) -> tuple[Any, MakeTrainer]:
-    where, _, what = name.partition(":")
-    try:
-        module = importlib.import_module(where)
-        return module, getattr(module, what)
-    except (ImportError, AttributeError, ValueError) as error:
-        allowed = f"a run, or package.module:make_trainer that can be imported ({error})"
-        raise InvalidArgument("trainer", name, allowed) from error
+    allowed = "a run, or package.module:make_trainer that can be imported"
+    make_trainer: MakeTrainer = imported("trainer", name, allowed)
+    return sys.modules[name.partition(":")[0]], make_trainer
 
 
 def _records(module: Any, path: Path | None) -> list[Record]:
     if path is not None:
-        arrays = read_arrays(path)
-        if not {"x", "y"} <= set(arrays):
-            raise InvalidArgument("records", sorted(arrays), "an .npz with the arrays x and y")
-        return list(zip(arrays["x"], arrays["y"], strict=True))
+        return _pairs("records", path)
     found = getattr(module, "records", None)
     if found is None:
         raise InvalidArgument("records", None, "given by --records, or beside make_trainer")
     return list(found)
+
+
+def _probes(path: Path | None) -> list[Record] | None:
+    return None if path is None else _pairs("probes", path)
+
+
+def _pairs(name: str, path: Path) -> list[Record]:
+    """Return the records of an .npz with the arrays x and y, of one length."""
+    arrays = read_npz(InputFile(path, name, DATA))
+    shapes = {key: array.shape[:1] for key, array in arrays.items() if key in ("x", "y")}
+    if len(shapes) < 2 or shapes["x"] != shapes["y"] or not shapes["x"]:
+        allowed = "an .npz with the arrays x and y, of as many records"
+        raise InvalidArgument(name, sorted(arrays), allowed)
+    return list(zip(arrays["x"], arrays["y"], strict=True))

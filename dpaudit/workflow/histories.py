@@ -17,9 +17,12 @@ from dpaudit.vocabulary.baseline import AttackRate, Baseline
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
 from dpaudit.vocabulary.history import PastRun
 from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.tolerance import holds_at
 from dpaudit.vocabulary.verdict import Verdict
 from dpaudit.workflow.baselines import baseline_of_run
 from dpaudit.workflow.claims import require_measured_before, require_own_claim
+
+UNTIMED = datetime.fromtimestamp(0, UTC)
 
 
 def remember_verdict(
@@ -69,7 +72,7 @@ def take_up(folder: Path) -> tuple[str, ...]:
         try:
             found = _unknown(run, known)
         except (DpauditError, OSError) as error:
-            refused.append(f"{run.path.name} is not taken up: {error}")
+            refused.append(f"{run.name} is not taken up: {error}")
             continue
         if found is not None:
             remember(folder, found[0], evidence=found[1].evidence)
@@ -103,14 +106,11 @@ def steps_of(ledger: PrivacyLedger) -> int:
 
 
 def largest_lower(bounds: Iterable[AuditResult], delta: float) -> float | None:
-    """Return the largest lower bound at ``delta``; an estimate is none.
-
-    Epsilon falls as delta grows: a bound at a larger delta holds at ``delta``, too.
-    """
+    """Return the largest lower bound that holds at ``delta``; an estimate is none."""
     at_delta = (
         bound.epsilon_lower
         for bound in bounds
-        if bound.kind is not BoundKind.ESTIMATE and bound.delta >= delta
+        if bound.kind is not BoundKind.ESTIMATE and holds_at(bound.delta, delta)
     )
     return max(at_delta, default=None)
 
@@ -130,13 +130,19 @@ def _unknown(run: RunDirectory, known: frozenset[VerdictKey]) -> tuple[PastRun, 
     if not (run.ledger.is_file() and run.verdict.is_file()):
         return None
     ledger, verdict = run.read_ledger(), read_json(run.verdict, Verdict)
-    key = VerdictKey(run.path.resolve().name, ledger.head, _digest(verdict))
+    key = VerdictKey(run.name, ledger.head, _digest(verdict))
     if key in known:
         return None
     _require_of(run, verdict, ledger)
     require_own_claim(run, run.read_finished())
-    judged = datetime.fromtimestamp(run.verdict.stat().st_mtime, UTC)
+    judged = _judged(run, verdict)
     return past_run(baseline_of_run(run, None), verdict, steps_of(ledger), judged), key
+
+
+def _judged(run: RunDirectory, verdict: Verdict) -> datetime:
+    if verdict.basis is not None:
+        return verdict.basis.judged
+    return datetime.fromtimestamp(run.verdict.stat().st_mtime, UTC)
 
 
 def _require_of(run: RunDirectory, verdict: Verdict, ledger: PrivacyLedger) -> None:
@@ -146,5 +152,8 @@ def _require_of(run: RunDirectory, verdict: Verdict, ledger: PrivacyLedger) -> N
 
 
 def _digest(verdict: Verdict) -> str:
-    """Return a digest of what was said, and of what it was said of."""
-    return hashlib.sha256(msgspec.json.encode(verdict, order="sorted")).hexdigest()
+    """Return a digest of what was said, and of what it was said of, whenever it was said."""
+    basis = verdict.basis
+    timeless = None if basis is None else msgspec.structs.replace(basis, judged=UNTIMED)
+    said = msgspec.structs.replace(verdict, basis=timeless)
+    return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from dpaudit.gate.evidence import Declared, Evidence
 from dpaudit.gate.policy import AuditPolicy, Policy
 from dpaudit.runs.files import read_json
 from dpaudit.vocabulary.audit import AttackReport, AuditReport, BoundKind
 from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.workflow.recomputed_bounds import Checked, checked_file, require_rates, with_counts
 
 OWN_POLICY = Policy(audit=AuditPolicy(count=(BoundKind.CERTIFIED, BoundKind.CONDITIONAL)))
 """Where no policy is there: the measurement may not contradict the claim."""
@@ -48,11 +51,22 @@ def evidence_of_files(claim: Declared, measured: Measured, policy: Policy) -> Ev
     audit = None if measured.audit is None else read_json(measured.audit, AuditReport)
     if measured.scores is not None:
         audit = _audited(measured.scores, claim, confidence)
-    attack, conformance = measured.attack, measured.conformance
+    checked = Checked()
+    if measured.audit is not None and audit is not None:
+        checked = checked_file(measured.audit, audit)
+    attack = None
+    if measured.attack is not None:
+        attack = read_json(measured.attack, AttackReport)
+        require_rates(measured.attack, attack.membership)
+        attack = replace(attack, membership=with_counts(attack.membership))
+    if measured.audit is not None and audit is not None:
+        audit = replace(audit, membership=with_counts(audit.membership))
+    conformance = measured.conformance
     return Evidence(
         claim=claim,
         audit=audit,
-        attack=None if attack is None else read_json(attack, AttackReport),
+        attack=attack,
+        doubts=checked.doubts,
         conformance=None if conformance is None else read_json(conformance, ConformanceResult),
     )
 

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from dpaudit.accountants.answers import claim_of, epsilon_by
+from dpaudit.files.opening import LEDGER, MIB, InputFile, opened
 from dpaudit.gate.policy import Policy
 from dpaudit.report.watch_text import Glimpse, Limit, Measured, Stage
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.vocabulary.errors import (
     AccountingError,
     DpauditError,
-    IntegrityError,
     UnsupportedMechanism,
 )
 from dpaudit.vocabulary.ledger import BookedRelease, PrivacyLedger, Resumed
@@ -74,7 +74,7 @@ class Observer:
             contradicts it.
             InvalidArgument: neither its settings nor a policy names a delta.
         """
-        name = self._run.path.resolve().name
+        name = self._run.name
         ledger = _read(self._run)
         if ledger is None or not ledger.releases:
             return Glimpse(run=name, stage=Stage.BEGINNING)
@@ -218,11 +218,8 @@ def _last_step(ledger: PrivacyLedger) -> Release | None:
 
 def _read(run: RunDirectory) -> PrivacyLedger | None:
     """Return a ledger, cross-checked with its run; None before its first line is whole."""
-    try:
-        with run.ledger.open("rb") as file:
-            begun = file.readline().endswith(b"\n")
-    except OSError as error:
-        raise IntegrityError(f"{run.ledger} cannot be read: {error.strerror}") from error
+    with opened(InputFile(run.ledger, limit=LEDGER)) as file:
+        begun = file.readline(MIB).endswith(b"\n")
     return run.read_unfinished() if begun else None
 
 

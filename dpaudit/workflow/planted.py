@@ -37,13 +37,18 @@ class Planted:
     arrays: Arrays
 
 
+def auditors_file(path: Path) -> Path:
+    """Return the auditor's file: ``path`` itself, or beside the trainer's there."""
+    return path if path.name.endswith(".secret.npz") else secret_path(path)
+
+
 def read_planted(path: Path) -> Planted:
     """Return the auditor's file that is at ``path``, or beside the trainer's there.
 
     Raises:
         IntegrityError: it is missing, broken, or the trainer's own.
     """
-    found = path if path.name.endswith(".secret.npz") else secret_path(path)
+    found = auditors_file(path)
     arrays = read_arrays(found)
     missing = [name for name in SECRET if name not in arrays]
     if missing:

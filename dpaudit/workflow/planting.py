@@ -23,12 +23,16 @@ from dpaudit.attacks.canaries import (
     out_of_distribution,
     toss,
 )
+from dpaudit.files.documents import read_text
+from dpaudit.files.opening import GIB, InputFile
 from dpaudit.runs.files import (
+    PRIVATE,
     require_new_file,
-    write_arrays,
+    sha256,
     write_bytes,
     write_secret_arrays,
 )
+from dpaudit.runs.planted import COUNT, SECRET_DIGEST
 from dpaudit.trainer.data import load
 from dpaudit.vocabulary.errors import InvalidArgument, require_count
 from dpaudit.vocabulary.settings import DataSettings
@@ -72,7 +76,7 @@ def plant_inputs(
     if training_file is not None:
         train, trained = split.train, tossed.trained
         mixed = rng.permutation(len(train) + len(trained))
-        write_arrays(
+        write_secret_arrays(
             training_file,
             x=np.concatenate([train.features, trained.features])[mixed],
             y=np.concatenate([train.labels, trained.labels])[mixed],
@@ -102,17 +106,12 @@ def plant_secrets(
     if training_file is not None:
         together = [*lines, *tossed.trained.sentences]
         mixed = [together[i] for i in rng.permutation(len(together))]
-        write_bytes(training_file, ("\n".join(mixed) + "\n").encode())
+        write_bytes(training_file, ("\n".join(mixed) + "\n").encode(), PRIVATE)
     return planted
 
 
 def _lines(text: Path) -> list[str]:
-    try:
-        return text.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InvalidArgument("text", str(text), f"readable ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InvalidArgument("text", str(text), f"text in UTF-8 ({error})") from error
+    return read_text(InputFile(text, "text", GIB)).splitlines()
 
 
 def plant_dummies(count: int, out: Path) -> Planted:
@@ -131,7 +130,11 @@ def _write(kind: str, tossed: Tossed[Any], describe: Callable[..., Arrays], out:
     trained = describe(tossed.trained)
     # References would tell a trainer which sentences to leave out of its guesses.
     trained.pop("references", None)
-    write_arrays(out, ids=np.array(tossed.trained_ids), kind=np.array(kind), **trained)
+    # Whoever records this file before training has fixed the coins: they are in the other one.
+    fixed = {COUNT: np.array(len(tossed.ids)), SECRET_DIGEST: np.array(sha256(secret_path(out)))}
+    write_secret_arrays(
+        out, ids=np.array(tossed.trained_ids), kind=np.array(kind), **fixed, **trained
+    )
     return Planted(kind, tossed.ids, tossed.included, everything)
 
 
@@ -144,7 +147,7 @@ def _require_new(out: Path, training_file: Path | None) -> None:
         allowed = "another file than the canaries'"
         raise InvalidArgument("training_file", str(training_file), allowed)
     for path in (*own, *([] if training_file is None else [training_file])):
-        if path.exists():
+        if os.path.lexists(path):
             raise InvalidArgument("output", str(path), "a file that does not exist yet")
         require_new_file("output", path)
 

@@ -7,8 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.files.arrays import Arrays, opened_npz
+from dpaudit.files.opening import DATA, InputFile
+from dpaudit.trainer.class_labels import require_classes
 from dpaudit.trainer.data import Records, load
+from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.settings import DataSettings
+
+PACKED = {"x_packed", "n_features", "y"}
+FLOATS_OF_A_BYTE = 32  # bytes of the eight float32 that the bits of one byte become
 
 
 def population(data: DataSettings, *, most: int | None, seed: int) -> tuple[Records, int]:
@@ -40,14 +47,30 @@ def _read(data: DataSettings) -> tuple[Records, int]:
 
 def _packed(path: Path) -> Records | None:
     """Return binary records that are kept as bits, x_packed with n_features; None if others."""
-    if not path.is_file():
-        return None
-    with np.load(path, allow_pickle=False) as archive:
-        if not {"x_packed", "n_features", "y"} <= set(archive.files):
+    with opened_npz(InputFile(path, "data", DATA)) as archive:
+        shown = archive.headers
+        if not set(shown) >= PACKED:
             return None
-        bits = np.unpackbits(archive["x_packed"], axis=1)[:, : int(archive["n_features"])]
-        labels = np.unique(archive["y"], return_inverse=True)[1]
-    return Records(bits.astype(np.float32), labels.astype(np.int64))
+        bits, labels, number = (shown[name] for name in ("x_packed", "y", "n_features"))
+        if (
+            bits.dtype != np.uint8
+            or len(bits.shape) != 2
+            or number.shape != ()
+            or number.dtype.kind not in "iu"
+            or bits.shape[:1] != labels.shape
+        ):
+            allowed = "bits x_packed, (records, bytes), n_features and as many labels y"
+            raise InvalidArgument("data", str(path), allowed)
+        archive.require_room(bits.size * FLOATS_OF_A_BYTE)
+        arrays = archive.read(PACKED)
+    return _unpacked(arrays)
+
+
+def _unpacked(arrays: Arrays) -> Records:
+    features = np.unpackbits(arrays["x_packed"], axis=1)[:, : int(arrays["n_features"])]
+    require_classes(arrays["y"], "y")
+    labels = np.unique(arrays["y"], return_inverse=True)[1]
+    return Records(features.astype(np.float32), labels.astype(np.int64))
 
 
 def _scaled(records: Records) -> Records:

@@ -4,8 +4,8 @@ what another library wrote down.
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,9 @@ from dpaudit.accountants import answers, calibrate, naive, pld, rdp
 from dpaudit.accountants.answers import ACCOUNTANTS, epsilon_by, require_priceable
 from dpaudit.accountants.importers import from_dp_event, from_opacus
 from dpaudit.accountants.schedules import training_mechanism
+from dpaudit.files.documents import read_json_document
+from dpaudit.files.opening import InputFile
+from dpaudit.gate.warnings import delta_warning, smallest_dataset
 from dpaudit.runs.directory import open_run
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
@@ -31,6 +34,7 @@ from dpaudit.vocabulary.errors import (
 )
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.unit import Unit
 from dpaudit.workflow.claims import claim_delta
 
 UNFINISHED = "the run is not finished: this is what it has spent so far"
@@ -59,6 +63,7 @@ class Question:
         adjacency: Which data sets are neighbours.
         sampling: How batches were drawn; None where the mechanism alone says it.
         caveat: What the reader of the answer must know besides.
+        unit: What neighbours differ by.
     """
 
     mechanism: Mechanism
@@ -66,6 +71,7 @@ class Question:
     adjacency: Adjacency
     sampling: Sampling | None
     caveat: str | None = None
+    unit: Unit = Unit.RECORD
 
 
 def question_of_run(path: Path, delta: float | None) -> Question:
@@ -86,7 +92,7 @@ def question_of_run(path: Path, delta: float | None) -> Question:
     require_delta("delta", at)
     header = ledger.header
     caveat = None if ledger.seal is not None else UNFINISHED
-    return Question(ledger.mechanism, at, header.adjacency, header.sampling, caveat)
+    return Question(ledger.mechanism, at, header.adjacency, header.sampling, caveat, header.unit)
 
 
 def question_of_file(
@@ -116,12 +122,7 @@ def question_of_file(
 
 def _read_json(path: Path) -> Any:
     # Infinity is legal in an event (a Poisson number of trials): so msgspec cannot read it.
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InvalidArgument("FILE", str(path), f"readable ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument("FILE", str(path), f"a JSON file ({error})") from error
+    return read_json_document(InputFile(path, "FILE"))
 
 
 def question_of_plan(
@@ -149,9 +150,22 @@ def answer(question: Question, accountant: str) -> tuple[EpsilonAnswer, ...]:
     """Return what ``accountant`` says, or for ``all`` what every one says."""
     names = tuple(ACCOUNTANTS) if accountant == "all" else (accountant,)
     return tuple(
-        epsilon_by(name, question.mechanism, question.delta, question.adjacency, question.sampling)
+        epsilon_by(
+            name,
+            question.mechanism,
+            question.delta,
+            question.adjacency,
+            question.sampling,
+            question.unit,
+        )
         for name in names
     )
+
+
+def delta_warnings(question: Question, dataset_size: int | None) -> Iterator[str]:
+    """Yield a warning if delta is too large for the data set, whose size may be public."""
+    size = dataset_size or smallest_dataset(question.mechanism)
+    return delta_warning(question.delta, size)
 
 
 def explained(question: Question, given: tuple[EpsilonAnswer, ...]) -> tuple[EpsilonAnswer, ...]:

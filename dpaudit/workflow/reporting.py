@@ -37,6 +37,7 @@ from dpaudit.workflow.claims import (
     require_own_claim,
 )
 from dpaudit.workflow.comparing import comparison_of
+from dpaudit.workflow.policies import project_digest
 
 CURVE_POINTS = 12
 PROFILE_DELTAS = tuple(float(delta) for delta in np.geomspace(1e-2, 1e-10, 17))
@@ -63,7 +64,7 @@ def gather(run: RunDirectory, history: tuple[PastRun, ...] = ()) -> ReportEviden
     require_own_claim(run, ledger)
     claim = read_json(run.claim, Claim)
     known = ReportEvidence(
-        run=run.path.resolve().name,
+        run=run.name,
         claim=claim,
         mechanism_in_words=mechanism_in_words(ledger.mechanism),
         answers=(),
@@ -75,6 +76,7 @@ def gather(run: RunDirectory, history: tuple[PastRun, ...] = ()) -> ReportEviden
         attack=read_if_there(run.attack, AttackReport),
         conformance=read_if_there(run.conformance, ConformanceResult),
         history=history,
+        project_digest=project_digest(),
     )
     return _priced(known, ledger)
 

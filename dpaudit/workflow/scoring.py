@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from dpaudit.attacks.membership.evaluation import ONE_MODEL, evaluate
 from dpaudit.attacks.membership.score_file import groups_of, read_scores
 from dpaudit.attacks.membership.scores import MembershipScores
+from dpaudit.files.opening import name_in_text
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.files import PRIVATE, sha256, write_json
 from dpaudit.vocabulary.audit import AttackReport
 
 if TYPE_CHECKING:  # where pandas is missing, score_file names the extra
@@ -32,8 +37,28 @@ def attack_scores(path: Path, *, confidence: float) -> Attacked:
         InvalidArgument: the file is broken, or its scores are unpaired, NaN, of one class,
             of a record twice, or of the wrong sign.
     """
-    attacked = f"scores of {path.name}"
+    attacked = f"scores of {name_in_text(path)}"
     return evaluated(read_scores(path), attacked, confidence=confidence)
+
+
+def attack_scores_of_run(run: RunDirectory, path: Path, *, confidence: float) -> Attacked:
+    """Evaluate scores that a run's model was given, and write the report into the run.
+
+    That they are of this model is the word of whoever calls; the report holds the digest of the
+    file, and of the model.
+
+    Raises:
+        IntegrityError: The run is unfinished, or a file is missing or altered.
+        InvalidArgument: See ``attack_scores``.
+    """
+    ledger = run.read_finished()
+    found = attack_scores(path, confidence=confidence)
+    files = {"scores": sha256(path)}
+    if ledger.seal is not None and run.model.name in ledger.seal.files:
+        files["model"] = ledger.seal.files[run.model.name]
+    report = msgspec.structs.replace(found.report, ledger_head=ledger.head, files=files)
+    write_json(run.attack, report, PRIVATE)
+    return replace(found, report=report)
 
 
 def evaluated(frame: pd.DataFrame, attacked: str, *, confidence: float) -> Attacked:

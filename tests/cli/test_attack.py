@@ -152,6 +152,10 @@ def test_a_model_file_is_attacked_on_the_records_that_it_knew(
 ) -> None:
     data = write_split(tmp_path / "split.npz", own_test_set=True)
     plan = ("attack", "--data", data, "--checkpoint", program, "--attack", "loss")
+    refused = call(*plan)
+    assert refused.code == 2
+    assert "--trust-model-code" in refused.err
+    plan = (*plan, "--trust-model-code")
     result = call(*plan, "--format", "json")
     assert result.code == 0
     (one,) = report_of(result).membership
@@ -176,6 +180,7 @@ def test_a_model_of_other_classes_is_refused(
     arrays["y_train"] = np.arange(200) % 5
     np.savez(tmp_path / "five.npz", **arrays)
     plan = ("attack", "--data", tmp_path / "five.npz", "--checkpoint", program)
+    plan = (*plan, "--trust-model-code")
     result = call(*plan, "--attack", "loss")
     assert result.code == 2
     assert "5 classes" in result.err

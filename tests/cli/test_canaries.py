@@ -117,7 +117,7 @@ def test_scores_of_every_canary_make_a_certified_bound(
     assert as_json["bounds"][0]["registered"]
 
 
-def test_scores_alone_are_conditional_on_coins_that_nobody_saw(call: Call, tmp_path: Path) -> None:
+def test_scores_alone_are_conditional_on_a_random_split(call: Call, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     member = (rng.random(200) < 0.5).astype(int)
     scores = 3 * member + rng.standard_normal(200)
@@ -126,7 +126,7 @@ def test_scores_alone_are_conditional_on_coins_that_nobody_saw(call: Call, tmp_p
     result = call("audit", "--scores", path, "--claim-epsilon", 4, "--delta", "1e-5")
     assert result.code == 0
     assert "conditional" in result.out
-    assert "fair coin" in result.out
+    assert "uniformly random choice" in result.out
     assert "not contradicted; this is no proof" in result.out
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,13 @@ def scores(name: str, shift: float, size: int = 2000) -> Path:
     path = Path(name)
     path.write_text("score,member\n" + "\n".join(rows) + "\n")
     return path
+
+
+def of_another_run(baseline: Path) -> None:
+    """Make a baseline that of an earlier run with the same figures."""
+    figures = json.loads(baseline.read_text())
+    figures["claim"]["ledger_head"] = "b" * 64
+    baseline.write_text(json.dumps(figures))
 
 
 def rules(call: Call, *arguments: object) -> tuple[int, dict[str, dict[str, str]]]:
@@ -74,16 +83,22 @@ def test_what_cannot_be_told_fails_unless_a_warning_is_asked_for(
 
 def test_a_waiver_passes_until_it_expires(call: Call, run_copy: Path) -> None:
     waiver = '[[waiver]]\nrule = "audit.evidence"\nreason = "ticket 1"\nexpires = {}\n'
-    policy(GOOD + "[audit]\n" + waiver.format("2999-12-31"))
+    soon = datetime.now(UTC).date() + timedelta(days=300)
+    policy(GOOD + "[audit]\n" + waiver.format(soon))
     result = call("gate", run_copy)
     assert result.code == 0
     assert "ticket 1" in result.out
+    assert result.out.startswith("HOLDS (every rule of audit is waived)")
+    policy(GOOD + "[audit]\n" + waiver.format(soon + timedelta(days=100)))
+    assert "waiver_max_days" in call("gate", run_copy).out
+    policy("waiver_max_days = 400\n" + GOOD + "[audit]\n" + waiver.format(soon))
+    assert call("gate", run_copy).code == 0
     policy(GOOD + "[audit]\n" + waiver.format("2020-12-31"))
     assert call("gate", run_copy).code == 1
     assert call("config", "check").code == 1
 
 
-def test_a_run_is_no_regression_of_itself(call: Call, run_copy: Path) -> None:
+def test_a_run_is_not_its_own_baseline(call: Call, run_copy: Path) -> None:
     policy(GOOD + "[regression]\nmax_epsilon_increase = 0.0\n")
     code, found = rules(call, run_copy)
     assert code == 3
@@ -91,9 +106,11 @@ def test_a_run_is_no_regression_of_itself(call: Call, run_copy: Path) -> None:
     written = call("baseline", "write", run_copy)
     assert written.code == 0
     assert "the run of this baseline is INCONCLUSIVE" in written.err
-    assert call("gate", run_copy, "--baseline", "baseline.json").code == 0
-    assert call("baseline", "write", run_copy).err == ""
-    assert call("gate", run_copy, "--baseline", run_copy).code == 0
+    for own in ("baseline.json", run_copy):
+        result = call("gate", run_copy, "--baseline", own)
+        assert result.code == 2
+        assert "an earlier run" in result.err
+    assert call("gate", run_copy, "--set", "claim.max_epsilon=11").code == 3
 
 
 def test_less_noise_than_the_baseline_violates_and_is_named(
@@ -283,6 +300,7 @@ def test_no_output_replaces_a_file_of_a_run(call: Call, run_copy: Path, name: st
 def test_no_output_replaces_the_policy_or_what_was_read(call: Call, run_copy: Path) -> None:
     written = policy(GOOD).read_text()
     assert call("baseline", "write", run_copy).code == 0
+    of_another_run(Path("baseline.json"))
     baseline = Path("baseline.json").read_bytes()
     Path("link").symlink_to("baseline.json")
     for output in ("dpaudit.toml", "baseline.json", "link"):
@@ -393,6 +411,87 @@ def test_a_draft_with_a_baseline_demands_that_later_runs_are_no_worse(
     call: Call, run_copy: Path
 ) -> None:
     assert call("init", run_copy, "--baseline", "b.json").out == "wrote dpaudit.toml and b.json\n"
-    assert call("gate", run_copy, "--baseline", "b.json").code == 0
+    assert call("gate", run_copy, "--baseline", "b.json").code == 2  # it is of this very run
     assert call("gate", run_copy).code == 3
     assert "\n[regression]\n" in Path("dpaudit.toml").read_text()
+
+
+def train_small(call: Call, data: Path, name: str, *more: object) -> Path:
+    plan = ("--sampling-rate", "0.1", "--steps", "5", "--noise-multiplier", "2")
+    assert call("train", "--data", data, *plan, *more, "--out", name).code == 0
+    return Path(name)
+
+
+def test_compare_names_data_and_model(call: Call, small_data: Path) -> None:
+    same = Path("same.npz")
+    shutil.copy(small_data, same)
+    with np.load(small_data) as table:
+        np.savez("other.npz", x=np.hstack([table["x"], table["x"]]), y=table["y"])
+    first = train_small(call, small_data, "first", "--model", "linear")
+    runs = {
+        "model": train_small(call, small_data, "second", "--model", "mlp"),
+        "copy": train_small(call, same, "third", "--model", "linear"),
+        "wider": train_small(call, Path("other.npz"), "fourth", "--model", "linear"),
+    }
+    causes = {}
+    for name, run in runs.items():
+        told = json.loads(call("compare", first, run, "--format", "json").out)
+        found = {one["difference"]["cause"]: one["difference"] for one in told["costs"]}
+        causes[name] = found
+        assert {one["effect"] for one in found.values()} == {"leaves epsilon as it is"}
+    assert {"model (name)", "model (architecture)", "model (tensors)"} <= set(causes["model"])
+    assert "data (source)" not in causes["model"]
+    assert causes["copy"]["data (content)"]["after"] == "another file of the same bytes"
+    assert "model (architecture)" not in causes["copy"]
+    assert causes["wider"]["data (content)"]["after"] == "other bytes"
+    columns = causes["wider"]["data (columns)"]
+    assert (columns["before"][:2], columns["after"][:2]) == ("6 ", "12")
+
+
+def test_a_baseline_holds_no_digest_and_no_count_of_the_records(
+    call: Call, small_data: Path
+) -> None:
+    run = train_small(call, small_data, "first", "--model", "linear")
+    assert call("baseline", "write", run).code == 0
+    figures = json.loads(Path("baseline.json").read_text())
+    assert figures["data"]["source"] == str(small_data)
+    assert hashlib.sha256(small_data.read_bytes()).hexdigest()[:16] not in json.dumps(figures)
+    assert "400" not in json.dumps(figures["data"])
+    assert figures["model"]["tensors"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (
+            "rates",
+            [{"attack": "a", "fpr": 2.0, "tpr": {"lower": 0, "upper": 1}, "confidence": 0.9}],
+        ),
+        (
+            "rates",
+            [{"attack": "a", "fpr": 0.1, "tpr": {"lower": 0, "upper": 2}, "confidence": 0.9}],
+        ),
+        ("clip_norm", -1.0),
+        ("heldout_accuracy", 1.5),
+    ],
+)
+def test_a_baseline_of_impossible_figures_is_broken(
+    call: Call, run_copy: Path, key: str, value: object
+) -> None:
+    policy(GOOD)
+    assert call("baseline", "write", run_copy).code == 0
+    figures = json.loads(Path("baseline.json").read_text())
+    figures[key] = value
+    figures["claim"]["ledger_head"] = "b" * 64
+    Path("baseline.json").write_text(json.dumps(figures))
+    assert call("gate", run_copy, "--baseline", "baseline.json").code == 4
+
+
+def test_a_key_that_comes_twice_breaks_a_baseline(call: Call, run_copy: Path) -> None:
+    policy(GOOD)
+    assert call("baseline", "write", run_copy).code == 0
+    of_another_run(Path("baseline.json"))
+    text = Path("baseline.json").read_text()
+    Path("baseline.json").write_text('{"clip_norm": 1.0, ' + text[1:])
+    result = call("gate", run_copy, "--baseline", "baseline.json")
+    assert (result.code, "twice" in result.err) == (4, True)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
 import msgspec
 import pytest
 from calling import Call
+from msgspec.structs import replace
 from places import ROOT
 
 from dpaudit.gate.policy import ClaimPolicy, Policy
 from dpaudit.runs.directory import open_run
-from dpaudit.runs.files import read_json
+from dpaudit.runs.files import read_json, write_json
 from dpaudit.runs.history import FILE, read_history
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
 from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
-from dpaudit.workflow.histories import remember_verdict
+from dpaudit.workflow.histories import largest_lower, remember_verdict
 from dpaudit.workflow.judging import Judging, judge_run
 
 Judged = Callable[..., Path]
@@ -50,7 +52,10 @@ def judged(trained: Path, runs: Path) -> Judged:
         if audit is not None:
             shutil.copy(audit, run)
         judge(run, most)
-        os.utime(run / "verdict.json", (day * 86400, day * 86400))
+        verdict = read_json(run / "verdict.json", Verdict)
+        assert verdict.basis is not None
+        basis = replace(verdict.basis, judged=datetime.fromtimestamp(day * 86400, UTC))
+        write_json(run / "verdict.json", replace(verdict, basis=basis))
         return run
 
     return put
@@ -120,19 +125,27 @@ def read_after(call: Call, runs: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("kind", [BoundKind.ESTIMATE, BoundKind.CONDITIONAL])
-@pytest.mark.parametrize("delta", [1e-7, 1e-3])
+@pytest.mark.parametrize("delta", [1e-7, math.nextafter(1e-5, 0), 1e-3])
 def test_only_a_lower_bound_that_holds_at_the_claims_delta_counts(
-    call: Call, runs: Path, judged: Judged, audited: Path, kind: BoundKind, delta: float
+    audited: Path, kind: BoundKind, delta: float
 ) -> None:
     audit = read_json(audited, AuditReport)
     bound = msgspec.structs.replace(audit.bounds[0], kind=kind, delta=delta, epsilon_lower=7.0)
-    report = msgspec.structs.replace(audit, bounds=(bound,))
+    holds = kind is BoundKind.CONDITIONAL and delta > 9e-6  # last digits aside
+    assert largest_lower((bound,), 1e-5) == (7.0 if holds else None)
+
+
+def test_an_audit_that_was_altered_is_not_remembered(
+    call: Call, runs: Path, judged: Judged, audited: Path
+) -> None:
+    audit = read_json(audited, AuditReport)
+    first, *others = audit.bounds
     changed = runs.parent / "audit.json"
+    higher = msgspec.structs.replace(first, epsilon_lower=first.epsilon_lower + 1)
+    report = msgspec.structs.replace(audit, bounds=(higher, *others))
     changed.write_bytes(msgspec.json.encode(report))
-    judged("one", audit=changed)
-    call("history", runs)
-    holds = kind is BoundKind.CONDITIONAL and delta >= 1e-5
-    assert read_history(runs)[0].epsilon_lower == (7.0 if holds else None)
+    with pytest.raises(IntegrityError, match="its counts give"):
+        judged("one", audit=changed)
 
 
 @pytest.mark.parametrize(

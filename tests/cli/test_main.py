@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,22 @@ def test_a_bug_of_ours_exits_70_and_says_so(
     result = call("gate", trained, "--policy", policy)
     assert result.code == ExitCode.BUG == 70
     assert "bug of dpaudit" in result.err
+
+
+@pytest.mark.parametrize("asked", [None, 0, 1, "done"])
+def test_code_that_ends_the_process_is_no_success(
+    call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: object
+) -> None:
+    def ends(*_: object, **__: object) -> None:
+        sys.exit(asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(judging, "judge", ends)
+    policy = tmp_path / "dpaudit.toml"
+    policy.write_text("[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n")
+    result = call("gate", trained, "--policy", policy)
+    assert result.code == 2
+    assert "raised SystemExit" in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_options_can_be_set_by_variables(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_the_pipeline_ends_with_holds_and_exit_code_0(
     assert call("audit", run_copy, "--confidence", "0.999").code == 0
     check_schema("audit", run_copy / "audit.json")
     result = call("gate", run_copy, "--policy", policy(more="[audit]\n"))
-    assert (result.code, result.out.splitlines()[0]) == (0, "HOLDS")
+    assert (result.code, result.out.split()[0]) == (0, "HOLDS")
     check_schema("verdict", run_copy / "verdict.json")
     assert call("report", run_copy).code == 0
     page = (run_copy / "report.html").read_text()

@@ -45,7 +45,8 @@ intervals = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda ends: Bound(*
 
 @st.composite
 def measured(draw: st.DrawFn, claim: Claim) -> AuditReport:
-    rate = TprAtFpr(draw(st.floats(1e-6, 0.9)), 0.5, draw(intervals), 0.99)
+    interval = draw(intervals)
+    rate = TprAtFpr(draw(st.floats(1e-6, 0.9)), interval.lower, interval, 0.99)
     result = MembershipResult("loss", 9, 9, 0.5, 0.5, (rate,), ((0.0, 0.0),))
     bound = replace(
         BOUND,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date
 
 import msgspec
@@ -106,8 +107,9 @@ def test_an_audit_that_could_not_have_contradicted_the_claim_does_not_pass() -> 
 
 
 def test_a_conditional_bound_above_the_claim_counts_only_where_the_policy_says_so() -> None:
-    above = replace(BOUND, kind=BoundKind.CONDITIONAL, epsilon_lower=3.1)
-    audit = replace(AUDIT, bounds=(BOUND, above))
+    both = replace(BOUND, confidence=0.995)
+    above = replace(both, kind=BoundKind.CONDITIONAL, epsilon_lower=3.1)
+    audit = replace(AUDIT, bounds=(both, above))
     assert outcomes(POLICY, CLAIM, audit)["audit.lower_bound"] is Outcome.INCONCLUSIVE
     both = replace(POLICY.audit, count=(BoundKind.CERTIFIED, BoundKind.CONDITIONAL))
     found = outcomes(replace(POLICY, audit=both), CLAIM, audit)
@@ -188,9 +190,38 @@ def test_an_attack_that_says_nothing_passes_no_rule() -> None:
     assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.INCONCLUSIVE
 
 
-def test_the_upper_end_of_a_true_positive_rate_counts() -> None:
-    policy = replace(POLICY, audit=replace(POLICY.audit, max_tpr_at_fpr={"0.01": 0.039}))
-    assert outcomes(policy, CLAIM, AUDIT)["audit.max_tpr_at_fpr.0.01"] is Outcome.VIOLATED
+@pytest.mark.parametrize(
+    ("interval", "outcome"),
+    [
+        (Bound(0.0, 0.05), Outcome.HOLDS),
+        (Bound(0.0, 0.0500001), Outcome.INCONCLUSIVE),
+        (Bound(0.05, 0.4), Outcome.INCONCLUSIVE),
+        (Bound(0.0500001, 0.4), Outcome.VIOLATED),
+    ],
+)
+def test_a_rate_is_decided_where_its_whole_interval_is_on_one_side(
+    interval: Bound, outcome: Outcome
+) -> None:
+    rate = TprAtFpr(0.01, interval.upper, interval, 0.99)
+    audit = replace(AUDIT, membership=(replace(ATTACK, tpr_at_fpr=(rate,)),))
+    assert outcomes(POLICY, CLAIM, audit)["audit.max_tpr_at_fpr.0.01"] is outcome
+
+
+CURVE = ((0.0, 0.0), (0.01, 0.02), (0.1, 0.15), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(("limit", "decides"), [(0.05, True), (0.004, True), (0.02, False)])
+def test_a_rate_that_cannot_be_told_says_how_many_records_would_decide(
+    limit: float, decides: bool
+) -> None:
+    few = replace(ATTACK, roc=CURVE, tpr_at_fpr=(TprAtFpr(0.01, 0.02, Bound(0.0, 0.2), 0.99),))
+    policy = replace(POLICY, audit=replace(POLICY.audit, max_tpr_at_fpr={"0.01": limit}))
+    rules = judged(policy, CLAIM, replace(AUDIT, membership=(few,))).rules
+    (rule,) = (one for one in rules if one.rule == "audit.max_tpr_at_fpr.0.01")
+    assert rule.outcome is Outcome.INCONCLUSIVE
+    assert "100 members and 100 non-members are too few to tell" in rule.why
+    assert ("would decide" in rule.why) is decides
+    assert ("a million times as many" in rule.why) is not decides
 
 
 def test_without_an_audit_section_no_audit_is_demanded() -> None:
@@ -205,7 +236,9 @@ def attack(upper: float, **changes: object) -> AttackReport:
 
 
 def test_the_strongest_of_all_attacks_counts() -> None:
-    verdict = judged(POLICY, CLAIM, AUDIT, attack=attack(0.06))
+    rate = TprAtFpr(0.01, 0.1, Bound(0.06, 0.2), 0.99)
+    strong = attack(0.06, membership=(replace(ATTACK, attack="lira", tpr_at_fpr=(rate,)),))
+    verdict = judged(POLICY, CLAIM, AUDIT, attack=strong)
     (rule,) = (one for one in verdict.rules if one.rule == "audit.max_tpr_at_fpr.0.01")
     assert rule.outcome is Outcome.VIOLATED
     assert "lira" in rule.why
@@ -225,10 +258,22 @@ def test_an_interval_that_is_less_sure_than_demanded_is_no_evidence() -> None:
     assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.INCONCLUSIVE
 
 
-def test_a_rate_that_is_less_sure_and_too_high_already_violates() -> None:
-    unsure = replace(ATTACK, tpr_at_fpr=(TprAtFpr(0.01, 0.5, Bound(0.4, 0.6), 0.5),))
-    found = outcomes(POLICY, CLAIM, replace(AUDIT, membership=(unsure, ATTACK)))
-    assert found["audit.max_tpr_at_fpr.0.01"] is Outcome.VIOLATED
+@pytest.mark.parametrize("interval", [Bound(0.4, 0.6), Bound(0.0, 0.02)])
+def test_a_less_sure_interval_decides_nothing_and_says_what_to_repeat(interval: Bound) -> None:
+    unsure = replace(ATTACK, tpr_at_fpr=(TprAtFpr(0.01, interval.upper, interval, 0.5),))
+    verdict = judged(POLICY, CLAIM, AUDIT, attack=attack(0.02, membership=(unsure,)))
+    (rule,) = (one for one in verdict.rules if one.rule == "audit.max_tpr_at_fpr.0.01")
+    assert rule.outcome is Outcome.INCONCLUSIVE
+    assert "attack.json" in rule.why
+    assert "dpaudit attack RUN --confidence 0.95" in rule.why
+
+
+def test_an_audit_at_another_confidence_says_which_and_what_to_repeat() -> None:
+    policy = replace(POLICY, audit=replace(POLICY.audit, confidence=0.995))
+    (rule,) = (one for one in judged(policy, CLAIM, AUDIT).rules if one.rule == "audit.lower_bound")
+    assert rule.outcome is Outcome.INCONCLUSIVE
+    assert "audit.json has confidence 0.99" in rule.why
+    assert "dpaudit audit RUN --confidence 0.995" in rule.why
 
 
 @pytest.mark.parametrize(
@@ -249,7 +294,8 @@ def test_a_good_attack_does_not_answer_for_one_that_says_nothing(
 
 def test_power_is_against_this_claim_at_this_delta() -> None:
     for changes in ({"refutes_epsilon": 1.0}, {"refutes_epsilon": None}, {"delta": 1e-3}):
-        audit = replace(AUDIT, bounds=(BOUND, replace(BOUND, **changes)))
+        half = replace(BOUND, confidence=0.995)
+        audit = replace(AUDIT, bounds=(half, replace(half, **changes)))
         assert outcomes(POLICY, CLAIM, audit)["audit.min_power_epsilon"] is Outcome.HOLDS
         audit = replace(AUDIT, bounds=(replace(BOUND, **changes),))
         assert outcomes(POLICY, CLAIM, audit)["audit.min_power_epsilon"] is Outcome.INCONCLUSIVE
@@ -273,6 +319,71 @@ def test_a_bound_from_scores_that_are_no_evidence_does_not_pass() -> None:
     (rule,) = (one for one in verdict.rules if one.rule == "audit.lower_bound")
     assert rule.outcome is Outcome.INCONCLUSIVE
     assert "worse than chance" in rule.why
+
+
+@pytest.mark.parametrize("ulps", [-1, 1, 3])
+def test_a_delta_with_other_last_digits_hides_no_bound(ulps: int) -> None:
+    delta = 1e-5
+    for _ in range(abs(ulps)):
+        delta = math.nextafter(delta, math.copysign(1.0, ulps))
+    above = replace(AUDIT, bounds=(replace(BOUND, delta=delta, epsilon_lower=3.1),))
+    found = outcomes(POLICY, CLAIM, above)
+    assert found["audit.lower_bound"] is Outcome.VIOLATED
+    below = replace(AUDIT, bounds=(replace(BOUND, delta=delta),))
+    found = outcomes(POLICY, CLAIM, below)
+    assert found["audit.lower_bound"] is Outcome.HOLDS
+    assert found["audit.min_power_epsilon"] is Outcome.HOLDS
+
+
+@pytest.mark.parametrize(("delta", "outcome"), [(1e-3, "VIOLATED"), (1e-7, "INCONCLUSIVE")])
+def test_a_bound_at_a_larger_delta_contradicts_as_well(delta: float, outcome: str) -> None:
+    above = replace(AUDIT, bounds=(replace(BOUND, delta=delta, epsilon_lower=3.1),))
+    assert outcomes(POLICY, CLAIM, above)["audit.lower_bound"].value == outcome
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"doubts": ((BOUND.name, "nobody recorded its canaries"),)},
+        {"missing": ("ranks of canaries, every step",)},
+    ],
+)
+def test_an_incomplete_or_doubtful_audit_passes_nothing_and_contradicts(
+    told: dict[str, object],
+) -> None:
+    def rules(lower: float) -> dict[str, RuleOutcome]:
+        audit = replace(AUDIT, bounds=(replace(BOUND, epsilon_lower=lower),))
+        evidence = Evidence(claim=CLAIM, audit=audit, **told)
+        return {one.rule: one for one in judge(POLICY, evidence, today=TODAY).rules}
+
+    low = rules(1.0)
+    assert low["audit.lower_bound"].outcome is Outcome.INCONCLUSIVE
+    assert low["audit.min_power_epsilon"].outcome is Outcome.INCONCLUSIVE
+    assert any(
+        words in low["audit.lower_bound"].why
+        for words in ("nobody recorded its canaries", "lacks ranks of canaries")
+    )
+    assert rules(3.1)["audit.lower_bound"].outcome is Outcome.VIOLATED
+
+
+def test_a_bound_that_is_called_inconclusive_contradicts_all_the_same() -> None:
+    silenced = replace(BOUND, epsilon_lower=3.1, inconclusive="nothing to see")
+    found = outcomes(POLICY, CLAIM, replace(AUDIT, bounds=(silenced,)))
+    assert found["audit.lower_bound"] is Outcome.VIOLATED
+
+
+@pytest.mark.parametrize("detectable", [0.5, 2.9])
+def test_a_power_that_is_not_above_the_claim_is_none(detectable: float) -> None:
+    audit = replace(AUDIT, bounds=(replace(BOUND, detectable_epsilon=detectable),))
+    assert outcomes(POLICY, CLAIM, audit)["audit.min_power_epsilon"] is Outcome.INCONCLUSIVE
+
+
+def test_the_power_names_what_it_compares() -> None:
+    (rule,) = (
+        one for one in judged(POLICY, CLAIM, AUDIT).rules if one.rule == "audit.min_power_epsilon"
+    )
+    assert "a true epsilon of 5 would have been detected" in rule.why
+    assert "the claim of 2.99 plus min_power_epsilon, 3" in rule.why
 
 
 SCORED = replace(AUDIT, ledger_head="")

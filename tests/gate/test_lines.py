@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpaudit.gate import lines
 from dpaudit.gate.lines import key_lines
 
 TEXT = '''# a policy
@@ -68,3 +70,12 @@ def test_blank_lines_and_comments_move_lines_and_nothing_else(gaps: list[int]) -
         text += "# comment\n\n"[: 10 if gap % 2 else 11] * gap + f"key{place} = {place}\n"
         expected[f"claim.key{place}"] = text.count("\n")
     assert key_lines(text) == expected
+
+
+def test_a_very_long_value_is_tried_a_few_times_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    whole = lines._is_whole
+    monkeypatch.setattr(lines, "_is_whole", lambda text: tried.append(text) or whole(text))
+    text = "before = 1\na = [\n" + "1,\n" * 5000 + "]\n"
+    assert key_lines(text) == {"before": 1, "a": 2}
+    assert len(tried) < 200

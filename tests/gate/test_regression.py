@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from dpaudit.gate.causes import Effect, differences
 from dpaudit.gate.evidence import Declared, Evidence
 from dpaudit.gate.judge import judge
 from dpaudit.gate.policy import ClaimPolicy, Policy, RegressionPolicy
@@ -18,6 +20,7 @@ from dpaudit.vocabulary.baseline import Baseline, Booked
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
+from dpaudit.vocabulary.unit import Released
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 from tests.gate.figures import BOUND, CLAIM, COUNT, RUN
 
@@ -80,6 +83,8 @@ def test_the_cause_of_a_growth_is_named() -> None:
         {"delta": 1e-6},
         {"accountant": "rdp"},
         {"adjacency": Adjacency.REPLACE_ONE},
+        {"released": Released.FINAL_MODEL},
+        {"takes_as_public": ("the labels",)},
         {"unit": "user"},
     ],
 )
@@ -150,7 +155,10 @@ def test_of_two_bounds_or_rates_of_one_name_the_worse_one_counts() -> None:
     worse = replace(BOUND, epsilon_lower=3.0)
     high = audit(Bound(0.5, 0.6)).membership[0]
     twice = replace(
-        SAME, bounds=(worse, BOUND), membership=(high, *audit(Bound(0.0, 0.01)).membership)
+        SAME,
+        confidence=0.98,
+        bounds=(worse, BOUND),
+        membership=(high, *audit(Bound(0.0, 0.01)).membership),
     )
     rules = judged(RUN, twice)
     assert rules["max_lower_bound_increase"].outcome is Outcome.VIOLATED
@@ -175,3 +183,48 @@ def test_without_a_baseline_or_a_run_nothing_can_be_told() -> None:
     evidence = Evidence(claim=Declared(2.0, 1e-5), audit=SAME)
     (rule,) = judge(POLICY, evidence, RUN, today=TODAY).rules
     assert rule.outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("joint", [0.999, 0.98])
+def test_a_bound_at_another_confidence_says_what_to_repeat(joint: float) -> None:
+    other = replace(BOUND, confidence=joint)
+    found = judged(RUN, replace(SAME, confidence=joint, bounds=(other,)))
+    rule = found["max_lower_bound_increase"]
+    assert rule.outcome is Outcome.INCONCLUSIVE
+    assert f"audit.json has confidence {joint:g}" in rule.why
+    assert "dpaudit audit RUN --confidence 0.99" in rule.why
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.98])
+def test_a_rate_at_a_lower_confidence_says_what_to_repeat(confidence: float) -> None:
+    rate = TprAtFpr(0.01, 0.01, Bound(0.0, 0.02), confidence)
+    (attack,) = SAME.membership
+    rule = judged(RUN, replace(SAME, membership=(replace(attack, tpr_at_fpr=(rate,)),)))
+    why = rule["max_tpr_increase"].why
+    assert rule["max_tpr_increase"].outcome is Outcome.INCONCLUSIVE
+    assert "dpaudit audit RUN --confidence 0.99" in why
+
+
+def test_claims_whose_deltas_differ_in_the_last_digits_are_compared() -> None:
+    near = replace(RUN, claim=replace(CLAIM, delta=math.nextafter(1e-5, 1.0)))
+    assert judged(near, SAME)["max_epsilon_increase"].outcome is Outcome.HOLDS
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"data": {"source": "b.csv"}}, "data (source)"),
+        ({"model": {"architecture": "SHA-256 00"}}, "model (architecture)"),
+        ({"model": {"name": "cnn"}}, "model (name)"),
+    ],
+)
+def test_data_and_model_are_causes(changes: dict[str, object], cause: str) -> None:
+    before = replace(
+        RUN, data={"source": "a.csv"}, model={"name": "mlp", "architecture": "SHA-256 ff"}
+    )
+    after = replace(
+        before, **{name: {**getattr(before, name), **new} for name, new in changes.items()}
+    )
+    (found,) = differences(before, after)
+    assert found.cause == cause
+    assert found.effect is Effect.NONE

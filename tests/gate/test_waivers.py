@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpaudit.gate.policy import Waiver
-from dpaudit.gate.waivers import waive
+from dpaudit.gate.policy import Policy, Waiver
+from dpaudit.gate.waivers import unused, waive
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
 
@@ -22,7 +22,7 @@ def rule(name: str, outcome: Outcome) -> RuleOutcome:
 
 
 def verdict(rules: list[RuleOutcome], today: date, *waivers: Waiver) -> Verdict:
-    return Verdict(tuple(waive(rules, waivers or (WAIVER,), today)), "h")
+    return Verdict(tuple(waive(rules, Policy(waiver=waivers or (WAIVER,)), today)), "h")
 
 
 @pytest.mark.parametrize("outcome", [Outcome.VIOLATED, Outcome.INCONCLUSIVE])
@@ -36,7 +36,7 @@ def test_a_waived_rule_does_not_count_and_is_still_told(outcome: Outcome) -> Non
     assert one.waived.reason == "ticket 123"
 
 
-@given(st.integers(-1000, 1000), st.sampled_from(Outcome))
+@given(st.integers(-365, 1000), st.sampled_from(Outcome))
 def test_a_waiver_holds_through_its_last_day_and_is_a_violation_after(
     days: int, outcome: Outcome
 ) -> None:
@@ -97,3 +97,32 @@ def test_a_rule_a_key_and_a_section_can_be_waived(name: str) -> None:
 def test_a_waiver_of_no_rule_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgument, match=r"waiver\.rule"):
         Waiver(rule=name, reason="why", expires=LAST)
+
+
+@pytest.mark.parametrize(("most", "ahead"), [(365, 366), (365, 3650), (30, 31), (1, 2)])
+def test_a_waiver_that_reaches_too_far_waives_nothing(most: int, ahead: int) -> None:
+    rules = [rule("audit.max_tpr_at_fpr.0.01", Outcome.INCONCLUSIVE)]
+    policy = Policy(waiver=(WAIVER,), waiver_max_days=most)
+    first, *rest = waive(rules, policy, LAST - timedelta(ahead))
+    assert first.waived is None
+    assert [(one.rule, one.outcome) for one in rest] == [
+        ("waiver.audit.max_tpr_at_fpr", Outcome.VIOLATED)
+    ]
+    assert f"{ahead} days from now" in rest[0].why
+    (still,) = waive(rules, policy, LAST - timedelta(most))
+    assert still.waived is not None
+
+
+def test_a_waiver_that_nothing_needs_is_listed() -> None:
+    used = Waiver(rule="claim.sampling", reason="known", expires=LAST)
+    held = Waiver(rule="claim.unit", reason="was", expires=LAST)
+    expired = Waiver(rule="audit", reason="old", expires=LAST - timedelta(1))
+    rules = [rule("claim.sampling", Outcome.VIOLATED), rule("claim.unit", Outcome.HOLDS)]
+    policy = Policy(waiver=(used, held, expired, WAIVER))
+    assert unused(rules, policy, LAST) == (held, WAIVER)
+
+
+@pytest.mark.parametrize("days", [0, -1, 3651, 10**12])
+def test_an_endless_reach_is_refused(days: int) -> None:
+    with pytest.raises(InvalidArgument, match="waiver_max_days"):
+        Policy(waiver_max_days=days)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import UTC, date, datetime
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -30,9 +31,11 @@ from dpaudit.vocabulary.audit import (
     MembershipResult,
     TprAtFpr,
 )
+from dpaudit.vocabulary.basis import Basis, Override, PolicyLayer
 from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
+from dpaudit.vocabulary.estimators import Guessed, OneRun
 from dpaudit.vocabulary.history import PastRun
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.verdict import OnInconclusive, Outcome, RuleOutcome, Verdict, Waived
@@ -103,6 +106,7 @@ def make_audit() -> AuditReport:
             greatest_epsilon=6.5,
             refutes_epsilon=2.985,
             inconclusive="its scores rank no better than chance",
+            estimator=OneRun((Guessed(100, 90),)),
         ),
         AuditResult(
             name="gradient canaries, every step",
@@ -132,7 +136,14 @@ def make_audit() -> AuditReport:
             thresholds="best of 20 in hindsight",
         ),
     )
-    return AuditReport(HEAD, 0.95, bounds, make_membership(), heldout_accuracy=0.931)
+    return AuditReport(
+        HEAD,
+        0.95,
+        bounds,
+        make_membership(),
+        heldout_accuracy=0.931,
+        files={"canaries": "c0" * 32},
+    )
 
 
 def make_membership() -> tuple[MembershipResult, ...]:
@@ -150,8 +161,8 @@ def made_attack(name: str, power: float, auc: float) -> MembershipResult:
         auc=auc,
         balanced_accuracy=0.527,
         tpr_at_fpr=(
-            TprAtFpr(0.01, 0.0125, Bound(0.00408, 0.02894), 0.95, Bound(0.005, 0.026), 4),
-            TprAtFpr(0.1, 0.1175, Bound(0.0877, 0.1532), 0.95, Bound(0.09, 0.15), 40),
+            TprAtFpr(0.01, 0.0125, Bound(0.00408, 0.02894), 0.95, Bound(0.005, 0.026), 4, 3, 8),
+            TprAtFpr(0.1, 0.1175, Bound(0.0877, 0.1532), 0.95, Bound(0.09, 0.15), 40, 38, 58),
         ),
         roc=tuple((fpr, fpr**power) for fpr in fprs),
         auc_interval=Bound(auc - 0.04, auc + 0.04),
@@ -171,6 +182,7 @@ def make_attack_report() -> AttackReport:
         0.95,
         (made_attack("RMIA", 0.8, 0.55), silent),
         HEAD,
+        {"scores": "5c" * 32},
     )
 
 
@@ -261,6 +273,21 @@ def make_verdict() -> Verdict:
         run="digits-eps3",
         inconclusive=OnInconclusive.WARN,
         measured="9d" * 32,
+        claim=make_claim(),
+        basis=make_basis(),
+        warnings=("the waiver of claim.sampling (old) is not used: delete it",),
+    )
+
+
+def make_basis() -> Basis:
+    return Basis(
+        policy_digest="ab" * 32,
+        project_digest="ab" * 32,
+        layers=(PolicyLayer("dpaudit.toml", "cd" * 32),),
+        overrides=(Override("--inconclusive", "warn", "command line"),),
+        model_digest="ef" * 32,
+        dpaudit_version="0.1.0",
+        judged=datetime(2026, 11, 29, 12, 30, tzinfo=UTC),
     )
 
 
@@ -296,6 +323,7 @@ def make_evidence() -> ReportEvidence:
         attack=make_attack_report(),
         conformance=make_conformance(),
         history=make_history(),
+        project_digest=make_basis().policy_digest,
     )
 
 
@@ -332,7 +360,7 @@ def filled_with(value: Any, payload: str) -> Any:
 
 def filled_by(value: Any, string: Callable[[str], str]) -> Any:
     """Put ``string`` of each string of the evidence in its place, keys of dictionaries too."""
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, Enum):
         return string(value)
     if isinstance(value, tuple):
         return tuple(filled_by(item, string) for item in value)

@@ -21,9 +21,10 @@ from dpaudit.report.page import security_policy
 from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
 from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.errors import AccountingError, IntegrityError
+from dpaudit.vocabulary.errors import AccountingError, IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.rounding import round_down, round_near, round_up
+from dpaudit.vocabulary.unit import Unit
 from dpaudit.vocabulary.verdict import OnInconclusive, Outcome, RuleOutcome, Verdict
 from tests.report.inert import assert_inert
 from tests.report.parsed import Page
@@ -33,6 +34,7 @@ from tests.report.samples import (
     make_answers,
     make_attack_report,
     make_audit,
+    make_basis,
     make_claim,
     make_evidence,
     make_membership,
@@ -302,20 +304,63 @@ def test_numbers_read_well(value, down, up) -> None:
 def test_nan_is_never_shown() -> None:
     with pytest.raises(AccountingError):
         round_up(math.nan)
-    attack = msgspec.structs.replace(make_membership()[0], auc=math.nan)
-    audit = msgspec.structs.replace(make_audit(), membership=(attack,))
-    with pytest.raises(AccountingError):
-        render(msgspec.structs.replace(make_evidence(), audit=audit))
+    with pytest.raises(InvalidArgument, match="auc"):  # no evidence can hold it
+        msgspec.structs.replace(make_membership()[0], auc=math.nan)
 
 
 def test_a_waived_rule_says_why_and_until_when(page: Page) -> None:
     assert "waived until 2027-01-31" in page.text
     assert "Waived: known outliers, ticket 123" in page.text
     assert "1 rule more does not hold and is waived" in page.text
+    assert "1 of 2 rules of audit waived" in page.text
+
+
+def outcome_box(**changes: object) -> tuple[str, str]:
+    """Return the style and the words of the verdict's box."""
+    html = render(msgspec.structs.replace(make_evidence(), **changes))
+    found = re.search(r'<div class="verdict (\w+)">\s*<p class="outcome">(.*?)</p>', html, re.S)
+    assert found is not None
+    return found[1], re.sub(r"<[^>]*>", "", found[2])
+
+
+def passing(**changes: object) -> Verdict:
+    rules = (RuleOutcome("claim.max_epsilon", Outcome.HOLDS, "small"),)
+    basis = msgspec.structs.replace(make_basis(), **changes)
+    return Verdict(rules, HEAD, claim=make_claim(), basis=basis)
+
+
+def test_only_a_verdict_by_the_projects_policy_is_green() -> None:
+    assert outcome_box(verdict=passing())[0] == "holds"
+    assert outcome_box(verdict=passing(project_digest=""), project_digest="")[0] == "holds"
+    others = (
+        {"verdict": passing(policy_digest="12" * 32)},  # the project's was another then
+        {"verdict": passing(), "project_digest": "34" * 32},  # it is another now
+    )
+    for changes in others:
+        tone, words = outcome_box(**changes)
+        assert tone == "unjudged"
+        assert "under another policy than the project" in words
+    tone, words = outcome_box(verdict=msgspec.structs.replace(passing(), basis=None))
+    assert tone == "unjudged"
+    assert "its policy was not recorded" in words
+
+
+def test_the_page_says_by_which_policy_and_of_which_model(page: Page) -> None:
+    for shown in (
+        f"dpaudit.toml (SHA-256 {'cd' * 32})",
+        f"SHA-256 {'ab' * 32}",
+        f"SHA-256 {'ef' * 32}",
+        "--inconclusive = warn (command line)",
+        "2026-11-29 12:30:00 UTC",
+        "every step may be published",
+        "Warning: the waiver of claim.sampling (old) is not used",
+    ):
+        assert shown in page.text
 
 
 def test_what_only_warns_is_told_as_such(page: Page) -> None:
-    assert "? INCONCLUSIVE, a warning only" in page.text
+    words = "a warning only: --inconclusive warn; 1 of 2 rules of audit waived"
+    assert f"? INCONCLUSIVE ({words})" in page.text
     fails = msgspec.structs.replace(make_verdict(), inconclusive=OnInconclusive.FAIL)
     text = text_of(msgspec.structs.replace(bare_evidence(), verdict=fails))
     assert "a warning only" not in text
@@ -362,7 +407,7 @@ def test_an_accountant_without_a_number_says_why(page: Page) -> None:
 
 
 def test_a_claim_for_users_speaks_of_users() -> None:
-    claim = msgspec.structs.replace(make_claim(), unit="user")
+    claim = msgspec.structs.replace(make_claim(), unit=Unit.USER)
     text = text_of(msgspec.structs.replace(bare_evidence(), claim=claim))
     assert "adding or removing any one user makes" in text
     assert "People with several records" not in text

@@ -56,7 +56,10 @@ def test_the_card_says_what_was_measured_and_how_sure_that_is() -> None:
 
 def test_the_card_says_the_verdict_and_that_it_is_no_proof() -> None:
     card = model_card(make_evidence())
-    assert "By a policy of 4 rules: INCONCLUSIVE, a warning only" in card
+    assert "By a policy of 4 rules: INCONCLUSIVE (a warning only: --inconclusive warn" in card
+    assert f"Policy: dpaudit.toml (SHA-256 {'cd' * 32}); in force SHA-256 {'ab' * 32}." in card
+    assert f"model SHA-256 {'ef' * 32}" in card
+    assert "every step may be published" in card
     assert "is waived until 2027-01-31 (known outliers, ticket 123)" in card
     assert card.endswith(NO_PROOF)
 

@@ -247,7 +247,7 @@ def test_a_users_records_are_protected_together_and_the_claim_says_so(tmp_path: 
     assert ledger.header.unit == "user"
     claim = claim_of(ledger, 1e-5, "pld")
     assert claim.unit == "user"
-    assert "user, with all of its records" in claim_in_words(claim)
+    assert "one user with all of their records" in claim_in_words(claim)
     assert claim.epsilon == trainer.epsilon(delta=1e-5)
     steps = Repeated(PoissonSampled(Gaussian(1.3), 0.25), 4)
     assert claim.epsilon == pld.profile(steps).epsilon(delta=1e-5)

@@ -41,7 +41,7 @@ def figures(told: Exported) -> dict[str, list[tuple[int, float]]]:
 
 
 def bound(epsilon: float, kind: BoundKind = BoundKind.CERTIFIED) -> AuditResult:
-    return AuditResult("a", "m", kind, epsilon, 1e-5, 0.95, "", 10, 0, 0, "")
+    return AuditResult("a", "m", kind, epsilon, 1e-5, 0.975, "", 10, 0, 0, "")
 
 
 def attack(name: str, inconclusive: str | None = None) -> MembershipResult:

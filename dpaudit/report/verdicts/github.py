@@ -11,6 +11,7 @@ from dpaudit.report.verdicts.judged import (
     Judged,
     Standing,
     explained,
+    facts,
     headline,
     label,
     shown_rules,
@@ -26,6 +27,7 @@ COMMANDS = {
     Standing.WARNING: "warning",
     Standing.WAIVED: "notice",
 }
+WARNING, EVIDENCE = "policy warning", "claim and evidence"
 DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 PROPERTY = DATA | str.maketrans({":": "%3A", ",": "%2C"})
 
@@ -34,7 +36,19 @@ def verdict_github(judged: Judged) -> str:
     """Return the outcome, then a command for each rule that does not hold."""
     stands = ((rule, standing(rule, judged.verdict)) for rule in shown_rules(judged.verdict))
     commands = [_command(COMMANDS[one], rule, judged) for rule, one in stands if one in COMMANDS]
-    return "\n".join([f"dpaudit gate: {headline(judged.verdict)}", *commands])
+    notes = [
+        f"::warning title={WARNING}::{_escaped(warning, DATA)}"
+        for warning in judged.verdict.warnings
+    ]
+    return "\n".join(
+        [f"dpaudit gate: {headline(judged.verdict)}", *commands, *notes, *_evidence(judged)]
+    )
+
+
+def _evidence(judged: Judged) -> list[str]:
+    """Return one notice for all facts: the service shows ten of a kind at most."""
+    lines = [f"{name}: {_escaped(value, DATA)}" for name, value in facts(judged.verdict)]
+    return [f"::notice title={EVIDENCE}::{'%0A'.join(lines)}"] if lines else []
 
 
 def _command(name: str, rule: RuleOutcome, judged: Judged) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpaudit.report.page import page
-from dpaudit.report.verdicts.judged import explained, headline, label, shown_rules
+from dpaudit.report.verdicts.judged import explained, facts, headline, label, shown_rules, tone
 from dpaudit.report.verdicts.printable import one_line
 from dpaudit.vocabulary.verdict import RuleOutcome, Verdict
 
@@ -13,9 +13,10 @@ def verdict_html(verdict: Verdict) -> str:
     return page(
         "verdicts/verdict.html",
         run=one_line(verdict.run),
-        ledger_head=one_line(verdict.ledger_head),
         headline=headline(verdict),
-        tone=verdict.outcome.value.lower(),
+        tone=tone(verdict),
+        warnings=[one_line(warning) for warning in verdict.warnings],
+        facts=[(name, one_line(value)) for name, value in facts(verdict)],
         exit_code=int(verdict.exit_code),
         rules=[_row(rule) for rule in shown_rules(verdict)],
     )

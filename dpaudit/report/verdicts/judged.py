@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC
 from enum import Enum
 from pathlib import Path
 
-from dpaudit.gate.layers import LoadedPolicy
+from dpaudit.gate.layers import SECTIONS, LoadedPolicy
+from dpaudit.report.words import claim_in_words
+from dpaudit.vocabulary.basis import Basis
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
 
 NO_RULES = RuleOutcome(
@@ -66,10 +71,78 @@ def shown_rules(verdict: Verdict) -> tuple[RuleOutcome, ...]:
     return verdict.rules if counts else (*verdict.rules, ALL_WAIVED)
 
 
-def headline(verdict: Verdict) -> str:
-    """Return the outcome over all, in one line."""
+def headline(verdict: Verdict, project_digest: str = "") -> str:
+    """Return the outcome over all in one line, with what qualifies it in parentheses.
+
+    Args:
+        verdict: To be shown.
+        project_digest: Of the project's policy as it is now; empty if it has none.
+    """
     outcome = verdict.outcome.value
-    return f"{outcome} (a warning only: --inconclusive warn)" if verdict.warns else outcome
+    found = list(qualifications(verdict, project_digest))
+    return f"{outcome} ({'; '.join(found)})" if found else outcome
+
+
+def qualifications(verdict: Verdict, project_digest: str = "") -> Iterator[str]:
+    """Yield what a reader of the outcome must know: warnings only, waivers, another policy."""
+    if verdict.warns:
+        yield "a warning only: --inconclusive warn"
+    yield from _waived_sections(verdict)
+    if verdict.basis is None:
+        yield "its policy was not recorded"
+    elif not verdict.basis.is_of_project(project_digest):
+        yield "under another policy than the project's"
+
+
+def _waived_sections(verdict: Verdict) -> Iterator[str]:
+    sections = Counter(_section(rule) for rule in verdict.rules)
+    waived = Counter(_section(rule) for rule in verdict.rules if rule.waived)
+    for section, count in waived.items():
+        if count == sections[section]:
+            yield f"every rule of {section} is waived"
+        else:
+            yield f"{count} of {sections[section]} rules of {section} waived"
+
+
+def _section(rule: RuleOutcome) -> str:
+    """Return a section's name; a headline holds no foreign words."""
+    section = rule.rule.partition(".")[0]
+    return section if section in {*SECTIONS, "waiver"} else "another section"
+
+
+def tone(verdict: Verdict, project_digest: str = "") -> str:
+    """Return the style of an outcome; one that the project's policy did not give is neutral."""
+    basis = verdict.basis
+    if basis is None or not basis.is_of_project(project_digest):
+        return "unjudged"
+    return verdict.outcome.value.lower()
+
+
+def facts(verdict: Verdict) -> Iterator[tuple[str, str]]:
+    """Yield what was claimed, by which policy it was judged, on what and when, by name."""
+    claim, basis = verdict.claim, verdict.basis
+    if claim is not None:
+        yield "claim", claim_in_words(claim)
+        yield "taken as public", ", ".join(claim.takes_as_public) or "nothing was declared"
+        yield "not covered", ", ".join(claim.leaves_out) or "nothing was declared"
+    if basis is not None:
+        for layer in basis.layers:
+            yield "policy", f"{layer.source} (SHA-256 {layer.sha256})"
+        yield "policy in force", f"SHA-256 {basis.policy_digest}"
+        if not basis.is_of_project():
+            yield "project's policy", f"SHA-256 {basis.project_digest}, which is another"
+        for one in basis.overrides:
+            yield "set", f"{one.key} = {one.value} ({one.source})"
+        yield from _evidence(verdict.ledger_head, basis)
+        yield "judged", f"{basis.judged.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        yield "dpaudit version", basis.dpaudit_version
+
+
+def _evidence(ledger_head: str, basis: Basis) -> Iterator[tuple[str, str]]:
+    if ledger_head:
+        yield "ledger head", ledger_head
+    if basis.model_digest:
+        yield "model", f"SHA-256 {basis.model_digest}"
 
 
 def label(rule: RuleOutcome) -> str:

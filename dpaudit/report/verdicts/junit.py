@@ -6,10 +6,19 @@ is what does not fail the build: a waived rule, and what is a warning only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from dpaudit.report.verdicts.judged import Judged, Standing, explained, shown_rules, standing
+from dpaudit.report.verdicts.judged import (
+    Judged,
+    Standing,
+    explained,
+    facts,
+    headline,
+    shown_rules,
+    standing,
+)
 from dpaudit.report.verdicts.places import place_of
 from dpaudit.report.verdicts.printable import one_line
 from dpaudit.vocabulary.verdict import RuleOutcome, Verdict
@@ -28,7 +37,7 @@ def verdict_junit(judged: Judged) -> str:
     verdict = judged.verdict
     suite = Element("testsuite", name="dpaudit", time=NO_TIME)
     properties = SubElement(suite, "properties")
-    for name, value in _properties(verdict).items():
+    for name, value in _properties(verdict):
         SubElement(properties, "property", name=name, value=one_line(value))
     for rule in shown_rules(verdict):
         suite.append(_case(rule, judged))
@@ -38,13 +47,14 @@ def verdict_junit(judged: Judged) -> str:
     return written.decode()
 
 
-def _properties(verdict: Verdict) -> dict[str, str]:
-    return {
-        "outcome": verdict.outcome.value,
-        "exit_code": str(int(verdict.exit_code)),
-        "run": verdict.run,
-        "ledger_head": verdict.ledger_head,
-    }
+def _properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
+    yield "outcome", verdict.outcome.value
+    yield "exit_code", str(int(verdict.exit_code))
+    yield "headline", headline(verdict)
+    yield "run", verdict.run
+    yield "ledger_head", verdict.ledger_head
+    yield from (("warning", warning) for warning in verdict.warnings)
+    yield from facts(verdict)
 
 
 def _counts(suite: Element) -> dict[str, str]:

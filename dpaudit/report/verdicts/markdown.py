@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dpaudit.report.verdicts.judged import explained, headline, label, shown_rules
+from dpaudit.report.verdicts.judged import explained, facts, headline, label, shown_rules
 from dpaudit.report.verdicts.printable import one_line
 from dpaudit.vocabulary.verdict import Verdict
 
@@ -17,14 +17,21 @@ NO_WIDTH = "\u200b"
 
 
 def verdict_markdown(verdict: Verdict) -> str:
-    """Return a heading with the outcome, then a table of every rule with its reason."""
+    """Return a heading with the outcome, a table of the rules, and one of the evidence."""
     heading = f"## dpaudit: {headline(verdict)}"
     run = [f"Run {inert(verdict.run)}", ""] if verdict.run else []
     rows = [
         f"| {label(rule)} | {inert(rule.rule)} | {inert(explained(rule))} |"
         for rule in shown_rules(verdict)
     ]
-    return "\n".join([heading, "", *run, "| Outcome | Rule | Why |", "| --- | --- | --- |", *rows])
+    head = ["| Outcome | Rule | Why |", "| --- | --- | --- |"]
+    return "\n".join([heading, "", *run, *head, *rows, *_below(verdict)])
+
+
+def _below(verdict: Verdict) -> list[str]:
+    warnings = [("warning", warning) for warning in verdict.warnings]
+    rows = [f"| {name} | {inert(value)} |" for name, value in (*warnings, *facts(verdict))]
+    return ["", "| Claim and evidence | |", "| --- | --- |", *rows] if rows else []
 
 
 def inert(text: str) -> str:

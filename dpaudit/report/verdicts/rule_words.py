@@ -28,6 +28,16 @@ RULE_WORDS = {
         "An epsilon under one notion of neighbouring data sets is not one under another.",
         "Account for the run under the adjacency that the policy demands.",
     ),
+    "claim.unit": RuleWords(
+        "The claim protects the demanded unit",
+        "An epsilon for one record is not one for a user with many records, nor the reverse.",
+        "Train with that unit (make_private(unit=...)), or set claim.unit to what is promised.",
+    ),
+    "claim.released": RuleWords(
+        "The claim covers what is released",
+        "A claim for the final model alone does not cover intermediate models.",
+        "Publish the final model alone and set claim.released, or account for every step.",
+    ),
     "claim.sampling": RuleWords(
         "Batches were drawn as the policy allows",
         "Amplification by sampling holds only for batches that were really drawn so; shuffled "
@@ -98,9 +108,10 @@ RULE_WORDS = {
         "Look for what the run gives away that its baseline did not.",
     ),
     "waiver": RuleWords(
-        "No waiver expired",
-        "A waiver holds until its date; after that it is a violation by itself.",
-        "Mend what was waived and delete the waiver, or decide anew.",
+        "Every waiver is in force",
+        "A waiver that expired, or that reaches further ahead than waiver_max_days, waives "
+        "nothing and is a violation by itself.",
+        "Fix what was waived and delete the waiver, or decide again with a nearer date.",
     ),
     NO_RULES.rule: RuleWords(
         "The policy names a rule",

@@ -19,6 +19,7 @@ from dpaudit.report.verdicts.judged import (
     Judged,
     Standing,
     explained,
+    facts,
     headline,
     label,
     shown_rules,
@@ -59,6 +60,8 @@ def _run(judged: Judged) -> Json:
             "outcome": verdict.outcome.value,
             "run": one_line(verdict.run),
             "ledgerHead": one_line(verdict.ledger_head),
+            "warnings": [one_line(warning) for warning in verdict.warnings],
+            "evidence": [f"{name}: {one_line(value)}" for name, value in facts(verdict)],
         },
     }
 

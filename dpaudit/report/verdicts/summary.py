@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.files.writing import PUBLIC, write_error
 
 
 def append_summary(path: Path, text: str) -> None:
@@ -12,10 +13,13 @@ def append_summary(path: Path, text: str) -> None:
 
     Raises:
         InvalidArgument: the file cannot be written.
+        InputOutputError: the disk is full or fails.
     """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with open(
+            path, "a", encoding="utf-8", opener=lambda name, _: os.open(name, flags, PUBLIC)
+        ) as file:
             file.write(f"\n\n{text}\n")
-    except OSError as error:
-        allowed = f"a file that can be written ({error.strerror})"
-        raise InvalidArgument("GITHUB_STEP_SUMMARY", str(path), allowed) from error
+    except (OSError, ValueError) as error:
+        raise write_error("GITHUB_STEP_SUMMARY", path, error) from error

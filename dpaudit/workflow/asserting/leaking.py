@@ -13,8 +13,8 @@ import numpy as np
 from dpaudit.attacks.membership.evaluation import evaluate
 from dpaudit.attacks.membership.roc import tpr_interval
 from dpaudit.attacks.membership.scores import MembershipScores, RecordScores
-from dpaudit.attacks.one_run import audit_scores
-from dpaudit.vocabulary.audit import AuditResult, BoundKind
+from dpaudit.attacks.one_run import audit_random_split
+from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_delta,
@@ -141,13 +141,12 @@ def _bound(
     sizes: str, scores: MembershipScores, claim: float, delta: float, confidence: float
 ) -> Iterator[str]:
     values = np.concatenate([scores.members, scores.nonmembers])
-    bound = audit_scores(
+    bound = audit_random_split(
         values,
         np.arange(len(values)) < len(scores.members),
         delta=delta,
         confidence=confidence,
         claimed_epsilon=claim,
-        fair_coins=BoundKind.CONDITIONAL,
     )
     if bound.epsilon_lower <= claim and math.isfinite(bound.epsilon_lower):
         yield from _too_weak(sizes, bound, claim)

@@ -20,12 +20,13 @@ import msgspec
 import xmlschema
 from places import ROOT
 
+from dpaudit.report.verdicts.github import EVIDENCE, WARNING
 from dpaudit.vocabulary.verdict import Verdict
 
 GOLDEN = ROOT / "tests" / "golden"
 SCHEMAS = ROOT / "dpaudit" / "vocabulary" / "schemas"
 EXIT_CODES = {"HOLDS": 0, "VIOLATED": 1, "INCONCLUSIVE": 3}
-WARNING = " (a warning only: --inconclusive warn)"
+ONLY_WARNING = "a warning only: --inconclusive warn"
 LEVELS = {"error", "warning", "note", "none"}
 
 
@@ -47,8 +48,8 @@ class Read(NamedTuple):
 
 
 def of_headline(headline: str) -> tuple[str, int]:
-    outcome = headline.removesuffix(WARNING)
-    return outcome, 0 if headline.endswith(WARNING) else EXIT_CODES[outcome]
+    outcome, _, qualified = headline.partition(" (")
+    return outcome, 0 if ONLY_WARNING in qualified else EXIT_CODES[outcome]
 
 
 def of_words(label: str, name: str, words: str) -> Line:
@@ -57,7 +58,7 @@ def of_words(label: str, name: str, words: str) -> Line:
 
 def read_text(text: str) -> Read:
     """Split columns where every row has two blanks."""
-    headline, *rows = text.split("\n")
+    headline, *rows = text.partition("\n\n")[0].split("\n")
     widest = max(map(len, rows))
     padded = [row.ljust(widest) for row in rows]
     blank = [end for end in range(2, widest) if all(row[end - 2 : end] == "  " for row in padded)]
@@ -101,7 +102,8 @@ def read_markdown(text: str) -> Read:
     allowed = {"html", "head", "body", "h2", "p", "table", "thead", "tbody", "tr", "th", "td"}
     assert {element.tag for element in page.iter()} <= allowed
     heading = words_of(page.find(".//h2")).removeprefix("dpaudit: ")
-    rows = [[words_of(cell) for cell in row] for row in page.findall(".//tbody/tr")]
+    table = page.findall(".//table")[0]  # the second one is of claim and evidence
+    rows = [[words_of(cell) for cell in row] for row in table.findall("./tbody/tr")]
     assert all(len(row) == 3 for row in rows)
     return Read(*of_headline(heading), [of_words(*row) for row in rows])
 
@@ -202,6 +204,8 @@ def read_github(text: str) -> Read:
     outcome, ends = of_headline(first.removeprefix("dpaudit gate: "))
     lines = []
     for command in commands(rest):
+        if command.properties in ({"title": WARNING}, {"title": EVIDENCE}):
+            continue
         label, _, name = command.properties["title"].partition(" ")
         lines.append(of_words(label, name, command.message))
     return Read(outcome, ends, lines, whole=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpaudit.report.verdicts.github import verdict_github
+from dpaudit.report.verdicts.github import EVIDENCE, verdict_github
 from dpaudit.report.verdicts.judged import Judged
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
 from tests.report.verdicts.reading import Command, commands
@@ -20,12 +20,15 @@ from tests.report.verdicts.verdicts import (
 
 
 def commands_of(one: Judged) -> list[Command]:
-    return commands(verdict_github(one).split("\n")[1:])
+    found = commands(verdict_github(one).split("\n")[1:])
+    return [command for command in found if command.properties["title"] != EVIDENCE]
 
 
 def test_each_rule_that_does_not_hold_is_a_command() -> None:
-    assert verdict_github(judged(HOLDS, VIOLATED, UNKNOWN, WAIVED)).split("\n") == [
-        "dpaudit gate: VIOLATED",
+    *lines, evidence = verdict_github(judged(HOLDS, VIOLATED, UNKNOWN, WAIVED)).split("\n")
+    assert evidence.startswith("::notice title=claim and evidence::policy: dpaudit.toml")
+    assert lines == [
+        "dpaudit gate: VIOLATED (1 of 2 rules of audit waived)",
         "::error file=dpaudit.toml,line=2,title=VIOLATED claim.max_epsilon"
         "::epsilon is at most 4, allowed is 3",
         "::error file=dpaudit.toml,line=6,title=INCONCLUSIVE audit.max_tpr_at_fpr.0.01"
@@ -55,7 +58,7 @@ def test_what_would_end_a_property_is_escaped() -> None:
 def test_foreign_words_make_no_command_of_their_own(text: str) -> None:
     rule = RuleOutcome(text, Outcome.VIOLATED, text)
     written = verdict_github(judged(rule, run=text))
-    assert len(written.splitlines()) == 2
+    assert len(written.splitlines()) == 3
     (command,) = commands_of(judged(rule, run=text))
     assert command.name == "error"
     assert set(command.properties) <= {"file", "line", "title"}

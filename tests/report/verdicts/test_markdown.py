@@ -21,8 +21,10 @@ LINKED = re.compile(r"@\w|#\d|\bGH-\d|://|\bwww\.|:[\w+-]+:", re.IGNORECASE)
 
 def test_the_heading_is_the_outcome() -> None:
     lines = verdict_markdown(judged(VIOLATED, WAIVED, run="mnist").verdict).split("\n")
-    assert lines == [
-        "## dpaudit: VIOLATED",
+    assert lines[8:11] == ["", "| Claim and evidence | |", "| --- | --- |"]
+    assert f"| policy | dpaudit.toml (SHA-256 {'cd' * 32}) |" in lines
+    assert lines[:8] == [
+        "## dpaudit: VIOLATED (every rule of audit is waived)",
         "",
         "Run mnist",
         "",
@@ -61,6 +63,6 @@ def test_a_summary_is_added_to_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_summary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="GITHUB_STEP_SUMMARY must be a file") as error:
+    with pytest.raises(InvalidArgument, match="GITHUB_STEP_SUMMARY must be writable") as error:
         append_summary(tmp_path, "text")
     assert str(tmp_path) in str(error.value)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from datetime import date
+from datetime import UTC, date
 from pathlib import Path
 
+import msgspec
 from hypothesis import strategies as st
 
 from dpaudit.gate.layers import Layer, LoadedPolicy, put_together
 from dpaudit.gate.lines import key_lines
 from dpaudit.gate.policy import RULES
 from dpaudit.report.verdicts.judged import Judged
+from dpaudit.vocabulary.basis import Basis, Override, PolicyLayer
+from dpaudit.vocabulary.unit import Released, Unit
 from dpaudit.vocabulary.verdict import OnInconclusive, Outcome, RuleOutcome, Verdict, Waived
+from tests.report.samples import make_basis, make_claim
 
 POLICY = """\
 [claim]
@@ -55,12 +59,34 @@ words = st.sampled_from(NASTY) | st.text()
 waivers = st.none() | st.builds(Waived, words, st.dates(date(2020, 1, 1), date(2100, 1, 1)))
 names = st.sampled_from((*RULES, "audit.max_tpr_at_fpr.0.001", "waiver.claim.sampling")) | words
 rules = st.builds(RuleOutcome, names, st.sampled_from(Outcome), words, waivers)
+claims = st.builds(
+    lambda unit, released, public, left_out: msgspec.structs.replace(
+        make_claim(), unit=unit, released=released, takes_as_public=public, leaves_out=left_out
+    ),
+    st.sampled_from(Unit),
+    st.sampled_from(Released),
+    st.lists(words, max_size=2).map(tuple),
+    st.lists(words, max_size=2).map(tuple),
+)
+bases = st.builds(
+    Basis,
+    policy_digest=st.sampled_from(("ab" * 32, "cd" * 32)),
+    project_digest=st.sampled_from(("", "ab" * 32)),
+    layers=st.lists(st.builds(PolicyLayer, words, words), max_size=2).map(tuple),
+    overrides=st.lists(st.builds(Override, words, words, words), max_size=2).map(tuple),
+    model_digest=words,
+    dpaudit_version=words,
+    judged=st.datetimes(timezones=st.just(UTC)),
+)
 verdicts = st.builds(
     Verdict,
     st.lists(rules, max_size=5).map(tuple),
     ledger_head=words,
     run=words,
     inconclusive=st.sampled_from(OnInconclusive),
+    basis=st.none() | bases,
+    warnings=st.lists(words, max_size=2).map(tuple),
+    claim=st.none() | claims,
 )
 
 
@@ -70,7 +96,8 @@ def loaded_policy(source: str = "dpaudit.toml", text: str = POLICY) -> LoadedPol
 
 def judged(*rules: RuleOutcome, run: str = "runs", warn: bool = False) -> Judged:
     wish = OnInconclusive.WARN if warn else OnInconclusive.FAIL
-    return Judged(Verdict(rules, "5f2b" * 16, run, wish), loaded_policy(), Path.cwd())
+    verdict = Verdict(rules, "5f2b" * 16, run, wish, basis=make_basis())
+    return Judged(verdict, loaded_policy(), Path.cwd())
 
 
 HOLDS = RuleOutcome("claim.sampling", Outcome.HOLDS, "sampling was poisson")

@@ -1,0 +1,146 @@
+"""What commands print: one place, no raw control character, typed errors of the streams."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from dpaudit.cli.printing import escaped, named
+from dpaudit.vocabulary.errors import ExitCode
+from tests.cli.installed import run, script
+
+CLI = ROOT / "dpaudit" / "cli"
+HOSTILE = ("\x1b]0;title\x07\x1b[31m\nHOLDS", "a\x9b31m\u202etxt.exe", "b\r\x08\x7f\u2028")
+RAW = {*map(chr, (*range(9), *range(11, 32), *range(127, 160))), "\u202e", "\u2028"}
+
+
+@pytest.mark.parametrize("path", sorted(CLI.glob("*.py")), ids=lambda path: path.stem)
+def test_nothing_prints_elsewhere(path: Path) -> None:
+    """click's own functions, print and the streams would let raw text through."""
+    if path.stem == "printing":
+        return
+    calls = [
+        ast.unparse(n.func)
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Call)
+    ]
+    printing = {"click.echo", "click.secho", "print", "sys.stdout.write", "sys.stderr.write"}
+    assert not printing & set(calls)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_printed_on_one_line_and_json_stays_json(name: str) -> None:
+    shown = named(name)
+    assert not RAW & set(shown)
+    assert "\n" not in shown
+    text = json.dumps({"name": name}, ensure_ascii=False)
+    assert json.loads(escaped(text))["name"] == name
+
+
+def test_plain_text_is_left_alone() -> None:
+    text = "épsilon ≤ 3\n\tβ 数 🙂"
+    assert escaped(text) == text
+    assert escaped("\udce9") == "\\udce9"
+
+
+@pytest.mark.parametrize("name", [os.fsencode(name) for name in HOSTILE] + [b"caf\xe9"])
+def test_runs_of_any_name_are_judged_and_reported(
+    trained: Path, tmp_path: Path, name: bytes
+) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), name)
+    shutil.copytree(os.fsencode(trained), folder)
+    (tmp_path / "p.toml").write_text("[claim]\nmax_epsilon = 10.0\ndelta = 1e-5\n")
+    for command in (
+        ["gate", folder, "--policy", "p.toml"],
+        ["gate", folder, "--policy", "p.toml", "--format", "json", "--history", "."],
+        ["report", folder],
+        ["watch", folder, "--once"],
+        ["compare", folder, os.fsencode(trained)],
+        ["baseline", "write", folder, "-o", "b.json"],
+        ["finish", folder],
+        ["epsilon", os.path.join(folder, b"nowhere")],
+    ):
+        done = subprocess.run([script(), *command], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode in {0, 2}, done.stderr
+        said = (done.stdout + done.stderr).decode()
+        assert not RAW & set(said)
+        assert "\nHOLDS'" not in said
+
+
+COMMANDS = pytest.mark.parametrize(
+    "command",
+    [("gate", "run"), ("epsilon", "run"), ("--help",), ("gate", "--help"), ("--version",)],
+)
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "dpaudit.toml").write_text("[claim]\nmax_epsilon = 10.0\ndelta = 1e-5\n")
+    return tmp_path
+
+
+@COMMANDS
+def test_a_closed_pipe_is_141(project: Path, command: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [script(), *command], cwd=project, stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (ExitCode.CLOSED_PIPE, b"")
+
+
+def test_a_violated_policy_stays_one_where_the_pipe_closes_late(project: Path) -> None:
+    done = run(
+        ["sh", "-c", f"{script()} gate run --set claim.max_epsilon=0.01 | cat >/dev/null"], project
+    )
+    assert done.code == 0  # of cat
+    (project / "dpaudit.toml").write_text("[claim]\nmax_epsilon = 0.01\ndelta = 1e-5\n")
+    assert run([script(), "gate", "run"], project).code == ExitCode.VIOLATED
+
+
+@COMMANDS
+def test_a_full_device_is_5_and_one_line(project: Path, command: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [script(), *command], cwd=project, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == ExitCode.IO
+    assert done.stderr.count(b"\n") == 1
+    assert b"No space left" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0"])
+def test_a_closed_stream_is_no_file_of_the_run(project: Path, closed: str) -> None:
+    command = f"exec {closed}>&-; exec {script()} gate run"
+    done = run(["sh", "-c", command], project)
+    assert done.code == (ExitCode.IO if closed == "1" else ExitCode.HOLDS)
+    assert run([script(), "gate", "run"], project).code == ExitCode.HOLDS
+
+
+@pytest.mark.parametrize("device", ["/dev/full", "nowhere/x", "x" * 300])
+def test_an_output_that_cannot_be_written_is_one_line(project: Path, device: str) -> None:
+    done = run([script(), "epsilon", "run", "-o", device], project)
+    assert done.code == (ExitCode.IO if device == "/dev/full" else ExitCode.USAGE)
+    assert done.err.count("\n") == 1
+
+
+def test_an_interrupt_is_130(project: Path) -> None:
+    code = (
+        "import sys, dpaudit.gate.judge\n"
+        "def stop(*_, **__): raise KeyboardInterrupt\n"
+        "dpaudit.gate.judge.judge = stop\n"
+        "sys.argv = ['dpaudit', 'gate', 'run']\n"
+        "from dpaudit.cli.main import main; main()"
+    )
+    done = run([sys.executable, "-c", code], project)
+    assert (done.code, done.err) == (ExitCode.INTERRUPTED, "dpaudit: interrupted\n")
