@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dpaudit.files import user_code
 from dpaudit.files.user_code import called, imported, made, raised_by_user_code
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, UserCodeError
 
@@ -127,7 +128,10 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
         made("model", "a:b", raising(IntegrityError("own")))
 
 
-def test_an_error_is_the_users_if_it_came_through_an_imported_module(module: str) -> None:
+def test_an_error_is_the_users_if_it_came_through_an_imported_module(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_code, "_modules", set())  # other tests name modules of theirs
     fails = imported("trainer", f"{module}:fails", "a name")
     with pytest.raises(ZeroDivisionError) as caught:
         fails()
