@@ -131,7 +131,10 @@ def test_scores_alone_need_pandas_and_nothing_heavier(tmp_path: Path, command: s
         ("attack --data digits", "torch", "train"),
         ("attack nowhere", "torch", "train"),
         ("attack --scores scores.csv", "pandas", "scores"),
-        ("attack --scores scores.parquet", "pyarrow", "scores"),
+        pytest.param(
+            *("attack --scores scores.parquet", "pyarrow", "scores"),
+            marks=pytest.mark.needs("pandas"),
+        ),
         ("audit --scores scores.csv --claim-epsilon 1 --delta 1e-5", "pandas", "scores"),
         ("gate --scores scores.csv --claim-epsilon 1 --delta 1e-5", "pandas", "scores"),
     ],

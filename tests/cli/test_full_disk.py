@@ -30,6 +30,7 @@ def small_files(size: int) -> object:
     return limit
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("size", [3000, 6000, 7500])
 def test_a_run_that_ran_out_of_space_is_resumed(
     tmp_path: Path, small_data: Path, size: int

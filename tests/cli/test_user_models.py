@@ -101,6 +101,7 @@ def test_reference_models_of_an_attack_are_the_users_too(
     assert "raised" in done.err
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
