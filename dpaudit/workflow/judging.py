@@ -145,7 +145,8 @@ def evidence_of(run: RunDirectory, policy: Policy) -> Evidence:
     attack = read_if_there(run.attack, AttackReport)
     checked = checked_measurements(run, ledger, audit, attack)
     if policy.audit is not None:
-        require_decisive_power(run, ledger, audit, policy.audit)
+        doubted = frozenset(name for name, _ in checked.doubts)
+        require_decisive_power(run, ledger, audit, policy.audit, doubted)
     if audit is not None:
         audit = replace(audit, membership=with_counts(audit.membership))
     if attack is not None:

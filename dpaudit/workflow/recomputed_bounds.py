@@ -171,12 +171,24 @@ def checked_audit(
 
 
 def require_decisive_power(
-    run: RunDirectory, ledger: PrivacyLedger, audit: AuditReport | None, policy: AuditPolicy
+    run: RunDirectory,
+    ledger: PrivacyLedger,
+    audit: AuditReport | None,
+    policy: AuditPolicy,
+    doubted: frozenset[str],
 ) -> None:
     """Simulate the power that a policy's verdict depends on again, where nothing else shows it.
 
     The smallest stated power among the kinds of bound that count decides. Bounds by batch are
-    computed anew anyway; of others, the simulation of the claim is repeated from its seed.
+    computed anew anyway; of others, the simulation of the claim is repeated from its seed. A
+    bound in doubt shows nothing, so it does not spare the simulation.
+
+    Args:
+        run: A finished run, whose files were verified.
+        ledger: Its ledger.
+        audit: What was measured of it.
+        policy: Which kinds of bound count, and which power it demands.
+        doubted: Names of the bounds that are no evidence.
 
     Raises:
         IntegrityError: The audit states another power.
@@ -186,7 +198,8 @@ def require_decisive_power(
     claim = claim_of(ledger, claim_delta(run), CLAIMING_ACCOUNTANT)
     counted = [bound for bound in audit.bounds if bound.kind in policy.count]
     stated = [bound for bound in counted if bound.detectable_epsilon is not None]
-    could = any((bound.greatest_epsilon or 0) > claim.epsilon.upper for bound in counted)
+    usable = [one for one in counted if one.inconclusive is None and one.name not in doubted]
+    could = any((bound.greatest_epsilon or 0) > claim.epsilon.upper for bound in usable)
     if not stated or (could and policy.min_power_epsilon is None):
         return
     best = min(stated, key=lambda bound: bound.detectable_epsilon or 0.0)
