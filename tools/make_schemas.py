@@ -9,18 +9,17 @@ from typing import Any
 
 import msgspec
 
-from dpaudit.gate.comparison import Comparison
 from dpaudit.gate.policy import Policy
+from dpaudit.gate.run_differences import RunComparison
 from dpaudit.report.text import EpsilonAnswers
-from dpaudit.vocabulary.answers import DeltaAnswer, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.audit import AttackReport, AuditReport
 from dpaudit.vocabulary.baseline import Baseline
-from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
+from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, NoiseAnswer, RiskAnswer
 from dpaudit.vocabulary.conformance import ConformanceResult
-from dpaudit.vocabulary.history import History
-from dpaudit.vocabulary.ledger import LedgerLine
+from dpaudit.vocabulary.ledger import LedgerEntry
 from dpaudit.vocabulary.mechanism import Mechanism
-from dpaudit.vocabulary.verdict import WrittenVerdict
+from dpaudit.vocabulary.run_overview import RunList, RunOverview
+from dpaudit.vocabulary.verdict import RunHistory, VerdictDocument
 
 FOLDER = Path(__file__).resolve().parent.parent / "dpaudit" / "vocabulary" / "schemas"
 KINDS = {
@@ -28,18 +27,20 @@ KINDS = {
     "audit": AuditReport,
     "baseline": Baseline,
     "claim": Claim,
-    "comparison": Comparison,
+    "comparison": RunComparison,
     "conformance": ConformanceResult,
     "delta": DeltaAnswer,
     "epsilon": EpsilonAnswer,
     "epsilon-all": EpsilonAnswers,
-    "history": History,
-    "ledger-entry": LedgerLine,
+    "history": RunHistory,
+    "ledger-entry": LedgerEntry,
     "mechanism": Mechanism,
     "noise": NoiseAnswer,
     "policy": Policy,
+    "run-list": RunList,
+    "run-show": RunOverview,
     "tradeoff": RiskAnswer,
-    "verdict": WrittenVerdict,
+    "verdict": VerdictDocument,
 }
 
 
@@ -47,7 +48,7 @@ def normalised(schema: Any) -> Any:
     """Return a schema without the parts that depend on the version that generates it.
 
     - Descriptions are docstrings. Python 3.13 and msgspec 0.23 remove their indentation;
-      earlier versions keep it.
+      earlier versions keep it. Their examples are Python: a schema omits them.
     - msgspec 0.22 changed the position of null among alternatives. The order of ``anyOf``
       has no meaning.
     """
@@ -58,7 +59,7 @@ def normalised(schema: Any) -> Any:
     schema = {key: normalised(value) for key, value in schema.items()}
     # A property may be called "description" or "anyOf"; its value is a schema, so a dict.
     if isinstance(schema.get("description"), str):
-        schema["description"] = inspect.cleandoc(schema["description"])
+        schema["description"] = inspect.cleandoc(schema["description"]).split("\n\nExample:")[0]
     if isinstance(schema.get("anyOf"), list):
         schema["anyOf"].sort(key=_text)
     return schema

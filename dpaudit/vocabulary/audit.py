@@ -1,4 +1,4 @@
-"""What was measured: lower bounds on epsilon, and how well members can be told apart."""
+"""Results of audits: lower bounds on epsilon, and the success of membership inference."""
 
 from __future__ import annotations
 
@@ -7,61 +7,301 @@ from enum import Enum
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
     require_not_negative,
     require_open_unit,
     require_part,
+    require_positive,
     require_rate,
 )
-from dpaudit.vocabulary.estimators import Estimator
-from dpaudit.vocabulary.tolerance import ROUNDED
+from dpaudit.vocabulary.privacy_terms import Bound
+from dpaudit.vocabulary.rounding import SAME_NUMBER_TOLERANCE
+
+# Statistics from which a lower bound on epsilon can be recomputed.
+#
+# An ``AuditResult`` holds one of these types, and besides it trials, guesses, correct guesses,
+# delta and confidence. Bounds over the claimed family also need the claimed steps, which are in
+# the run's ledger.
+
+
+class SampleMoments(msgspec.Struct, frozen=True):
+    """The sufficient statistics of normal observations.
+
+    Attributes:
+        count: Number of observations.
+        mean: Their mean; 0 if there is no observation.
+        variance: Mean squared distance from the mean: the sum divided by ``count``.
+
+    Raises:
+        InvalidArgument: If a number is NaN, infinite or negative where it must not be.
+    """
+
+    count: int
+    mean: float
+    variance: float
+
+    def __post_init__(self) -> None:
+        require_count("count", self.count, least=0)
+        require_not_negative("size of the mean", abs(self.mean))
+        require_not_negative("variance", self.variance)
+
+
+class GuessCount(msgspec.Struct, frozen=True):
+    """Correct guesses at one registered number of guesses.
+
+    Attributes:
+        guesses: The registered number of guesses.
+        correct: How many of them were correct.
+
+    Raises:
+        InvalidArgument: If a count is negative, or ``correct`` exceeds ``guesses``.
+    """
+
+    guesses: int
+    correct: int
+
+    def __post_init__(self) -> None:
+        require_count("guesses", self.guesses, least=0)
+        require_part("correct", self.correct, self.guesses)
+
+
+class OneRun(msgspec.Struct, frozen=True, tag_field="kind", tag="one-run"):
+    """Correct guesses of fair coins.
+
+    All registered numbers of guesses share the failure probability equally, and the stated bound
+    is the largest.
+
+    Attributes:
+        also: Results at the other registered numbers of guesses.
+
+    References:
+        Steinke, Nasr & Jagielski (2023), arXiv:2305.08846, Theorem 5.2.
+    """
+
+    also: tuple[GuessCount, ...] = ()
+
+
+class ClaimedCurve(msgspec.Struct, frozen=True, tag_field="kind", tag="claimed-curve"):
+    """Correct guesses, compared with the claimed trade-off curve.
+
+    Attributes:
+        noise_factor: The least factor on the claimed noise that is refuted; above 0. None if
+            no factor is refuted.
+
+    Raises:
+        InvalidArgument: If ``noise_factor`` is not above 0 and finite.
+
+    References:
+        Mahloujifar, Melis & Chaudhuri (2024).
+    """
+
+    noise_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_factor(self.noise_factor)
+
+
+class TotalVariation(msgspec.Struct, frozen=True, tag_field="kind", tag="total-variation"):
+    """Correct guesses of all canaries, compared with the claimed total variation distance.
+
+    Attributes:
+        noise_factor: The least factor on the claimed noise that is refuted; above 0. None if
+            no factor is refuted.
+
+    Raises:
+        InvalidArgument: If ``noise_factor`` is not above 0 and finite.
+    """
+
+    noise_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_factor(self.noise_factor)
+
+
+class BatchRates(msgspec.Struct, frozen=True, tag_field="kind", tag="batch-rates"):
+    """Numbers of observations above the registered threshold, with and without the canary.
+
+    Attributes:
+        hits: Observations above the threshold with the canary in the batch.
+        in_batch: All observations with the canary in the batch.
+        false_alarms: Observations above the threshold without the canary.
+        out_of_batch: All observations without the canary.
+
+    Raises:
+        InvalidArgument: If a count is negative or exceeds the count that it is a part of.
+    """
+
+    hits: int
+    in_batch: int
+    false_alarms: int
+    out_of_batch: int
+
+    def __post_init__(self) -> None:
+        require_part("hits", self.hits, self.in_batch)
+        require_part("false_alarms", self.false_alarms, self.out_of_batch)
+
+
+class BatchMeans(msgspec.Struct, frozen=True, tag_field="kind", tag="batch-means"):
+    """Moments of the observations with and without the canary in the batch.
+
+    Attributes:
+        in_batch: Observations with the canary in the batch.
+        out_of_batch: Observations without it.
+    """
+
+    in_batch: SampleMoments
+    out_of_batch: SampleMoments
+
+
+class ClassGuesses(msgspec.Struct, frozen=True, tag_field="kind", tag="fixed-sizes"):
+    """Correct guesses of a random split with fixed numbers of members and non-members.
+
+    Attributes:
+        members: Number of members; at least 1.
+        nonmembers: Number of non-members; at least 1.
+        guessed_in: Records that were guessed to be members.
+        right_in: Members among them.
+        guessed_out: Other records, which were guessed to be non-members.
+        right_out: Non-members among them.
+
+    Raises:
+        InvalidArgument: If a count is out of its range, or the guesses hold more members or
+            non-members than there are.
+    """
+
+    members: int
+    nonmembers: int
+    guessed_in: int
+    right_in: int
+    guessed_out: int
+    right_out: int
+
+    def __post_init__(self) -> None:
+        require_count("members", self.members)
+        require_count("nonmembers", self.nonmembers)
+        require_count("guessed_in", self.guessed_in, least=0)
+        require_count("guessed_out", self.guessed_out, least=0)
+        require_part("right_in", self.right_in, self.guessed_in)
+        require_part("right_out", self.right_out, self.guessed_out)
+        wrong_in, wrong_out = self.guessed_in - self.right_in, self.guessed_out - self.right_out
+        if self.right_in + wrong_out > self.members:
+            allowed = f"in guesses that contain at most the {self.members} members"
+            raise InvalidArgument("right_in", self.right_in, allowed)
+        if self.right_out + wrong_in > self.nonmembers:
+            allowed = f"in guesses that contain at most the {self.nonmembers} non-members"
+            raise InvalidArgument("right_out", self.right_out, allowed)
+
+
+class GaussianPivot(msgspec.Struct, frozen=True, tag_field="kind", tag="gaussian-pivot"):
+    """Moments of the scores of included and of excluded canaries.
+
+    Attributes:
+        members: Scores of the included canaries.
+        nonmembers: Scores of the excluded canaries.
+    """
+
+    members: SampleMoments
+    nonmembers: SampleMoments
+
+
+class GaussianBand(msgspec.Struct, frozen=True, tag_field="kind", tag="gaussian-band"):
+    """Numbers of errors at every threshold, thresholds falling.
+
+    Attributes:
+        members: Number of included canaries.
+        nonmembers: Number of excluded canaries.
+        missed: False negatives per threshold: included canaries at or below it.
+        accused: False positives per threshold: excluded canaries above it.
+
+    Raises:
+        InvalidArgument: If the lists differ in length, or a count is negative or too large.
+    """
+
+    members: int
+    nonmembers: int
+    missed: tuple[int, ...]
+    accused: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.missed) != len(self.accused):
+            raise InvalidArgument("missed", len(self.missed), "of the same length as accused")
+        for name, counts, whole in (
+            ("missed", self.missed, self.members),
+            ("accused", self.accused, self.nonmembers),
+        ):
+            require_part(name, min(counts, default=0), whole)
+            require_part(name, max(counts, default=0), whole)
+
+
+BoundStatistics = (
+    OneRun
+    | ClassGuesses
+    | ClaimedCurve
+    | TotalVariation
+    | BatchRates
+    | BatchMeans
+    | GaussianPivot
+    | GaussianBand
+)
+"""The estimator of a lower bound, with the statistics that it reads."""
+
+
+def _require_factor(factor: float | None) -> None:
+    """Refuse a noise factor that is given but not above 0 and finite."""
+    if factor is not None:
+        require_positive("noise_factor", factor)
+
 
 POWER = 0.95
-"""How often an audit of some power would see what it is said to see."""
+"""Power at which detectable effects are stated: the probability of detection."""
 
 
 class BoundKind(Enum):
-    """What a lower bound rests on; printed with every one."""
+    """The kind of guarantee that a lower bound has; printed with each bound."""
 
     CERTIFIED = "certified"
-    """Holds with its confidence for any mechanism, by the fairness of the coins alone."""
+    """Holds with its confidence for any mechanism; assumes fair coins alone."""
 
     CONDITIONAL = "conditional"
-    """Holds inside a named family or under a named independence."""
+    """Holds for the mechanisms of a stated family, or under a stated independence."""
 
     ESTIMATE = "estimate"
-    """A point estimate: no bound."""
+    """A point estimate, which bounds nothing."""
 
 
 class AuditResult(msgspec.Struct, frozen=True):
     """One lower bound on epsilon.
 
     Attributes:
-        name: Which canaries were read, and how.
+        name: The canaries and the scores of the audit.
         method: The estimator and its source.
-        kind: What the bound rests on.
-        epsilon_lower: The bound, in nats.
-        delta: The delta that it is for.
-        confidence: Probability with which it holds.
-        assumes: In words, what it assumes.
-        states: In words, what exactly is refuted below the bound.
-        trials: Canaries that were read.
-        guesses: How many of them were guessed.
-        correct: How many guesses were right.
-        thresholds: How the guesses were fixed, in words.
-        registered: Digest of what was fixed before a score was read.
-        detectable_epsilon: The least true epsilon at which this audit, repeated, would have
-            refuted the claim 95 times in 100; None where that is not known or unreachable.
-        greatest_epsilon: The bound had every guess been right: no outcome of this audit could
-            have shown more. None where that is not known.
-        refutes_epsilon: The claim that ``detectable_epsilon`` is the power against.
-        inconclusive: Why this bound is no evidence that the claim is true; None where it is.
-        estimator: Which function of the data the bound is, with the statistics that it reads
-            beside trials, guesses and correct: whoever judges the bound recomputes it. None
-            where an older version wrote the file.
+        kind: The kind of guarantee.
+        epsilon_lower: The lower bound, in nats; at least 0.
+        delta: The delta of the bound; at least 0 and below 1.
+        confidence: Probability with which the bound holds; above 0 and below 1.
+        assumes: The assumptions, as text.
+        states: The statement that is refuted below the bound, as text.
+        trials: Number of canaries that were scored.
+        guesses: How many of the ``trials`` were guessed.
+        correct: How many of the ``guesses`` were right.
+        thresholds: How the guesses were fixed, as text.
+        registered: Digest of the settings that were fixed before a score was read; None if
+            nothing was registered.
+        detectable_epsilon: The least true epsilon, in nats, at which this audit refutes the
+            claim with 95% power. None if it is unknown or unreachable.
+        greatest_epsilon: The bound that results if every guess is right, in nats: no outcome
+            of this audit gives more. None if it is unknown.
+        refutes_epsilon: The claimed epsilon that ``detectable_epsilon`` is computed for.
+        inconclusive: Why this bound is no evidence that the claim is true; None if it is.
+        estimator: The function of the data that the bound is, with the statistics that it
+            reads besides ``trials``, ``guesses`` and ``correct``. The gate recomputes the bound
+            from them. None in files of older versions.
+
+    Raises:
+        InvalidArgument: If a number is NaN or out of its range, or a count exceeds the count
+            that it is a part of.
     """
 
     name: str
@@ -81,7 +321,7 @@ class AuditResult(msgspec.Struct, frozen=True):
     greatest_epsilon: float | None = None
     refutes_epsilon: float | None = None
     inconclusive: str | None = None
-    estimator: Estimator | None = None
+    estimator: BoundStatistics | None = None
 
     def __post_init__(self) -> None:
         require_open_unit("confidence", self.confidence)
@@ -98,20 +338,27 @@ class AuditResult(msgspec.Struct, frozen=True):
 
 
 class TprAtFpr(msgspec.Struct, frozen=True):
-    """True-positive rate of an attack at a false-positive rate, with its exact interval.
+    """True-positive rate of an attack at a false-positive rate, with its interval.
 
     Attributes:
-        fpr: The false-positive rate that was asked for.
-        tpr: At the lowest threshold that lets no more of the non-members pass.
-        interval: Of the rate that the attack has at ``fpr`` on all records, of which members
-            and non-members are samples: the threshold is as uncertain as the rate.
-        confidence: Of each interval by itself.
-        given_threshold: Of the rate at that very threshold, as if it had been fixed before
-            any score was read: Clopper and Pearson's; None where it was not computed.
+        fpr: The given false-positive rate; above 0 and below 1.
+        tpr: True-positive rate at the lowest threshold that at most this share of the
+            non-members pass.
+        interval: Interval of the rate that the attack has at ``fpr`` on the population, of
+            which members and non-members are samples. It includes the uncertainty of the
+            threshold.
+        confidence: Confidence of each interval by itself.
+        given_threshold: Clopper-Pearson interval of the rate at that threshold, as if it had
+            been fixed before a score was read; None if it was not computed.
         false_positives: How many non-members pass that threshold.
-        least_hits: How many members pass the threshold whose false-positive rate is surely at
-            most ``fpr``; None where an older version wrote the file.
-        greatest_hits: How many pass the threshold whose rate is surely at least ``fpr``.
+        least_hits: How many members pass the threshold whose false-positive rate is at most
+            ``fpr`` with confidence; None in files of older versions.
+        greatest_hits: How many members pass the threshold whose false-positive rate is at
+            least ``fpr`` with confidence.
+
+    Raises:
+        InvalidArgument: If a number is out of its range, or an interval does not contain
+            ``tpr``.
     """
 
     fpr: float
@@ -136,22 +383,28 @@ class TprAtFpr(msgspec.Struct, frozen=True):
 
 
 class MembershipResult(msgspec.Struct, frozen=True):
-    """How well an attack tells members from non-members.
+    """How well a membership-inference attack distinguishes members from non-members.
 
     Attributes:
-        attack: Its name.
+        attack: The name of the attack.
         members: How many members were scored.
         nonmembers: How many non-members were scored.
         auc: Area under the ROC curve, in [0, 1].
-        balanced_accuracy: Of the best threshold, in hindsight.
-        tpr_at_fpr: Rates at small false-positive rates; empty where every score is the same.
+        balanced_accuracy: Largest balanced accuracy of all thresholds, in [0, 1].
+        tpr_at_fpr: Rates at small false-positive rates; empty if all scores are equal.
         roc: Points (false-positive rate, true-positive rate), rising.
-        auc_interval: Of the AUC, exact for any scores.
-        balanced_accuracy_interval: Of the best threshold's, which pays for the choice.
-        band: Points (false-positive rate, least, greatest true-positive rate), each by itself.
-        unresolved: False-positive rates that too few non-members were there to see.
-        assumes: In words, what the intervals assume.
-        inconclusive: Why these figures are no evidence either way; None where they are.
+        auc_interval: Interval of the AUC, valid for any scores.
+        balanced_accuracy_interval: Interval of the largest balanced accuracy; valid although
+            the threshold is chosen after the scores are read.
+        band: Points (false-positive rate, lower, upper bound of the true-positive rate); each
+            interval holds by itself.
+        unresolved: False-positive rates that need more non-members than there are.
+        assumes: The assumptions of the intervals, as text.
+        inconclusive: Why these results are no evidence either way; None if they are.
+
+    Raises:
+        InvalidArgument: If a number is out of its range, a count exceeds the records, or an
+            interval does not contain its value.
     """
 
     attack: str
@@ -183,7 +436,7 @@ class MembershipResult(msgspec.Struct, frozen=True):
             self._require_possible(one)
 
     def _require_possible(self, rate: TprAtFpr) -> None:
-        """Refuse counts that these many members and non-members cannot have."""
+        """Refuse counts that exceed the numbers of members and non-members."""
         if rate.false_positives is not None:
             require_part("false_positives", rate.false_positives, self.nonmembers)
         for name in ("least_hits", "greatest_hits"):
@@ -193,14 +446,18 @@ class MembershipResult(msgspec.Struct, frozen=True):
 
 
 class AttackReport(msgspec.Struct, frozen=True):
-    """Attacks side by side on the same models and records.
+    """Results of several attacks on the same models and records.
 
     Attributes:
-        attacked: In words, what was attacked and with what.
-        confidence: Of each interval by itself.
-        membership: One result an attack.
-        ledger_head: Of the run that was attacked, if it was one.
-        files: SHA-256 of the files beside the run's own that were read, by what they are.
+        attacked: The models and records, as text.
+        confidence: Confidence of each interval by itself; above 0 and below 1.
+        membership: One result per attack.
+        ledger_head: Hash of the last line of the run's ledger; empty without a run.
+        files: SHA-256 of each file that was read and is not part of the run, under its role.
+        schema_version: Version of the JSON format.
+
+    Raises:
+        InvalidArgument: If ``confidence`` is out of its range.
     """
 
     attacked: str
@@ -215,18 +472,25 @@ class AttackReport(msgspec.Struct, frozen=True):
 
 
 class AuditReport(msgspec.Struct, frozen=True):
-    """Everything that one audit measured on one run.
+    """Results of one audit of one run.
 
     Attributes:
-        ledger_head: Of the run that was measured; empty if it was none.
-        confidence: Probability with which all ``bounds`` hold together: the failure
-            probability is shared out.
+        ledger_head: Hash of the last line of the run's ledger; empty without a run.
+        confidence: Probability with which all ``bounds`` hold together. Their failure
+            probabilities add up to at most ``1 - confidence``.
         bounds: Lower bounds on epsilon.
-        membership: Attacks.
-        heldout_accuracy: Of the model, where it was measured.
-        unseen_steps: Steps that were interrupted after their noise was drawn: they showed
-            nothing, and bounds are held against the others.
-        files: SHA-256 of the files beside the run's own that were measured, by what they are.
+        membership: One result per attack.
+        heldout_accuracy: Accuracy of the model on held-out records, in [0, 1]; None if it was
+            not measured.
+        unseen_steps: Steps that were interrupted after their noise was drawn. They gave no
+            observation, and bounds are compared with the epsilon of the other steps.
+        files: SHA-256 of each file that was measured and is not part of the run, under its
+            role.
+        schema_version: Version of the JSON format.
+
+    Raises:
+        InvalidArgument: If a number is out of its range, or the bounds do not hold together
+            with ``confidence``.
     """
 
     ledger_head: str
@@ -243,24 +507,26 @@ class AuditReport(msgspec.Struct, frozen=True):
         if self.heldout_accuracy is not None:
             require_rate("heldout_accuracy", self.heldout_accuracy)
         require_count("unseen_steps", self.unseen_steps, least=0)
+        # Union bound: the probability that any bound fails is at most the sum of theirs.
         of_bounds = [one.confidence for one in self.bounds if one.kind is not BoundKind.ESTIMATE]
         failure = sum(1 - confidence for confidence in of_bounds)
-        if not failure <= (1 - self.confidence) * (1 + ROUNDED) + 1e-12:
-            allowed = f"at most {1 - failure:.6g}, with which all of its bounds hold together"
+        if not failure <= (1 - self.confidence) * (1 + SAME_NUMBER_TOLERANCE) + 1e-12:
+            allowed = f"at most {1 - failure:.6g}, the confidence of all of its bounds together"
             raise InvalidArgument("confidence", self.confidence, allowed)
 
 
 def _numbers(points: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    """Return all coordinates of all points in one tuple."""
     return tuple(number for point in points for number in point)
 
 
 def _require_interval(name: str, interval: Bound | None, value: float) -> None:
-    """Refuse an interval that does not hold the value that was found, or leaves [0, 1]."""
+    """Refuse an interval that does not contain ``value``, or is not inside [0, 1]."""
     if interval is None:
         return
     require_rate(f"{name}.lower", interval.lower)
     require_rate(f"{name}.upper", interval.upper)
-    slack = ROUNDED  # of a share that was computed in another order
+    slack = SAME_NUMBER_TOLERANCE  # for a rate that was computed in another order
     if not interval.lower - slack <= value <= interval.upper + slack:
         given = f"{interval.lower:g} to {interval.upper:g}"
-        raise InvalidArgument(name, given, f"one that holds the rate that was found, {value:g}")
+        raise InvalidArgument(name, given, f"an interval around the measured rate, {value:g}")

@@ -1,4 +1,4 @@
-"""What one run did and what was found of it, as later runs are compared with it."""
+"""Baselines: the releases and results of one run, for comparison with later runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.audit import AuditResult, MembershipResult
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import (
     require_count,
@@ -17,10 +16,20 @@ from dpaudit.vocabulary.errors import (
     require_rate,
 )
 from dpaudit.vocabulary.mechanism import Release
+from dpaudit.vocabulary.privacy_terms import Bound
 
 
-class Booked(msgspec.Struct, frozen=True):
-    """One kind of release, and how often the ledger books it."""
+class ReleaseCount(msgspec.Struct, frozen=True):
+    """One kind of release, and how often the ledger records it.
+
+    Attributes:
+        what: The name of the release, such as ``gradient sum``.
+        mechanism: The mechanism of one release.
+        times: Number of such releases; at least 1.
+
+    Raises:
+        InvalidArgument: If ``times`` is no whole number of at least 1.
+    """
 
     what: str
     mechanism: Release
@@ -31,7 +40,17 @@ class Booked(msgspec.Struct, frozen=True):
 
 
 class AttackRate(msgspec.Struct, frozen=True):
-    """The interval of one attack's true-positive rate at a false-positive rate."""
+    """The interval of one attack's true-positive rate at a false-positive rate.
+
+    Attributes:
+        attack: The name of the attack.
+        fpr: The false-positive rate; above 0 and below 1.
+        tpr: Interval of the true-positive rate, in [0, 1].
+        confidence: Confidence of the interval; above 0 and below 1.
+
+    Raises:
+        InvalidArgument: If a number is out of its range.
+    """
 
     attack: str
     fpr: float
@@ -46,27 +65,33 @@ class AttackRate(msgspec.Struct, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures of one run.
+    """The releases, claim and results of one run.
 
     Attributes:
-        run: The name of its directory.
-        claim: By its ledger, at one delta and by one accountant.
-        clip_norm: Largest L2 norm of what one record adds to a sum.
-        booked: What its ledger books.
-        schedule_fixed_in_advance: Whether no step's noise or rate was chosen on the way.
-        versions: Of the libraries that trained it.
-        bounds: Lower bounds on its epsilon.
-        rates: What attacks could tell.
-        heldout_accuracy: Of its model, where it was measured.
-        data: What is public of its records, by name: where they come from, their columns. No
-            digest and no count: either would confirm a guess of a record.
-        model: What its model is, by name: architecture, tensors, digest of the weights.
+        run: The name of the run directory.
+        claim: The claim of its ledger, at one delta and by one accountant.
+        clip_norm: Largest L2 norm of what one record adds to a sum; above 0.
+        recorded: The releases that its ledger records, by kind.
+        schedule_fixed_in_advance: Whether noise and sampling rate of every step were fixed
+            before the first.
+        versions: Version of each library that trained the model.
+        bounds: Lower bounds on epsilon.
+        rates: Rates of attacks, without inconclusive ones.
+        heldout_accuracy: Accuracy of the model on held-out records, in [0, 1]; None if it was
+            not measured.
+        data: Public properties of the records, such as their source and columns. It has no
+            digest and no count, which would confirm a guess of a record.
+        model: Properties of the model: architecture, tensors, digest of the weights.
+        schema_version: Version of the JSON format.
+
+    Raises:
+        InvalidArgument: If ``clip_norm`` or ``heldout_accuracy`` is out of its range.
     """
 
     run: str
     claim: Claim
     clip_norm: float
-    booked: tuple[Booked, ...]
+    recorded: tuple[ReleaseCount, ...]
     schedule_fixed_in_advance: bool
     versions: dict[str, str]
     bounds: tuple[AuditResult, ...] = ()
@@ -82,8 +107,15 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
             require_rate("heldout_accuracy", self.heldout_accuracy)
 
 
-def rates_of(results: Iterable[MembershipResult]) -> tuple[AttackRate, ...]:
-    """Return every rate that is evidence; what is inconclusive is none."""
+def measured_rates(results: Iterable[MembershipResult]) -> tuple[AttackRate, ...]:
+    """Return the rates of all results that are not inconclusive.
+
+    Args:
+        results: Results of attacks.
+
+    Returns:
+        One entry per attack and false-positive rate, in the order of the results.
+    """
     return tuple(
         AttackRate(result.attack, rate.fpr, rate.interval, rate.confidence)
         for result in results

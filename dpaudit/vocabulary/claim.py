@@ -1,23 +1,127 @@
-"""A privacy claim: epsilon and delta, and everything without which they mean nothing."""
+"""Privacy claims, and the answers of the accounting commands: epsilon, delta, noise, risk."""
 
 from __future__ import annotations
 
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.answers import Explanation
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.ledger import Randomness, Sampling
-from dpaudit.vocabulary.unit import Released, Unit
+from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, ReleaseScope, Unit
+
+# Answers of the accounting commands.
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """The method of one interval, and its error budget.
+
+    Attributes:
+        direction: ``removed`` or ``added``: the neighbor whose output the interval is for;
+            empty if both directions agree.
+        method: The form of the computation.
+        lower: Lower end of the interval.
+        upper: Upper end of the interval.
+        budget: Errors that the interval includes, each relative to delta, under their names.
+    """
+
+    direction: str
+    method: str
+    lower: float
+    upper: float
+    budget: dict[str, float]
+
+
+class DeltaAnswer(msgspec.Struct, frozen=True):
+    """The delta of a mechanism at a given epsilon.
+
+    Attributes:
+        mechanism: The mechanism that was accounted for.
+        adjacency: The adjacency of neighbors.
+        epsilon: The given epsilon, in nats.
+        delta: Interval of the exact delta, the larger of both directions.
+        accountant: The name of the accountant.
+        dpaudit_version: The version that computed it.
+        explanation: One entry per direction, if it was requested.
+        schema_version: Version of the JSON format.
+    """
+
+    mechanism: Mechanism
+    adjacency: Adjacency
+    epsilon: float
+    delta: Bound
+    accountant: str
+    dpaudit_version: str
+    explanation: tuple[Explanation, ...] = ()
+    schema_version: str = SCHEMA_VERSION
+
+
+class NoiseAnswer(msgspec.Struct, frozen=True):
+    """The least noise multiplier that was found to meet a target, and its epsilon.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise over the clip norm.
+        target_epsilon: The given upper bound of epsilon, in nats.
+        delta: The delta of that epsilon.
+        epsilon: Interval of epsilon at ``noise_multiplier``, in nats.
+        accountant: The name of the accountant.
+        adjacency: The adjacency of neighbors.
+        mechanism: The mechanism at ``noise_multiplier``.
+        dpaudit_version: The version that computed it.
+        schema_version: Version of the JSON format.
+    """
+
+    noise_multiplier: float
+    target_epsilon: float
+    delta: float
+    epsilon: Bound
+    accountant: str
+    adjacency: Adjacency
+    mechanism: Mechanism
+    dpaudit_version: str
+    schema_version: str = SCHEMA_VERSION
+
+
+class RiskAnswer(msgspec.Struct, frozen=True):
+    """Bounds on the success of the best attacker, who knows all records but one.
+
+    Attributes:
+        mechanism: The mechanism that was accounted for.
+        adjacency: The adjacency of neighbors.
+        fpr: False-positive rates, in [0, 1].
+        tpr: Intervals of the largest true-positive rate at each of ``fpr``.
+        advantage: Interval of the largest difference of true- and false-positive rate.
+        accuracy: Interval of the accuracy of the best guess of membership, for a record that
+            is a member with probability 1/2.
+        accountant: The name of the accountant.
+        dpaudit_version: The version that computed it.
+        schema_version: Version of the JSON format.
+    """
+
+    mechanism: Mechanism
+    adjacency: Adjacency
+    fpr: tuple[float, ...]
+    tpr: tuple[Bound, ...]
+    advantage: Bound
+    accuracy: Bound
+    accountant: str
+    dpaudit_version: str
+    schema_version: str = SCHEMA_VERSION
 
 
 class EpsilonAnswer(msgspec.Struct, frozen=True):
-    """What one accountant says; ``methods`` holds its variants, the best of which it says.
+    """The epsilon of one accountant at a given delta.
 
-    ``sampling`` is how batches were drawn; null where the mechanism alone says it.
-    ``explanation`` is there where it was asked for. ``unit`` and ``released`` say what is
-    protected, and which releases the answer covers.
+    Attributes:
+        accountant: The name of the accountant.
+        adjacency: The adjacency of neighbors.
+        delta: The given delta.
+        epsilon: Interval of epsilon, in nats: the best of ``methods``.
+        methods: Interval of each method that the accountant has.
+        sampling: How batches were drawn; null if the mechanism determines it.
+        explanation: One entry per direction, if it was requested.
+        unit: What neighbors differ by.
+        released: The releases that the answer covers.
+        schema_version: Version of the JSON format.
     """
 
     accountant: str
@@ -28,14 +132,44 @@ class EpsilonAnswer(msgspec.Struct, frozen=True):
     sampling: Sampling | None
     explanation: tuple[Explanation, ...] = ()
     unit: Unit = Unit.RECORD
-    released: Released = Released.EVERY_STEP
+    released: ReleaseScope = ReleaseScope.EVERY_STEP
     schema_version: str = SCHEMA_VERSION
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The epsilon of a ledger at a delta, by one accountant, with its assumptions.
+    """The epsilon of a ledger at a delta, computed by one accountant, with its assumptions.
 
-    ``unit`` is what neighbours differ by; ``released`` says which releases are covered.
+    Attributes:
+        epsilon: Interval of epsilon, in nats. The upper end is what the run claims.
+        delta: The delta of the claim.
+        accountant: The name of the accountant.
+        adjacency: The adjacency of neighbors.
+        sampling: How the records of a step were drawn.
+        randomness: The source of noise and sampling.
+        releases: Number of recorded releases.
+        ledger_head: Hash of the ledger's last line, in hexadecimal digits.
+        dpaudit_version: The version that computed the claim.
+        unaccounted: Uses of the records that the claim does not cover.
+        assumed_public: Quantities that the claim assumes to be public.
+        unit: What neighbors differ by.
+        released: The releases that the claim covers.
+        schema_version: Version of the JSON format.
+
+    Example:
+        >>> from dpaudit.vocabulary.ledger import Randomness, Sampling
+        >>> claim = Claim(
+        ...     epsilon=Bound(2.9, 3.0),
+        ...     delta=1e-5,
+        ...     accountant="pld",
+        ...     adjacency=Adjacency.ADD_OR_REMOVE_ONE,
+        ...     sampling=Sampling.POISSON,
+        ...     randomness=Randomness.SECURE,
+        ...     releases=1000,
+        ...     ledger_head="0" * 64,
+        ...     dpaudit_version="0.1.0",
+        ... )
+        >>> msgspec.json.decode(msgspec.json.encode(claim), type=Claim) == claim
+        True
     """
 
     epsilon: Bound
@@ -47,8 +181,8 @@ class Claim(msgspec.Struct, frozen=True):
     releases: int
     ledger_head: str
     dpaudit_version: str
-    leaves_out: tuple[str, ...] = ()
-    takes_as_public: tuple[str, ...] = ()
+    unaccounted: tuple[str, ...] = ()
+    assumed_public: tuple[str, ...] = ()
     unit: Unit = Unit.RECORD
-    released: Released = Released.EVERY_STEP
+    released: ReleaseScope = ReleaseScope.EVERY_STEP
     schema_version: str = SCHEMA_VERSION

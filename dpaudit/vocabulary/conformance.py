@@ -1,4 +1,4 @@
-"""Whether a trainer does what it claims: the claim of one step, what was found, the verdict."""
+"""Conformance audits of trainers: the claim of one step, the findings and the verdict."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import (
     ExitCode,
     InvalidArgument,
@@ -18,32 +17,43 @@ from dpaudit.vocabulary.errors import (
     require_sampling_rate,
 )
 from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 from dpaudit.vocabulary.verdict import Outcome
 
 _EXIT_CODES = {
-    Outcome.HOLDS: ExitCode.HOLDS,
-    Outcome.VIOLATED: ExitCode.VIOLATED,
+    Outcome.PASS: ExitCode.PASS,
+    Outcome.FAIL: ExitCode.FAIL,
     Outcome.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
 }
 
 
 class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every step of a trainer is claimed to do.
+    """The claim that a trainer makes for every step.
 
-    The noisy sum is the sum of the sampled records' gradients, each cut at ``clip_norm`` in
-    L2 norm, plus N(0, (noise_multiplier * clip_norm)^2) on every coordinate.
+    The noisy sum is the sum of the sampled records' gradients, each clipped to L2 norm
+    ``clip_norm``, plus N(0, (noise_multiplier * clip_norm)^2) on every coordinate.
 
     Attributes:
-        noise_multiplier: Standard deviation of the noise over ``clip_norm``.
-        clip_norm: Largest L2 norm of what one record adds to the sum.
-        sampling_rate: Probability with which each record joins each step; the share of the
-            records in a step under sampling of a fixed size.
-        steps: How many.
-        update_scale: The public factor from the noisy sum to what ``step()`` returns: minus
-            the learning rate over the expected batch size for a parameter change under SGD,
-            1 for the noisy sum itself.
-        adjacency: Under which the claim is made.
+        noise_multiplier: Standard deviation of the noise over ``clip_norm``; above 0.
+        clip_norm: Largest L2 norm of what one record adds to the sum; above 0.
+        sampling_rate: Probability with which each record joins each step. With batches of
+            fixed size, the share of the records in a batch. Above 0 and at most 1.
+        steps: Number of steps; at least 1.
+        update_scale: The public factor from the noisy sum to what ``step()`` returns; finite
+            and not 0. For a parameter change under SGD it is minus the learning rate over the
+            expected batch size, for the noisy sum itself it is 1.
+        adjacency: The adjacency of the claim.
         sampling: How the records of a step are drawn.
+
+    Raises:
+        InvalidArgument: If a number is NaN, infinite or out of its range.
+
+    Example:
+        >>> claim = StepClaim(
+        ...     noise_multiplier=1.1, clip_norm=0.5, sampling_rate=0.01, steps=9, update_scale=-0.1
+        ... )
+        >>> claim.adjacency.value
+        'add-or-remove-one'
     """
 
     noise_multiplier: float
@@ -55,6 +65,7 @@ class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     sampling: Sampling = Sampling.POISSON
 
     def __post_init__(self) -> None:
+        require_adjacency("adjacency", self.adjacency)
         require_positive("noise_multiplier", self.noise_multiplier)
         require_positive("clip_norm", self.clip_norm)
         require_sampling_rate("sampling_rate", self.sampling_rate)
@@ -63,21 +74,40 @@ class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise InvalidArgument("update_scale", self.update_scale, "finite and not 0")
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was tested.
+class ConformanceFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one test of a trainer.
 
     Attributes:
         check: ``replay``, ``noise``, ``correlation``, ``sampler`` or ``provenance``.
-        name: Which test of that check.
-        outcome: What can be said.
-        tested: In words, what was done.
-        why: In words, what was seen; where it is wrong, what and where.
-        power: In words, the smallest fault that this test would have seen.
-        p_value: Probability of as much under the claim, at most; None for an exact test.
+        name: The test of that check.
+        outcome: PASS, FAIL or INCONCLUSIVE.
+        tested: What was tested, as text.
+        why: What was observed, as text; for a failure, the fault and its place.
+        power: The smallest fault that this test detects, as text.
+        p_value: Upper bound of the probability of an observation at least as extreme if the
+            claim is true; None for an exact test.
         level: The p-value at which the claim is refuted.
         norm: The largest norm by which one record moved the sum, in clip norms.
-        limit: The largest that is allowed, in clip norms, rounding included.
-        detectable: The number in ``power``; None where there is none.
+        limit: The largest norm that is allowed, in clip norms, with rounding.
+        detectable: The number in ``power``; None if it has none.
+
+    Raises:
+        InvalidArgument: If ``p_value`` or ``level`` is not in [0, 1].
+
+    Example:
+        >>> from dpaudit.vocabulary.verdict import Outcome
+        >>> finding = ConformanceFinding(
+        ...     check="replay",
+        ...     name="clipping",
+        ...     outcome=Outcome.FAIL,
+        ...     tested="every record by itself",
+        ...     why="one record moved the sum by 3 clip norms",
+        ...     power="any movement above 1 clip norm",
+        ...     norm=3.0,
+        ...     limit=1.0,
+        ... )
+        >>> outcome_of_findings((finding,))
+        <Outcome.FAIL: 'FAIL'>
     """
 
     check: str
@@ -100,14 +130,34 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that one audit of a trainer found.
+    """Results of one conformance audit of a trainer.
 
-    ``level`` is the probability, at most, with which a trainer that does what it claims is
-    said to violate it. ``ledger_head`` is that of the run that was checked, if it was one.
+    Attributes:
+        claim: The claim that was tested.
+        findings: The result of each test.
+        level: Upper bound of the probability that a trainer that conforms fails; above 0 and
+            below 1.
+        verdict: The outcome of all findings together.
+        ledger_head: Hash of the last line of the run's ledger; None without a run.
+        schema_version: Version of the JSON format.
+
+    Raises:
+        InvalidArgument: If ``level`` is out of its range, or ``verdict`` contradicts
+            ``findings``.
+
+    Example:
+        >>> claim = StepClaim(
+        ...     noise_multiplier=1.0, clip_norm=1.0, sampling_rate=0.1, steps=10, update_scale=1.0
+        ... )
+        >>> result = ConformanceResult(
+        ...     claim=claim, findings=(), level=1e-6, verdict=outcome_of_findings(())
+        ... )
+        >>> result.exit_code  # nothing was tested
+        <ExitCode.INCONCLUSIVE: 3>
     """
 
     claim: StepClaim
-    findings: tuple[Finding, ...]
+    findings: tuple[ConformanceFinding, ...]
     level: float
     verdict: Outcome
     ledger_head: str | None = None
@@ -115,23 +165,35 @@ class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_open_unit("level", self.level)
-        if self.verdict is not outcome_of(self.findings):
-            raise InvalidArgument("verdict", self.verdict.value, "what the findings say together")
+        if self.verdict is not outcome_of_findings(self.findings):
+            raise InvalidArgument("verdict", self.verdict.value, "the outcome of the findings")
 
     @property
     def exit_code(self) -> ExitCode:
-        """The process's exit code for this verdict."""
+        """Exit code of the process for this verdict."""
         return _EXIT_CODES[self.verdict]
 
     @property
-    def violations(self) -> tuple[Finding, ...]:
-        """The findings that refute the claim."""
-        return tuple(f for f in self.findings if f.outcome is Outcome.VIOLATED)
+    def violations(self) -> tuple[ConformanceFinding, ...]:
+        """The findings with outcome FAIL, which refute the claim."""
+        return tuple(f for f in self.findings if f.outcome is Outcome.FAIL)
 
 
-def outcome_of(findings: tuple[Finding, ...]) -> Outcome:
-    """VIOLATED if any finding is; else INCONCLUSIVE if any is, or there is none."""
+def outcome_of_findings(findings: tuple[ConformanceFinding, ...]) -> Outcome:
+    """Return the outcome of several findings together.
+
+    Args:
+        findings: Results of tests; there may be none.
+
+    Returns:
+        FAIL if any finding failed. Otherwise INCONCLUSIVE if any is inconclusive or there is no
+        finding. Otherwise PASS.
+
+    Example:
+        >>> outcome_of_findings(())
+        <Outcome.INCONCLUSIVE: 'INCONCLUSIVE'>
+    """
     outcomes = {finding.outcome for finding in findings}
-    if Outcome.VIOLATED in outcomes:
-        return Outcome.VIOLATED
-    return Outcome.HOLDS if outcomes == {Outcome.HOLDS} else Outcome.INCONCLUSIVE
+    if Outcome.FAIL in outcomes:
+        return Outcome.FAIL
+    return Outcome.PASS if outcomes == {Outcome.PASS} else Outcome.INCONCLUSIVE

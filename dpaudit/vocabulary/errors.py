@@ -1,34 +1,27 @@
-"""Everything that dpaudit raises on purpose, and the exit code that each one becomes.
+"""The errors that dpaudit raises on purpose: their codes, exit codes and remedies.
 
-DpauditError
-    InvalidArgument     a value that is not allowed          exit code 2
-        UnsupportedMechanism   a question this accountant must not answer
-    MissingExtra        an optional library is not installed exit code 2
-    UserCodeError       the user's own code raised an error  exit code 2
-    RunExists           a run would be overwritten           exit code 2
-    ForkedSession       a session used in a fork or a copy   exit code 2
-    NoiseReused         one noise for two releases           exit code 2
-    UnrecordedChange    a model changed between its steps    exit code 4
-    IntegrityError      a file is missing, torn or altered   exit code 4
-    InputOutputError    a disk is full or fails              exit code 5
-    ClosedPipe          the reader of the output has gone    exit code 141
-    Refuted             a run gives away more than it claims  exit code 1
-    AccountingError     no number that is certainly true     exit code 3
-        Unresolvable    a method cannot tell; another might
-        BudgetExceeded  a release that a filter's budget does not admit
+Every class has a stable ``code``, which the command line prints with the message, and an
+``exit_code``. Each docstring says when the error is raised and what to do; docs/errors.md is
+generated from them by ``tools/make_errors_page.py``.
+
+The first digit of a code is its group: 0 internal, 1 arguments and settings, 2 files and
+formats, 3 ledgers and runs, 4 training, 5 audits, 6 environment, 7 accounting. A code is never
+given to another class; the code of a class that is removed stays unused.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import IntEnum
+from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What the ``dpaudit`` process says to the shell that called it."""
+    """The exit code of the ``dpaudit`` process."""
 
-    HOLDS = 0
-    VIOLATED = 1
+    PASS = 0
+    FAIL = 1
     USAGE = 2
     INCONCLUSIVE = 3
     INTEGRITY = 4
@@ -39,63 +32,313 @@ class ExitCode(IntEnum):
 
 
 class DpauditError(Exception):
-    """Base of every error that dpaudit raises on purpose."""
+    """Base class of every error that dpaudit raises on purpose.
 
-    exit_code = ExitCode.BUG
+    It is never raised itself: catch it to catch all of them. The command line prints its code
+    for an exception that no part of dpaudit expected, after the traceback.
+
+    Exit code: 70.
+
+    Remedy: Report the traceback as a bug of dpaudit, with the command and the versions of
+    Python and of dpaudit.
+
+    Attributes:
+        code: The stable code of the class, such as ``DPA101``.
+        exit_code: The exit code of the command line for this error.
+    """
+
+    code: ClassVar[str] = "DPA000"
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
 
 
 class InvalidArgument(DpauditError, ValueError):
-    """An argument is outside of what is allowed; the message names all three."""
+    """An argument, option or setting has a value that is not allowed.
 
+    The message names the argument, the allowed values and the given value.
+
+    Exit code: 2.
+
+    Remedy: Give a value that the message allows. ``dpaudit COMMAND --help`` describes the
+    options of a command.
+
+    Attributes:
+        name: The argument.
+    """
+
+    code = "DPA101"
     exit_code = ExitCode.USAGE
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
-        # What other libraries say may have many lines: an error of ours has one.
+        """Build the message ``NAME must be ALLOWED, got VALUE``.
+
+        Args:
+            name: The argument.
+            value: What was given.
+            allowed: What is allowed, as it follows "must be".
+        """
+        # The text of other libraries may have many lines: a message of ours has one.
         super().__init__(" ".join(f"{name} must be {allowed}, got {value!r}".split()))
         self.name = name
 
 
-class UnsupportedMechanism(InvalidArgument):
-    """An accountant has no valid statement about this mechanism under this adjacency."""
+class CommandLineError(DpauditError):
+    """The command line cannot be used as it was given.
 
-    def __init__(self, mechanism: object, why: str) -> None:
-        ValueError.__init__(self, f"{mechanism!r}: {why}")
-        self.name = "mechanism"
+    An option is unknown, missing or repeated, its text cannot be converted, or options
+    contradict each other. Only the ``dpaudit`` command raises it.
 
+    Exit code: 2.
 
-class MissingExtra(DpauditError, ImportError):
-    """A command needs libraries that the light core does not install."""
+    Remedy: Correct the option that the message names. ``dpaudit COMMAND --help`` lists the
+    options of a command.
+    """
 
+    code = "DPA102"
     exit_code = ExitCode.USAGE
 
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed: pip install 'dpaudit[{extra}]'")
+
+class InvalidPolicy(InvalidArgument):
+    """A policy is missing, is not valid TOML, or has a key or value that is not allowed.
+
+    The policy may come from a file, a ``DPAUDIT_GATE_*`` variable or ``--set KEY=VALUE``.
+
+    Exit code: 2.
+
+    Remedy: Correct the key that the message names, or write a new policy with
+    ``dpaudit init RUN``. ``dpaudit config show`` prints the policy in force and where each key
+    comes from.
+    """
+
+    code = "DPA103"
+
+    @classmethod
+    def of(cls, error: InvalidArgument) -> InvalidPolicy:
+        """Return an error with the message and the argument name of another one."""
+        return cls.with_text(error.name, str(error))
+
+    @classmethod
+    def with_text(cls, name: str, text: str) -> InvalidPolicy:
+        """Return an error with a message of its own.
+
+        Args:
+            name: The key of the policy, such as ``claim.max_epsilon``.
+            text: The message.
+
+        Returns:
+            The error, not raised.
+        """
+        found = cls.__new__(cls)
+        ValueError.__init__(found, text)
+        found.name = name
+        return found
 
 
 class UserCodeError(DpauditError):
-    """A factory, a model or a trainer of the user raised an error."""
+    """A function, model or trainer of the user raised an exception or ended the process.
 
+    The message names it, with the type and the text of its exception.
+
+    Exit code: 2.
+
+    Remedy: Correct the code that the message names, or name another function. In Python, the
+    original exception is the ``__cause__`` of this one, where there is one.
+    """
+
+    code = "DPA104"
     exit_code = ExitCode.USAGE
 
     def __init__(self, name: str, cause: str, remedy: str) -> None:
         super().__init__(" ".join(f"{name} raised {cause}: {remedy}".split()))
 
 
-class RunExists(DpauditError):
-    """A run directory would be overwritten without being asked to."""
+class UnreadableFile(InvalidArgument):
+    """A file that an argument names cannot be read.
 
-    exit_code = ExitCode.USAGE
+    It does not exist, its permissions forbid it, it is a folder, a device or a pipe, it is
+    larger than the limit for its kind, or its format is broken.
+
+    Exit code: 2.
+
+    Remedy: Name a regular file that exists and can be read. Write the output of another
+    program to a file first.
+    """
+
+    code = "DPA201"
+
+
+class UnwritableFile(InvalidArgument):
+    """A file or folder that an argument names cannot be written.
+
+    Its folder does not exist, its permissions forbid it, or its name is not allowed by the
+    operating system.
+
+    Exit code: 2.
+
+    Remedy: Name a file in a folder that exists and can be written.
+    """
+
+    code = "DPA202"
+
+
+class InvalidData(InvalidArgument):
+    """A file of records or scores can be read, but its content cannot be used.
+
+    A column is missing, a label or a score is missing or not finite, a class is empty, or
+    shapes or types differ.
+
+    Exit code: 2.
+
+    Remedy: Correct the file as the message says, or name another one.
+    """
+
+    code = "DPA203"
 
 
 class IntegrityError(DpauditError):
-    """A file of a run is missing, incomplete or not what its hashes say."""
+    """A file of a run is missing, incomplete or altered.
 
+    A hash does not match, two files contradict each other, a ledger is torn, or a file does
+    not have the format that its name says.
+
+    Exit code: 4.
+
+    Remedy: Restore the file that the message names from a copy. A run whose process died is
+    completed with ``dpaudit finish RUN`` or ``dpaudit train --resume``. An old measurement is
+    replaced by a new ``dpaudit audit`` or ``dpaudit attack``. Do not publish the model of a
+    run whose files were altered.
+    """
+
+    code = "DPA301"
     exit_code = ExitCode.INTEGRITY
 
 
-class InputOutputError(DpauditError, OSError):
-    """The disk, or the device, under a file is full or fails."""
+class UnsupportedVersion(IntegrityError):
+    """A file has a format version that this version of dpaudit does not support.
 
+    Exit code: 4.
+
+    Remedy: Read the file with the version of dpaudit that wrote it, or with a newer one.
+    """
+
+    code = "DPA204"
+
+
+class RunExists(DpauditError):
+    """A run or another file is in the place where a new one was to be written.
+
+    Also raised if a finished run was to be resumed.
+
+    Exit code: 2.
+
+    Remedy: Choose another folder with ``--out``, continue the run with ``--resume``, or
+    replace it with ``--overwrite``.
+    """
+
+    code = "DPA302"
+    exit_code = ExitCode.USAGE
+
+
+class RunLocked(RunExists):
+    """Another process, or another session of this process, is writing the ledger of a run.
+
+    A ledger has one writer at a time.
+
+    Exit code: 2.
+
+    Remedy: Wait until the other process has ended, or end it, then try again. To follow a run
+    while it trains, use ``dpaudit watch RUN``, which needs no lock.
+    """
+
+    code = "DPA303"
+
+
+class ForkedSession(DpauditError):
+    """A session, key stream or ledger was used in a forked process, copied or pickled.
+
+    Two copies would use the same noise twice, or record one release for two.
+
+    Exit code: 2.
+
+    Remedy: Call ``make_private`` in each process, with a ledger of its own, after the fork.
+    """
+
+    code = "DPA401"
+    exit_code = ExitCode.USAGE
+
+
+class NoiseReused(DpauditError, RuntimeError):
+    """The noise of one step was requested twice, or two threads share one session.
+
+    The difference of two releases with the same noise contains no noise.
+
+    Exit code: 2.
+
+    Remedy: Take the steps of a session one after another, in one thread, and request the noise
+    of each step once.
+    """
+
+    code = "DPA402"
+    exit_code = ExitCode.USAGE
+
+
+class UnrecordedChange(DpauditError):
+    """A model was changed outside of its recorded steps.
+
+    Its weights are not the result of the recorded steps, so the claim would not cover them.
+
+    Exit code: 4.
+
+    Remedy: Change the model through the private steps alone. Record a change that does not
+    depend on the private records with ``private.declare_change``.
+    """
+
+    code = "DPA403"
+    exit_code = ExitCode.INTEGRITY
+
+
+class Refuted(DpauditError):
+    """A run was stopped because its own canaries contradict its claim.
+
+    Raised with ``stop_when_refuted`` alone. With probability ``1 - confidence`` at most, a
+    correct run is stopped.
+
+    Exit code: 1.
+
+    Remedy: Do not publish the weights. Find the step that is wrong with
+    ``dpaudit conformance RUN``.
+    """
+
+    code = "DPA501"
+    exit_code = ExitCode.FAIL
+
+
+class MissingExtra(DpauditError, ImportError):
+    """A library of an optional extra is not installed.
+
+    Exit code: 2.
+
+    Remedy: Install the extra that the message names.
+    """
+
+    code = "DPA601"
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed: pip install 'dpaudit[{extra}]'")
+
+
+class InputOutputError(DpauditError, OSError):
+    """The disk or device that holds a file is full or fails.
+
+    A ledger ends with its last whole line; an output file is unchanged.
+
+    Exit code: 5.
+
+    Remedy: Free space, or repair the disk, then run the command again. Resume a run that was
+    training.
+    """
+
+    code = "DPA602"
     exit_code = ExitCode.IO
 
     def __init__(self, path: str, why: str) -> None:
@@ -106,50 +349,94 @@ class InputOutputError(DpauditError, OSError):
 
 
 class ClosedPipe(DpauditError, BrokenPipeError):
-    """The program that read the output ended before it was all written."""
+    """The program that reads the output ended before all of it was written.
 
+    The command line prints nothing for it, as is usual after ``| head``.
+
+    Exit code: 141.
+
+    Remedy: None is needed if the reader was to end early. Do not take the exit code as the
+    verdict of a gate.
+    """
+
+    code = "DPA603"
     exit_code = ExitCode.CLOSED_PIPE
 
 
-class ForkedSession(DpauditError):
-    """A session, key stream or ledger was used in a forked process, copied or pickled.
+class UnsupportedMechanism(InvalidArgument):
+    """An accountant has no valid bound for a mechanism under the adjacency in force.
 
-    Two of them would use the same noise twice, or record one release for two.
+    The message names the mechanism and the reason.
+
+    Exit code: 2.
+
+    Remedy: Use another accountant, or an adjacency that the message names.
     """
 
-    exit_code = ExitCode.USAGE
+    code = "DPA701"
 
-
-class NoiseReused(DpauditError, RuntimeError):
-    """The noise of a step was asked for a second time."""
-
-    exit_code = ExitCode.USAGE
-
-
-class UnrecordedChange(DpauditError):
-    """What would be released is not the result of the recorded steps."""
-
-    exit_code = ExitCode.INTEGRITY
-
-
-class Refuted(DpauditError):
-    """A run was stopped, as its own canaries show more than its claim allows."""
-
-    exit_code = ExitCode.VIOLATED
+    def __init__(self, mechanism: object, why: str) -> None:
+        ValueError.__init__(self, f"{mechanism!r}: {why}")
+        self.name = "mechanism"
 
 
 class AccountingError(DpauditError, ArithmeticError):
-    """Raised where going on would print a privacy number that is not true."""
+    """No privacy bound can be computed that is certainly true.
 
+    Raised instead of printing a number, for example where a result is NaN or infinite.
+
+    Exit code: 3.
+
+    Remedy: Add noise, take fewer steps, or ask for a larger delta. Another accountant may give
+    a bound.
+    """
+
+    code = "DPA702"
     exit_code = ExitCode.INCONCLUSIVE
 
 
 class Unresolvable(AccountingError):
-    """A method cannot resolve this question in floating point; a wider bound may stand in."""
+    """One method cannot resolve a question in floating point; another method may.
+
+    Exit code: 3.
+
+    Remedy: Ask for a larger delta or epsilon, or use another accountant: its bound may be
+    wider.
+    """
+
+    code = "DPA703"
 
 
 class BudgetExceeded(AccountingError):
-    """A release would cost, or has cost, more than a filter's budget has left."""
+    """A release costs more than the rest of a privacy budget.
+
+    Exit code: 3.
+
+    Remedy: Stop training: the releases that are recorded stay within the budget. A larger
+    budget has to be set before the first release.
+    """
+
+    code = "DPA704"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message that suggests the known word closest to an unknown one.
+
+    Args:
+        word: The word that was given.
+        known: The words that are allowed.
+
+    Returns:
+        Text such as ``; did you mean max_epsilon?``; empty if no word is close.
+
+    Example:
+        >>> did_you_mean("max_epsilom", ["max_epsilon", "delta"])
+        '; did you mean max_epsilon?'
+    """
+    from difflib import get_close_matches  # noqa: PLC0415  for a message only
+
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 MOST_COUNT = 10**18

@@ -1,4 +1,7 @@
-"""What a training run released, step by step: the ground that every claim stands on."""
+"""The privacy ledger: the releases of a training run, line by line.
+
+Every claim is computed from it.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +13,62 @@ from itertools import pairwise
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
-from dpaudit.vocabulary.unit import Unit
+from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
 
 
 class Sampling(Enum):
-    """How the records of a step were chosen."""
+    """The sampler: how the records of a step are chosen."""
 
     POISSON = "poisson"
-    """Each record joins each step by its own coin."""
+    """Each record joins each step by its own independent coin."""
 
     FULL_BATCH = "full-batch"
     """Every record joins every step."""
 
     TRUNCATED_POISSON = "truncated-poisson"
-    """Poisson batches that are cut where they grow too large."""
+    """Poisson batches, cut to a largest number of records."""
 
     FIXED_SIZE = "fixed-size"
-    """Every set of one size is as likely, anew in each step."""
+    """Batches of one size; each is equally likely, independently in each step."""
 
     BALLS_IN_BINS = "balls-in-bins"
-    """In each pass, each record joins one step, drawn evenly."""
+    """In each pass, each record joins one step, drawn uniformly."""
 
     CYCLIC_POISSON = "cyclic-poisson"
-    """Records in groups; the groups take turns, and each step takes a Poisson sample of one."""
+    """The groups of records take turns; each step takes a Poisson sample of one group."""
 
     SHUFFLED = "shuffled"
-    """Passes over a shuffled data set in batches of one size: no amplification is claimed."""
+    """Passes over a shuffled data set in batches of one size; no amplification is claimed."""
 
     @property
     def records_every_step(self) -> bool:
-        """Whether each step is a release of its own; otherwise one release covers many."""
+        """Whether the ledger has one release per step, or one for several steps together."""
         passes = (Sampling.BALLS_IN_BINS, Sampling.CYCLIC_POISSON, Sampling.SHUFFLED)
         return self not in passes
 
 
 class Randomness(Enum):
-    """Where noise and sampling come from."""
+    """The source of noise and sampling."""
 
     SECURE = "secure"
-    """A keystream under a fresh key of the operating system, which is never stored."""
+    """A key stream with a fresh key from the operating system, which is never stored."""
 
     SEEDED = "seeded"
-    """Reproducible, for tests: whoever knows the seed knows the noise."""
+    """Reproducible, for tests: the seed determines the noise, so it must stay secret."""
 
 
 class RenyiBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a Renyi filter was set to before the first release, and never after.
+    """The budget of a Renyi filter, fixed before the first release.
 
     Attributes:
-        epsilon: What the whole run is promised to keep at ``delta``, whatever it releases.
-        delta: Shared evenly among the orders.
-        orders: The Renyi orders that are watched, rising, each above 1.
+        epsilon: The epsilon at ``delta`` that the whole run must not exceed, in nats; above 0.
+        delta: The delta of the run, divided evenly among the orders; at least 1e-300, below 1.
+        orders: The Renyi orders that the filter tracks, rising, each above 1 and finite.
+
+    Raises:
+        InvalidArgument: If a number is out of its range, or ``orders`` is empty or not rising.
     """
 
     epsilon: float
@@ -79,11 +84,25 @@ class RenyiBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
-    """What holds for the whole run; carries no count and no digest of the records.
+    """The first line of a ledger: what holds for the whole run.
 
-    ``unit`` is what one neighbour more or less is: a record, or for instance a user with all
-    of theirs. A run whose schedule was not fixed in advance may declare, in ``budget``, the
-    filter that it asks before every release.
+    It has no count and no digest of the records, which would confirm a guess of a record.
+
+    Attributes:
+        adjacency: The adjacency of neighbors.
+        sampling: How the records of a step are drawn.
+        randomness: The source of noise and sampling.
+        schedule_fixed_in_advance: Whether noise and sampling rate of every step were fixed
+            before the first.
+        clip_norm: Largest L2 norm of what one record adds to a sum.
+        versions: Version of each library that trains the model.
+        run: Identifier of the run.
+        unaccounted: Uses of the records that the ledger does not cover.
+        assumed_public: Quantities that are assumed to be public.
+        budget: The budget of the filter that is checked before every release, if the schedule
+            was not fixed in advance; None without a filter.
+        unit: What neighbors differ by.
+        schema_version: Version of the file format.
     """
 
     adjacency: Adjacency
@@ -93,36 +112,46 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     clip_norm: float
     versions: dict[str, str]
     run: str
-    leaves_out: tuple[str, ...] = ()
-    takes_as_public: tuple[str, ...] = ()
+    unaccounted: tuple[str, ...] = ()
+    assumed_public: tuple[str, ...] = ()
     budget: RenyiBudget | None = None
     unit: Unit = Unit.RECORD
     schema_version: str = SCHEMA_VERSION
 
 
-class Begun(msgspec.Struct, frozen=True, tag_field="kind", tag="begun"):
-    """Settings and canaries are on disk, with these digests; the canaries' are salted."""
+class BeginEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="begun"):
+    """Settings and canaries are on disk.
+
+    Attributes:
+        files: SHA-256 of each file, under its name; digests of canaries are salted.
+    """
 
     files: dict[str, str]
 
 
-class BookedRelease(msgspec.Struct, frozen=True, tag_field="kind", tag="release"):
-    """One release, on disk before its noise was used."""
+class ReleaseEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="release"):
+    """One release; the line is on disk before its noise is used.
+
+    Attributes:
+        what: The name of the release, such as ``gradient sum``.
+        mechanism: The mechanism of the release.
+        step: The training step; None if the release belongs to none.
+    """
 
     what: str
     mechanism: Release
     step: int | None = None
 
 
-class Resumed(msgspec.Struct, frozen=True, tag_field="kind", tag="resumed"):
-    """A process took over at ``step``; steps from there on may be recorded twice.
+class ResumeEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="resumed"):
+    """A process resumed the run at ``step``; later steps may be recorded twice.
 
     Attributes:
-        step: The first step that the process takes.
-        randomness: Where its noise and sampling come from.
-        dropped: The incomplete last line that the resuming process removed, at most its
-            first characters; empty if the ledger ended with a complete line. If the line was
-            a release, or may have been one, a release was recorded for it just before.
+        step: The first step of the process.
+        randomness: The source of its noise and sampling.
+        dropped: The incomplete last line that the process removed, or its first characters.
+            Empty if the ledger ended with a complete line. If the line was or may have been a
+            release, the line before this one records a release for it.
     """
 
     step: int
@@ -130,102 +159,123 @@ class Resumed(msgspec.Struct, frozen=True, tag_field="kind", tag="resumed"):
     dropped: str = ""
 
 
-class DeclaredChange(msgspec.Struct, frozen=True, tag_field="kind", tag="declared-change"):
-    """The user declares that the model was changed outside of the recorded steps.
+class ChangeEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="declared-change"):
+    """A change of the model outside of the recorded steps, declared by the user.
 
     Attributes:
-        what: How it was changed, in the user's words.
-        step: After how many steps.
+        what: The change, in the user's words.
+        step: The number of steps before the change.
     """
 
     what: str
     step: int
 
 
-class Checkpointed(msgspec.Struct, frozen=True, tag_field="kind", tag="checkpointed"):
+class CheckpointEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="checkpointed"):
     """A checkpoint was written.
 
     Attributes:
-        step: After how many steps.
-        files: SHA-256 of each of its files, by name.
+        step: The number of steps before the checkpoint.
+        files: SHA-256 of each file of the checkpoint, under its name.
     """
 
     step: int
     files: dict[str, str]
 
 
-class Ended(msgspec.Struct, frozen=True, tag_field="kind", tag="ended"):
-    """The last step was taken, and what ships is on the disk; claim and seal come next.
+class EndEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="ended"):
+    """The last step was taken, and the published files are on disk; claim and seal follow.
 
     Attributes:
-        files: SHA-256 of each file that the seal will hold, by name.
+        files: SHA-256 of each file that the seal will list, under its name.
     """
 
     files: dict[str, str]
 
 
 class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
-    """The run has ended: how many releases there were, and the digests of its files."""
+    """The last line of a ledger: the run has ended.
+
+    Attributes:
+        releases: Number of recorded releases.
+        files: SHA-256 of each file of the run, under its name.
+    """
 
     releases: int
     files: dict[str, str]
 
 
-BodyLine = Begun | BookedRelease | Resumed | DeclaredChange | Checkpointed | Ended | Seal
-"""Every kind of line after the header."""
+BodyEntry = (
+    BeginEntry | ReleaseEntry | ResumeEntry | ChangeEntry | CheckpointEntry | EndEntry | Seal
+)
+"""Any line after the header."""
 
-LedgerLine = LedgerHeader | BodyLine
+LedgerEntry = LedgerHeader | BodyEntry
+"""Any line of a ledger."""
 
 
 class PrivacyLedger(msgspec.Struct, frozen=True):
     """A ledger that was read and verified.
 
     Attributes:
-        header: What holds for the whole run.
-        lines: Everything after the header, in order.
-        head: Hash of the last line, which every earlier line enters.
+        header: The first line.
+        lines: All lines after the header, in order.
+        head: Hash of the last line. It depends on every earlier line (a hash chain).
     """
 
     header: LedgerHeader
-    lines: tuple[BodyLine, ...]
+    lines: tuple[BodyEntry, ...]
     head: str
 
     @property
-    def releases(self) -> tuple[BookedRelease, ...]:
-        """The booked releases, in order."""
-        return tuple(line for line in self.lines if isinstance(line, BookedRelease))
+    def releases(self) -> tuple[ReleaseEntry, ...]:
+        """The recorded releases, in order."""
+        return tuple(line for line in self.lines if isinstance(line, ReleaseEntry))
 
     @property
-    def begun(self) -> Begun | None:
-        """The line that binds settings and canaries; None if the run died before it."""
+    def begun(self) -> BeginEntry | None:
+        """The line with the digests of settings and canaries; None if the run ended before it."""
         first = self.lines[0] if self.lines else None
-        return first if isinstance(first, Begun) else None
+        return first if isinstance(first, BeginEntry) else None
 
     @property
     def seal(self) -> Seal | None:
-        """The seal, or None while the run goes on."""
+        """The seal; None while the run is not finished."""
         last = self.lines[-1] if self.lines else None
         return last if isinstance(last, Seal) else None
 
     @property
-    def ended(self) -> Ended | None:
-        """The line that says that the run has taken its last step, if nothing came after it."""
+    def ended(self) -> EndEntry | None:
+        """The line that marks the last step; None if a line other than the seal follows it."""
         lines = [line for line in self.lines if not isinstance(line, Seal)]
         last = lines[-1] if lines else None
-        return last if isinstance(last, Ended) else None
+        return last if isinstance(last, EndEntry) else None
 
     @property
-    def leaves_out(self) -> tuple[str, ...]:
-        """What no claim of this run covers: the header's list and every declared change."""
+    def unaccounted(self) -> tuple[str, ...]:
+        """Uses of the records that no claim covers: the header's list, then declared changes."""
         changes = (
             f"model changed outside of the recorded steps at step {line.step}: {line.what}"
             for line in self.lines
-            if isinstance(line, DeclaredChange)
+            if isinstance(line, ChangeEntry)
         )
-        return tuple(dict.fromkeys((*self.header.leaves_out, *changes)))
+        return tuple(dict.fromkeys((*self.header.unaccounted, *changes)))
 
     @property
     def mechanism(self) -> Mechanism:
-        """All releases as one mechanism; at least one must be booked."""
+        """All releases as one mechanism.
+
+        Raises:
+            InvalidArgument: If no release is recorded.
+        """
         counts = Counter(release.mechanism for release in self.releases)
         return Composed(tuple(Repeated(release, times) for release, times in counts.items()))
+
+
+# Names of releases in a ledger. The trainer writes them.
+
+GRADIENT_SUM = "gradient sum"
+"""The noisy sum of clipped gradients of one training step."""
+
+RECORD_COUNT = "record count"
+"""The noisy number of records, from which the expected batch size is computed."""

@@ -1,15 +1,16 @@
-"""What can be released: a frozen tree of mechanisms, validated when it is built.
+"""Mechanisms that a run can release: a frozen tree, validated when it is built.
 
-Mechanisms say what happened; accountants say what it costs. Each converts to and
-from JSON by msgspec, tagged with the field ``kind``.
+A mechanism describes what was released. An accountant computes what it costs. Each type
+converts to and from JSON with msgspec, tagged with the field ``kind``.
 
-Elementary    Gaussian, Laplace, DiscreteGaussian, DiscreteLaplace, RandomizedResponse
-Known by a    Exponential, PureDP, ApproximateDP, ZCDP: of these an accountant knows the
-guarantee     guarantee alone, and prices the worst mechanism that has it
-Subsampled    PoissonSampled, TruncatedPoisson, SampledWithoutReplacement, RandomAllocation
-Reduced       TreeAggregation, BandedMatrixFactorization: dearer ones stand in for them
-Selected      the best of a random number of runs
-Combined      Repeated, Composed
+Elementary      Gaussian, Laplace, DiscreteGaussian, DiscreteLaplace, RandomizedResponse
+By a guarantee  Exponential, PureDP, ApproximateDP, ZCDP: accountants use the guarantee alone
+                and compute the cost of the worst mechanism that has it
+Subsampled      PoissonSampled, TruncatedPoisson, SampledWithoutReplacement, RandomAllocation
+Multi-step      TreeAggregation, BandedMatrixFactorization: accountants replace them by simpler
+                mechanisms that cost at least as much
+Selected        the best result of a random number of runs
+Combined        Repeated, Composed
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
@@ -27,24 +27,38 @@ from dpaudit.vocabulary.errors import (
     require_positive,
     require_sampling_rate,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 
 
 def _kebab(name: str) -> str:
+    """Return the tag of a class in JSON: ``PureDP`` becomes ``pure-dp``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
 
 
 class _Tagged(
     msgspec.Struct, frozen=True, tag_field="kind", tag=_kebab, forbid_unknown_fields=True
 ):
-    """A type that names itself in JSON."""
+    """Base of the types whose JSON holds their name in the field ``kind``."""
 
 
 class Gaussian(_Tagged, frozen=True, omit_defaults=True):
-    """A sum of vectors, each of L2 norm at most C, plus N(0, (noise_multiplier * C)^2).
+    """Gaussian mechanism: a sum of vectors of L2 norm at most C, plus normal noise.
 
-    Replacing a record moves that sum by up to 2 C. Where the noise was set for replaced
-    records, that is, where ``noise_multiplier`` is over 2 C, ``set_for`` says so; what such
-    noise hides of a record added or removed nobody can say.
+    Every coordinate gets noise of law N(0, (noise_multiplier * C)^2). Adding or removing one
+    record moves the sum by at most C in L2 norm, replacing one by at most 2 C.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise, in units of C; above 0 and finite. In
+            units of 2 C where ``set_for`` is REPLACE_ONE.
+        set_for: The adjacency whose sensitivity ``noise_multiplier`` is relative to. With
+            REPLACE_ONE, no guarantee for a record added or removed is known.
+
+    Raises:
+        InvalidArgument: If ``noise_multiplier`` is not above 0 and finite.
+
+    Example:
+        >>> msgspec.json.encode(Gaussian(noise_multiplier=1.1))
+        b'{"kind":"gaussian","noise_multiplier":1.1}'
     """
 
     noise_multiplier: float
@@ -52,13 +66,24 @@ class Gaussian(_Tagged, frozen=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         require_positive("noise_multiplier", self.noise_multiplier)
+        require_adjacency("set_for", self.set_for)
 
 
 class Laplace(_Tagged, frozen=True):
-    """A number plus noise of density exp(-|x|/scale) / (2 scale).
+    """Laplace mechanism: a number plus noise of density exp(-|x| / scale) / (2 scale).
 
-    ``sensitivity`` is by how much one record moves the number, under the adjacency that the
-    question is asked for.
+    Attributes:
+        scale: Scale of the noise, in units of the number; above 0 and finite. The standard
+            deviation is sqrt(2) times the scale.
+        sensitivity: Largest change of the number between neighbors, under the adjacency that
+            epsilon is computed for; above 0 and finite. Epsilon is ``sensitivity / scale``.
+
+    Raises:
+        InvalidArgument: If ``scale`` or ``sensitivity`` is not above 0 and finite.
+
+    Example:
+        >>> msgspec.json.encode(Laplace(scale=2.0))
+        b'{"kind":"laplace","scale":2.0,"sensitivity":1.0}'
     """
 
     scale: float
@@ -70,9 +95,24 @@ class Laplace(_Tagged, frozen=True):
 
 
 class DiscreteGaussian(_Tagged, frozen=True):
-    """A whole number plus noise on the integers of mass proportional to exp(-x^2 / 2 scale^2).
+    """Discrete Gaussian mechanism: a whole number plus noise on the integers.
 
-    ``sensitivity`` is by how much one record moves the number at most, a whole number.
+    The mass at x is proportional to exp(-x^2 / (2 scale^2)).
+
+    Attributes:
+        scale: Parameter of the noise, close to its standard deviation; above 0 and finite.
+        sensitivity: Largest change of the number between neighbors; at least 1.
+
+    Raises:
+        InvalidArgument: If ``scale`` is not above 0 and finite, or ``sensitivity`` is no whole
+            number of at least 1.
+
+    References:
+        Canonne, Kamath & Steinke (2020), arXiv:2004.00010, Definition 1.
+
+    Example:
+        >>> DiscreteGaussian(scale=10.0).sensitivity
+        1
     """
 
     scale: float
@@ -84,9 +124,22 @@ class DiscreteGaussian(_Tagged, frozen=True):
 
 
 class DiscreteLaplace(_Tagged, frozen=True):
-    """A whole number plus noise on the integers of mass proportional to exp(-|x| / scale).
+    """Discrete Laplace mechanism: a whole number plus noise on the integers.
 
-    ``sensitivity`` is by how much one record moves the number at most, a whole number.
+    The mass at x is proportional to exp(-|x| / scale).
+
+    Attributes:
+        scale: Parameter of the noise; above 0 and finite.
+        sensitivity: Largest change of the number between neighbors; at least 1. Epsilon is
+            ``sensitivity / scale``.
+
+    Raises:
+        InvalidArgument: If ``scale`` is not above 0 and finite, or ``sensitivity`` is no whole
+            number of at least 1.
+
+    Example:
+        >>> DiscreteLaplace(scale=0.5, sensitivity=2)
+        DiscreteLaplace(scale=0.5, sensitivity=2)
     """
 
     scale: float
@@ -98,10 +151,23 @@ class DiscreteLaplace(_Tagged, frozen=True):
 
 
 class RandomizedResponse(_Tagged, frozen=True):
-    """One of ``categories`` answers: the truth with ``truth_probability``, else another one.
+    """Randomized response: the true answer, or one of the others drawn uniformly.
 
-    Defined for neighbours that replace one record alone: without a record there is
-    no answer.
+    Defined for neighbors that replace one record alone: without a record there is no answer.
+    With p the ``truth_probability``, epsilon is ln(p (categories - 1) / (1 - p)).
+
+    Attributes:
+        truth_probability: Probability of the true answer; at least 1/categories (which reveals
+            nothing) and below 1.
+        categories: Number of possible answers; at least 2.
+
+    Raises:
+        InvalidArgument: If ``categories`` is no whole number of at least 2, or
+            ``truth_probability`` is out of its range.
+
+    Example:
+        >>> RandomizedResponse(truth_probability=0.75).categories
+        2
     """
 
     truth_probability: float
@@ -118,7 +184,25 @@ class RandomizedResponse(_Tagged, frozen=True):
 
 
 class Exponential(_Tagged, frozen=True):
-    """A choice with probability proportional to exp(epsilon * score / (2 * sensitivity))."""
+    """Exponential mechanism: a choice among candidates by their scores.
+
+    A candidate has probability proportional to exp(epsilon * score / (2 * sensitivity)), where
+    the sensitivity is the largest change of a score between neighbors.
+
+    Attributes:
+        epsilon: The parameter of the choice, in nats; above 0 and finite. The choice is
+            (epsilon, 0)-DP, and its privacy losses span a range of at most epsilon.
+
+    Raises:
+        InvalidArgument: If ``epsilon`` is not above 0 and finite.
+
+    References:
+        Durfee & Rogers (2019), arXiv:1905.04273 (bounded range).
+
+    Example:
+        >>> msgspec.json.encode(Exponential(epsilon=0.5))
+        b'{"kind":"exponential","epsilon":0.5}'
+    """
 
     epsilon: float
 
@@ -127,7 +211,18 @@ class Exponential(_Tagged, frozen=True):
 
 
 class PureDP(_Tagged, frozen=True):
-    """Anything that is (epsilon, 0)-DP."""
+    """Any mechanism of which it is known that it is (epsilon, 0)-DP.
+
+    Attributes:
+        epsilon: The guarantee, in nats; above 0 and finite.
+
+    Raises:
+        InvalidArgument: If ``epsilon`` is not above 0 and finite.
+
+    Example:
+        >>> msgspec.json.encode(PureDP(epsilon=1.0))
+        b'{"kind":"pure-dp","epsilon":1.0}'
+    """
 
     epsilon: float
 
@@ -136,7 +231,19 @@ class PureDP(_Tagged, frozen=True):
 
 
 class ApproximateDP(_Tagged, frozen=True):
-    """Anything that is (epsilon, delta)-DP."""
+    """Any mechanism of which it is known that it is (epsilon, delta)-DP.
+
+    Attributes:
+        epsilon: The guarantee, in nats; at least 0 and finite.
+        delta: The probability that the guarantee leaves out; above 0 and below 1.
+
+    Raises:
+        InvalidArgument: If ``epsilon`` or ``delta`` is out of its range.
+
+    Example:
+        >>> ApproximateDP(epsilon=1.0, delta=1e-6)
+        ApproximateDP(epsilon=1.0, delta=1e-06)
+    """
 
     epsilon: float
     delta: float
@@ -148,7 +255,23 @@ class ApproximateDP(_Tagged, frozen=True):
 
 
 class ZCDP(_Tagged, frozen=True):
-    """Anything that is rho-zCDP: its divergence of order a is at most a rho."""
+    """Any mechanism of which it is known that it is rho-zCDP.
+
+    Its Renyi divergence of every order a > 1 is at most a * rho.
+
+    Attributes:
+        rho: The guarantee, in nats per order; above 0 and finite.
+
+    Raises:
+        InvalidArgument: If ``rho`` is not above 0 and finite.
+
+    References:
+        Bun & Steinke (2016), arXiv:1605.02065, Definition 1.1.
+
+    Example:
+        >>> msgspec.json.encode(ZCDP(rho=0.1))
+        b'{"kind":"zcdp","rho":0.1}'
+    """
 
     rho: float
 
@@ -156,26 +279,58 @@ class ZCDP(_Tagged, frozen=True):
         require_positive("rho", self.rho)
 
 
-Noise = Gaussian | Laplace | DiscreteGaussian | DiscreteLaplace
+# Groups of mechanisms. They are unions, so isinstance and match accept them.
+
+AdditiveNoise = Gaussian | Laplace | DiscreteGaussian | DiscreteLaplace
 Guarantee = Exponential | PureDP | ApproximateDP | ZCDP
-Elementary = Noise | RandomizedResponse | Guarantee
+ElementaryMechanism = AdditiveNoise | RandomizedResponse | Guarantee
+"""Mechanisms on the whole data set, which can be applied to a sample."""
 
 
 class PoissonSampled(_Tagged, frozen=True):
-    """A mechanism on a batch that each record joins by its own coin of bias ``sampling_rate``."""
+    """A mechanism on a Poisson sample: each record joins by its own coin.
 
-    mechanism: Elementary
+    Attributes:
+        mechanism: The mechanism that is applied to the sample.
+        sampling_rate: Probability with which each record joins, independently of the others;
+            above 0 and at most 1.
+
+    Raises:
+        InvalidArgument: If ``sampling_rate`` is out of its range, or ``mechanism`` is not an
+            elementary mechanism.
+
+    Example:
+        >>> step = PoissonSampled(Gaussian(noise_multiplier=1.0), sampling_rate=0.01)
+        >>> step.sampling_rate
+        0.01
+    """
+
+    mechanism: ElementaryMechanism
     sampling_rate: float
 
     def __post_init__(self) -> None:
         require_sampling_rate("sampling_rate", self.sampling_rate)
-        _require_kind("mechanism", self.mechanism, Elementary)
+        _require_kind("mechanism", self.mechanism, ElementaryMechanism)
 
 
 class TruncatedPoisson(_Tagged, frozen=True):
-    """A mechanism on a Poisson batch of which at most ``largest_batch`` records are kept.
+    """A Gaussian on a Poisson sample that is cut to at most ``largest_batch`` records.
 
-    ``dataset_size`` is the number of records, taken as public.
+    Attributes:
+        mechanism: The Gaussian that is applied to the sample.
+        sampling_rate: Probability with which each record joins; above 0 and at most 1.
+        dataset_size: Number of records, which counts as public; at least 1.
+        largest_batch: Largest number of records that are kept; at least 1.
+
+    Raises:
+        InvalidArgument: If ``sampling_rate`` is out of its range, a count is no whole number of
+            at least 1, or ``mechanism`` is not a Gaussian.
+
+    Example:
+        >>> noise = Gaussian(noise_multiplier=1.0)
+        >>> step = TruncatedPoisson(noise, 0.01, dataset_size=10_000, largest_batch=150)
+        >>> step.largest_batch
+        150
     """
 
     mechanism: Gaussian
@@ -191,20 +346,51 @@ class TruncatedPoisson(_Tagged, frozen=True):
 
 
 class SampledWithoutReplacement(_Tagged, frozen=True):
-    """A mechanism on ``batch_size`` of ``dataset_size`` records, every such batch as likely."""
+    """A mechanism on a batch of fixed size; every such batch is equally likely.
 
-    mechanism: Elementary
+    Attributes:
+        mechanism: The mechanism that is applied to the batch.
+        batch_size: Number of records in the batch; at least 1.
+        dataset_size: Number of records in the data set; at least ``batch_size``.
+
+    Raises:
+        InvalidArgument: If a size is no whole number or out of its range, or ``mechanism`` is
+            not an elementary mechanism.
+
+    Example:
+        >>> step = SampledWithoutReplacement(Gaussian(1.0), batch_size=100, dataset_size=10_000)
+        >>> step.batch_size / step.dataset_size
+        0.01
+    """
+
+    mechanism: ElementaryMechanism
     batch_size: int
     dataset_size: int
 
     def __post_init__(self) -> None:
         require_count("batch_size", self.batch_size)
         require_count("dataset_size", self.dataset_size, least=self.batch_size)
-        _require_kind("mechanism", self.mechanism, Elementary)
+        _require_kind("mechanism", self.mechanism, ElementaryMechanism)
 
 
 class RandomAllocation(_Tagged, frozen=True):
-    """One pass of ``steps`` noisy sums; each record joins one of them, drawn uniformly."""
+    """One pass of ``steps`` noisy sums; each record joins one of them, drawn uniformly.
+
+    Attributes:
+        mechanism: The Gaussian that is added to every sum.
+        steps: Number of sums in the pass; at least 1.
+
+    Raises:
+        InvalidArgument: If ``steps`` is no whole number of at least 1, or ``mechanism`` is not
+            a Gaussian.
+
+    References:
+        Feldman & Shenfeld (2025), arXiv:2502.08202.
+
+    Example:
+        >>> RandomAllocation(Gaussian(noise_multiplier=1.0), steps=100).steps
+        100
+    """
 
     mechanism: Gaussian
     steps: int
@@ -215,9 +401,24 @@ class RandomAllocation(_Tagged, frozen=True):
 
 
 class TreeAggregation(_Tagged, frozen=True):
-    """All prefix sums of ``steps`` batches from a binary tree whose nodes are noisy sums.
+    """All prefix sums of ``steps`` batches, from a binary tree whose nodes are noisy sums.
 
-    A record joins one batch at most, and so one node of each level.
+    A record joins at most one batch, and so one node of each level.
+
+    Attributes:
+        mechanism: The Gaussian that is added to every node.
+        steps: Number of batches, which are the leaves of the tree; at least 1.
+
+    Raises:
+        InvalidArgument: If ``steps`` is no whole number of at least 1, or ``mechanism`` is not
+            a Gaussian.
+
+    References:
+        Kairouz et al. (2021), arXiv:2103.00039, Theorem 4.1.
+
+    Example:
+        >>> TreeAggregation(Gaussian(noise_multiplier=5.0), steps=1000).steps
+        1000
     """
 
     mechanism: Gaussian
@@ -229,11 +430,28 @@ class TreeAggregation(_Tagged, frozen=True):
 
 
 class BandedMatrixFactorization(_Tagged, frozen=True):
-    """``steps`` sums with noise correlated by a strategy of ``bands`` bands, columns of norm 1.
+    """``steps`` sums with noise that a banded strategy matrix correlates.
 
-    Records are split into ``bands`` groups in advance; step t draws from group t mod bands,
-    each record of it by its own coin of bias ``sampling_rate`` (1: the whole group). So a
-    record joins at steps that are ``bands`` apart.
+    The columns of the matrix have norm 1. Records are split into ``bands`` groups in advance.
+    Step t draws from group t mod bands, so a record joins at steps that are ``bands`` apart.
+
+    Attributes:
+        mechanism: The Gaussian noise, before it is correlated.
+        steps: Number of sums; at least 1.
+        bands: Number of bands of the matrix, and of groups of records; at least 1.
+        sampling_rate: Probability with which each record of the group joins the step; above 0
+            and at most 1, which takes the whole group.
+
+    Raises:
+        InvalidArgument: If a count is no whole number of at least 1, ``sampling_rate`` is out of
+            its range, or ``mechanism`` is not a Gaussian.
+
+    References:
+        Choquette-Choo et al. (2023), arXiv:2306.08153, Theorem 4.
+
+    Example:
+        >>> BandedMatrixFactorization(Gaussian(1.0), steps=1000, bands=10).sampling_rate
+        1.0
     """
 
     mechanism: Gaussian
@@ -248,14 +466,29 @@ class BandedMatrixFactorization(_Tagged, frozen=True):
         _require_kind("mechanism", self.mechanism, Gaussian)
 
 
-Sampled = PoissonSampled | TruncatedPoisson | SampledWithoutReplacement | RandomAllocation
-Reduced = TreeAggregation | BandedMatrixFactorization
+SampledMechanism = PoissonSampled | TruncatedPoisson | SampledWithoutReplacement | RandomAllocation
+MultiStepMechanism = TreeAggregation | BandedMatrixFactorization
+"""Mechanisms that release several sums at once, with noise that they share."""
 
 
 class NegativeBinomialTrials(_Tagged, frozen=True):
-    """A number of trials K >= 1 of the truncated negative binomial law D(shape, success).
+    """Number of trials of a selection: the truncated negative binomial law on K >= 1.
 
-    shape 1 is the geometric law, shape 0 the logarithmic one; a larger shape concentrates.
+    Attributes:
+        shape: Shape of the law, above -1 and finite: 1 is the geometric law, 0 the logarithmic
+            one. A larger shape concentrates K.
+        success: The second parameter of the law; above 0 and below 1. A smaller one gives more
+            trials.
+
+    Raises:
+        InvalidArgument: If ``shape`` or ``success`` is out of its range.
+
+    References:
+        Papernot & Steinke (2022), arXiv:2110.03620, Definition 1.
+
+    Example:
+        >>> NegativeBinomialTrials(shape=1.0, success=0.1)
+        NegativeBinomialTrials(shape=1.0, success=0.1)
     """
 
     shape: float
@@ -268,7 +501,21 @@ class NegativeBinomialTrials(_Tagged, frozen=True):
 
 
 class PoissonTrials(_Tagged, frozen=True):
-    """A Poisson number of trials; none at all returns a fixed result."""
+    """Number of trials of a selection: a Poisson law; no trial at all returns a fixed result.
+
+    Attributes:
+        mean: Expected number of trials; above 0 and finite.
+
+    Raises:
+        InvalidArgument: If ``mean`` is not above 0 and finite.
+
+    References:
+        Papernot & Steinke (2022), arXiv:2110.03620, Theorem 6.
+
+    Example:
+        >>> PoissonTrials(mean=10.0).mean
+        10.0
+    """
 
     mean: float
 
@@ -276,26 +523,56 @@ class PoissonTrials(_Tagged, frozen=True):
         require_positive("mean", self.mean)
 
 
-Trials = NegativeBinomialTrials | PoissonTrials
+TrialCount = NegativeBinomialTrials | PoissonTrials
+"""Law of the number of trials of a selection."""
 
 
 class Selected(_Tagged, frozen=True):
     """The best result of a random number of runs of one mechanism: private model selection.
 
-    Each trial runs ``mechanism`` afresh; the number of trials is drawn before the first and
-    kept secret, and only the best result is released.
+    Each trial runs ``mechanism`` with fresh randomness. The number of trials is drawn before
+    the first and kept secret, and only the best result is released.
+
+    Attributes:
+        mechanism: The mechanism of one trial.
+        trials: The law of the number of trials.
+
+    Raises:
+        InvalidArgument: If ``mechanism`` is no mechanism, or ``trials`` no law of a number.
+
+    References:
+        Papernot & Steinke (2022), arXiv:2110.03620.
+
+    Example:
+        >>> one_run = Repeated(PoissonSampled(Gaussian(1.0), 0.01), times=500)
+        >>> tuning = Selected(one_run, NegativeBinomialTrials(shape=1.0, success=0.1))
+        >>> tuning.mechanism.times
+        500
     """
 
     mechanism: Mechanism
-    trials: Trials
+    trials: TrialCount
 
     def __post_init__(self) -> None:
         _require_kind("mechanism", self.mechanism, Mechanism)
-        _require_kind("trials", self.trials, Trials)
+        _require_kind("trials", self.trials, TrialCount)
 
 
 class Repeated(_Tagged, frozen=True):
-    """The same mechanism ``times`` over, with fresh and independent randomness."""
+    """The same mechanism ``times`` times, with fresh and independent randomness.
+
+    Attributes:
+        mechanism: The mechanism that is repeated.
+        times: Number of repetitions; at least 1.
+
+    Raises:
+        InvalidArgument: If ``times`` is no whole number of at least 1, or ``mechanism`` is no
+            mechanism.
+
+    Example:
+        >>> Repeated(PoissonSampled(Gaussian(1.0), 0.01), times=1000).times
+        1000
+    """
 
     mechanism: Mechanism
     times: int
@@ -306,24 +583,46 @@ class Repeated(_Tagged, frozen=True):
 
 
 class Composed(_Tagged, frozen=True):
-    """Several mechanisms on the same data, chosen in advance; their order does not matter."""
+    """Several mechanisms on the same data, chosen in advance; their order has no meaning.
+
+    Attributes:
+        mechanisms: The parts; at least one. A list is accepted and becomes a tuple.
+
+    Raises:
+        InvalidArgument: If there is no part, or a part is no mechanism.
+
+    Example:
+        >>> run = Composed([Gaussian(50.0), Repeated(PoissonSampled(Gaussian(1.0), 0.01), 1000)])
+        >>> len(run.mechanisms)
+        2
+    """
 
     mechanisms: tuple[Mechanism, ...]
 
     def __post_init__(self) -> None:
         if not self.mechanisms:
             raise InvalidArgument("mechanisms", self.mechanisms, "at least one mechanism")
-        # A list is taken as well, and becomes what can be hashed.
+        # A list is accepted. Accountants hash mechanisms, so it becomes a tuple.
         msgspec.structs.force_setattr(self, "mechanisms", tuple(self.mechanisms))
         for part in self.mechanisms:
             _require_kind("mechanisms", part, Mechanism)
 
 
-Release = Elementary | Sampled | Reduced | Selected
+Release = ElementaryMechanism | SampledMechanism | MultiStepMechanism | Selected
+"""What one line of a ledger records: no repetition and no composition."""
+
 Mechanism = Release | Repeated | Composed
+"""Any mechanism that an accountant reads; a tree of the types of this module.
+
+Example:
+    >>> text = b'{"kind":"repeated","mechanism":{"kind":"gaussian","noise_multiplier":2},"times":3}'
+    >>> msgspec.json.decode(text, type=Mechanism).times
+    3
+"""
 
 
 def _require_kind(name: str, value: object, kind: Any) -> None:
+    """Refuse a value that is not of a class, or of a union of classes."""
     if not isinstance(value, kind):
         members = getattr(kind, "__args__", (kind,))
         raise InvalidArgument(name, value, " or ".join(member.__name__ for member in members))

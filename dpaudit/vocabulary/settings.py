@@ -1,4 +1,4 @@
-"""What a training run was asked to do: the content of config.toml.
+"""Settings of a training run: the content of config.toml.
 
 Settings that can change privacy and settings that only change speed are different types.
 """
@@ -6,6 +6,7 @@ Settings that can change privacy and settings that only change speed are differe
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,28 +22,38 @@ from dpaudit.vocabulary.errors import (
 )
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "adam-corrected")
-SCHEDULES = ("constant", "cosine")
-NOISES = ("normal", "grid")
-DIRECTIONS = ("own", "dirac", "orthogonal")
+LEARNING_RATE_SCHEDULES = ("constant", "cosine")
+NOISE_DISTRIBUTIONS = ("normal", "grid")
+CANARY_DIRECTIONS = ("own", "dirac", "orthogonal")
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not in ``allowed``."""
     if value not in allowed:
         raise InvalidArgument(name, value, f"one of {', '.join(allowed)}")
 
 
 class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which records, and which of them train.
+    """The records, and the split into training and held-out records.
 
     Attributes:
         source: ``digits``, or the absolute path of a file or folder.
-        label: Column of the label in a table; None for ``label``, else the last column.
-        feature_range: Public range (least, greatest) that features are scaled from, to
-            [0, 1]; None for that of the format (0 to 255 for bytes), else no scaling.
-        test_fraction: Probability with which each record is held out, unless the source
-            has a test set of its own.
-        split_seed: Seed of the held-out coins; record i's coin depends on it and on i alone.
+        label: Label column of a table. None selects the column ``label``, or else the last.
+        feature_range: Public range (minimum, maximum) of the features, which is scaled to
+            [0, 1]. None selects the range of the format (0 to 255 for bytes), or else no
+            scaling.
+        test_fraction: Probability with which each record is held out, unless the source has a
+            test set; above 0 and below 1.
+        split_seed: Seed of the split, at least 0. The coin of record i depends on the seed and
+            on i alone.
+
+    Raises:
+        InvalidArgument: If a setting is out of its range.
+
+    Example:
+        >>> DataSettings(test_fraction=0.1).source
+        'digits'
     """
 
     source: str = "digits"
@@ -64,22 +75,35 @@ class DataSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that the guarantee depends on.
+    """All settings that the privacy guarantee depends on.
 
     Attributes:
-        sampling_rate: Probability with which each record joins each step.
-        noise_multiplier: Standard deviation of the noise over ``clip_norm``.
-        clip_norm: Largest L2 norm of one record's gradient.
-        steps: Number of noisy steps.
-        delta: The delta that epsilon is claimed at.
-        expected_batch_size: Public constant that the noisy sum is divided by. None: the
-            record count is released with noise, booked in the ledger, and used instead.
-        count_noise_multiplier: Standard deviation of that release's noise, in records.
-        seed: None for secure randomness; a number makes the run reproducible and no claim
-            about it pass a gate that demands secure randomness.
-        leaves_out: What else was done with the records that the claim does not cover.
-        noise: ``normal``, or ``grid``: rounded normals on a grid, whose own floats leak
-            nothing.
+        sampling_rate: Probability with which each record joins each step; above 0 and at most
+            1.
+        noise_multiplier: Standard deviation of the noise over ``clip_norm``; above 0.
+        clip_norm: Largest L2 norm of one record's gradient; above 0.
+        steps: Number of noisy steps; at least 1.
+        delta: The delta of the claimed epsilon; at least 1e-300 and below 1.
+        expected_batch_size: Public constant by which the noisy sum is divided, in records;
+            above 0. With None, a noisy record count is released, recorded in the ledger and
+            used instead.
+        count_noise_multiplier: Standard deviation of the noise of that count, in records;
+            above 0.
+        seed: None for secure randomness. A number, at least 0, makes the run reproducible; a
+            gate that requires secure randomness then rejects the claim.
+        unaccounted: Other uses of the records, which the claim does not cover.
+        noise: ``normal``, or ``grid``: normal noise rounded to a grid, whose floating-point
+            representation leaks nothing.
+
+    Raises:
+        InvalidArgument: If a setting is NaN, infinite or out of its range.
+
+    Example:
+        >>> settings = PrivacySettings(
+        ...     sampling_rate=0.01, noise_multiplier=1.1, clip_norm=1.0, steps=1000, delta=1e-5
+        ... )
+        >>> settings.noise
+        'normal'
     """
 
     sampling_rate: float
@@ -90,11 +114,11 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expected_batch_size: float | None = None
     count_noise_multiplier: float = 50.0
     seed: int | None = None
-    leaves_out: tuple[str, ...] = ()
+    unaccounted: tuple[str, ...] = ()
     noise: str = "normal"
 
     def __post_init__(self) -> None:
-        _require_one_of("noise", self.noise, NOISES)
+        _require_one_of("noise", self.noise, NOISE_DISTRIBUTIONS)
         require_sampling_rate("sampling_rate", self.sampling_rate)
         require_positive("noise_multiplier", self.noise_multiplier)
         require_positive("clip_norm", self.clip_norm)
@@ -108,19 +132,27 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is trained and how; any value is equally private.
+    """Model and optimizer; no value of these settings changes the guarantee.
 
     Attributes:
         model: ``auto``, ``linear``, ``mlp``, ``cnn``, ``scattering``, or
-            ``package.module:factory``, called with the shape of one record and the number
-            of classes.
-        optimizer: ``sgd``, ``adam``, ``adamw``, or ``adam-corrected``, which takes the noise's
-            share off the second moment.
-        learning_rate: Of the optimizer; None for the model's default.
-        momentum: Of ``sgd``.
-        learning_rate_schedule: ``constant``, or ``cosine``: down to 0 after the last step.
-        average_decay: What ships is an exponential average of the weights over the steps, of
-            which each step keeps this much; None: the last weights.
+            ``package.module:factory``, which is called with the shape of one record and the
+            number of classes.
+        optimizer: ``sgd``, ``adam``, ``adamw``, or ``adam-corrected``, which subtracts the
+            variance of the noise from the second moment.
+        learning_rate: Learning rate of the optimizer, above 0; None for the model's default.
+        momentum: Momentum of ``sgd``; at least 0 and below 1.
+        learning_rate_schedule: ``constant``, or ``cosine``, which falls to 0 after the last
+            step.
+        average_decay: Decay per step of an exponential average of the weights, which is then
+            the published model; above 0 and below 1. None publishes the last weights.
+
+    Raises:
+        InvalidArgument: If a setting is unknown or out of its range.
+
+    Example:
+        >>> ModelSettings(optimizer="adam", learning_rate=1e-3).model
+        'auto'
     """
 
     model: str = "auto"
@@ -135,7 +167,9 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.learning_rate is not None:
             require_positive("learning_rate", self.learning_rate)
         _require_one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _require_one_of("learning_rate_schedule", self.learning_rate_schedule, SCHEDULES)
+        _require_one_of(
+            "learning_rate_schedule", self.learning_rate_schedule, LEARNING_RATE_SCHEDULES
+        )
         if self.average_decay is not None:
             require_open_unit("average_decay", self.average_decay)
         if not 0 <= self.momentum < 1:
@@ -143,13 +177,21 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CanarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many canaries are made; each is included by a fair coin of its own.
+    """Numbers and kind of the canaries; each is included by its own fair coin.
 
     Attributes:
-        gradient: Canaries in gradient space, a direction each.
-        inputs: Mislabelled records among the training records.
-        directions: ``own`` coordinates beside the parameters, which cannot interfere; or
-            among the parameters, ``dirac`` (one each) or ``orthogonal`` (all of them).
+        gradient: Number of canaries in gradient space, each with one direction; at least 0.
+        inputs: Number of mislabelled records among the training records; at least 0.
+        directions: ``own``: coordinates outside of the parameters, so canaries do not
+            interfere. ``dirac``: one parameter per canary. ``orthogonal``: the parameters
+            are divided evenly among the canaries, with a random sign each.
+
+    Raises:
+        InvalidArgument: If a number is negative or ``directions`` is unknown.
+
+    Example:
+        >>> CanarySettings(gradient=1000).directions
+        'own'
     """
 
     gradient: int = 0
@@ -159,16 +201,23 @@ class CanarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         require_count("canaries", self.gradient, least=0)
         require_count("input_canaries", self.inputs, least=0)
-        _require_one_of("canary_directions", self.directions, DIRECTIONS)
+        _require_one_of("canary_directions", self.directions, CANARY_DIRECTIONS)
 
 
 class SpeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What changes speed and memory alone, never the result's law.
+    """Settings that change speed and memory alone, not the distribution of the result.
 
     Attributes:
-        physical_batch_size: Records whose gradients are in memory at once.
-        checkpoint_every: Steps between checkpoints.
+        physical_batch_size: Records whose gradients are in memory at once; at least 1.
+        checkpoint_every: Steps between checkpoints; at least 1.
         device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
+
+    Raises:
+        InvalidArgument: If a number is below 1 or ``device`` is unknown.
+
+    Example:
+        >>> SpeedSettings().physical_batch_size
+        128
     """
 
     physical_batch_size: int = 128
@@ -182,7 +231,17 @@ class SpeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was asked of one run; ``preset`` is the name of the one that it started from."""
+    """All settings of one run.
+
+    Attributes:
+        data: The records.
+        privacy: Settings that the guarantee depends on.
+        model: Model and optimizer.
+        canaries: Canaries for the audit.
+        speed: Settings that change speed and memory alone.
+        preset: Name of the preset that the run started from; None without one.
+        schema_version: Version of the file format.
+    """
 
     data: DataSettings
     privacy: PrivacySettings
@@ -191,3 +250,114 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     speed: SpeedSettings
     preset: str | None = None
     schema_version: str = SCHEMA_VERSION
+
+
+# Presets: settings that are known to work on a benchmark.
+
+HYPERPARAMETER_TUNING = "hyperparameter-tuning"
+"""Name, in ledgers and policies, of the use of the records that a preset leaves unaccounted."""
+
+
+class Preset(msgspec.Struct, frozen=True):
+    """Settings of a run without its records.
+
+    Attributes:
+        data: The records for which the settings were tuned, as text.
+        source: The origin of the hyper-parameters, as text.
+        model: Model and optimizer.
+        clip_norm: Largest L2 norm of one record's gradient.
+        dataset_size: Public number of records.
+        batch_size: Expected number of records in a batch.
+        epochs: Expected passes over the records.
+        target_epsilon: Epsilon for which the noise is calibrated, in nats.
+        delta: The delta of that epsilon.
+        physical_batch_size: Records whose gradients are in memory at once.
+    """
+
+    data: str
+    source: str
+    model: ModelSettings
+    clip_norm: float
+    dataset_size: int
+    batch_size: int
+    epochs: float
+    target_epsilon: float = 3.0
+    delta: float = 1e-5
+    physical_batch_size: int = 1024
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The settings by section and key of a configuration file."""
+        return {
+            "privacy": {
+                "target_epsilon": self.target_epsilon,
+                "delta": self.delta,
+                "clip_norm": self.clip_norm,
+                "dataset_size": self.dataset_size,
+                "batch_size": self.batch_size,
+                "epochs": self.epochs,
+                "unaccounted": (HYPERPARAMETER_TUNING,),
+            },
+            "model": msgspec.structs.asdict(self.model),
+            "speed": {"physical_batch_size": self.physical_batch_size},
+        }
+
+
+PRESETS = {
+    "fashion-mnist-scattering": Preset(
+        data="Fashion-MNIST, 60,000 images of 28 x 28",
+        source="Tramer & Boneh 2021, arXiv:2011.11660 (linear model on scattering features); "
+        "epochs (40 there) and averaged weights by our own trials",
+        model=ModelSettings(
+            "scattering", "sgd", learning_rate=16.0, momentum=0.9, average_decay=0.98
+        ),
+        clip_norm=0.1,
+        dataset_size=60_000,
+        batch_size=8192,
+        epochs=55,
+    ),
+    "mnist-scattering": Preset(
+        data="MNIST, 60,000 images of 28 x 28",
+        source="Tramer & Boneh 2021, arXiv:2011.11660 (linear model on scattering features); "
+        "batch (4096 there), learning rate (8) and epochs (40) by our own trials",
+        model=ModelSettings("scattering", "sgd", learning_rate=6.0, momentum=0.9),
+        clip_norm=0.1,
+        dataset_size=60_000,
+        batch_size=8192,
+        epochs=60,
+    ),
+    "mnist-cnn": Preset(
+        data="MNIST, 60,000 images of 28 x 28",
+        source="network: Papernot et al. 2020, arXiv:2007.14191; the rest: Tramer & Boneh 2021, "
+        "arXiv:2011.11660",
+        model=ModelSettings("cnn", "sgd", learning_rate=0.5, momentum=0.9),
+        clip_norm=0.1,
+        dataset_size=60_000,
+        batch_size=512,
+        epochs=40,
+        physical_batch_size=512,
+    ),
+}
+
+
+# Progress of a long computation, as its caller shows it.
+
+
+class Progress(Protocol):
+    """Receives the progress of a computation, stage by stage."""
+
+    def start(self, what: str, total: int) -> None:
+        """Begin a stage of ``total`` units of work; the stage before it has ended."""
+
+    def advance(self, units: int = 1) -> None:
+        """Report that ``units`` more units of the stage are done."""
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def start(self, what: str, total: int) -> None:
+        """Ignore the stage."""
+
+    def advance(self, units: int = 1) -> None:
+        """Ignore the units."""

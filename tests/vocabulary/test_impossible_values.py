@@ -8,20 +8,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from dpaudit.vocabulary.audit import AttackReport, AuditReport, MembershipResult, TprAtFpr
-from dpaudit.vocabulary.baseline import AttackRate
-from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
-from dpaudit.vocabulary.errors import InvalidArgument
-from dpaudit.vocabulary.estimators import (
+from dpaudit.vocabulary.audit import (
+    AttackReport,
+    AuditReport,
     BatchRates,
     ClaimedCurve,
     GaussianBand,
-    Guessed,
-    Sample,
+    GuessCount,
+    MembershipResult,
+    SampleMoments,
     TotalVariation,
+    TprAtFpr,
 )
-from dpaudit.vocabulary.tolerance import same_epsilon, same_number
+from dpaudit.vocabulary.baseline import AttackRate
+from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
+from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.privacy_terms import Bound
+from dpaudit.vocabulary.rounding import same_epsilon, same_number
 from dpaudit.vocabulary.verdict import Outcome
 from tests.gate.figures import BOUND, RUN, STEP
 
@@ -29,8 +32,8 @@ NAN, INF = math.nan, math.inf
 RATE = TprAtFpr(0.1, 0.2, Bound(0.1, 0.3), 0.95, Bound(0.15, 0.25), 3, 10, 40)
 ATTACK = MembershipResult("a", 100, 50, 0.6, 0.6, (RATE,), ((0.0, 0.0), (1.0, 1.0)))
 AUDIT = AuditReport("", 0.99, (BOUND,), (ATTACK,))
-FINDING = Finding(
-    check="noise", name="n", outcome=Outcome.HOLDS, tested="t", why="w", power="p", p_value=0.5
+FINDING = ConformanceFinding(
+    check="noise", name="n", outcome=Outcome.PASS, tested="t", why="w", power="p", p_value=0.5
 )
 CONFORMANCE = ConformanceResult(
     claim=StepClaim(
@@ -38,7 +41,7 @@ CONFORMANCE = ConformanceResult(
     ),
     findings=(FINDING,),
     level=1e-4,
-    verdict=Outcome.HOLDS,
+    verdict=Outcome.PASS,
 )
 CASES: list[tuple[Any, str, list[object]]] = [
     (BOUND, "confidence", [0.0, 1.0, 1.5, -0.5, NAN]),
@@ -76,10 +79,10 @@ CASES: list[tuple[Any, str, list[object]]] = [
     (STEP, "times", [0, -3]),
     (RUN, "clip_norm", [0.0, -1.0, NAN, INF]),
     (RUN, "heldout_accuracy", [1.5, NAN]),
-    (Sample(3, 0.5, 1.0), "count", [-1]),
-    (Sample(3, 0.5, 1.0), "mean", [NAN, INF, -INF]),
-    (Sample(3, 0.5, 1.0), "variance", [-0.1, NAN, INF]),
-    (Guessed(5, 3), "correct", [6, -1]),
+    (SampleMoments(3, 0.5, 1.0), "count", [-1]),
+    (SampleMoments(3, 0.5, 1.0), "mean", [NAN, INF, -INF]),
+    (SampleMoments(3, 0.5, 1.0), "variance", [-0.1, NAN, INF]),
+    (GuessCount(5, 3), "correct", [6, -1]),
     (BatchRates(3, 5, 2, 9), "hits", [6, -1]),
     (BatchRates(3, 5, 2, 9), "out_of_batch", [1]),
     (ClaimedCurve(1.5), "noise_factor", [0.0, -1.0, NAN, INF]),
