@@ -1,5 +1,5 @@
-"""Opens every input file and writes every output file; errors and limits are typed.
+"""Input and output files: every input is opened here, and every output written here.
 
-Input files are data from elsewhere: only regular files are opened, each kind has a limit of
-size, and what a compressed file declares is checked before it is inflated.
+Input files are untrusted. Only regular files are opened, each kind has a size limit, and the
+declared size of compressed content is checked before it is inflated. Errors are typed.
 """

@@ -1,4 +1,4 @@
-"""Imports and calls the user's own Python code, and says when an error is its own."""
+"""The user's own Python code: importing and calling it, with errors attributed to it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ _modules: set[str] = set()
 REMEDY = "correct it there, or give another one"
 
 
-def imported(argument: str, name: str, allowed: str) -> Any:
-    """Return what ``package.module:attribute`` names.
+def import_object(argument: str, name: str, allowed: str) -> Any:
+    """Return the object that ``package.module:attribute`` names.
 
-    The working directory is searched, too: an installed command does not look where it is
-    called.
+    The working directory is searched, too, which an installed command does not do by itself.
 
     Args:
-        argument: The argument that names it.
-        name: What was given.
-        allowed: What is allowed, for the error.
+        argument: Name of the argument, for errors.
+        name: The given value.
+        allowed: Description of allowed values, for errors.
+
+    Returns:
+        The attribute; dots in ``attribute`` are followed.
 
     Raises:
-        InvalidArgument: There is no such module or attribute.
-        UserCodeError: The module raised an error, or ended the process, while it was imported.
+        InvalidArgument: If there is no such module or attribute.
+        UserCodeError: If the module raises an error, or exits, while it is imported.
     """
     module, colon, attribute = name.partition(":")
     if not (colon and module and attribute) or module.startswith("."):
@@ -44,18 +46,27 @@ def imported(argument: str, name: str, allowed: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidArgument(argument, name, f"{allowed} ({cause(error)})") from error
+        raise InvalidArgument(argument, name, f"{allowed} ({describe_cause(error)})") from error
     except (Exception, SystemExit) as error:
-        raise UserCodeError(f"{argument} {name}", cause(error), REMEDY) from error
+        raise UserCodeError(f"{argument} {name}", describe_cause(error), REMEDY) from error
     return found
 
 
-def made(argument: str, name: str, factory: Callable[..., Any], *arguments: object) -> Any:
-    """Call a factory with ``arguments`` if its signature takes them, else without any.
+def call_factory(argument: str, name: str, factory: Callable[..., Any], *arguments: object) -> Any:
+    """Call a factory with arguments if its signature accepts them, else without any.
+
+    Args:
+        argument: Name of the argument that gave the factory, for errors.
+        name: The given value, for errors.
+        factory: The function or class.
+        *arguments: Arguments to try first.
+
+    Returns:
+        What the factory returns.
 
     Raises:
-        InvalidArgument: Its signature takes neither.
-        UserCodeError: It raised an error, or called ``sys.exit``.
+        InvalidArgument: If its signature accepts neither.
+        UserCodeError: If it raises an error, or calls ``sys.exit``.
     """
     given = _accepted(argument, name, factory, arguments)
     try:
@@ -64,35 +75,57 @@ def made(argument: str, name: str, factory: Callable[..., Any], *arguments: obje
         raise
     except (Exception, SystemExit) as error:
         called = f"it was called with {', '.join(map(repr, given)) or 'no arguments'}; {REMEDY}"
-        raise UserCodeError(f"{argument} {name}", cause(error), called) from error
+        raise UserCodeError(f"{argument} {name}", describe_cause(error), called) from error
 
 
-def called(name: str, function: Callable[..., Any], *arguments: object) -> Any:
+def call_user_function(name: str, function: Callable[..., Any], *arguments: object) -> Any:
     """Call a user's model or trainer.
 
+    Args:
+        name: Name of the function, for errors.
+        function: The function.
+        *arguments: Its arguments.
+
+    Returns:
+        What the function returns.
+
     Raises:
-        UserCodeError: It raised an error, or called ``sys.exit``.
+        UserCodeError: If it raises an error, or calls ``sys.exit``.
     """
     try:
         return function(*arguments)
     except DpauditError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserCodeError(name, cause(error), REMEDY) from error
+        raise UserCodeError(name, describe_cause(error), REMEDY) from error
 
 
-def raised_by_user_code(error: BaseException) -> UserCodeError | None:
-    """Return what to say of an error that passed through a module of the user; else None."""
+def describe_user_error(error: BaseException) -> UserCodeError | None:
+    """Return the error to report for one that was raised below a user's module.
+
+    Args:
+        error: Any exception with a traceback.
+
+    Returns:
+        An error that names the innermost function of the user; None if there is none.
+    """
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         name = str(frame.f_globals.get("__name__", ""))
         if name.partition(".")[0] in _modules:
             place = f"{name}.{frame.f_code.co_name}"
-            return UserCodeError(place, cause(error), REMEDY)
+            return UserCodeError(place, describe_cause(error), REMEDY)
     return None
 
 
-def cause(error: BaseException) -> str:
-    """Return an error's type and text."""
+def describe_cause(error: BaseException) -> str:
+    """Return the type and text of an error.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        ``Type: text``, or the type alone.
+    """
     text = str(error).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -100,11 +133,12 @@ def cause(error: BaseException) -> str:
 def _accepted(
     argument: str, name: str, factory: Callable[..., Any], arguments: tuple[object, ...]
 ) -> tuple[object, ...]:
+    """Return the arguments that a factory accepts: those given, or none."""
     if not callable(factory):
         raise InvalidArgument(argument, name, "a function or class to call")
     try:
         signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # of C code that does not say
+    except (TypeError, ValueError):  # C code without a signature
         return arguments
     for given in (arguments, ()):
         try:
@@ -113,7 +147,7 @@ def _accepted(
             continue
         return given
     allowed = (
-        "a function that is called with the shape of a record and the number of classes, or with "
-        f"nothing; it takes {signature}"
+        "a function that accepts the shape of a record and the number of classes, or no "
+        f"arguments; its signature is {signature}"
     )
     raise InvalidArgument(argument, name, allowed)

@@ -1,1 +1,1 @@
-"""The run directory: the one place that knows its file names; reads, writes, verifies."""
+"""The run directory: names of its files, and reading, writing and verifying them."""

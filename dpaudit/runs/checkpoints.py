@@ -1,7 +1,7 @@
-"""Checkpoints as files: which are complete, and how far each had come; no weights are read.
+"""Checkpoints as files: which are complete, and at which step; no weights are read.
 
-A folder ``step-N`` counts once its marker is there. The marker is written last and removed
-first, so that a process that dies in between leaves no folder that looks complete.
+A folder ``step-N`` is complete once its marker exists. The marker is written last and removed
+first. So a process that dies in between leaves no folder that appears complete.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from dpaudit.runs.files import read_json, sha256
+from dpaudit.runs.file_io import read_json, sha256
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import IntegrityError
-from dpaudit.vocabulary.ledger import Checkpointed, PrivacyLedger
+from dpaudit.vocabulary.ledger import CheckpointEntry, PrivacyLedger
 
 MARKER = "COMPLETE"
 PROGRESS = "progress.json"
@@ -23,15 +23,16 @@ _NAME = re.compile(r"step-(\d+)(\.\d+)?")
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a run had come when a checkpoint was written.
+    """State of a run when a checkpoint was written.
 
     Attributes:
-        steps_done: How many steps.
-        releases: How many releases the ledger held.
-        expected_batch_size: The public constant that noisy sums are divided by.
-        clip_norm: Where adaptive clipping had come; None for a fixed rule.
-        run: What the ledger's header calls the run; empty if nobody wrote it down.
-        settings: Further settings of the trainer that must be the same when it resumes.
+        steps_done: Number of steps.
+        releases: Number of releases in the ledger.
+        expected_batch_size: The public constant by which noisy sums are divided, in records.
+        clip_norm: Current clip norm of adaptive clipping; None for a fixed rule.
+        run: Name of the run in the ledger's header; empty in checkpoints without one.
+        settings: Further settings of the trainer that must be equal when it resumes.
+        schema_version: Version of this file's format.
     """
 
     steps_done: int
@@ -44,7 +45,14 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
-    """Return the folders of checkpoints, complete or not, in ``checkpoints``, oldest first."""
+    """Return the folders of all checkpoints, complete or not.
+
+    Args:
+        checkpoints: The folder that holds them; it may be missing.
+
+    Returns:
+        Folders, the oldest first.
+    """
     if not checkpoints.is_dir():
         return []
     named = ((_NAME.fullmatch(folder.name), folder) for folder in checkpoints.iterdir())
@@ -53,80 +61,138 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
 
 
 def _order(name: re.Match[str]) -> tuple[int, int]:
-    """Return a checkpoint's step, and which one at that step it is."""
+    """Return a checkpoint's step, and its number among those of the same step."""
     return int(name[1]), int((name[2] or ".0")[1:])
 
 
 def new_checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    """Return where to write a checkpoint: a folder of its own, so that none is lost meanwhile."""
+    """Return an unused folder name for a checkpoint.
+
+    An earlier checkpoint of the same step stays until the new one is complete.
+
+    Args:
+        checkpoints: The folder that holds all checkpoints.
+        step: Number of steps done.
+
+    Returns:
+        ``step-N``, or ``step-N.1`` and so on if that exists. Nothing is created.
+    """
     taken = [folder.name for folder in checkpoint_folders(checkpoints)]
     names = (f"step-{step}" + (f".{again}" if again else "") for again in range(len(taken) + 1))
     return checkpoints / next(name for name in names if name not in taken)
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """Return the complete checkpoints in the folder ``checkpoints``, oldest first."""
+    """Return the complete checkpoints.
+
+    Args:
+        checkpoints: The folder that holds them; it may be missing.
+
+    Returns:
+        Folders, the oldest first.
+    """
     return [folder for folder in checkpoint_folders(checkpoints) if is_complete(folder)]
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether a checkpoint was written to its end."""
+    """Return whether a checkpoint has its marker.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        True if it was written completely.
+    """
     return (folder / MARKER).exists()
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint, its marker first; nothing happens if it is not there."""
+    """Remove a checkpoint, its marker first; a missing one is ignored.
+
+    Args:
+        folder: The checkpoint.
+    """
+    # Without its marker, a folder that is half removed does not count.
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_checkpoints(checkpoints: Path) -> None:
-    """Remove all checkpoints of a run, each one's marker first, and their folder."""
+    """Remove all checkpoints of a run, the marker of each first, and their folder.
+
+    Args:
+        checkpoints: The folder that holds them.
+    """
     for folder in checkpoint_folders(checkpoints):
         remove_checkpoint(folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def read_progress(folder: Path) -> Progress:
-    """Return how far the checkpoint in ``folder`` had come.
+    """Read the state of the run at a checkpoint.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The progress.
 
     Raises:
-        IntegrityError: It is missing or broken.
+        IntegrityError: If the file is missing or broken.
     """
     return read_json(folder / PROGRESS, Progress)
 
 
 def read_newest_progress(checkpoints: Path) -> Progress | None:
-    """Return how far the newest complete checkpoint had come, if there is one."""
+    """Read the state of the run at its newest complete checkpoint.
+
+    Args:
+        checkpoints: The folder that holds all checkpoints.
+
+    Returns:
+        The progress; None if no checkpoint is complete.
+
+    Raises:
+        IntegrityError: If the file is missing or broken.
+    """
     folders = complete_checkpoints(checkpoints)
     return read_progress(folders[-1]) if folders else None
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of a checkpoint, by name, for ``Checkpointed``.
+    """Return the SHA-256 of each file of a checkpoint, for ``CheckpointEntry``.
 
-    The marker is left out: it is written after the ledger's line.
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        Hexadecimal digests by file name, without the marker, which is written after the
+        ledger's line.
     """
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
     return {name: sha256(folder / name) for name in names if name != MARKER}
 
 
 def require_own_checkpoint(folder: Path, ledger: PrivacyLedger) -> None:
-    """Refuse a checkpoint that the ledger does not know, before a run goes on from it.
+    """Refuse to resume from a checkpoint that the ledger does not record.
 
-    Every digest is compared. A ledger of an older version has no digests: then the number of
-    releases and the run's name alone are compared.
+    Every digest is compared. Ledgers of older versions have no digests. Then only the number of
+    releases and the run's name are compared.
+
+    Args:
+        folder: The checkpoint.
+        ledger: The ledger of the run.
 
     Raises:
-        IntegrityError: It is of another run, was altered, or knows of more releases than the
-            ledger holds.
+        IntegrityError: If the checkpoint is of another run, was altered, or was written after
+            more releases than the ledger holds.
     """
     require_known_progress(folder, ledger, read_progress(folder))
-    if not any(isinstance(line, Checkpointed) for line in ledger.lines):
+    if not any(isinstance(line, CheckpointEntry) for line in ledger.lines):
         return
     recorded = recorded_digests(folder, ledger)
     if not recorded:
-        raise IntegrityError(f"{folder} is no checkpoint that its ledger records: remove it")
+        raise IntegrityError(f"{folder} is not a checkpoint that its ledger records: remove it")
     own = digests_of(folder)
     if own not in recorded:
         newest = recorded[-1]
@@ -137,11 +203,16 @@ def require_own_checkpoint(folder: Path, ledger: PrivacyLedger) -> None:
 def require_known_progress(folder: Path, ledger: PrivacyLedger, progress: Progress) -> None:
     """Refuse a checkpoint of another run, or of more releases than the ledger holds.
 
+    Args:
+        folder: The checkpoint, for the error.
+        ledger: The ledger of the run.
+        progress: The checkpoint's progress.
+
     Raises:
-        IntegrityError: It is one of these.
+        IntegrityError: If it is one of these.
     """
     if progress.run not in ("", ledger.header.run):
-        raise IntegrityError(f"{folder} is a checkpoint of another run than its ledger is of")
+        raise IntegrityError(f"{folder} is a checkpoint of another run than its ledger")
     if progress.releases > len(ledger.releases):
         raise IntegrityError(
             f"{folder} was written after {progress.releases} releases, its ledger holds "
@@ -150,11 +221,15 @@ def require_known_progress(folder: Path, ledger: PrivacyLedger, progress: Progre
 
 
 def require_known_checkpoints(checkpoints: Path, ledger: PrivacyLedger) -> None:
-    """Refuse a ledger that knows less than a checkpoint of its run; cheap: no weights are read.
+    """Refuse a ledger that holds less than a checkpoint of its run; no weights are read.
+
+    Args:
+        checkpoints: The folder that holds all checkpoints.
+        ledger: The ledger of the run.
 
     Raises:
-        IntegrityError: A checkpoint is of another run, knows of more releases than the ledger,
-            or its progress was altered.
+        IntegrityError: If a complete checkpoint is of another run, was written after more
+            releases than the ledger holds, or its progress was altered.
     """
     for folder in complete_checkpoints(checkpoints):
         try:
@@ -165,15 +240,25 @@ def require_known_checkpoints(checkpoints: Path, ledger: PrivacyLedger) -> None:
                     f"{folder / PROGRESS} was altered after its ledger recorded it"
                 )
         except IntegrityError:
-            if is_complete(folder):  # otherwise the trainer removed it meanwhile
+            # The trainer removes old checkpoints, marker first, while this reads them. Only
+            # one that is still complete is evidence.
+            if is_complete(folder):
                 raise
 
 
 def recorded_digests(folder: Path, ledger: PrivacyLedger) -> list[dict[str, str]]:
-    """Return the digests that the ledger recorded for a checkpoint's step, the newest last."""
+    """Return the digests that the ledger recorded for a checkpoint's step.
+
+    Args:
+        folder: The checkpoint, whose name has the step.
+        ledger: The ledger of the run.
+
+    Returns:
+        Digests by file name for each recorded checkpoint of the step, the newest last.
+    """
     name = _NAME.fullmatch(folder.name)
     return [
         line.files
         for line in ledger.lines
-        if name is not None and isinstance(line, Checkpointed) and line.step == int(name[1])
+        if name is not None and isinstance(line, CheckpointEntry) and line.step == int(name[1])
     ]

@@ -1,174 +1,225 @@
-"""The files of a run, and the rules by which a run directory comes and goes."""
+"""Run directories: creating, opening, verifying, sealing and removing them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpaudit.files.opening import name_in_text
-from dpaudit.files.writing import write_error
-from dpaudit.runs.files import name_of, read_toml, sha256
-from dpaudit.runs.layout import RunFiles
+from msgspec.structs import replace
+
+from dpaudit.files.regular_files import utf8_name, write_error
+from dpaudit.runs.consistency import expected_seal
+from dpaudit.runs.file_io import final_name, read_arrays, read_toml, sha256, write_json
 from dpaudit.runs.ledger_file import (
+    LedgerWriter,
+    complete_seal,
+    has_no_release,
     is_ledger,
-    is_unbegun,
-    locked,
+    ledger_lock,
     read_run,
     read_unfinished,
-    require_whole,
+    require_complete_last_line,
 )
-from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
+from dpaudit.runs.ledger_format import LedgerContent, encode_line
+from dpaudit.runs.run_files import RunFiles
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.settings import RunConfig
 
 
 @dataclass(frozen=True)
 class RunDirectory(RunFiles):
-    """A run's files, and how they are read: every reader of its ledger cross-checks it."""
+    """The files of a run with checked readers: every reader cross-checks the ledger.
+
+    Attributes:
+        path: The run directory.
+    """
 
     @property
     def name(self) -> str:
-        """What documents call the run: its folder's name."""
-        return name_in_text(Path(os.path.realpath(self.path)))
+        """Name of the run in documents: the name of its folder."""
+        return utf8_name(Path(os.path.realpath(self.path)))
 
     def measured(self) -> str:
-        """Return one digest of everything that was measured, for a verdict to name.
+        """Return one digest of all measurements, which a verdict records.
+
+        Returns:
+            64 hexadecimal digits.
 
         Raises:
-            IntegrityError: a file cannot be read.
+            IntegrityError: If a file cannot be read.
         """
         lines = [f"{path.name} {sha256(path)}" for path in self.measurements]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def read_config(self) -> RunConfig:
-        """Return what was asked of the run.
+        """Return the settings of the run.
+
+        Returns:
+            The settings of ``dpaudit train``.
 
         Raises:
-            InvalidArgument: it was made by a loop of one's own, which has no settings.
-            IntegrityError: the settings are broken, or an unknown version.
+            InvalidArgument: If your own training loop made the run, which has no settings.
+            IntegrityError: If the settings are broken or of an unknown version.
         """
         if not self.config.exists():
             raise InvalidArgument(
                 "run",
                 str(self.path),
-                "one that dpaudit train made: a loop of one's own has no config.toml "
-                "(test its trainer by dpaudit conformance package.module:make_trainer --run)",
+                "one that dpaudit train made: your own training loop writes no config.toml "
+                "(test its trainer with dpaudit conformance package.module:make_trainer --run)",
             )
         return read_toml(self.config, RunConfig)
 
     def read_ledger(self) -> PrivacyLedger:
-        """Return the verified ledger of a run, finished or not; it ends with a whole line.
+        """Return the verified ledger of a run, finished or not, that ends with a whole line.
+
+        Returns:
+            The ledger.
 
         Raises:
-            IntegrityError: It is missing, torn or altered, or another file of the run
-                contradicts it; a finished run must have its claim.
+            IntegrityError: If it is missing, incomplete or altered, another file of the run
+                contradicts it, or a finished run has no claim.
         """
         content = read_run(self)
-        require_whole(self.ledger, content)
+        require_complete_last_line(self.ledger, content)
         return content.ledger
 
     def read_unfinished(self) -> PrivacyLedger:
-        """Return the ledger of a run that may still go on, or whose process may have died.
+        """Return the ledger of a run that may be in progress or interrupted.
 
         An incomplete last line that is a release, or may be one, counts as one.
 
+        Returns:
+            The ledger to account for.
+
         Raises:
-            IntegrityError: It is missing, damaged or altered, or another file of the run
+            IntegrityError: If it is missing, damaged or altered, or another file of the run
                 contradicts it.
         """
         return read_unfinished(self.ledger)
 
     def read_finished(self) -> PrivacyLedger:
-        """Return the ledger of a finished run whose files are those that it was sealed with.
+        """Return the ledger of a finished run, after its files were compared with the seal.
+
+        Returns:
+            The sealed ledger.
 
         Raises:
-            IntegrityError: the run is unfinished, or a file is missing or altered.
+            IntegrityError: If the run is unfinished, or a file is missing or altered.
         """
         ledger = self.read_ledger()
         if ledger.seal is None:
             raise IntegrityError(
-                f"{self.path} is not finished: resume it with dpaudit train --resume, end the "
-                "loop of your own with private.finish(), or complete it with dpaudit finish"
+                f"{self.path} is not finished: resume it with dpaudit train --resume, end your "
+                "own training loop with private.finish(), or complete it with dpaudit finish"
             )
         self.require_unaltered(ledger.seal.files)
         return ledger
 
     def require_unaltered(self, files: dict[str, str]) -> None:
-        """Refuse a run of which a file no longer has the digest that its ledger holds.
+        """Refuse a run in which a file does not have its recorded digest.
+
+        Args:
+            files: SHA-256 by file name.
 
         Raises:
-            IntegrityError: names the file.
+            IntegrityError: If a file is missing or altered; the error names it.
         """
         for name, digest in files.items():
             if sha256(self.path / name) != digest:
-                raise IntegrityError(f"{self.path / name} was altered after its ledger bound it")
+                raise IntegrityError(f"{self.path / name} was altered after its ledger recorded it")
 
 
 def open_run(path: Path) -> RunDirectory:
-    """Return the run at ``path``.
+    """Return the run at a path.
+
+    Args:
+        path: The run directory.
+
+    Returns:
+        The run; its files are not read yet.
 
     Raises:
-        InvalidArgument: there is no such directory.
-        IntegrityError: it holds no ledger.
+        InvalidArgument: If there is no such directory.
+        IntegrityError: If the directory holds no ledger.
     """
     if not os.path.isdir(path):
         raise InvalidArgument("run", str(path), "a run directory that exists")
     run = RunDirectory(path)
     if not os.path.isfile(run.ledger):
-        raise IntegrityError(f"{path} is no run directory, or incomplete: it has no ledger.jsonl")
+        raise IntegrityError(
+            f"{path} is not a run directory, or is incomplete: it has no ledger.jsonl"
+        )
     return run
 
 
 def require_absent(path: Path) -> None:
-    """Refuse a path where something is already.
+    """Refuse a path that is in use.
 
-    An empty directory is allowed, and one that holds nothing but a run that never released
-    anything: its process died before it did.
+    Allowed are a missing path, an empty directory, and a run whose process died before its first
+    release.
+
+    Args:
+        path: Path of the new run.
 
     Raises:
-        RunExists: there is something else.
+        RunExists: If there is anything else.
     """
     if os.path.islink(path) or (os.path.exists(path) and not _may_hold_a_run(path)):
         raise RunExists(f"{path} exists: choose another --out, or pass --overwrite or --resume")
 
 
 def _may_hold_a_run(path: Path) -> bool:
+    """Return whether a new run may use a directory: it is empty, or its run has no release."""
     if not path.is_dir():
         return False
     if not any(path.iterdir()):
         return True
     run = RunDirectory(path)
-    return not _others_than(run) and is_unbegun(run.ledger)
+    return not _others_than(run) and has_no_release(run.ledger)
 
 
 def _others_than(run: RunDirectory) -> list[str]:
-    """Return the names in a run directory that are not the run's."""
-    own = {file.name for file in run.own_files} | {run.checkpoints.name}
-    return [file.name for file in run.path.iterdir() if name_of(file) not in own]
+    """Return the names in a run directory that do not belong to the run."""
+    own = {file.name for file in run.all_files} | {run.checkpoints.name}
+    return [file.name for file in run.path.iterdir() if final_name(file) not in own]
 
 
-def files_in_the_way(run: RunDirectory) -> list[Path]:
-    """Return the files of an earlier run that a new ledger must not be put beside.
+def conflicting_files(run: RunDirectory) -> list[Path]:
+    """Return the files of an earlier run beside which no new ledger may be created.
 
-    None, if the earlier run never released anything: ``LedgerWriter.create`` replaces it.
+    Args:
+        run: The files of the earlier run.
+
+    Returns:
+        Existing files; none if that run has no release, as ``LedgerWriter.create`` replaces it.
     """
-    if is_unbegun(run.ledger):
+    if has_no_release(run.ledger):
         return []
-    return [file for file in run.own_files if file.exists()]
+    return [file for file in run.all_files if file.exists()]
 
 
 def create_run(path: Path) -> RunDirectory:
-    """Make a new run directory, or take that of a run that never released anything.
+    """Create a run directory, or reuse that of a run without any release.
 
-    The ledger is to be created first: that removes what such a run left.
+    Create the ledger next: this removes what such a run left.
+
+    Args:
+        path: Path of the new run.
+
+    Returns:
+        The run.
 
     Raises:
-        RunExists: there is something.
-        InvalidArgument: no directory can be made there.
-        InputOutputError: the disk is full or fails.
+        RunExists: If the path is in use.
+        InvalidArgument: If no directory can be created there.
+        InputOutputError: If the disk is full or fails.
     """
     require_absent(path)
     try:
@@ -179,22 +230,139 @@ def create_run(path: Path) -> RunDirectory:
 
 
 def remove_run(path: Path) -> None:
-    """Remove a run, to make way for a new one; anything but a run is refused.
+    """Remove a run, and nothing but a run.
+
+    Args:
+        path: The run directory; a missing or empty one is ignored.
 
     Raises:
-        RunExists: it is no run directory, holds a file that is not the run's, or is being
-            written.
+        RunExists: If it is not a run directory, or holds other files.
+        RunLocked: If a process is writing the ledger.
     """
     if not path.is_symlink() and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
         return
     run = RunDirectory(path)
     if path.is_symlink() or not path.is_dir() or not is_ledger(run.ledger):
-        raise RunExists(f"{path} is no run directory: choose another --out")
+        raise RunExists(f"{path} is not a run directory: choose another --out")
     others = _others_than(run)
     if others:
-        raise RunExists(f"{path} holds {others[0]!r}, which is not the run's: move it away first")
-    with locked(run.ledger):
+        raise RunExists(
+            f"{path} holds {others[0]!r}, which does not belong to the run: move it away first"
+        )
+    # No process may write while files go. The ledger is removed last, so that a removal that
+    # is interrupted leaves a directory that is still recognized as a run.
+    with ledger_lock(run.ledger):
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        for file in (*path.glob("*.partial"), *run.own_files):
+        for file in (*path.glob("*.partial"), *run.all_files):
             file.unlink(missing_ok=True)
         path.rmdir()
+
+
+# The end of a run. Order on disk: the files, the line with their digests, the claim, the seal.
+# The claim names the head that the ledger has after the seal. So after a crash between claim
+# and seal, the claim proves what the seal must be; before the claim, the run is unfinished.
+
+
+def seal_run(run: RunDirectory, writer: LedgerWriter, claim: Claim) -> None:
+    """Write the claim, then seal the ledger over the run's files.
+
+    Args:
+        run: The run, all of whose files exist.
+        writer: The run's ledger, which is closed.
+        claim: Claim computed from the ledger as it is now; its ``ledger_head`` is filled in.
+
+    Raises:
+        ForkedSession: If this process is not the one that opened the ledger.
+        IntegrityError: If a file cannot be read, the claim has another number of releases, or
+            another process wrote the ledger.
+        InvalidArgument: If the claim cannot be written. The run can then be resumed.
+    """
+    writer.require_writable()
+    with writer.exclusive:
+        if claim.releases != writer.releases:
+            raise IntegrityError(
+                f"the claim covers {claim.releases} releases, {writer.path} holds {writer.releases}"
+            )
+        files = {path.name: sha256(path) for path in run.sealed_files}
+        writer.end(files)
+        _write_claim(run, replace(claim, ledger_head=writer.head_after_seal(files)))
+        writer.seal(files)
+
+
+def seal_interrupted_run(run: RunDirectory, content: LedgerContent, claim: Claim) -> None:
+    """Write claim and seal of a run whose process died between the model and the seal.
+
+    Args:
+        run: The run.
+        content: Its ledger; an incomplete last line must be the beginning of the seal.
+        claim: Claim computed from that ledger; its ``ledger_head`` is filled in.
+
+    Raises:
+        IntegrityError: If a file cannot be read, or contradicts the ledger.
+        InvalidArgument: If the claim cannot be written.
+        RunLocked: If a process is writing the ledger.
+    """
+    _, head = encode_line(expected_seal(run, content.ledger), content.ledger.head)
+    _write_claim(run, replace(claim, ledger_head=head))
+    complete_seal(run)
+
+
+def _write_claim(run: RunDirectory, claim: Claim) -> None:
+    """Write the claim; remove it if that fails."""
+    try:
+        write_json(run.claim, claim)
+    except DpauditError:
+        # The file may exist although it is not surely on disk. A claim without a seal would
+        # end the run, so it is removed and the run can be resumed.
+        with suppress(OSError):
+            run.claim.unlink(missing_ok=True)
+        raise
+
+
+# Canary files of ``dpaudit canaries make`` that were used in your own training loop.
+#
+# The trainer's file is copied beside the ledger, and its digest is in the ledger before the first
+# step. The file holds the digest of the auditor's file. So the inclusion bits were fixed by then.
+
+COUNT_ARRAY, AUDITOR_DIGEST_ARRAY = "count", "secret_sha256"
+"""Arrays of the trainer's file: number of canaries with an inclusion bit, and the digest of the
+auditor's file."""
+
+
+@dataclass(frozen=True)
+class CanaryFileRecord:
+    """What a ledger records of a canary file.
+
+    Attributes:
+        count: Number m of canaries with an inclusion bit; only included ones were trained on.
+        secret_sha256: Digest of the auditor's file, which holds all canaries with their bits.
+    """
+
+    count: int
+    secret_sha256: str
+
+
+def read_canary_file_record(run: RunDirectory, ledger: PrivacyLedger) -> CanaryFileRecord | None:
+    """Return what a run's ledger records of a canary file.
+
+    Args:
+        run: The run.
+        ledger: Its verified ledger.
+
+    Returns:
+        The record; None if the ledger records no canary file.
+
+    Raises:
+        IntegrityError: If the file is missing or altered, or lacks an array.
+    """
+    path, begun = run.canary_file_copy, ledger.begun
+    if begun is None or path.name not in begun.files:
+        return None
+    run.require_unaltered({path.name: begun.files[path.name]})
+    arrays = read_arrays(path)
+    missing = [name for name in (COUNT_ARRAY, AUDITOR_DIGEST_ARRAY) if name not in arrays]
+    if missing:
+        raise IntegrityError(
+            f"{path} lacks {', '.join(missing)}: it is not a trainer's canary file"
+        )
+    return CanaryFileRecord(int(arrays[COUNT_ARRAY]), str(arrays[AUDITOR_DIGEST_ARRAY]))

@@ -1,13 +1,12 @@
-"""The ledger on disk: read with every check, and appended to by one process alone.
+"""The ledger on disk: read with every check, and appended to by one process at a time.
 
-A line is on the disk before the noise that it records is used, so a crash over-counts by at
-most one release and never under-counts. ``ledger_lines`` has the format, ``crosscheck`` what
-the other files of a run say.
+A line is on disk before the noise that it records is used. So a crash over-counts by at most
+one release and never under-counts. ``ledger_format`` has the format of lines, and
+``consistency`` the cross-checks with the other files of a run.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
@@ -22,74 +21,91 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from dpaudit.files.opening import KIB, LEDGER, InputFile, opened, read_at_most
-from dpaudit.files.writing import write_error
+from dpaudit.files.regular_files import (
+    KIB,
+    LEDGER_LIMIT,
+    InputFile,
+    open_input,
+    read_at_most,
+    write_error,
+)
 from dpaudit.runs.checkpoints import complete_checkpoints, remove_checkpoint
-from dpaudit.runs.crosscheck import (
-    is_claimed,
+from dpaudit.runs.consistency import (
+    expected_seal,
+    is_proven_by_claim,
     require_consistent,
     require_not_contradicted,
     require_resumable,
-    seal_of,
 )
-from dpaudit.runs.files import sync
-from dpaudit.runs.layout import RunFiles
-from dpaudit.runs.ledger_lines import (
-    GENESIS,
-    Content,
+from dpaudit.runs.file_io import sync_to_disk
+from dpaudit.runs.ledger_format import (
+    GENESIS_HASH,
+    LedgerContent,
+    encode_line,
     is_header,
-    line_of,
     may_begin_header,
-    read_content,
+    parse_ledger,
 )
+from dpaudit.runs.run_files import RunFiles
 from dpaudit.vocabulary.errors import (
     DpauditError,
     ForkedSession,
     IntegrityError,
     InvalidArgument,
     RunExists,
+    RunLocked,
 )
 from dpaudit.vocabulary.ledger import (
-    Begun,
-    BookedRelease,
-    Checkpointed,
-    DeclaredChange,
-    Ended,
+    BeginEntry,
+    ChangeEntry,
+    CheckpointEntry,
+    EndEntry,
+    LedgerEntry,
     LedgerHeader,
-    LedgerLine,
     PrivacyLedger,
-    Resumed,
+    ReleaseEntry,
+    ResumeEntry,
     Seal,
 )
 
 T = TypeVar("T")
 
-LONGEST_HEADER, SHORTEST_LINE, MANY_LINES = 64 * KIB, 80, 10_000
-"""Bytes of a first line at most, and of any line, which has its hash, at least; and how many
-lines are split whatever their length."""
+MAX_HEADER_BYTES, MIN_LINE_BYTES, ALWAYS_ALLOWED_LINES = 64 * KIB, 80, 10_000
+"""Largest first line and smallest line (it holds its hash), in bytes; and the number of lines
+that are split whatever their length is."""
 
-LOOKS = 3
-"""How often a file is read again, if another process wrote it while it was read."""
+READ_ATTEMPTS = 3
+"""Repetitions of a check that fails while another process writes the file."""
 
 
 def read_ledger(path: Path) -> PrivacyLedger:
     """Read and verify a ledger that ends with a whole line.
 
-    The other files of its run are not looked at: ``RunDirectory.read_ledger`` does that.
+    The other files of its run are not compared; ``RunDirectory.read_ledger`` does that.
+
+    Args:
+        path: The ledger.
+
+    Returns:
+        The verified ledger.
 
     Raises:
-        IntegrityError: It is missing, torn, altered, or has an unknown major version.
+        IntegrityError: If it is missing, incomplete or altered, or of an unknown major version.
     """
-    content = read_content(path, _bytes(path))
-    require_whole(path, content)
+    content = parse_ledger(path, _bytes(path))
+    require_complete_last_line(path, content)
     return content.ledger
 
 
-def require_whole(path: Path, content: Content) -> None:
+def require_complete_last_line(path: Path, content: LedgerContent) -> None:
     """Refuse a ledger that does not end with a whole line.
 
+    Args:
+        path: The ledger, for the error.
+        content: What was read of it.
+
     Raises:
-        IntegrityError: Its last line is incomplete, or lacks its newline.
+        IntegrityError: If its last line is incomplete, or lacks its newline.
     """
     if content.tail.text:
         raise IntegrityError(
@@ -101,108 +117,137 @@ def require_whole(path: Path, content: Content) -> None:
 def read_unfinished(path: Path) -> PrivacyLedger:
     """Read a ledger whose process may have died in the middle of its last line.
 
-    An incomplete last line that is a release, or may be one, counts as a release, as it will
-    when the run is resumed. The other files of the run are cross-checked.
+    An incomplete last line that is a release, or may be one, counts as a release, as it will when
+    the run is resumed. The other files of the run are cross-checked.
+
+    Args:
+        path: The ledger.
+
+    Returns:
+        The ledger to account for.
 
     Raises:
-        IntegrityError: It is missing, damaged or altered, or another file of its run says that
-            it was cut.
+        IntegrityError: If it is missing, damaged or altered, or another file of its run
+            contradicts it.
     """
     return _settled(path, lambda content: _consistent(path, content))
 
 
-def read_run(run: RunFiles) -> Content:
+def read_run(run: RunFiles) -> LedgerContent:
     """Read the ledger of a run and cross-check its other files.
 
+    Args:
+        run: The files of the run.
+
+    Returns:
+        Whole lines and the tail.
+
     Raises:
-        IntegrityError: As ``read_unfinished``.
+        IntegrityError: If the ledger is missing, damaged or altered, or another file of its run
+            contradicts it.
     """
 
-    def checked(content: Content) -> Content:
+    def checked(content: LedgerContent) -> LedgerContent:
         require_consistent(run, content)
         return content
 
     return _settled(run.ledger, checked)
 
 
-def read_dead_run(run: RunFiles) -> Content:
-    """Read the ledger of a run that nobody writes, which may be sealed and lack its claim.
+def read_interrupted_run(run: RunFiles) -> LedgerContent:
+    """Read the ledger of a run that no process writes; it may be sealed without a claim.
+
+    Args:
+        run: The files of the run.
+
+    Returns:
+        Whole lines and the tail.
 
     Raises:
-        IntegrityError: It is missing, damaged or altered, or another file contradicts it.
+        IntegrityError: If it is missing, damaged or altered, or another file contradicts it.
     """
-    content = read_content(run.ledger, _bytes(run.ledger))
+    content = parse_ledger(run.ledger, _bytes(run.ledger))
     require_not_contradicted(run, content)
     return content
 
 
-def _settled(path: Path, check: Callable[[Content], T]) -> T:
-    """Return what ``check`` says of a ledger; look again where it was written meanwhile.
+def _settled(path: Path, check: Callable[[LedgerContent], T]) -> T:
+    """Return the result of a check; repeat it if the ledger was written meanwhile.
 
-    Files that are checked later than the ledger was read may know of more.
+    Other files are read after the ledger, so they may record more than it held then.
     """
-    for _ in range(LOOKS):
+    for _ in range(READ_ATTEMPTS):
         raw = _bytes(path)
         try:
-            return check(read_content(path, raw))
+            return check(parse_ledger(path, raw))
         except IntegrityError:
-            if _bytes(path) == raw:
+            if _bytes(path) == raw:  # nothing was written meanwhile: the finding stands
                 raise
-    return check(read_content(path, _bytes(path)))
+    return check(parse_ledger(path, _bytes(path)))
 
 
-def _consistent(path: Path, content: Content) -> PrivacyLedger:
+def _consistent(path: Path, content: LedgerContent) -> PrivacyLedger:
+    """Return the ledger to account for, cross-checked if it is that of a run."""
     run = _run_of(path)
     return content.counted if run is None else require_consistent(run, content)
 
 
 def _run_of(path: Path) -> RunFiles | None:
-    """Return the run that a ledger is of; None for a ledger by itself, of another name."""
+    """Return the run of a ledger; None for a file of another name, which is a ledger alone."""
     run = RunFiles(path.parent)
     return run if run.ledger.name == path.name else None
 
 
 def _bytes(path: Path) -> bytes:
-    source = InputFile(path, limit=LEDGER)
-    with opened(source) as file:
+    """Return the content of a ledger's file."""
+    source = InputFile(path, limit=LEDGER_LIMIT)
+    with open_input(source) as file:
         return _lines(source, file)
 
 
 def _lines(source: InputFile, file: BinaryIO) -> bytes:
-    """Return a ledger's bytes; what cannot be lines of a ledger is refused before it is split.
-
-    Raises:
-        IntegrityError: It has a line that is longer than any, or lines too short to be any.
-    """
-    begin = file.read(LONGEST_HEADER)
-    if len(begin) == LONGEST_HEADER and b"\n" not in begin:
+    """Return a ledger's bytes, after a check that they can be lines, before they are split."""
+    begin = file.read(MAX_HEADER_BYTES)
+    if len(begin) == MAX_HEADER_BYTES and b"\n" not in begin:
         raise source.error("its first line is longer than any header")
     content = begin + read_at_most(source, file)
-    if content.count(b"\n") > max(MANY_LINES, len(content) // SHORTEST_LINE):
+    if content.count(b"\n") > max(ALWAYS_ALLOWED_LINES, len(content) // MIN_LINE_BYTES):
         raise source.error("it has lines that are too short for a ledger")
     return content
 
 
 def is_ledger(path: Path) -> bool:
-    """Return whether ``path`` begins like a ledger of ours, or is one that never got its header."""
+    """Return whether a file is a ledger, or the beginning of one.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        Whether its first line is a header, or the beginning of one.
+    """
     try:
-        with opened(InputFile(path, limit=LEDGER)) as file:
-            first = file.read(LONGEST_HEADER).partition(b"\n")[0]
+        with open_input(InputFile(path, limit=LEDGER_LIMIT)) as file:
+            first = file.read(MAX_HEADER_BYTES).partition(b"\n")[0]
     except DpauditError:
         return False
     return is_header(first) or may_begin_header(first)
 
 
-def is_unbegun(path: Path) -> bool:
-    """Return whether ``path`` is a ledger of ours without any release, that nobody writes.
+def has_no_release(path: Path) -> bool:
+    """Return whether a ledger has no release and no process writes it, so that it may be replaced.
 
-    Its process died before it released anything: a new run may take its place. An incomplete
-    last line that may be a release, a seal, and every file that a run makes by releases or after
-    them, speak against it.
+    A last line that may be a release, a seal, and any file that a run writes only after its first
+    release each count as a release.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        False if the file is not a ledger, or cannot be read or locked.
     """
-    source = InputFile(path, limit=LEDGER)
+    source = InputFile(path, limit=LEDGER_LIMIT)
     try:
-        with opened(source) as file:
+        with open_input(source) as file:
             _lock(path, file)
             return _holds_no_release(path, _lines(source, file))
     except DpauditError:
@@ -210,44 +255,71 @@ def is_unbegun(path: Path) -> bool:
 
 
 def _holds_no_release(path: Path, raw: bytes) -> bool:
+    """Return whether neither a ledger's bytes nor the other files of its run show a release."""
     run = _run_of(path)
     if run is not None and (
-        any(file.exists() for file in run.made_by_releases) or complete_checkpoints(run.checkpoints)
+        any(file.exists() for file in run.files_after_release)
+        or complete_checkpoints(run.checkpoints)
     ):
         return False
     if b"\n" not in raw and may_begin_header(raw):
         return True
     try:
-        content = read_content(path, raw)
+        content = parse_ledger(path, raw)
     except IntegrityError:
         return False
     return not (content.ledger.releases or content.ledger.seal or content.tail.may_be_release)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a ledger against every writer.
+def ledger_lock(path: Path) -> Iterator[None]:
+    """Hold the writer's lock of a ledger during the block.
+
+    Args:
+        path: The ledger.
+
+    Yields:
+        Nothing.
 
     Raises:
-        RunExists: A process writes it.
+        RunLocked: If a process is writing the ledger.
+        UnwritableFile: If the operating system or the file system has no locks.
     """
-    with opened(InputFile(path, limit=LEDGER)) as file:
+    with open_input(InputFile(path, limit=LEDGER_LIMIT)) as file:
         _lock(path, file)
         yield
 
 
 def _lock(path: Path, file: BinaryIO) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RunExists(
-            f"{path} is being written, by another process or by another session of this one"
-        ) from error
+    """Lock an open ledger, and make sure that its path still names the locked file."""
+    # Between opening and locking, a resuming process may have replaced the file. A lock on
+    # the old file would not exclude the writer of the new one.
+    _lock_descriptor(path, file)
     if not _is_same_file(path, file):
-        raise RunExists(f"{path} was replaced by another process: try again")
+        raise RunLocked(f"{path} was replaced by another process: try again")
+
+
+def _lock_descriptor(path: Path, file: BinaryIO) -> None:
+    """Lock an open file without waiting; refuse if another process or session holds the lock.
+
+    Closing the file, or the end of the process, unlocks it. The lock is on the ledger itself, so
+    there is no separate lock file to lose or leave behind. On Windows the first byte is locked
+    against readers, too: there, other processes cannot read a ledger that is being written.
+    """
+    from filelock import lock_descriptor  # noqa: PLC0415  only writers need it
+
+    try:
+        locked = lock_descriptor(file.fileno(), blocking=False)
+    except OSError as error:
+        raise write_error("ledger", path, error) from error
+    if not locked:
+        raise RunLocked(
+            f"{path} is being written, by another process or by another session of this one"
+        )
 
 
 def _is_same_file(path: Path, file: BinaryIO) -> bool:
+    """Return whether a path still names an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:
@@ -255,8 +327,8 @@ def _is_same_file(path: Path, file: BinaryIO) -> bool:
 
 
 def _open_to_write(path: Path) -> BinaryIO:
-    """Return a ledger's file, locked; what is written to it is not buffered."""
-    with opened(InputFile(path, limit=LEDGER)):  # a regular file
+    """Return a ledger's file, locked and unbuffered."""
+    with open_input(InputFile(path, limit=LEDGER_LIMIT)):  # refuses all but regular files
         file = path.open("r+b", buffering=0)
     try:
         _lock(path, file)
@@ -270,7 +342,7 @@ _writers: weakref.WeakSet[LedgerWriter] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
-    """Close a forked process's copies of the descriptors: they would keep the locks alive."""
+    """Close a forked process's copies of the descriptors, which would keep the locks."""
     for writer in list(_writers):
         with suppress(OSError):
             writer._file.close()
@@ -282,12 +354,12 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass
 class _End:
-    """What the file is after the writer's last line.
+    """State of the file after the writer's last line.
 
     Attributes:
         head: Hash of the last line.
-        releases: How many releases are recorded.
-        size: The file's size in bytes.
+        releases: Number of recorded releases.
+        size: Size of the file in bytes.
         unended: Whether the last line still lacks its newline.
     """
 
@@ -298,13 +370,18 @@ class _End:
 
 
 class LedgerWriter:
-    """Appends to a ledger: one process at a time, one line at a time.
+    """Appends lines to a ledger: one process at a time, one line at a time.
 
-    A forked process cannot use it, nor can it be copied or pickled. Before each line, the
-    file must be what the last line left. After a failed write nothing more is recorded.
+    A forked process cannot use it, and it cannot be copied or pickled. Before each line, the file
+    must be as the last line left it. After a failed write, nothing more is recorded.
+
+    Args:
+        path: The ledger.
+        file: The ledger's file, locked, unbuffered and positioned at its end.
+        end: State of the file.
 
     Attributes:
-        exclusive: A lock; while it is held, other threads wait to record anything.
+        exclusive: Lock; while it is held, other threads wait to record.
     """
 
     def __init__(self, path: Path, file: BinaryIO, end: _End) -> None:
@@ -315,27 +392,35 @@ class LedgerWriter:
 
     @property
     def path(self) -> Path:
-        """The ledger's file."""
+        """The ledger's absolute path."""
         return self._path
 
     @property
     def releases(self) -> int:
-        """How many releases are recorded."""
+        """Number of releases in the ledger."""
         return self._end.releases
 
     @classmethod
     def create(cls, path: Path, header: LedgerHeader) -> LedgerWriter:
         """Begin a new ledger.
 
-        A ledger of ours without any release, whose process died, is replaced: nothing was
-        released. What its run left beside it is removed.
+        A ledger without any release, whose process died, is replaced, with the files that its run
+        left.
+
+        Args:
+            path: The ledger; its folder must exist.
+            header: The first line.
+
+        Returns:
+            The writer; the header is on disk.
 
         Raises:
-            RunExists: There is another file, checkpoints of an earlier run are beside it, or
-                a process writes it.
-            InvalidArgument: No file can be made there.
+            RunExists: If there is another file, or checkpoints of an earlier run beside it.
+            RunLocked: If a process is writing the ledger.
+            InvalidArgument: If no file can be created there.
         """
         _require_no_checkpoints(path)
+        # Of two processes, one creates the file. Both try to lock it, and one of them fails.
         try:
             file = path.open("xb", buffering=0)
         except FileExistsError as error:
@@ -346,9 +431,9 @@ class LedgerWriter:
             raise write_error("ledger", path, error) from error
         try:
             _lock(path, file)
-            writer = cls(path, file, _End(GENESIS, 0, 0))
+            writer = cls(path, file, _End(GENESIS_HASH, 0, 0))
             writer._append(header)
-            sync(path.parent)  # the file's name, too, must survive a crash
+            sync_to_disk(path.parent)  # the entry of the folder, too, must survive a crash
         except BaseException:
             file.close()
             raise
@@ -356,6 +441,7 @@ class LedgerWriter:
 
     @classmethod
     def _in_place_of(cls, path: Path, header: LedgerHeader) -> LedgerWriter:
+        """Begin a ledger in the file of one without any release."""
         file = _open_to_write(path)
         try:
             if not _holds_no_release(path, file.read()):
@@ -365,7 +451,7 @@ class LedgerWriter:
                 _remove_beginnings(run)
             file.truncate(0)
             file.seek(0)
-            writer = cls(path, file, _End(GENESIS, 0, 0))
+            writer = cls(path, file, _End(GENESIS_HASH, 0, 0))
             writer._append(header)
         except BaseException:
             file.close()
@@ -373,27 +459,30 @@ class LedgerWriter:
         return writer
 
     @classmethod
-    def resume(cls, path: Path, resumed: Resumed) -> LedgerWriter:
-        """Go on with a ledger whose process died.
+    def resume(cls, path: Path, resumed: ResumeEntry) -> LedgerWriter:
+        """Continue a ledger whose process died.
 
-        A complete last line gets its newline. An incomplete one is removed and named in the
-        ``resumed`` line; if it is a release, or may be one, a release is recorded for it.
-        Both are done at once: after a crash the old file is there, or the new one.
+        A complete last line gets its newline. An incomplete one is removed and quoted in the
+        ``resumed`` line. If it is a release, or may be one, a release is recorded for it. Both
+        happen in one replacement of the file, so a crash leaves the old file or the new one.
 
         Args:
-            path: The ledger. The other files of its run are cross-checked, the newest
-                checkpoint digest by digest.
-            resumed: The line that says so; its ``dropped`` is filled in.
+            path: The ledger. The other files of its run are cross-checked, the newest checkpoint
+                digest by digest.
+            resumed: The line that records the resumption; its ``dropped`` is filled in.
+
+        Returns:
+            The writer; the ``resumed`` line is on disk.
 
         Raises:
-            IntegrityError: The ledger is damaged, or a file of its run contradicts it; the
-                file is as it was.
-            RunExists: The run is finished, or lacks its seal alone, or another process writes
-                the ledger.
+            IntegrityError: If the ledger is damaged, or a file of its run contradicts it. The
+                ledger is unchanged.
+            RunExists: If the run is finished, or lacks only its seal.
+            RunLocked: If another process is writing the ledger.
         """
         file = _open_to_write(path)
         try:
-            content = read_content(path, file.read())
+            content = parse_ledger(path, file.read())
             _require_unended(path, content)
             if content.tail.dropped:
                 file, end = _without_tail(path, file, content, resumed)
@@ -406,45 +495,73 @@ class LedgerWriter:
         return writer
 
     def begin(self, files: dict[str, str]) -> None:
-        """Bind the run to the digests of its settings and canaries."""
-        self._append(Begun(files))
+        """Record the digests of settings and canaries, before the first release.
 
-    def book(self, release: BookedRelease) -> None:
-        """Record one release; when this returns, the line is on the disk.
+        Args:
+            files: SHA-256 by file name.
+        """
+        self._append(BeginEntry(files))
+
+    def record_release(self, release: ReleaseEntry) -> None:
+        """Record one release; the line is on disk when this returns.
+
+        Args:
+            release: The release, whose noise must not be used before.
 
         Raises:
-            ForkedSession: This process is not the one that opened the ledger.
-            IntegrityError: Somebody else wrote, replaced or removed the file, or an earlier
-                write failed; nothing was written.
-            InvalidArgument: The writer was closed.
-            InputOutputError: The disk refused; the file ends with the last whole line, if it
-                could be restored.
+            ForkedSession: If this process is not the one that opened the ledger.
+            IntegrityError: If another process wrote, replaced or removed the file, or an earlier
+                write failed. Nothing was written.
+            InvalidArgument: If the writer is closed.
+            InputOutputError: If the disk is full or fails. The file ends with the last whole line,
+                if it could be restored.
         """
         self._append(release)
 
-    def declare(self, change: DeclaredChange) -> None:
-        """Record that the model was changed outside of the recorded steps."""
+    def declare(self, change: ChangeEntry) -> None:
+        """Record that the model was changed outside of the recorded steps.
+
+        Args:
+            change: The change.
+        """
         self._append(change)
 
-    def checkpointed(self, checkpoint: Checkpointed) -> None:
+    def checkpointed(self, checkpoint: CheckpointEntry) -> None:
         """Record the digests of a checkpoint's files.
 
-        Before the checkpoint gets its marker: a complete checkpoint has a line.
+        Call it before the checkpoint gets its marker, so that every complete checkpoint has a line.
+
+        Args:
+            checkpoint: Step and digests.
         """
         self._append(checkpoint)
 
     def end(self, files: dict[str, str]) -> None:
-        """Record the digests of what ships, once the last step was taken."""
-        self._append(Ended(files))
+        """Record the digests of the final files, after the last step.
+
+        Args:
+            files: SHA-256 by file name.
+        """
+        self._append(EndEntry(files))
 
     def head_after_seal(self, files: dict[str, str]) -> str:
-        """Return the hash of the line that ``seal(files)`` would write now."""
-        return line_of(Seal(self._end.releases, files), self._end.head)[1]
+        """Return the hash of the line that ``seal`` would write now.
+
+        Args:
+            files: SHA-256 by file name, as for ``seal``.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        return encode_line(Seal(self._end.releases, files), self._end.head)[1]
 
     def seal(self, files: dict[str, str]) -> None:
-        """Close the run: nothing can be recorded any more.
+        """Record the seal and close the ledger; nothing can be recorded afterwards.
 
-        ``sealing.seal_run`` writes the claim before that.
+        ``directory.seal_run`` writes the claim before it calls this.
+
+        Args:
+            files: SHA-256 by file name.
         """
         self._require_own_process()
         with self.exclusive:
@@ -452,42 +569,49 @@ class LedgerWriter:
             self.close()
 
     def require_writable(self) -> None:
-        """Refuse a writer that can record nothing, before something is written beside it.
+        """Refuse a writer that cannot record, before other files are written.
 
         Raises:
-            ForkedSession: This process is not the one that opened the ledger.
-            IntegrityError: Somebody else wrote the file, or an earlier write failed.
-            InvalidArgument: The writer was closed.
+            ForkedSession: If this process is not the one that opened the ledger.
+            IntegrityError: If another process wrote the file, or an earlier write failed.
+            InvalidArgument: If the writer is closed.
         """
         self._require_own_process()
         with self.exclusive:
             self._require_untouched()
 
     def close(self) -> None:
-        """Give the ledger free; it can be resumed."""
+        """Unlock and close the ledger, which can then be resumed."""
         self._file.close()
 
-    def _append(self, entry: LedgerLine) -> None:
+    def _append(self, entry: LedgerEntry) -> None:
+        """Write one line and wait until it is on disk."""
         self._require_own_process()
         with self.exclusive:
             self._require_untouched()
             end = self._end
-            line, head = line_of(entry, end.head)
+            line, head = encode_line(entry, end.head)
             text = b"\n" * end.unended + line
-            more = isinstance(entry, BookedRelease)
+            more = isinstance(entry, ReleaseEntry)
+            # Invariant: ``_end`` is the state of the file up to the last line that is surely
+            # on disk. It advances only after fsync has returned; the caller may use the noise
+            # only after that.
             try:
                 _write_all(self._file, text)
                 os.fsync(self._file.fileno())
                 self._end = _End(head, end.releases + more, end.size + len(text))
             except OSError as error:
+                # After a failed fsync, it is unknown which pages are on disk, and a second
+                # fsync may succeed without writing them. So nothing more is recorded.
                 self._cut_back(end)
                 self._failed = True
                 raise write_error("ledger", self._path, error) from error
-            except BaseException:  # after Ctrl-C the disk is as good as before
+            except BaseException:  # Ctrl-C: the disk works, so recording may continue
                 self._cut_back(end)
                 raise
 
     def _require_own_process(self) -> None:
+        """Refuse a process that was forked from the one that opened the ledger."""
         if os.getpid() != self._process:
             raise ForkedSession(
                 f"{self._path} is written by process {self._process}, and this is process "
@@ -495,6 +619,7 @@ class LedgerWriter:
             )
 
     def _require_untouched(self) -> None:
+        """Refuse a file that is not as this writer left it."""
         if self._failed:
             raise IntegrityError(
                 f"{self._path}: an earlier write failed, so this process records nothing more; "
@@ -511,11 +636,11 @@ class LedgerWriter:
         if size != self._end.size:
             raise IntegrityError(
                 f"{self._path} has {size} bytes, and this process left {self._end.size}: "
-                "somebody else wrote it; nothing more is recorded"
+                "another process wrote it; nothing more is recorded"
             )
 
     def _cut_back(self, end: _End) -> None:
-        """Remove what a failed write left; if that fails, too, a line too many may count."""
+        """Remove what a failed write left; if that fails, too, one line too many may remain."""
         self._end = end
         try:
             self._file.truncate(end.size)
@@ -543,23 +668,29 @@ class LedgerWriter:
 
 
 def complete_seal(run: RunFiles) -> None:
-    """Write the seal, or what it lacks, of a run whose claim is there and proves it.
+    """Write the seal, or its missing part, of a run whose claim proves it.
 
-    A seal that lacks its newline alone gets it.
+    A seal that lacks only its newline gets it.
+
+    Args:
+        run: The files of the run.
 
     Raises:
-        IntegrityError: The claim does not prove it, or another file contradicts the ledger.
-        RunExists: A process writes the ledger.
+        IntegrityError: If the claim does not prove the seal, or another file contradicts the
+            ledger.
+        RunLocked: If a process is writing the ledger.
     """
     file = _open_to_write(run.ledger)
     with file:
         raw = file.read()
-        content = read_content(run.ledger, raw)
+        content = parse_ledger(run.ledger, raw)
         require_consistent(run, content)
+        # Only the missing bytes are appended, so a crash here leaves a longer beginning of
+        # the same seal, which the claim still proves.
         if content.ledger.seal is not None:
             rest = b"\n" * content.tail.complete
-        elif is_claimed(run, content):
-            line, _ = line_of(seal_of(run, content.ledger), content.ledger.head)
+        elif is_proven_by_claim(run, content):
+            line, _ = encode_line(expected_seal(run, content.ledger), content.ledger.head)
             rest = b"\n" + line if content.tail.complete else line[len(content.tail.text) :]
         else:
             raise IntegrityError(f"{run.path} has no claim that proves its seal")
@@ -572,29 +703,26 @@ def complete_seal(run: RunFiles) -> None:
 
 
 def _write_all(file: BinaryIO, text: bytes) -> None:
+    """Write all bytes to an unbuffered file, which may take fewer at once."""
     left = memoryview(text)
     while left:
         left = left[file.write(left) :]
 
 
-def _end_of(content: Content, size: int) -> _End:
+def _end_of(content: LedgerContent, size: int) -> _End:
+    """Return the state of a file that was read as ``content``."""
     ledger = content.ledger
     return _End(ledger.head, len(ledger.releases), size, content.tail.complete)
 
 
-def _require_unended(path: Path, content: Content) -> None:
-    """Refuse a ledger to which nothing can be added.
-
-    Raises:
-        IntegrityError: A file of its run contradicts it.
-        RunExists: It is sealed, or lacks its seal alone.
-    """
+def _require_unended(path: Path, content: LedgerContent) -> None:
+    """Refuse a ledger that is sealed, lacks only its seal, or is contradicted by other files."""
     run = _run_of(path)
     if run is not None and content.ledger.seal is None:
         require_resumable(run, content)
-        if is_claimed(run, content):
+        if is_proven_by_claim(run, content):
             raise RunExists(
-                f"{path.parent} has its claim and lacks its seal alone: complete it with "
+                f"{path.parent} has its claim and lacks only its seal: complete it with "
                 "dpaudit finish"
             )
     if content.ledger.seal is not None:
@@ -602,30 +730,30 @@ def _require_unended(path: Path, content: Content) -> None:
 
 
 def _without_tail(
-    path: Path, file: BinaryIO, content: Content, resumed: Resumed
+    path: Path, file: BinaryIO, content: LedgerContent, resumed: ResumeEntry
 ) -> tuple[BinaryIO, _End]:
-    """Replace a ledger by one in which its incomplete last line is named and accounted for.
-
-    The new file is locked before it has the ledger's name, and the old one until after.
-    """
+    """Replace a ledger by one that quotes and counts its incomplete last line."""
+    # Order: lock the new file, write it, sync it, rename it over the ledger, sync the folder,
+    # and only then unlock the old file. So at every moment the file at the ledger's path is
+    # locked, and after a crash it is the old or the new one as a whole.
     ledger = content.counted
     end = os.fstat(file.fileno()).st_size - len(content.tail.text)
     file.seek(0)
     lines = [file.read(end)]
     if ledger is not content.ledger:
-        lines.append(line_of(ledger.lines[-1], content.ledger.head)[0])
-    line, head = line_of(replace(resumed, dropped=content.tail.dropped), ledger.head)
+        lines.append(encode_line(ledger.lines[-1], content.ledger.head)[0])
+    line, head = encode_line(replace(resumed, dropped=content.tail.dropped), ledger.head)
     text = b"".join((*lines, line))
-    target = path.resolve()  # a link goes on to name the same file
+    target = path.resolve()  # replace the file, not a symlink to it
     partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
     new = partial.open("x+b", buffering=0)
     try:
-        fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.fchmod(new.fileno(), os.fstat(file.fileno()).st_mode & 0o7777)
+        _lock_descriptor(partial, new)
+        partial.chmod(os.fstat(file.fileno()).st_mode & 0o7777)
         _write_all(new, text)
         os.fsync(new.fileno())
         partial.replace(target)
-        sync(target.parent)
+        sync_to_disk(target.parent)
     except BaseException as error:
         new.close()
         partial.unlink(missing_ok=True)
@@ -637,11 +765,7 @@ def _without_tail(
 
 
 def _require_no_checkpoints(path: Path) -> None:
-    """Refuse a new ledger beside an earlier run's checkpoints, which would contradict it.
-
-    Raises:
-        RunExists: There are some.
-    """
+    """Refuse a new ledger beside an earlier run's checkpoints, which would contradict it."""
     run = _run_of(path)
     if run is not None and complete_checkpoints(run.checkpoints):
         raise RunExists(
@@ -651,7 +775,7 @@ def _require_no_checkpoints(path: Path) -> None:
 
 
 def _remove_beginnings(run: RunFiles) -> None:
-    """Remove what a run left that never released anything: its settings and canaries."""
+    """Remove the settings, canaries and temporary files of a run without any release."""
     for left in (run.config, run.canaries, run.secret_canaries, *run.path.glob("*.partial")):
         left.unlink(missing_ok=True)
     if run.checkpoints.is_dir():

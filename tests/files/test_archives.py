@@ -13,9 +13,15 @@ import numpy as np
 import pytest
 
 from dpaudit.files import archives
-from dpaudit.files.archives import SMALL, gunzip, opened_zip, require_expansion
-from dpaudit.files.arrays import opened_npz, read_npz
-from dpaudit.files.opening import GIB, MIB, InputFile
+from dpaudit.files.archives import (
+    ALWAYS_ALLOWED_BYTES,
+    gunzip,
+    open_npz,
+    open_zip,
+    read_npz,
+    require_expansion,
+)
+from dpaudit.files.regular_files import GIB, MIB, InputFile
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 
 
@@ -59,7 +65,7 @@ def refused(path: Path) -> str:
 
 
 def test_what_inflates_too_far_is_never_inflated(tmp_path: Path) -> None:
-    assert "over 200 times" in refused(bomb(tmp_path / "bomb.npz", 2 * SMALL))
+    assert "over 200 times" in refused(bomb(tmp_path / "bomb.npz", 2 * ALWAYS_ALLOWED_BYTES))
 
 
 def test_what_is_small_may_inflate_far(tmp_path: Path) -> None:
@@ -68,9 +74,9 @@ def test_what_is_small_may_inflate_far(tmp_path: Path) -> None:
 
 
 def test_a_file_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "memory", lambda: 10 * SMALL)
+    monkeypatch.setattr(archives, "machine_memory", lambda: 10 * ALWAYS_ALLOWED_BYTES)
     with pytest.raises(InvalidArgument, match="more than the memory"):
-        require_expansion(source(Path("x")), 11 * SMALL, 10 * SMALL)
+        require_expansion(source(Path("x")), 11 * ALWAYS_ALLOWED_BYTES, 10 * ALWAYS_ALLOWED_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -109,18 +115,18 @@ def test_one_name_twice_is_refused(tmp_path: Path) -> None:
         archive.writestr("x.npy", header((1,)) + bytes(4))
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("x.npy", header((1,)) + bytes(4))
-    assert "one name twice" in refused(path)
+    assert "a repeated name" in refused(path)
 
 
 def test_an_archive_of_countless_entries_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "LONGEST_DIRECTORY", 1000)
+    monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 1000)
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(50):
             archive.writestr(str(number), b"")
-    with pytest.raises(InvalidArgument, match="too many entries"), opened_zip(source(path)):
+    with pytest.raises(InvalidArgument, match="too many entries"), open_zip(source(path)):
         pass
 
 
@@ -146,13 +152,13 @@ def test_damaged_content_is_refused(tmp_path: Path) -> None:
 def test_the_headers_are_there_before_anything_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x=np.zeros((3, 2), np.float32), y=np.array(["a", "b"]))
-    with opened_npz(source(path)) as archive:
+    with open_npz(source(path)) as archive:
         assert archive.headers["x"].shape == (3, 2)
         assert archive.headers["y"].dtype == np.dtype("<U1")
         assert archive.read(["y"])["y"].tolist() == ["a", "b"]
 
 
-@pytest.mark.parametrize("size", [SMALL + MIB, 4 * SMALL])
+@pytest.mark.parametrize("size", [ALWAYS_ALLOWED_BYTES + MIB, 4 * ALWAYS_ALLOWED_BYTES])
 def test_a_gzip_bomb_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a.gz"
     with gzip.open(path, "wb") as file:

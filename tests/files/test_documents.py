@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.files.documents import MOST_DEPTH, read_json_document, read_text, read_toml_document
-from dpaudit.files.opening import InputFile
+from dpaudit.files.documents import MAX_NESTING, read_json_document, read_text, read_toml_document
+from dpaudit.files.regular_files import InputFile
 from dpaudit.vocabulary.errors import InvalidArgument
 
 
@@ -24,8 +24,8 @@ def source(tmp_path: Path, content: bytes) -> InputFile:
         b"{",
         b"\xff\xfe",
         b"[" * 100_000,
-        b"[" * (MOST_DEPTH + 1) + b"]" * (MOST_DEPTH + 1),
-        b'{"a":' * (MOST_DEPTH + 1) + b"1" + b"}" * (MOST_DEPTH + 1),
+        b"[" * (MAX_NESTING + 1) + b"]" * (MAX_NESTING + 1),
+        b'{"a":' * (MAX_NESTING + 1) + b"1" + b"}" * (MAX_NESTING + 1),
         b"[" + b"9" * 5000 + b"]",
         b"[9223372036854775808]",
         b'{"a": -9223372036854775809}',
@@ -42,7 +42,7 @@ def test_json_that_is_broken_deep_or_huge_is_refused(tmp_path: Path, content: by
         b"a",
         b"\xff",
         b"a = " + b"[" * 5000 + b"]" * 5000,
-        b"a" + b".a" * MOST_DEPTH + b" = 1",
+        b"a" + b".a" * MAX_NESTING + b" = 1",
         b"a = 1" + b"0" * 30,
         b"a = 1" + b"0" * 5000,
         b"a = 2000-13-01",
@@ -54,7 +54,7 @@ def test_toml_that_is_broken_deep_or_huge_is_refused(tmp_path: Path, content: by
 
 
 def test_what_is_plain_is_read(tmp_path: Path) -> None:
-    deep = b"[" * MOST_DEPTH + b"]" * MOST_DEPTH
+    deep = b"[" * MAX_NESTING + b"]" * MAX_NESTING
     assert read_json_document(source(tmp_path, deep))
     assert read_json_document(source(tmp_path, b"[Infinity, 9223372036854775807, true]"))
     assert read_toml_document(source(tmp_path, b"a = 1\nb = inf")) == {"a": 1, "b": float("inf")}

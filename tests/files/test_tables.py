@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpaudit.files.opening import GIB, InputFile
-from dpaudit.files.tables import LONGEST_LINE, read_table
+from dpaudit.files.documents import MAX_LINE_BYTES, read_table
+from dpaudit.files.regular_files import GIB, InputFile
 from dpaudit.vocabulary.errors import InvalidArgument
 
 pd = pytest.importorskip("pandas")
@@ -40,7 +40,7 @@ def test_missing_text_stays_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", [".csv", ".csv.gz"])
 def test_a_table_without_lines_is_refused(tmp_path: Path, compression: str) -> None:
     path = tmp_path / f"t{compression}"
-    pd.DataFrame({"x" * (LONGEST_LINE + 10): [1]}).to_csv(path, index=False)
+    pd.DataFrame({"x" * (MAX_LINE_BYTES + 10): [1]}).to_csv(path, index=False)
     with pytest.raises(InvalidArgument, match="first line is longer"):
         read_table(source(path))
 

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from dpaudit.files import user_code
-from dpaudit.files.user_code import called, imported, made, raised_by_user_code
+from dpaudit.files.user_code import (
+    call_factory,
+    call_user_function,
+    describe_user_error,
+    import_object,
+)
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, UserCodeError
 
 MODULE = """
@@ -34,32 +39,32 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_an_attribute_is_imported_from_the_working_directory(module: str) -> None:
-    assert imported("model", f"{module}:value", "a name") == 3
-    assert imported("model", f"{module}:Net.Inner", "a name").__name__ == "Inner"
+    assert import_object("model", f"{module}:value", "a name") == 3
+    assert import_object("model", f"{module}:Net.Inner", "a name").__name__ == "Inner"
 
 
 @pytest.mark.parametrize("name", ["", "a", ":", "a:", ":b", "nowhere_at_all:x", "{}:gone", "..:x"])
 def test_what_cannot_be_imported_is_refused(module: str, name: str) -> None:
     with pytest.raises(InvalidArgument, match="model must be a name"):
-        imported("model", name.format(module), "a name")
+        import_object("model", name.format(module), "a name")
 
 
 def test_an_error_while_a_module_is_imported_is_its_own(module: str) -> None:
     with pytest.raises(UserCodeError, match="ZeroDivisionError: division by zero"):
-        imported("model", f"{module}_broken:x", "a name")
+        import_object("model", f"{module}_broken:x", "a name")
 
 
 @pytest.mark.parametrize(("suffix", "cause"), [("ends", "SystemExit"), ("zero", "SystemExit: 0")])
 def test_a_module_that_ends_the_process_is_an_error(module: str, suffix: str, cause: str) -> None:
     with pytest.raises(UserCodeError, match=cause):
-        imported("model", f"{module}_{suffix}:x", "a name")
+        import_object("model", f"{module}_{suffix}:x", "a name")
 
 
 def test_an_interruption_is_no_error_of_the_user(module: str) -> None:
     with pytest.raises(KeyboardInterrupt):
-        imported("model", f"{module}_stops:x", "a name")
-    for function in (made, called):
-        arguments = ("model", "a:b") if function is made else ("the model",)
+        import_object("model", f"{module}_stops:x", "a name")
+    for function in (call_factory, call_user_function):
+        arguments = ("model", "a:b") if function is call_factory else ("the model",)
         with pytest.raises(KeyboardInterrupt):
             function(*arguments, raising(KeyboardInterrupt()))
 
@@ -91,9 +96,9 @@ def optional(shape: object = None, classes: object = None, more: int = 0) -> tup
 def test_a_factory_gets_what_its_signature_takes(factory: object, expected: object) -> None:
     if expected == "refused":
         with pytest.raises(InvalidArgument, match="model must be a function"):
-            made("model", "a:b", factory, (4,), 2)  # type: ignore[arg-type]
+            call_factory("model", "a:b", factory, (4,), 2)  # type: ignore[arg-type]
     else:
-        assert made("model", "a:b", factory, (4,), 2) == expected  # type: ignore[arg-type]
+        assert call_factory("model", "a:b", factory, (4,), 2) == expected  # type: ignore[arg-type]
 
 
 def raising(error: BaseException) -> Callable[[], object]:
@@ -116,28 +121,28 @@ def raising(error: BaseException) -> Callable[[], object]:
 def test_an_error_of_a_factory_or_model_has_its_type_and_text(error: BaseException) -> None:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     with pytest.raises(UserCodeError) as caught:
-        made("model", "a:b", raising(error))
+        call_factory("model", "a:b", raising(error))
     assert text in str(caught.value)
     with pytest.raises(UserCodeError) as caught:
-        called("the model", raising(error))
+        call_user_function("the model", raising(error))
     assert text in str(caught.value)
 
 
 def test_an_error_of_ours_stays_what_it_is() -> None:
     with pytest.raises(IntegrityError, match="own"):
-        made("model", "a:b", raising(IntegrityError("own")))
+        call_factory("model", "a:b", raising(IntegrityError("own")))
 
 
 def test_an_error_is_the_users_if_it_came_through_an_imported_module(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(user_code, "_modules", set())  # other tests name modules of theirs
-    fails = imported("trainer", f"{module}:fails", "a name")
+    fails = import_object("trainer", f"{module}:fails", "a name")
     with pytest.raises(ZeroDivisionError) as caught:
         fails()
-    found = raised_by_user_code(caught.value)
+    found = describe_user_error(caught.value)
     assert found is not None
     assert f"{module}.fails raised ZeroDivisionError: by zero" in str(found)
     with pytest.raises(ZeroDivisionError) as caught:
         raising(ZeroDivisionError("ours"))()
-    assert raised_by_user_code(caught.value) is None
+    assert describe_user_error(caught.value) is None

@@ -15,14 +15,14 @@ from dpaudit.runs.directory import (
     open_run,
     remove_run,
     require_absent,
+    seal_run,
 )
-from dpaudit.runs.files import write_arrays, write_toml
+from dpaudit.runs.file_io import write_arrays, write_toml
 from dpaudit.runs.ledger_file import LedgerWriter
-from dpaudit.runs.sealing import seal_run
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument, RunExists
-from dpaudit.vocabulary.ledger import BookedRelease, LedgerHeader, Randomness, Sampling
+from dpaudit.vocabulary.ledger import LedgerHeader, Randomness, ReleaseEntry, Sampling
 from dpaudit.vocabulary.mechanism import Gaussian
+from dpaudit.vocabulary.privacy_terms import Adjacency
 from dpaudit.vocabulary.settings import (
     CanarySettings,
     DataSettings,
@@ -64,7 +64,7 @@ def make_run(path: Path, *, sealed: bool = True) -> RunDirectory:
         write_arrays(array, rows=np.full((1, 3), number))
     run.model.write_bytes(b"weights")
     with LedgerWriter.create(run.ledger, HEADER) as ledger:
-        ledger.book(BookedRelease("gradient sum", Gaussian(1.0), 0))
+        ledger.record_release(ReleaseEntry("gradient sum", Gaussian(1.0), 0))
         if sealed:
             seal_run(run, ledger, claim(1))
     return run
@@ -228,7 +228,7 @@ def test_a_run_that_is_being_written_is_never_removed(tmp_path: Path) -> None:
     with LedgerWriter.create(path / "ledger.jsonl", HEADER) as ledger:
         with pytest.raises(RunExists):
             remove_run(path)
-        ledger.book(BookedRelease("gradient sum", Gaussian(1.0), 0))
+        ledger.record_release(ReleaseEntry("gradient sum", Gaussian(1.0), 0))
     assert len(RunDirectory(path).read_ledger().releases) == 1
 
 

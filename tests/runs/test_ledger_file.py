@@ -1,8 +1,9 @@
-"""The ledger on disk: what was booked is read back, or nothing is."""
+"""The ledger on disk: what was recorded is read back, or nothing is."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,20 +18,26 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dpaudit.runs import ledger_lines
-from dpaudit.runs.ledger_file import LedgerWriter, read_ledger
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.errors import DpauditError, IntegrityError, RunExists
+from dpaudit.runs import ledger_format
+from dpaudit.runs.ledger_file import LedgerWriter, has_no_release, ledger_lock, read_ledger
+from dpaudit.vocabulary.errors import (
+    DpauditError,
+    IntegrityError,
+    RunExists,
+    RunLocked,
+    UnwritableFile,
+)
 from dpaudit.vocabulary.ledger import (
-    BookedRelease,
     LedgerHeader,
     PrivacyLedger,
     Randomness,
-    Resumed,
+    ReleaseEntry,
+    ResumeEntry,
     Sampling,
     Seal,
 )
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, RandomizedResponse
+from dpaudit.vocabulary.privacy_terms import Adjacency
 
 HEADER = LedgerHeader(
     adjacency=Adjacency.ADD_OR_REMOVE_ONE,
@@ -40,16 +47,16 @@ HEADER = LedgerHeader(
     clip_norm=0.5,
     versions={"dpaudit": "1", "torch": "2"},
     run="00ff" * 8,
-    leaves_out=("hyper-parameter tuning",),
-    takes_as_public=("feature shape", "label set"),
+    unaccounted=("hyper-parameter tuning",),
+    assumed_public=("feature shape", "label set"),
 )
-RESUMED = Resumed(2, Randomness.SECURE)
+RESUMED = ResumeEntry(2, Randomness.SECURE)
 
 gaussians = st.builds(Gaussian, st.floats(1e-3, 1e3))
 answers = st.builds(RandomizedResponse, st.floats(0.5, 0.99))
 sampled = st.builds(PoissonSampled, gaussians | answers, st.floats(1e-6, 1))
 releases = st.builds(
-    BookedRelease,
+    ReleaseEntry,
     st.text(max_size=20),
     gaussians | answers | sampled,
     st.none() | st.integers(0, 2**40),
@@ -58,17 +65,21 @@ releases = st.builds(
 in_one_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def release(step: int) -> BookedRelease:
-    return BookedRelease("gradient sum", PoissonSampled(Gaussian(1.1), 0.1), step)
+def release(step: int) -> ReleaseEntry:
+    return ReleaseEntry("gradient sum", PoissonSampled(Gaussian(1.1), 0.1), step)
 
 
 def write(
-    path: Path, booked: list[BookedRelease], *, sealed: bool = True, header: LedgerHeader = HEADER
+    path: Path,
+    recorded: list[ReleaseEntry],
+    *,
+    sealed: bool = True,
+    header: LedgerHeader = HEADER,
 ) -> Path:
     path.unlink(missing_ok=True)
     with LedgerWriter.create(path, header) as writer:
-        for one in booked:
-            writer.book(one)
+        for one in recorded:
+            writer.record_release(one)
         if sealed:
             writer.seal({"model.safetensors": "ab" * 32})
     return path
@@ -86,10 +97,10 @@ def unsealed(tmp_path: Path) -> Path:
 
 def rechained(entries: list[Any]) -> bytes:
     """The file that an unkeyed hash chain cannot tell from an honest one."""
-    head, lines = ledger_lines.GENESIS, []
+    head, lines = ledger_format.GENESIS_HASH, []
     for entry in entries:
         raw = json.dumps(entry, separators=(",", ":")).encode()
-        head = ledger_lines.chain(head, raw)
+        head = ledger_format.chain_hash(head, raw)
         lines.append(b'{"entry":' + raw + b',"hash":"' + head.encode() + b'"}\n')
     return b"".join(lines)
 
@@ -103,17 +114,19 @@ def entries_of(path: Path) -> list[Any]:
 
 @given(st.lists(releases, max_size=6), st.booleans())
 @settings(parent=in_one_folder, max_examples=25)
-def test_what_was_booked_is_read_back(
-    tmp_path: Path, booked: list[BookedRelease], sealed: bool
+def test_what_was_recorded_is_read_back(
+    tmp_path: Path, recorded: list[ReleaseEntry], sealed: bool
 ) -> None:
-    ledger = read_ledger(write(tmp_path / "ledger.jsonl", booked, sealed=sealed))
+    ledger = read_ledger(write(tmp_path / "ledger.jsonl", recorded, sealed=sealed))
     assert ledger.header == HEADER
-    assert ledger.releases == tuple(booked)
-    assert ledger.seal == (Seal(len(booked), {"model.safetensors": "ab" * 32}) if sealed else None)
+    assert ledger.releases == tuple(recorded)
+    assert ledger.seal == (
+        Seal(len(recorded), {"model.safetensors": "ab" * 32}) if sealed else None
+    )
 
 
 def test_the_mechanism_counts_every_booking(ledger: Path) -> None:
-    with_count = [release(0), release(1), BookedRelease("record count", Gaussian(50.0))]
+    with_count = [release(0), release(1), ReleaseEntry("record count", Gaussian(50.0))]
     read = read_ledger(write(ledger, with_count))
     times = Counter({part.mechanism: part.times for part in read.mechanism.mechanisms})
     assert times == {release(0).mechanism: 2, Gaussian(50.0): 1}
@@ -136,7 +149,7 @@ def test_each_booking_is_on_the_disk_when_book_returns(
     with LedgerWriter.create(path, HEADER) as writer:
         monkeypatch.setattr(os, "fsync", sync)
         for step in range(3):
-            writer.book(release(step))
+            writer.record_release(release(step))
             assert len(synced) == step + 1
             assert synced[-1] == path.read_bytes()
             assert len(read_ledger(path).releases) == step + 1
@@ -145,7 +158,8 @@ def test_each_booking_is_on_the_disk_when_book_returns(
 def test_the_ledger_holds_no_line_about_how_many_records_there_are(ledger: Path) -> None:
     header = set(entries_of(ledger)[0])
     assert header == set(msgspec.to_builtins(HEADER)) | {"kind"}
-    assert not [field for field in header if "record" in field or "count" in field]
+    told = header - {"unaccounted"}  # names what the claim does not cover
+    assert not [field for field in told if "record" in field or "count" in field]
 
 
 # What was altered is refused.
@@ -285,15 +299,15 @@ def test_a_release_that_cannot_be_is_refused(ledger: Path, mechanism: object) ->
 
 def test_an_unknown_major_version_is_refused_and_an_unknown_minor_one_read(ledger: Path) -> None:
     entries = entries_of(ledger)
-    entries[0]["schema_version"] = "1.999"
+    entries[0]["schema_version"] = "2.999"
     assert reads_or_none(ledger, rechained(entries)) is not None
-    entries[0]["schema_version"] = "2.0"
+    entries[0]["schema_version"] = "3.0"
     ledger.write_bytes(rechained(entries))
-    with pytest.raises(IntegrityError, match=r"schema_version 2\.0"):
+    with pytest.raises(IntegrityError, match=r"schema_version 3\.0"):
         read_ledger(ledger)
     entries[1] = {"kind": "something that version 2 invents"}
     ledger.write_bytes(rechained(entries))
-    with pytest.raises(IntegrityError, match=r"schema_version 2\.0"):
+    with pytest.raises(IntegrityError, match=r"schema_version 3\.0"):
         read_ledger(ledger)
 
 
@@ -311,12 +325,14 @@ def test_a_torn_last_line_is_refused_when_read_and_counted_when_resumed(
     with pytest.raises(IntegrityError, match="middle of a line"):
         read_ledger(path)
     with LedgerWriter.resume(path, RESUMED) as writer:
-        writer.book(release(9))
+        writer.record_release(release(9))
     ledger = read_ledger(path)
     dropped = path.read_text().splitlines()[4]
     assert [line.mechanism for line in ledger.releases] == [release(0).mechanism] * 4
     assert ledger.lines[2].what.startswith("incomplete line")
-    assert ledger.lines[3] == Resumed(2, Randomness.SECURE, last[: -(torn % len(last))].decode())
+    assert ledger.lines[3] == ResumeEntry(
+        2, Randomness.SECURE, last[: -(torn % len(last))].decode()
+    )
     assert '"dropped":"{' in dropped
 
 
@@ -324,9 +340,9 @@ def test_a_line_that_lacks_its_newline_alone_is_kept(unsealed: Path) -> None:
     whole = unsealed.read_bytes()
     unsealed.write_bytes(whole[:-1])
     with LedgerWriter.resume(unsealed, RESUMED) as writer:
-        writer.book(release(9))
+        writer.record_release(release(9))
     assert unsealed.read_bytes().startswith(whole)
-    steps = [booked.step for booked in read_ledger(unsealed).releases]
+    steps = [recorded.step for recorded in read_ledger(unsealed).releases]
     assert steps == [0, 1, 2, 3, 9]
 
 
@@ -359,10 +375,10 @@ def test_a_header_that_was_never_whole_cannot_be_resumed(tmp_path: Path) -> None
 def test_a_second_writer_is_refused_and_changes_nothing(unsealed: Path) -> None:
     with LedgerWriter.resume(unsealed, RESUMED) as first:
         before = unsealed.read_bytes()
-        with pytest.raises(RunExists, match="another process"):
+        with pytest.raises(RunLocked, match="another process"):
             LedgerWriter.resume(unsealed, RESUMED)
         assert unsealed.read_bytes() == before
-        first.book(release(5))
+        first.record_release(release(5))
     assert len(read_ledger(unsealed).releases) == 5
 
 
@@ -370,8 +386,8 @@ def test_a_second_process_is_refused(unsealed: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from dpaudit.runs.ledger_file import LedgerWriter\n"
-        "from dpaudit.vocabulary.ledger import Resumed, Randomness\n"
-        "LedgerWriter.resume(Path(sys.argv[1]), Resumed(2, Randomness.SECURE))\n"
+        "from dpaudit.vocabulary.ledger import ResumeEntry, Randomness\n"
+        "LedgerWriter.resume(Path(sys.argv[1]), ResumeEntry(2, Randomness.SECURE))\n"
     )
     with LedgerWriter.resume(unsealed, RESUMED):
         before = unsealed.read_bytes()
@@ -379,11 +395,34 @@ def test_a_second_process_is_refused(unsealed: Path) -> None:
             [sys.executable, "-c", program, str(unsealed)], capture_output=True, check=False
         )
         assert second.returncode != 0
-        assert b"RunExists" in second.stderr
+        assert b"RunLocked" in second.stderr
         assert unsealed.read_bytes() == before
 
 
-def test_no_release_is_lost_that_another_process_booked_before_the_lock(
+def test_a_lock_leaves_no_file_behind(unsealed: Path) -> None:
+    before = {path.name for path in unsealed.parent.iterdir()}
+    with LedgerWriter.resume(unsealed, RESUMED):
+        assert {path.name for path in unsealed.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_nothing_is_written(
+    unsealed: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = unsealed.read_bytes()
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(UnwritableFile, match=os.strerror(number)):
+        LedgerWriter.resume(unsealed, RESUMED)
+    with pytest.raises(UnwritableFile), ledger_lock(unsealed):
+        pytest.fail("locked")
+    assert not has_no_release(unsealed)
+    assert unsealed.read_bytes() == before
+
+
+def test_no_release_is_lost_that_another_process_recorded_before_the_lock(
     unsealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process takes its last step, and ends, just before we lock the file."""
@@ -392,14 +431,14 @@ def test_no_release_is_lost_that_another_process_booked_before_the_lock(
 
     def lock_when_the_other_has_ended(descriptor: object, operation: int) -> None:
         if not other._file.closed:
-            other.book(release(4))
+            other.record_release(release(4))
             other.__exit__(None, None, None)
         lock(descriptor, operation)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fcntl, "flock", lock_when_the_other_has_ended)
     with contextlib.suppress(DpauditError):  # to refuse is allowed; to lose a booking is not
         LedgerWriter.resume(unsealed, RESUMED).__exit__(None, None, None)
-    steps = [booked.step for booked in read_ledger(unsealed).releases]
+    steps = [recorded.step for recorded in read_ledger(unsealed).releases]
     assert steps == [0, 1, 2, 3, 4]
 
 
@@ -417,19 +456,19 @@ def test_a_sealed_ledger_cannot_be_resumed(ledger: Path) -> None:
     assert ledger.read_bytes() == before
 
 
-def test_nothing_is_booked_after_the_seal(unsealed: Path) -> None:
+def test_nothing_is_recorded_after_the_seal(unsealed: Path) -> None:
     writer = LedgerWriter.resume(unsealed, RESUMED)
     writer.seal({})
     before = unsealed.read_bytes()
     with pytest.raises((ValueError, DpauditError)):
-        writer.book(release(9))
+        writer.record_release(release(9))
     assert unsealed.read_bytes() == before
     assert read_ledger(unsealed).seal == Seal(4, {})
 
 
 def test_the_seal_counts_the_releases_of_every_process(unsealed: Path) -> None:
     with LedgerWriter.resume(unsealed, RESUMED) as writer:
-        writer.book(release(2))
+        writer.record_release(release(2))
         writer.seal({})
     assert read_ledger(unsealed).seal == Seal(5, {})
 
@@ -443,9 +482,9 @@ def test_a_booking_that_the_disk_refuses_is_never_used_and_never_hides_one(
     with LedgerWriter.resume(unsealed, RESUMED) as writer:
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="No space"):
-            writer.book(release(4))
+            writer.record_release(release(4))
     monkeypatch.undo()
     with LedgerWriter.resume(unsealed, RESUMED) as writer:
-        writer.book(release(4))
-    steps = [booked.step for booked in read_ledger(unsealed).releases]
+        writer.record_release(release(4))
+    steps = [recorded.step for recorded in read_ledger(unsealed).releases]
     assert steps in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 4])

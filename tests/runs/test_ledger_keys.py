@@ -8,18 +8,18 @@ import pytest
 from ledgers import header
 
 from dpaudit.runs.ledger_file import read_ledger
-from dpaudit.runs.ledger_lines import GENESIS, chain, line_of
+from dpaudit.runs.ledger_format import GENESIS_HASH, chain_hash, encode_line
 from dpaudit.vocabulary.errors import IntegrityError
-from dpaudit.vocabulary.ledger import BookedRelease
+from dpaudit.vocabulary.ledger import ReleaseEntry
 from dpaudit.vocabulary.mechanism import Gaussian
 
 
 def written(path: Path, old: bytes, new: bytes) -> Path:
     """Write a ledger of a header and a release, in whose release ``old`` became ``new``."""
-    first, head = line_of(header(), GENESIS)
-    second, _ = line_of(BookedRelease("gradient sum", Gaussian(2.0), step=0), head)
+    first, head = encode_line(header(), GENESIS_HASH)
+    second, _ = encode_line(ReleaseEntry("gradient sum", Gaussian(2.0), step=0), head)
     entry = second[len(b'{"entry":') : second.rindex(b',"hash"')].replace(old, new)
-    whole = b'{"entry":' + entry + b',"hash":"' + chain(head, entry).encode() + b'"}\n'
+    whole = b'{"entry":' + entry + b',"hash":"' + chain_hash(head, entry).encode() + b'"}\n'
     path.write_bytes(first + whole)
     return path
 

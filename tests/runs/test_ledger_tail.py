@@ -10,37 +10,42 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledgers import header, step_release
 
-from dpaudit.runs.json_prefix import completed
 from dpaudit.runs.ledger_file import LedgerWriter, read_ledger, read_unfinished
-from dpaudit.runs.ledger_lines import GENESIS, line_of, may_begin_header, read_content
+from dpaudit.runs.ledger_format import (
+    GENESIS_HASH,
+    complete_object,
+    encode_line,
+    may_begin_header,
+    parse_ledger,
+)
 from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.ledger import (
-    Begun,
-    BookedRelease,
-    Checkpointed,
-    DeclaredChange,
-    LedgerLine,
+    BeginEntry,
+    ChangeEntry,
+    CheckpointEntry,
+    LedgerEntry,
     Randomness,
+    ReleaseEntry,
     RenyiBudget,
-    Resumed,
+    ResumeEntry,
     Seal,
 )
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, RandomAllocation
 
-RESUMED = Resumed(2, Randomness.SECURE)
+RESUMED = ResumeEntry(2, Randomness.SECURE)
 SYNCED = 3
 TEXT = 'a "quote", a \\ backslash, \n, \x01, é and \U0001f600'
-HEADER = header(leaves_out=(TEXT,), budget=RenyiBudget(1.0, 1e-5, (1.5, 2.0)))
-COUNT = BookedRelease("record count", Gaussian(7.0))
+HEADER = header(unaccounted=(TEXT,), budget=RenyiBudget(1.0, 1e-5, (1.5, 2.0)))
+COUNT = ReleaseEntry("record count", Gaussian(7.0))
 
-LINES: list[LedgerLine] = [
-    Begun({"config.toml": "ab" * 32, TEXT: "cd"}),
+LINES: list[LedgerEntry] = [
+    BeginEntry({"config.toml": "ab" * 32, TEXT: "cd"}),
     step_release(SYNCED),
-    BookedRelease(TEXT, PoissonSampled(Gaussian(1e-7), 0.5)),
-    BookedRelease("gradient sum", RandomAllocation(Gaussian(2.0), 12), 3),
-    Resumed(1, Randomness.SEEDED, '{"entry":{"kind":"rel'),
-    DeclaredChange(TEXT, 3),
-    Checkpointed(3, {"model.safetensors": "ef" * 32}),
+    ReleaseEntry(TEXT, PoissonSampled(Gaussian(1e-7), 0.5)),
+    ReleaseEntry("gradient sum", RandomAllocation(Gaussian(2.0), 12), 3),
+    ResumeEntry(1, Randomness.SEEDED, '{"entry":{"kind":"rel'),
+    ChangeEntry(TEXT, 3),
+    CheckpointEntry(3, {"model.safetensors": "ef" * 32}),
     Seal(SYNCED + 1, {"model.safetensors": "ab" * 32}),
     Seal(SYNCED + 1, {}),
 ]
@@ -50,9 +55,9 @@ in_one_folder = settings(deadline=None, suppress_health_check=[HealthCheck.funct
 
 
 def content_before() -> tuple[bytes, str]:
-    text, head = line_of(HEADER, GENESIS)
+    text, head = encode_line(HEADER, GENESIS_HASH)
     for one in (COUNT, *(step_release(step) for step in range(SYNCED))):
-        line, head = line_of(one, head)
+        line, head = encode_line(one, head)
         text += line
     return text, head
 
@@ -74,11 +79,11 @@ def resumed(path: Path) -> int:
 
 
 @pytest.mark.parametrize("last", LINES, ids=KINDS)
-def test_a_line_cut_anywhere_never_loses_a_release(ledger: Path, last: LedgerLine) -> None:
-    line, _ = line_of(last, HEAD)
-    is_release = isinstance(last, BookedRelease)
+def test_a_line_cut_anywhere_never_loses_a_release(ledger: Path, last: LedgerEntry) -> None:
+    line, _ = encode_line(last, HEAD)
+    is_release = isinstance(last, ReleaseEntry)
     for cut in range(len(line)):
-        content = read_content(ledger, BEFORE + line[:cut])
+        content = parse_ledger(ledger, BEFORE + line[:cut])
         counted = len(content.counted.releases)
         assert content.tail.complete == (cut == len(line) - 1)
         assert counted >= SO_FAR
@@ -91,21 +96,21 @@ def test_a_line_cut_anywhere_never_loses_a_release(ledger: Path, last: LedgerLin
 @pytest.mark.parametrize("last", [one for one in LINES if not isinstance(one, Seal)])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 def test_what_readers_count_is_what_the_resumed_ledger_holds(
-    ledger: Path, last: LedgerLine, share: float
+    ledger: Path, last: LedgerEntry, share: float
 ) -> None:
-    line, _ = line_of(last, HEAD)
+    line, _ = encode_line(last, HEAD)
     cut = line[: int(share * len(line))]
     ledger.write_bytes(BEFORE + cut)
     counted = read_unfinished(ledger)
     assert resumed(ledger) == len(counted.releases)
     after = read_ledger(ledger)
     assert after.releases == counted.releases
-    assert after.lines[-1] == Resumed(2, Randomness.SECURE, cut.decode(errors="ignore"))
+    assert after.lines[-1] == ResumeEntry(2, Randomness.SECURE, cut.decode(errors="ignore"))
 
 
 def test_an_incomplete_line_shows_its_own_mechanism_if_all_of_it_is_there(ledger: Path) -> None:
-    last = BookedRelease("record count", Gaussian(0.25), step=None)
-    line, _ = line_of(last, HEAD)
+    last = ReleaseEntry("record count", Gaussian(0.25), step=None)
+    line, _ = encode_line(last, HEAD)
     for end in (b'0.25},"', b'"step":null,', b'"what":"record count"}', b'"hash":"'):
         cut = line[: line.index(end) + len(end)]
         ledger.write_bytes(BEFORE + cut)
@@ -113,7 +118,7 @@ def test_an_incomplete_line_shows_its_own_mechanism_if_all_of_it_is_there(ledger
 
 
 def test_an_incomplete_line_is_counted_as_what_it_begins_like(ledger: Path) -> None:
-    line, _ = line_of(COUNT, HEAD)
+    line, _ = encode_line(COUNT, HEAD)
     ledger.write_bytes(BEFORE + line[: line.index(b"noise_mult")])
     assert read_unfinished(ledger).releases[-1].mechanism == COUNT.mechanism
     ledger.write_bytes(BEFORE + line[: line.index(b'"mechanism"')])
@@ -121,19 +126,19 @@ def test_an_incomplete_line_is_counted_as_what_it_begins_like(ledger: Path) -> N
 
 
 def test_without_any_recorded_release_there_is_none_to_repeat(ledger: Path) -> None:
-    first, head = line_of(HEADER, GENESIS)
-    ledger.write_bytes(first + line_of(step_release(0), head)[0][:40])
+    first, head = encode_line(HEADER, GENESIS_HASH)
+    ledger.write_bytes(first + encode_line(step_release(0), head)[0][:40])
     assert read_unfinished(ledger).releases == ()
     assert resumed(ledger) == 0
     assert '"dropped":"{' in ledger.read_text()
 
 
 def test_a_long_line_is_named_by_its_beginning(ledger: Path) -> None:
-    line, _ = line_of(DeclaredChange("x" * 100_000, 3), HEAD)
+    line, _ = encode_line(ChangeEntry("x" * 100_000, 3), HEAD)
     ledger.write_bytes(BEFORE + line[:-10])
     resumed(ledger)
     last = read_ledger(ledger).lines[-1]
-    assert isinstance(last, Resumed)
+    assert isinstance(last, ResumeEntry)
     assert line.decode().startswith(last.dropped)
     assert 100 < len(last.dropped) < 10_000
 
@@ -157,7 +162,7 @@ def refused(path: Path, content: bytes) -> bool:
 
 @pytest.mark.parametrize("zeros", [1, 7, 100, 333, 512, 1000])
 def test_a_zeroed_end_is_refused(ledger: Path, zeros: int) -> None:
-    line, _ = line_of(step_release(SYNCED), HEAD)
+    line, _ = encode_line(step_release(SYNCED), HEAD)
     whole = BEFORE + line
     assert refused(ledger, whole[:-zeros] + bytes(zeros))
     assert refused(ledger, whole + bytes(zeros))
@@ -180,7 +185,7 @@ def test_a_flipped_bit_in_the_last_line_never_loses_it(ledger: Path, bit: int) -
             damaged = bytearray(BEFORE[:end])
             damaged[at] ^= 1 << bit
             try:
-                content = read_content(ledger, bytes(damaged))
+                content = parse_ledger(ledger, bytes(damaged))
             except IntegrityError:
                 continue
             assert len(content.counted.releases) >= SO_FAR, (at, bit)
@@ -213,7 +218,7 @@ def test_no_damage_at_the_end_loses_a_release(tmp_path: Path, data: st.DataObjec
     start = data.draw(st.integers(len(BEFORE) - len(lines[-1]), len(BEFORE)))
     garbage = data.draw(st.binary(max_size=30) | st.text(max_size=30).map(str.encode))
     try:
-        counted = len(read_content(path, BEFORE[:start] + garbage).counted.releases)
+        counted = len(parse_ledger(path, BEFORE[:start] + garbage).counted.releases)
     except IntegrityError:
         return
     assert counted >= SO_FAR - (start == len(BEFORE) - len(lines[-1]))
@@ -228,7 +233,7 @@ def test_a_ledger_cut_or_zeroed_is_never_priced_as_less_than_its_whole_lines(
     kept = BEFORE[: cut % len(BEFORE)]
     whole = kept.count(b"\n") - 1
     try:
-        counted = len(read_content(path, kept + bytes(zeros % 3)).counted.releases)
+        counted = len(parse_ledger(path, kept + bytes(zeros % 3)).counted.releases)
     except IntegrityError:
         return
     assert zeros % 3 == 0
@@ -236,11 +241,11 @@ def test_a_ledger_cut_or_zeroed_is_never_priced_as_less_than_its_whole_lines(
 
 
 def test_a_header_whose_end_was_damaged_is_no_beginning() -> None:
-    first, _ = line_of(HEADER, GENESIS)
+    first, _ = encode_line(HEADER, GENESIS_HASH)
     assert all(may_begin_header(first[:cut]) for cut in range(len(first)))
     for damaged in (first[:-1] + b"\0" * 50, first[:-4] + b"zz", first[:100] + b"\0"):
         assert not may_begin_header(damaged)
-    assert not may_begin_header(line_of(Begun({}), GENESIS)[0][:40])
+    assert not may_begin_header(encode_line(BeginEntry({}), GENESIS_HASH)[0][:40])
 
 
 @given(st.recursive(
@@ -252,7 +257,7 @@ def test_every_beginning_of_canonical_json_can_be_completed(value: object, cut: 
 
     whole = msgspec.json.encode({"a": value})
     visible = whole[: 1 + cut % len(whole)]
-    assert isinstance(msgspec.json.decode(completed(visible)), dict)
+    assert isinstance(msgspec.json.decode(complete_object(visible)), dict)
 
 
 # A crash while a resumed process accounts for an incomplete line.
@@ -262,7 +267,7 @@ def test_every_beginning_of_canonical_json_can_be_completed(value: object, cut: 
 def test_a_crash_while_resuming_leaves_the_old_ledger_or_the_new_one(
     ledger: Path, call: str
 ) -> None:
-    torn = BEFORE + line_of(step_release(SYNCED), HEAD)[0][:-20]
+    torn = BEFORE + encode_line(step_release(SYNCED), HEAD)[0][:-20]
     ledger.write_bytes(torn)
     child = os.fork()
     if child == 0:  # pragma: no cover

@@ -16,9 +16,9 @@ from ledgers import finished_run, header, step_release, unfinished_run, write_ch
 
 from dpaudit.runs import ledger_file
 from dpaudit.runs.checkpoints import Progress
-from dpaudit.runs.directory import RunDirectory, create_run, files_in_the_way, require_absent
-from dpaudit.runs.ledger_file import LedgerWriter, is_unbegun, read_ledger
-from dpaudit.runs.ledger_lines import GENESIS, line_of
+from dpaudit.runs.directory import RunDirectory, conflicting_files, create_run, require_absent
+from dpaudit.runs.ledger_file import LedgerWriter, has_no_release, read_ledger
+from dpaudit.runs.ledger_format import GENESIS_HASH, encode_line
 from dpaudit.vocabulary.errors import (
     DpauditError,
     ExitCode,
@@ -28,17 +28,17 @@ from dpaudit.vocabulary.errors import (
     RunExists,
 )
 from dpaudit.vocabulary.ledger import (
-    Begun,
-    Checkpointed,
-    DeclaredChange,
-    LedgerLine,
+    BeginEntry,
+    ChangeEntry,
+    CheckpointEntry,
+    LedgerEntry,
     Randomness,
-    Resumed,
+    ResumeEntry,
     Seal,
 )
 
-RESUMED = Resumed(2, Randomness.SECURE)
-Entries = list[LedgerLine]
+RESUMED = ResumeEntry(2, Randomness.SECURE)
+Entries = list[LedgerEntry]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def writer(path: Path) -> LedgerWriter:
     made = LedgerWriter.create(path, header())
-    made.book(step_release(0))
+    made.record_release(step_release(0))
     return made
 
 
@@ -77,15 +77,15 @@ def in_a_fork(act: Callable[[], object]) -> str:
 def test_a_forked_process_records_nothing(path: Path, writer: LedgerWriter) -> None:
     before = path.read_bytes()
     for act in (
-        lambda: writer.book(step_release(1)),
+        lambda: writer.record_release(step_release(1)),
         lambda: writer.seal({}),
-        lambda: writer.declare(DeclaredChange("by hand", 1)),
+        lambda: writer.declare(ChangeEntry("by hand", 1)),
     ):
         said = in_a_fork(act)
         assert said.startswith("ForkedSession")
         assert "make_private in each process" in said
     assert path.read_bytes() == before
-    writer.book(step_release(1))
+    writer.record_release(step_release(1))
     assert len(read_ledger(path).releases) == 2
 
 
@@ -99,7 +99,7 @@ def test_a_writer_is_not_copied(
         with pytest.raises(ForkedSession, match="cannot be copied"):
             double(what)
     assert ForkedSession.exit_code is ExitCode.USAGE
-    writer.book(step_release(1))
+    writer.record_release(step_release(1))
 
 
 def test_a_forked_worker_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_forked_worker_that_outlives_its_parent_holds_no_lock(tmp_path: Path) 
         "from ledgers import header, step_release\n"
         "from dpaudit.runs.ledger_file import LedgerWriter\n"
         "writer = LedgerWriter.create(Path(sys.argv[1]), header())\n"
-        "writer.book(step_release(0))\n"
+        "writer.record_release(step_release(0))\n"
         "pid = Path(sys.argv[2])\n"
         "if os.fork() == 0:\n"
         "    pid.with_name('new').write_text(str(os.getpid()))\n"
@@ -140,7 +140,7 @@ def test_the_parents_lock_outlives_a_fork(path: Path, writer: LedgerWriter) -> N
     assert in_a_fork(lambda: None) == "nothing"
     with pytest.raises(RunExists, match="another process"):
         LedgerWriter.resume(path, RESUMED)
-    writer.book(step_release(1))
+    writer.record_release(step_release(1))
 
 
 # Somebody else.
@@ -150,15 +150,15 @@ def test_a_line_that_somebody_else_wrote_stops_the_writer(path: Path, writer: Le
     with path.open("ab") as other:
         other.write(b"\n")
     before = path.read_bytes()
-    with pytest.raises(IntegrityError, match="somebody else wrote it"):
-        writer.book(step_release(1))
+    with pytest.raises(IntegrityError, match="another process wrote it"):
+        writer.record_release(step_release(1))
     assert path.read_bytes() == before
 
 
 def test_a_ledger_that_was_cut_meanwhile_stops_the_writer(path: Path, writer: LedgerWriter) -> None:
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(IntegrityError, match="somebody else wrote it"):
-        writer.book(step_release(1))
+    with pytest.raises(IntegrityError, match="another process wrote it"):
+        writer.record_release(step_release(1))
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced by a copy", "moved away", "a link"])
@@ -173,7 +173,7 @@ def test_a_ledger_that_is_another_file_now_stops_the_writer(
         path.with_name("other").write_bytes(content)
         path.symlink_to(path.with_name("other"))
     with pytest.raises(IntegrityError, match="removed or replaced"):
-        writer.book(step_release(1))
+        writer.record_release(step_release(1))
     assert path.with_name("old").read_bytes() == content
 
 
@@ -181,7 +181,7 @@ def test_the_working_directory_does_not_matter(path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(path.parent)
     writer = LedgerWriter.create(Path(path.name), header())
     monkeypatch.chdir("/")
-    writer.book(step_release(0))
+    writer.record_release(step_release(0))
     assert len(read_ledger(path).releases) == 1
 
 
@@ -190,11 +190,11 @@ def test_threads_take_turns(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
-    def book() -> None:
+    def record_release() -> None:
         for step in range(50):
-            writer.book(step_release(step))
+            writer.record_release(step_release(step))
 
-    threads = [threading.Thread(target=book) for _ in range(8)]
+    threads = [threading.Thread(target=record_release) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -228,10 +228,10 @@ def test_a_full_disk_leaves_whole_lines_and_ends_the_writer(
     with monkeypatch.context() as patch:
         patch.setattr(ledger_file, "_write_all", full)
         with pytest.raises(OSError, match="No space"):
-            writer.book(step_release(1))
+            writer.record_release(step_release(1))
     assert path.read_bytes() == before
     with pytest.raises(IntegrityError, match="an earlier write failed"):
-        writer.book(step_release(1))
+        writer.record_release(step_release(1))
     assert writer.releases == 1
     assert path.read_bytes() == before
 
@@ -248,29 +248,29 @@ def test_an_interrupted_write_is_taken_back(
 
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        writer.book(step_release(1))
+        writer.record_release(step_release(1))
     assert path.read_bytes() == before
-    writer.book(step_release(1))
+    writer.record_release(step_release(1))
     assert len(read_ledger(path).releases) == 2
 
 
 def test_a_closed_writer_says_so(writer: LedgerWriter) -> None:
     writer.close()
     with pytest.raises(InvalidArgument, match="ledger must be one that is open"):
-        writer.book(step_release(1))
+        writer.record_release(step_release(1))
 
 
 # New kinds of lines.
 
 
 def test_changes_and_checkpoints_are_read_back(path: Path, writer: LedgerWriter) -> None:
-    change, checkpoint = DeclaredChange("pruned", 1), Checkpointed(1, {"a": "b"})
+    change, checkpoint = ChangeEntry("pruned", 1), CheckpointEntry(1, {"a": "b"})
     writer.declare(change)
     writer.checkpointed(checkpoint)
     writer.declare(change)
     ledger = read_ledger(path)
     assert ledger.lines[1:] == (change, checkpoint, change)
-    assert ledger.leaves_out == ("model changed outside of the recorded steps at step 1: pruned",)
+    assert ledger.unaccounted == ("model changed outside of the recorded steps at step 1: pruned",)
 
 
 def test_the_head_after_the_seal_is_known_before(path: Path, writer: LedgerWriter) -> None:
@@ -283,10 +283,10 @@ def test_the_head_after_the_seal_is_known_before(path: Path, writer: LedgerWrite
 # A run that died before it released anything is begun anew.
 
 
-def text_of(*entries: LedgerLine) -> bytes:
-    text, head = b"", GENESIS
+def text_of(*entries: LedgerEntry) -> bytes:
+    text, head = b"", GENESIS_HASH
     for entry in entries:
-        line, head = line_of(entry, head)
+        line, head = encode_line(entry, head)
         text += line
     return text
 
@@ -296,8 +296,8 @@ BEGINNINGS = {
     "half a header": text_of(header())[:70],
     "a header without its newline": text_of(header())[:-1],
     "a header": text_of(header()),
-    "settings": text_of(header(), Begun({"config.toml": "ab"})),
-    "half of settings": text_of(header(), Begun({"config.toml": "ab"}))[:-30],
+    "settings": text_of(header(), BeginEntry({"config.toml": "ab"})),
+    "half of settings": text_of(header(), BeginEntry({"config.toml": "ab"}))[:-30],
     "resumed": text_of(header(), RESUMED),
 }
 
@@ -310,13 +310,13 @@ def test_a_run_without_a_release_is_begun_anew(tmp_path: Path, content: bytes) -
     run.canaries.write_bytes(b"stale")
     (run.path / "config.toml.partial").write_bytes(b"stale")
     (run.checkpoints / "step-0").mkdir(parents=True)
-    assert is_unbegun(run.ledger)
-    assert files_in_the_way(run) == []
+    assert has_no_release(run.ledger)
+    assert conflicting_files(run) == []
     require_absent(run.path)
     assert create_run(run.path) == run
     with LedgerWriter.create(run.ledger, header()) as writer:
         assert [file.name for file in run.path.iterdir()] == ["ledger.jsonl"]
-        writer.book(step_release(0))
+        writer.record_release(step_release(0))
     assert read_ledger(run.ledger).releases == (step_release(0),)
 
 
@@ -339,8 +339,8 @@ def test_anything_else_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.ledger.write_bytes(content)
-    assert not is_unbegun(run.ledger)
-    assert files_in_the_way(run) == [run.ledger]
+    assert not has_no_release(run.ledger)
+    assert conflicting_files(run) == [run.ledger]
     for begin in (
         lambda: LedgerWriter.create(run.ledger, header()),
         lambda: create_run(run.path),
@@ -380,12 +380,12 @@ def test_checkpoints_of_an_earlier_run_keep_a_ledger_from_being_begun(tmp_path: 
 def test_a_run_that_is_just_beginning_elsewhere_is_not_replaced(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run")
     with LedgerWriter.create(run.ledger, header()) as writer:
-        assert not is_unbegun(run.ledger)
+        assert not has_no_release(run.ledger)
         with pytest.raises(RunExists):
             require_absent(run.path)
         with pytest.raises(RunExists, match="another process"):
             LedgerWriter.create(run.ledger, header())
-        writer.book(step_release(0))
+        writer.record_release(step_release(0))
     assert len(run.read_ledger().releases) == 1
 
 

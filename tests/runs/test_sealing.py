@@ -10,24 +10,23 @@ from typing import Any
 import pytest
 from ledgers import claim, header, step_release, write_model
 
-from dpaudit.accountants.answers import claim_of
+from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.runs import ledger_file
-from dpaudit.runs.directory import RunDirectory, create_run
-from dpaudit.runs.files import sha256
+from dpaudit.runs.directory import RunDirectory, create_run, seal_run
+from dpaudit.runs.file_io import sha256
 from dpaudit.runs.ledger_file import LedgerWriter, complete_seal
-from dpaudit.runs.sealing import seal_run
 from dpaudit.vocabulary.errors import (
     DpauditError,
     InputOutputError,
     IntegrityError,
     InvalidArgument,
 )
-from dpaudit.vocabulary.ledger import Randomness, Resumed
-from dpaudit.workflow.finishing import Finished, finish
+from dpaudit.vocabulary.ledger import Randomness, ResumeEntry
+from dpaudit.workflow.train.finish import CompletedPart, finish_run
 
 RELEASES = 3
 DELTA = 1e-5
-RESUMED = Resumed(0, Randomness.SECURE)
+RESUMED = ResumeEntry(0, Randomness.SECURE)
 
 
 def at_its_end(path: Path, *, ended: bool = False) -> tuple[RunDirectory, LedgerWriter]:
@@ -35,7 +34,7 @@ def at_its_end(path: Path, *, ended: bool = False) -> tuple[RunDirectory, Ledger
     run = create_run(path)
     writer = LedgerWriter.create(run.ledger, header())
     for step in range(RELEASES):
-        writer.book(step_release(step))
+        writer.record_release(step_release(step))
     write_model(run, RELEASES)
     if ended:
         writer.end({run.model.name: sha256(run.model)})
@@ -43,7 +42,7 @@ def at_its_end(path: Path, *, ended: bool = False) -> tuple[RunDirectory, Ledger
 
 
 def seal(run: RunDirectory, writer: LedgerWriter) -> None:
-    seal_run(run, writer, claim_of(run.read_ledger(), DELTA, "pld"))
+    seal_run(run, writer, claim_from_ledger(run.read_ledger(), DELTA, "pld"))
 
 
 CALLS: list[tuple[object, str]] = [
@@ -93,13 +92,13 @@ def outcome(run: RunDirectory) -> str:
     except IntegrityError as error:
         pytest.fail(f"a killed run is taken for an altered one: {error}")
     try:
-        done = finish(run, DELTA)
+        done = finish_run(run, DELTA)
     except InvalidArgument:
         LedgerWriter.resume(run.ledger, RESUMED).close()
         assert len(run.read_unfinished().releases) == RELEASES
         return "resumed"
     assert len(run.read_finished().releases) == RELEASES
-    assert finish(run, None) is Finished.NOTHING
+    assert finish_run(run, None) is CompletedPart.NOTHING
     return done.name
 
 
@@ -153,7 +152,7 @@ def test_a_kill_while_finishing_leaves_a_run_that_can_be_finished(
     for call in range(1, 100):
         run, writer = at_its_end(tmp_path / str(call), ended=True)
         writer.close()
-        died = run_and_die(lambda run=run: finish(run, DELTA), call, after=after)  # type: ignore[misc]
+        died = run_and_die(lambda run=run: finish_run(run, DELTA), call, after=after)  # type: ignore[misc]
         assert outcome(run) in {"BOTH", "SEAL", "NOTHING"}
         if not died:
             return
@@ -168,7 +167,7 @@ def test_a_failing_disk_leaves_a_run_that_is_finished_or_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     run, writer = at_its_end(tmp_path / "run")
-    ends = claim_of(run.read_ledger(), DELTA, "pld")
+    ends = claim_from_ledger(run.read_ledger(), DELTA, "pld")
     left = [call]
 
     def failing(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,7 +193,7 @@ def test_a_failing_disk_leaves_a_run_that_is_finished_or_goes_on(
 def test_a_claim_that_could_not_be_written_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpaudit.files import writing
+    from dpaudit.files import regular_files
 
     run, writer = at_its_end(tmp_path / "run")
 
@@ -202,11 +201,11 @@ def test_a_claim_that_could_not_be_written_does_not_end_the_run(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "sync", fail)
+        patch.setattr(regular_files, "sync_to_disk", fail)
         with pytest.raises(InputOutputError):
             seal_run(run, writer, claim(RELEASES))
     assert not run.claim.exists()
-    writer.book(step_release(RELEASES))
+    writer.record_release(step_release(RELEASES))
     assert len(run.read_unfinished().releases) == RELEASES + 1
 
 
@@ -226,7 +225,7 @@ def test_a_forked_process_writes_no_claim(tmp_path: Path) -> None:
 
 def test_the_claim_of_another_number_of_releases_is_refused(tmp_path: Path) -> None:
     run, writer = at_its_end(tmp_path / "run")
-    with pytest.raises(IntegrityError, match="the claim is of 2 releases"):
+    with pytest.raises(IntegrityError, match="the claim covers 2 releases"):
         seal_run(run, writer, claim(2))
     assert not run.claim.exists()
 

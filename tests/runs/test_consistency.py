@@ -28,16 +28,22 @@ from dpaudit.runs.checkpoints import (
     remove_checkpoint,
     require_own_checkpoint,
 )
-from dpaudit.runs.crosscheck import model_metadata
+from dpaudit.runs.consistency import model_metadata
 from dpaudit.runs.directory import RunDirectory, create_run
-from dpaudit.runs.files import read_json, write_arrays, write_json
+from dpaudit.runs.file_io import read_json, write_arrays, write_json
 from dpaudit.runs.ledger_file import LedgerWriter, read_unfinished
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, RunExists
-from dpaudit.vocabulary.ledger import BookedRelease, Checkpointed, Randomness, Resumed, Sampling
+from dpaudit.vocabulary.ledger import (
+    CheckpointEntry,
+    Randomness,
+    ReleaseEntry,
+    ResumeEntry,
+    Sampling,
+)
 from dpaudit.vocabulary.mechanism import BandedMatrixFactorization, Gaussian, RandomAllocation
 
-RESUMED = Resumed(2, Randomness.SECURE)
+RESUMED = ResumeEntry(2, Randomness.SECURE)
 RELEASES = 4
 
 WAYS_IN: list[Callable[[RunDirectory], object]] = [
@@ -121,7 +127,7 @@ def test_a_sealed_run_without_its_claim_is_refused(tmp_path: Path) -> None:
 def test_the_claim_of_another_ledger_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     run = finished_run(tmp_path / "run")
     write_json(run.claim, msgspec.structs.replace(read_json(run.claim, Claim), **change))
-    with pytest.raises(IntegrityError, match="of another ledger"):
+    with pytest.raises(IntegrityError, match="another ledger"):
         run.read_finished()
 
 
@@ -161,7 +167,7 @@ def test_the_model_of_another_run_is_refused(tmp_path: Path) -> None:
     write_model(run, RELEASES, name="another")
     require_refused(run, "the model of another run")
     write_model(run, "many")
-    require_refused(run, "does not say")
+    require_refused(run, "has no valid number of releases")
     write_model(run, RELEASES + 1)
     require_refused(run, "was made by 5 releases")
     write_model(run, RELEASES - 1)
@@ -217,8 +223,8 @@ def test_a_release_of_a_pass_covers_its_steps(
 ) -> None:
     run = create_run(tmp_path / "run")
     with LedgerWriter.create(run.ledger, header(sampling=sampling)) as writer:
-        writer.book(BookedRelease("record count", Gaussian(9.0)))
-        writer.book(BookedRelease("gradient sum", mechanism, 0))
+        writer.record_release(ReleaseEntry("record count", Gaussian(9.0)))
+        writer.record_release(ReleaseEntry("gradient sum", mechanism, 0))
     observed(run, 6)
     assert len(run.read_unfinished().releases) == 2
     observed(run, 7)
@@ -228,7 +234,7 @@ def test_a_release_of_a_pass_covers_its_steps(
 def test_shuffled_passes_do_not_say_how_many_steps_they_cover(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run")
     with LedgerWriter.create(run.ledger, header(sampling=Sampling.SHUFFLED)) as writer:
-        writer.book(BookedRelease("gradient sum", Gaussian(1.0), 0))
+        writer.record_release(ReleaseEntry("gradient sum", Gaussian(1.0), 0))
     observed(run, 1000)
     assert len(run.read_unfinished().releases) == 1
 
@@ -247,7 +253,7 @@ def checkpointed(run: RunDirectory, *, recorded: bool = True) -> Path:
     folder = write_checkpoint(run, Progress(2, 2, 10.0, run="00" * 16))
     if recorded:
         with LedgerWriter.resume(run.ledger, RESUMED) as writer:
-            writer.checkpointed(Checkpointed(2, digests_of(folder)))
+            writer.checkpointed(CheckpointEntry(2, digests_of(folder)))
     return folder
 
 
@@ -274,7 +280,7 @@ def test_a_checkpoint_that_is_not_recorded_is_refused_beside_one_that_is(tmp_pat
     run = unfinished_run(tmp_path / "run")
     checkpointed(run)
     write_checkpoint(run, Progress(3, 3, 10.0))
-    with pytest.raises(IntegrityError, match="no checkpoint that its ledger records"):
+    with pytest.raises(IntegrityError, match="not a checkpoint that its ledger records"):
         LedgerWriter.resume(run.ledger, RESUMED)
 
 
@@ -313,7 +319,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_no_cut_one(
 ) -> None:
     run = create_run(tmp_path / "run")
     writer = LedgerWriter.create(run.ledger, header())
-    writer.book(step_release(0))
+    writer.record_release(step_release(0))
     read, looks = ledger_file._bytes, [0]
 
     def then_goes_on(path: Path) -> bytes:
@@ -321,7 +327,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_no_cut_one(
         if path == run.ledger:
             looks[0] += 1
             if looks[0] == 1:
-                writer.book(step_release(1))
+                writer.record_release(step_release(1))
                 write_checkpoint(run, Progress(2, 2, 10.0))
         return content
 

@@ -1,4 +1,4 @@
-"""The names of a run's files: the one place that knows them."""
+"""Names of a run's files: the only place that defines them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where each file of a run is.
+    """Paths of the files of a run.
 
     Attributes:
         path: The run directory.
@@ -18,37 +18,37 @@ class RunFiles:
 
     @property
     def config(self) -> Path:
-        """What was asked."""
+        """Settings that ``dpaudit train`` was called with."""
         return self.path / "config.toml"
 
     @property
     def ledger(self) -> Path:
-        """What was released."""
+        """The ledger: every release of the run."""
         return self.path / "ledger.jsonl"
 
     @property
     def model(self) -> Path:
-        """The weights to ship."""
+        """The final weights."""
         return self.path / "model.safetensors"
 
     @property
     def canaries(self) -> Path:
-        """The included canaries: all that a trainer needs."""
+        """The included canaries, which are all that a trainer needs."""
         return self.path / "canaries.npz"
 
     @property
     def secret_canaries(self) -> Path:
-        """All canaries with their inclusion bits: for the auditor alone."""
+        """All canaries with their inclusion bits, which only the auditor may read."""
         return self.path / "canaries.secret.npz"
 
     @property
-    def planted_canaries(self) -> Path:
-        """The included canaries of ``dpaudit canaries make``, where a loop of your own has some."""
+    def canary_file_copy(self) -> Path:
+        """Copy of the trainer's canary file that your own training loop used."""
         return self.path / "planted-canaries.npz"
 
     @property
     def observations(self) -> Path:
-        """What the noisy sums showed on the canaries' coordinates, step by step."""
+        """Noisy sums at the coordinates of the canaries, one row per step."""
         return self.path / "observations.npz"
 
     @property
@@ -58,62 +58,62 @@ class RunFiles:
 
     @property
     def audit(self) -> Path:
-        """What was measured."""
+        """Result of the audit."""
         return self.path / "audit.json"
 
     @property
     def attack(self) -> Path:
-        """What further membership attacks could tell."""
+        """Results of further membership attacks."""
         return self.path / "attack.json"
 
     @property
     def conformance(self) -> Path:
-        """Whether its trainer does what the ledger says."""
+        """Findings about whether the trainer does what the ledger records."""
         return self.path / "conformance.json"
 
     @property
     def verdict(self) -> Path:
-        """What the gate said."""
+        """The gate's verdict."""
         return self.path / "verdict.json"
 
     @property
     def report(self) -> Path:
-        """The report for people."""
+        """The HTML report."""
         return self.path / "report.html"
 
     @property
     def checkpoints(self) -> Path:
-        """Folders step-N, each complete once its marker is there."""
+        """Folder of checkpoints ``step-N``; each is complete once its marker exists."""
         return self.path / "checkpoints"
 
     @property
     def sealed_files(self) -> tuple[Path, ...]:
-        """The files whose digests the ledger's seal holds, where they exist."""
+        """The existing files whose digests the ledger's seal holds."""
         files = (
             *(self.config, self.model, self.canaries, self.secret_canaries),
-            *(self.planted_canaries, self.observations),
+            *(self.canary_file_copy, self.observations),
         )
         return tuple(path for path in files if path.exists())
 
     @property
-    def own_files(self) -> tuple[Path, ...]:
+    def all_files(self) -> tuple[Path, ...]:
         """Every file that a run may hold, the ledger last."""
         return (
             *(self.config, self.model, self.canaries, self.secret_canaries),
-            *(self.planted_canaries, self.observations),
+            *(self.canary_file_copy, self.observations),
             *(self.claim, self.audit, self.attack, self.conformance, self.verdict, self.report),
             self.ledger,
         )
 
     @property
     def measurements(self) -> tuple[Path, ...]:
-        """What a verdict rests on beside the ledger, where it exists."""
+        """The existing results of audits, attacks and conformance tests."""
         files = (self.audit, self.attack, self.conformance)
         return tuple(path for path in files if path.exists())
 
     @property
-    def made_by_releases(self) -> tuple[Path, ...]:
-        """The files that a run writes only once it has released something."""
+    def files_after_release(self) -> tuple[Path, ...]:
+        """The files that a run writes only after its first release."""
         return (
             *(self.model, self.observations, self.claim, self.audit, self.attack),
             *(self.conformance, self.verdict, self.report),

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.files.writing import PRIVATE, PUBLIC, create_empty, write_bytes, write_output
+from dpaudit.files.regular_files import (
+    PRIVATE,
+    PUBLIC,
+    create_empty_file,
+    write_bytes,
+    write_output,
+)
 from dpaudit.vocabulary.errors import InputOutputError, InvalidArgument
 
 
@@ -38,8 +44,8 @@ def test_a_private_file_is_its_owners_alone_whatever_the_mask(
 def test_other_files_are_as_the_mask_says(tmp_path: Path, mask: int) -> None:
     write_bytes(tmp_path / "public", b"x", PUBLIC)
     assert (tmp_path / "public").stat().st_mode & 0o7777 == 0o666 & ~mask
-    assert create_empty(tmp_path / "empty") == 0o666 & ~mask
-    assert create_empty(tmp_path / "private", PRIVATE) == 0o600
+    assert create_empty_file(tmp_path / "empty") == 0o666 & ~mask
+    assert create_empty_file(tmp_path / "private", PRIVATE) == 0o600
 
 
 def test_a_private_file_never_was_public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

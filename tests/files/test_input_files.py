@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.files import opening
-from dpaudit.files.opening import InputFile, name_in_text, opened, read
+from dpaudit.files import regular_files
+from dpaudit.files.regular_files import InputFile, open_input, read_bytes, utf8_name
 from dpaudit.vocabulary.errors import InputOutputError, IntegrityError, InvalidArgument
 
 LIMIT = 1000
@@ -52,14 +52,14 @@ def test_what_is_no_regular_file_is_refused(
     BAD[kind](path)
     expected = IntegrityError if argument is None else InvalidArgument
     with pytest.raises(expected, match=r"readable|cannot be read") as caught:
-        read(InputFile(path, argument, LIMIT))
+        read_bytes(InputFile(path, argument, LIMIT))
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "x" * 5000, "\ud800"])
 def test_a_name_that_no_file_has_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidArgument, match="data must be readable"):
-        read(InputFile(tmp_path / name, "data", LIMIT))
+        read_bytes(InputFile(tmp_path / name, "data", LIMIT))
 
 
 @pytest.mark.parametrize("size", [0, 1, LIMIT])
@@ -68,16 +68,16 @@ def test_a_file_up_to_the_limit_is_read(tmp_path: Path, size: int) -> None:
     path.write_bytes(b"x" * size)
     link = tmp_path / "link"
     link.symlink_to(path)
-    assert read(InputFile(link, "data", LIMIT)) == b"x" * size
+    assert read_bytes(InputFile(link, "data", LIMIT)) == b"x" * size
 
 
 def test_a_file_whose_size_its_status_does_not_say_is_read_up_to_the_limit() -> None:
     path = Path("/proc/self/maps")
     if not path.exists():
         pytest.skip("there is no /proc here")
-    assert b"python" in read(InputFile(path, "data", 10_000_000))
+    assert b"python" in read_bytes(InputFile(path, "data", 10_000_000))
     with pytest.raises(InvalidArgument, match="at most 100 are read"):
-        read(InputFile(path, "data", 100))
+        read_bytes(InputFile(path, "data", 100))
 
 
 def test_another_file_in_its_place_is_not_read(
@@ -93,9 +93,9 @@ def test_another_file_in_its_place_is_not_read(
         os.mkfifo(path)
         return open_(name, flags)
 
-    monkeypatch.setattr(opening.os, "open", swapped)
-    with pytest.raises(InvalidArgument, match="no regular file"):
-        read(InputFile(path, "data", LIMIT))
+    monkeypatch.setattr(regular_files.os, "open", swapped)
+    with pytest.raises(InvalidArgument, match="not a regular file"):
+        read_bytes(InputFile(path, "data", LIMIT))
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
@@ -103,12 +103,12 @@ def test_a_failing_disk_has_an_error_of_its_own(tmp_path: Path, code: int) -> No
     path = tmp_path / "input"
     path.write_bytes(b"x")
     repair = pytest.raises(InputOutputError, match="free space or repair the disk")
-    with repair, opened(InputFile(path, "data", LIMIT)):
+    with repair, open_input(InputFile(path, "data", LIMIT)):
         raise OSError(code, os.strerror(code))
-    with pytest.raises(InvalidArgument), opened(InputFile(path, "data", LIMIT)):
+    with pytest.raises(InvalidArgument), open_input(InputFile(path, "data", LIMIT)):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @pytest.mark.parametrize(("name", "text"), [(b"caf\xe9", "caf\\xe9"), ("café".encode(), "café")])
 def test_a_name_becomes_text_that_a_document_can_hold(name: bytes, text: str) -> None:
-    assert name_in_text(Path(os.fsdecode(b"folder/" + name))) == text
+    assert utf8_name(Path(os.fsdecode(b"folder/" + name))) == text

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpaudit.runs.files import (
+from dpaudit.runs.file_io import (
     read_arrays,
     read_json,
     read_toml,
@@ -25,15 +25,22 @@ from dpaudit.runs.files import (
     write_json,
     write_toml,
 )
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import (
     AuditReport,
     AuditResult,
+    BatchMeans,
+    BatchRates,
     BoundKind,
+    ClaimedCurve,
+    GaussianBand,
+    GaussianPivot,
+    GuessCount,
     MembershipResult,
+    OneRun,
+    SampleMoments,
+    TotalVariation,
     TprAtFpr,
 )
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.errors import (
     MOST_COUNT,
@@ -42,23 +49,13 @@ from dpaudit.vocabulary.errors import (
     IntegrityError,
     InvalidArgument,
 )
-from dpaudit.vocabulary.estimators import (
-    BatchMeans,
-    BatchRates,
-    ClaimedCurve,
-    GaussianBand,
-    GaussianPivot,
-    Guessed,
-    OneRun,
-    Sample,
-    TotalVariation,
-)
 from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from dpaudit.vocabulary.settings import (
     DEVICES,
-    NOISES,
+    LEARNING_RATE_SCHEDULES,
+    NOISE_DISTRIBUTIONS,
     OPTIMIZERS,
-    SCHEDULES,
     CanarySettings,
     DataSettings,
     ModelSettings,
@@ -95,8 +92,8 @@ configs = st.builds(
         expected_batch_size=st.none() | positive,
         count_noise_multiplier=positive,
         seed=st.none() | st.integers(0, MOST_COUNT),
-        leaves_out=st.lists(text, max_size=3).map(tuple),
-        noise=st.sampled_from(NOISES),
+        unaccounted=st.lists(text, max_size=3).map(tuple),
+        noise=st.sampled_from(NOISE_DISTRIBUTIONS),
     ),
     st.builds(
         ModelSettings,
@@ -104,7 +101,7 @@ configs = st.builds(
         st.sampled_from(OPTIMIZERS),
         st.none() | positive,
         st.floats(0, 1, exclude_max=True),
-        st.sampled_from(SCHEDULES),
+        st.sampled_from(LEARNING_RATE_SCHEDULES),
         st.none() | unit,
     ),
     st.builds(CanarySettings, counts, counts),
@@ -124,8 +121,8 @@ claims = st.builds(
     releases=counts,
     ledger_head=text,
     dpaudit_version=text,
-    leaves_out=st.lists(text, max_size=2).map(tuple),
-    takes_as_public=st.lists(text, max_size=2).map(tuple),
+    unaccounted=st.lists(text, max_size=2).map(tuple),
+    assumed_public=st.lists(text, max_size=2).map(tuple),
 )
 answers = st.builds(
     EpsilonAnswer,
@@ -136,11 +133,11 @@ answers = st.builds(
     st.dictionaries(text, bounds, max_size=3),
     st.sampled_from(Sampling),
 )
-samples = st.builds(Sample, counts, finite, at_least_0)
+samples = st.builds(SampleMoments, counts, finite, at_least_0)
 parts = st.tuples(counts, counts).map(sorted)
 estimators = (
     st.builds(
-        lambda pairs: OneRun(tuple(Guessed(most, least) for least, most in pairs)),
+        lambda pairs: OneRun(tuple(GuessCount(most, least) for least, most in pairs)),
         st.lists(parts, max_size=2),
     )
     | st.builds(ClaimedCurve, st.none() | positive)
@@ -306,7 +303,7 @@ def test_an_interval_that_is_none_is_refused(tmp_path: Path) -> None:
 # Versions.
 
 
-@pytest.mark.parametrize("version", ["1", "1.0", "1.1", "1.999"])
+@pytest.mark.parametrize("version", ["1", "1.999", "2", "2.0", "2.999"])
 def test_an_unknown_minor_version_is_read(tmp_path: Path, version: str) -> None:
     claim = msgspec.structs.replace(CLAIM, schema_version=version)
     write_json(tmp_path / "a.json", claim)
@@ -316,7 +313,12 @@ def test_an_unknown_minor_version_is_read(tmp_path: Path, version: str) -> None:
     assert read_toml(tmp_path / "a.toml", RunConfig) == config
 
 
-@pytest.mark.parametrize("version", ["2", "2.0", "10.0", "0.9", "", "one", "11.0"])
+def test_version_1_0_is_read_as_the_present_version(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", msgspec.structs.replace(CLAIM, schema_version="1.0"))
+    assert read_json(tmp_path / "a.json", Claim) == CLAIM
+
+
+@pytest.mark.parametrize("version", ["3", "3.0", "10.0", "0.9", "", "one", "11.0"])
 def test_an_unknown_major_version_is_refused_by_its_name(tmp_path: Path, version: str) -> None:
     write_json(tmp_path / "a.json", msgspec.structs.replace(CLAIM, schema_version=version))
     with pytest.raises(IntegrityError, match=f"has schema_version {version};"):
@@ -343,9 +345,9 @@ BROKEN = {
     "null": b"null",
     "a number": b"1",
     "a list": b"[1]",
-    "half": b'{"schema_version": "1.0"',
-    "no fields": b'{"schema_version": "1.0"}',
-    "deep": b'{"schema_version": "1.0", "x": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "half": b'{"schema_version": "2.0"',
+    "no fields": b'{"schema_version": "2.0"}',
+    "deep": b'{"schema_version": "2.0", "x": ' + b"[" * DEEP + b"]" * DEEP + b"}",
     "deep and torn": b"[" * DEEP,
 }
 
@@ -359,7 +361,7 @@ def test_broken_json_is_an_integrity_error(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff", b"x", b'schema_version = "1.0"', b'schema_version = "1.0"\nx = ' + b"[" * DEEP],
+    [b"", b"\xff", b"x", b'schema_version = "2.0"', b'schema_version = "2.0"\nx = ' + b"[" * DEEP],
     ids=range(5),
 )
 def test_broken_toml_is_an_integrity_error(tmp_path: Path, content: bytes) -> None:
