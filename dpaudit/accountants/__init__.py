@@ -1,11 +1,32 @@
-"""What a release costs: numpy and scipy alone, pure functions, frozen values."""
+"""Compute privacy bounds of mechanisms: epsilon, delta and attack risk.
+
+This package imports numpy and scipy alone. Its functions are pure and its types are frozen.
+A mechanism is a tree of frozen types, for example ``Repeated(Gaussian(1.0), 10)``. Each
+accountant is a module with a ``profile`` function, which takes a mechanism and an adjacency.
+
+- ``naive``: basic, advanced and optimal composition
+- ``rdp``: Renyi differential privacy; its integer orders are the moments accountant
+- ``zcdp``: zero-concentrated differential privacy
+- ``gdp``: Gaussian differential privacy, exact for Gaussians without sampling
+- ``pld``: privacy loss distributions, with certified two-sided intervals
+
+``calibrate`` inverts an accountant, ``risk`` converts a profile to attack success,
+``group_privacy`` covers several records, and ``privacy_filters`` covers adaptive schedules.
+
+Example:
+    >>> from dpaudit.accountants import Gaussian, Repeated, pld
+    >>> profile = pld.profile(Repeated(Gaussian(noise_multiplier=10.0), 100))
+    >>> epsilon = profile.epsilon(delta=1e-5)
+    >>> round(epsilon.lower, 4), round(epsilon.upper, 4)
+    (4.3772, 4.3772)
+"""
 
 if __name__ != "dpaudit.accountants":
-    raise ImportError(f"import dpaudit.accountants, not {__name__}: the link is a door for people")
+    raise ImportError(
+        f"import dpaudit.accountants, not {__name__}: the symlink is for browsing only"
+    )
 
 from dpaudit.accountants.importers import from_dp_event, from_opacus
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     ApproximateDP,
@@ -29,6 +50,7 @@ from dpaudit.vocabulary.mechanism import (
     TreeAggregation,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 __all__ = [
     "ZCDP",

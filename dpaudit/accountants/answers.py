@@ -1,23 +1,19 @@
-"""Questions that people ask, put to every accountant: side by side, or as a claim."""
+"""Epsilon, delta and risk of a mechanism by an accountant, and the claim of a ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import dpaudit
-from dpaudit.accountants import adaptive, gdp, naive, pld, rdp, risk, zcdp
-from dpaudit.accountants.pld.answer import Answer, worst
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.answers import DeltaAnswer, Explanation, RiskAnswer
-from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
+from dpaudit.accountants import pld, privacy_filters, risk
+from dpaudit.accountants.numerics import CertifiedInterval, worst_direction
+from dpaudit.accountants.registry import find_accountant
+from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, Explanation, RiskAnswer
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, UnsupportedMechanism
 from dpaudit.vocabulary.ledger import (
     LedgerHeader,
     PrivacyLedger,
     Randomness,
     RenyiBudget,
-    Resumed,
+    ResumeEntry,
     Sampling,
 )
 from dpaudit.vocabulary.mechanism import (
@@ -29,10 +25,9 @@ from dpaudit.vocabulary.mechanism import (
     SampledWithoutReplacement,
     TruncatedPoisson,
 )
-from dpaudit.vocabulary.unit import Released, Unit
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, ReleaseScope, Unit
 
-Methods = dict[str, Bound]
-SAMPLED_BY: dict[type, Sampling] = {
+SAMPLING_OF_RELEASE: dict[type, Sampling] = {
     PoissonSampled: Sampling.POISSON,
     TruncatedPoisson: Sampling.TRUNCATED_POISSON,
     SampledWithoutReplacement: Sampling.FIXED_SIZE,
@@ -40,51 +35,11 @@ SAMPLED_BY: dict[type, Sampling] = {
     BandedMatrixFactorization: Sampling.CYCLIC_POISSON,
 }
 """How batches must have been drawn for a release to be what it says."""
-FILTER = "renyi-filter"
+FILTER_ACCOUNTANT = "renyi-filter"
 """What a claim for a schedule chosen during the run names as its accountant."""
 
 
-def _naive(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
-    profile = naive.profile(mechanism, adjacency=adjacency)
-    return {
-        "basic composition": profile.basic(delta=delta),
-        "advanced composition": profile.advanced(delta=delta),
-        "optimal composition": profile.optimal(delta=delta),
-    }
-
-
-def _rdp(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
-    profile = rdp.profile(mechanism, adjacency=adjacency)
-    return {
-        "moments, integer orders": profile.at_integer_orders(delta=delta)[0],
-        "Renyi, real orders": profile.at_real_orders(delta=delta)[0],
-    }
-
-
-def _pld(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
-    profile = pld.profile(mechanism, adjacency=adjacency)
-    return {"privacy loss distribution": profile.epsilon(delta=delta)}
-
-
-def _zcdp(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
-    profile = zcdp.profile(mechanism, adjacency=adjacency)
-    return {"concentrated DP": profile.epsilon(delta=delta)}
-
-
-def _gdp(mechanism: Mechanism, delta: float, adjacency: Adjacency) -> Methods:
-    return {"one Gaussian": gdp.profile(mechanism, adjacency=adjacency).epsilon(delta=delta)}
-
-
-Ask = Callable[[Mechanism, float, Adjacency], Methods]
-
-ACCOUNTANTS: Mapping[str, Ask] = {"naive": _naive, "rdp": _rdp, "pld": _pld}
-"""Those that price nearly everything."""
-
-SPECIAL: Mapping[str, Ask] = {"zcdp": _zcdp, "gdp": _gdp}
-"""Those that refuse whatever is sampled."""
-
-
-def epsilon_by(
+def compute_epsilon(
     accountant: str,
     mechanism: Mechanism,
     delta: float,
@@ -92,12 +47,24 @@ def epsilon_by(
     sampling: Sampling | None,
     unit: Unit = Unit.RECORD,
 ) -> EpsilonAnswer:
-    """Return what one accountant says of epsilon at ``delta``: the best of its methods.
+    """Compute epsilon at ``delta`` by one accountant: the tightest of its methods.
 
-    ``sampling`` is how the batches were drawn and ``unit`` what neighbours differ by, both
-    for the record: the mechanism determines the number.
+    Args:
+        accountant: A name in the registry.
+        mechanism: What is released, composed over all steps; it alone determines epsilon.
+        delta: Probability in (0, 1).
+        adjacency: Which data sets are neighbors.
+        sampling: How the batches were drawn, for the record; None if the mechanism says it.
+        unit: What neighbors differ by, for the record.
+
+    Returns:
+        The intersection of the methods' intervals, and each of them.
+
+    Raises:
+        InvalidArgument: If the accountant is unknown or ``delta`` is out of range.
+        UnsupportedMechanism: If the accountant does not cover ``mechanism``.
     """
-    methods = {**ACCOUNTANTS, **SPECIAL}[accountant](mechanism, delta, adjacency)
+    methods = find_accountant(accountant).bounds(mechanism, delta, adjacency)
     best = Bound(
         max(bound.lower for bound in methods.values()),
         min(bound.upper for bound in methods.values()),
@@ -105,30 +72,57 @@ def epsilon_by(
     return EpsilonAnswer(accountant, adjacency, delta, best, methods, sampling, unit=unit)
 
 
-def explanation(
+def explain_epsilon(
     mechanism: Mechanism, delta: float, adjacency: Adjacency
 ) -> tuple[Explanation, ...]:
-    """Return how the PLD accountant comes by its epsilon, direction by direction."""
+    """Compute epsilon by the PLD accountant, with the method and error budget of each direction.
+
+    Args:
+        mechanism: What is released, composed over all steps.
+        delta: Probability in (0, 1).
+        adjacency: Which data sets are neighbors.
+
+    Returns:
+        One entry for each direction of the neighbor relation.
+    """
     answers = pld.profile(mechanism, adjacency=adjacency).explain_epsilon(delta=delta)
-    return tuple(_explained(answer) for answer in answers)
+    return tuple(_explanation_of(answer) for answer in answers)
 
 
-def delta_at(epsilon: float, mechanism: Mechanism, adjacency: Adjacency) -> DeltaAnswer:
-    """Return the interval of delta at ``epsilon``, by the PLD accountant."""
+def compute_delta(epsilon: float, mechanism: Mechanism, adjacency: Adjacency) -> DeltaAnswer:
+    """Compute delta at ``epsilon`` by the PLD accountant.
+
+    Args:
+        epsilon: Privacy loss in nats, at least 0.
+        mechanism: What is released, composed over all steps.
+        adjacency: Which data sets are neighbors.
+
+    Returns:
+        An interval that contains the tight delta, with the method of each direction.
+    """
     answers = pld.profile(mechanism, adjacency=adjacency).explain_delta(epsilon=epsilon)
     return DeltaAnswer(
         mechanism=mechanism,
         adjacency=adjacency,
         epsilon=epsilon,
-        delta=worst(answers),
+        delta=worst_direction(answers),
         accountant="pld",
         dpaudit_version=dpaudit.__version__,
-        explanation=tuple(_explained(answer) for answer in answers),
+        explanation=tuple(_explanation_of(answer) for answer in answers),
     )
 
 
-def risk_of(mechanism: Mechanism, adjacency: Adjacency, fpr: tuple[float, ...]) -> RiskAnswer:
-    """Return what the best attacker can do, by the PLD accountant."""
+def compute_risk(mechanism: Mechanism, adjacency: Adjacency, fpr: tuple[float, ...]) -> RiskAnswer:
+    """Bound what the best membership attack can achieve, by the PLD accountant.
+
+    Args:
+        mechanism: What is released, composed over all steps.
+        adjacency: Which data sets are neighbors.
+        fpr: False-positive rates, each in [0, 1].
+
+    Returns:
+        True-positive rates at ``fpr``, advantage and accuracy, as intervals.
+    """
     profile = pld.profile(mechanism, adjacency=adjacency)
     curve = risk.tradeoff(profile, fpr)
     return RiskAnswer(
@@ -143,77 +137,95 @@ def risk_of(mechanism: Mechanism, adjacency: Adjacency, fpr: tuple[float, ...]) 
     )
 
 
-def _explained(answer: Answer) -> Explanation:
+def _explanation_of(answer: CertifiedInterval) -> Explanation:
     return Explanation(
         answer.direction, answer.method, answer.lower, answer.upper, dict(answer.budget)
     )
 
 
-def require_priceable(ledger: PrivacyLedger) -> None:
-    """Refuse a ledger that theorems for fixed sequences, or for its sampling, do not cover.
+def require_accountable(ledger: PrivacyLedger) -> None:
+    """Refuse a ledger that the composition theorems do not cover.
+
+    Args:
+        ledger: At least one release.
 
     Raises:
-        UnsupportedMechanism: the schedule was chosen during the run, or releases count on
-            Poisson sampling that the header denies.
+        UnsupportedMechanism: If the schedule was chosen during the run, or a release assumes
+            another sampling than the header records.
     """
     mechanism, header = ledger.mechanism, ledger.header
     if not header.schedule_fixed_in_advance:
         raise UnsupportedMechanism(
             mechanism,
-            "its schedule was chosen during the run: only a filter prices it, by the budget "
-            "that was declared in the ledger's header",
+            "its schedule was chosen during the run: only a privacy filter covers it, by the "
+            "budget that was declared in the ledger's header",
         )
-    _require_booked_sampling(ledger)
+    _require_all_recorded_sampling(ledger)
 
 
-def _require_booked_sampling(ledger: PrivacyLedger) -> None:
-    for booking in ledger.releases:  # as they were recorded, not what they are priced as
-        require_sampling_of(ledger.header, booking.mechanism)
+def _require_all_recorded_sampling(ledger: PrivacyLedger) -> None:
+    for release in ledger.releases:  # as recorded, not what they are accounted for as
+        require_recorded_sampling(ledger.header, release.mechanism)
 
 
-def require_sampling_of(header: LedgerHeader, release: Release) -> None:
-    """Refuse a release of another sampling than a ledger's header names.
+def require_recorded_sampling(header: LedgerHeader, release: Release) -> None:
+    """Refuse a release that assumes another sampling than a ledger's header records.
+
+    Args:
+        header: Of the ledger.
+        release: To be recorded, or recorded already.
 
     Raises:
-        UnsupportedMechanism: It is.
+        UnsupportedMechanism: If the two differ.
     """
-    booked = SAMPLED_BY.get(type(release), header.sampling)
-    if booked is not header.sampling:
+    recorded = SAMPLING_OF_RELEASE.get(type(release), header.sampling)
+    if recorded is not header.sampling:
         raise UnsupportedMechanism(
-            release, f"it books {booked.value} sampling, but sampling was {header.sampling.value}"
+            release,
+            f"it assumes {recorded.value} sampling, but sampling was {header.sampling.value}",
         )
 
 
-def _filtered(ledger: PrivacyLedger, budget: RenyiBudget, delta: float) -> Bound:
-    """Return what a filter promises of a schedule that was chosen during the run."""
-    _require_booked_sampling(ledger)
+def _epsilon_under_filter(ledger: PrivacyLedger, budget: RenyiBudget, delta: float) -> Bound:
+    """Return the budget of a privacy filter, which bounds an adaptive schedule."""
+    _require_all_recorded_sampling(ledger)
     if not delta >= budget.delta:
         raise InvalidArgument("delta", delta, f"at least the budget's {budget.delta:g}")
-    booked = (release.mechanism for release in ledger.releases)
-    return adaptive.price(booked, budget, adjacency=ledger.header.adjacency)
+    recorded = (release.mechanism for release in ledger.releases)
+    return privacy_filters.epsilon_under_budget(recorded, budget, adjacency=ledger.header.adjacency)
 
 
-def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
-    """Return the claim that a ledger supports at ``delta``.
+def claim_from_ledger(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
+    """Compute the claim that a ledger supports at ``delta``.
+
+    Args:
+        ledger: At least one release.
+        delta: Probability in (0, 1).
+        accountant: A name in the registry. A schedule that was chosen during the run is bounded
+            by its privacy filter instead.
+
+    Returns:
+        Epsilon with everything that the claim depends on.
 
     Raises:
-        IntegrityError: the ledger books no release, so there is nothing to claim.
-        UnsupportedMechanism: the schedule was not fixed in advance, and no filter's budget
-            was declared; composition theorems for fixed sequences do not price it.
-        BudgetExceeded: more was released than that budget admits.
+        IntegrityError: If the ledger records no release, so that there is nothing to claim.
+        UnsupportedMechanism: If the schedule was chosen during the run and no budget of a
+            privacy filter was declared.
+        BudgetExceeded: If more was released than that budget admits.
     """
     header = ledger.header
     if not ledger.releases:
-        raise IntegrityError("the ledger books no release: the run never took a step")
+        raise IntegrityError("the ledger records no release: the run never took a step")
     if header.budget is not None and not header.schedule_fixed_in_advance:
-        accountant, epsilon = FILTER, _filtered(ledger, header.budget, delta)
+        accountant, epsilon = FILTER_ACCOUNTANT, _epsilon_under_filter(ledger, header.budget, delta)
     else:
-        require_priceable(ledger)
-        epsilon = epsilon_by(
+        require_accountable(ledger)
+        epsilon = compute_epsilon(
             accountant, ledger.mechanism, delta, header.adjacency, header.sampling
         ).epsilon
     seeded = header.randomness is Randomness.SEEDED or any(
-        isinstance(line, Resumed) and line.randomness is Randomness.SEEDED for line in ledger.lines
+        isinstance(line, ResumeEntry) and line.randomness is Randomness.SEEDED
+        for line in ledger.lines
     )
     return Claim(
         epsilon=epsilon,
@@ -225,8 +237,8 @@ def claim_of(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
         releases=len(ledger.releases),
         ledger_head=ledger.head,
         dpaudit_version=dpaudit.__version__,
-        leaves_out=ledger.leaves_out,
+        unaccounted=ledger.unaccounted,
         unit=header.unit,
-        released=Released.EVERY_STEP,  # composition bounds every release, not the last alone
-        takes_as_public=header.takes_as_public,
+        released=ReleaseScope.EVERY_STEP,  # composition bounds every release, not the last alone
+        assumed_public=header.assumed_public,
     )

@@ -1,15 +1,16 @@
-"""The parameter that meets a target epsilon: conservative, the answer itself was priced.
+"""Compute the parameter of a mechanism that meets a target epsilon.
 
-noise_multiplier  the least that keeps epsilon at most the target
-sampling_rate     the largest, for Poisson sampling
-steps             the most
-clip_norm         the largest, where the noise has a fixed standard deviation
+- ``noise_multiplier``: the least one with epsilon at most the target
+- ``sampling_rate``: the largest one, for Poisson sampling
+- ``steps``: the largest number
+- ``clip_norm``: the largest one, where the noise has a fixed standard deviation
 
-The answer is a value whose epsilon was computed and found to be at most the target. Next
-to it lies a value whose epsilon was not: so nothing better lies beyond where epsilon is
-monotone, as it is in the noise of Gaussians and Laplace mechanisms, sampled or not, in the
-rate of Poisson sampling and in the steps. For other noise (discrete Gaussians rise and
-fall near scale 0.5) the answer meets its target just as surely, but may not be the best.
+The result is conservative: epsilon was computed at the returned value, and is at most the
+target. At a value next to it the computed epsilon exceeds the target, or has no bound. Where
+epsilon is monotone, no better value lies beyond. It is monotone in the noise of Gaussian and
+Laplace mechanisms, sampled or not, in the Poisson sampling rate, and in the steps. For other
+noise (epsilon of discrete Gaussians is not monotone near scale 0.5) the result meets the
+target as well, but may not be the best one.
 """
 
 from __future__ import annotations
@@ -22,14 +23,12 @@ import msgspec
 
 from dpaudit.accountants import pld
 from dpaudit.accountants.parameter_search import (
-    Axis,
     Number,
-    Search,
-    between,
-    between_whole,
+    ParameterRange,
+    ParameterSearch,
+    integer_between,
+    real_between,
 )
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import (
     AccountingError,
     InvalidArgument,
@@ -37,19 +36,20 @@ from dpaudit.vocabulary.errors import (
     require_positive,
 )
 from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
-RESOLUTION = 1e-4
+RESOLUTION = 1e-4  # default relative distance of a result from a value that fails
 
 
-class Calibrated(msgspec.Struct, Generic[Number], frozen=True):
-    """A parameter that meets its target, and by how much.
+class CalibrationResult(msgspec.Struct, Generic[Number], frozen=True):
+    """A parameter that meets a target epsilon.
 
     Attributes:
-        value: The parameter; its epsilon was priced, and is ``epsilon``.
-        epsilon: The interval at ``value``; its upper end is at most the target.
-        target_epsilon: What was asked for, at ``delta``.
-        delta: The delta of both.
-        evaluations: How many mechanisms were priced.
+        value: The parameter.
+        epsilon: The interval of epsilon at ``value``; its upper end is at most the target.
+        target_epsilon: The target, in nats, at ``delta``.
+        delta: The delta of the target and of ``epsilon``.
+        evaluations: Number of mechanisms whose epsilon was computed.
     """
 
     value: Number
@@ -60,33 +60,33 @@ class Calibrated(msgspec.Struct, Generic[Number], frozen=True):
 
     @property
     def slack(self) -> float:
-        """How much of the target is left over; never below 0."""
+        """The target less the upper end of epsilon, in nats; at least 0."""
         return self.target_epsilon - self.epsilon.upper
 
 
 class EpsilonProfile(Protocol):
-    """What an accountant says of one mechanism."""
+    """Protocol of an accountant's result for one mechanism."""
 
     def epsilon(self, *, delta: float) -> Bound:
-        """Return the interval of epsilon at ``delta``."""
+        """Return the interval of epsilon, in nats, at ``delta``."""
 
 
 class Accountant(Protocol):
-    """Any accountant's ``profile``."""
+    """Protocol of the ``profile`` function of any accountant."""
 
     def __call__(self, mechanism: Mechanism, /, *, adjacency: Adjacency) -> EpsilonProfile:
-        """Return what it says of ``mechanism``."""
+        """Return the privacy profile of ``mechanism`` under ``adjacency``."""
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What is to be met, and who says whether it is.
+class CalibrationTarget:
+    """A target epsilon and the accountant that decides whether it is met.
 
     Attributes:
-        target_epsilon: The largest epsilon that meets the goal, above 0.
-        delta: The delta that epsilon is asked at.
-        adjacency: Which data sets are neighbours.
-        accountant: Who prices.
+        target_epsilon: Largest epsilon that meets the target, in nats, above 0.
+        delta: Delta at which epsilon is computed.
+        adjacency: Neighbor relation.
+        accountant: The ``profile`` function of an accountant.
     """
 
     target_epsilon: float
@@ -98,8 +98,8 @@ class Goal:
         require_positive("target_epsilon", self.target_epsilon)
         require_delta("delta", self.delta)
 
-    def price(self, mechanism: Mechanism) -> Bound | None:
-        """Return the interval of epsilon; None where no number is certain."""
+    def epsilon_of(self, mechanism: Mechanism) -> Bound | None:
+        """Return the interval of epsilon; None where the accountant cannot certify a number."""
         try:
             profile = self.accountant(mechanism, adjacency=self.adjacency)
             return profile.epsilon(delta=self.delta)
@@ -116,25 +116,38 @@ def noise_multiplier(
     accountant: Accountant = pld.profile,
     bracket: tuple[float, float] | None = None,
     resolution: float = RESOLUTION,
-) -> Calibrated[float]:
-    """Return the least noise multiplier that meets the target.
+) -> CalibrationResult[float]:
+    """Compute the least noise multiplier that meets the target.
 
     Args:
-        build: The mechanism for a noise multiplier.
-        target_epsilon: Above 0 and finite.
-        delta: The delta that it is a target for.
-        adjacency: Which data sets are neighbours.
-        accountant: Who prices the mechanism.
-        bracket: Where to look first; the search goes beyond it where it must.
-        resolution: How far above the least possible the answer may lie, relatively.
+        build: Function from a noise multiplier to the mechanism.
+        target_epsilon: Largest allowed epsilon in nats, above 0 and finite.
+        delta: Delta at which epsilon is computed.
+        adjacency: Neighbor relation.
+        accountant: The ``profile`` function of an accountant.
+        bracket: Where the search starts; it leaves the bracket where it must.
+        resolution: Largest relative distance of the result from the least possible value.
+
+    Returns:
+        The noise multiplier with its interval of epsilon.
 
     Raises:
-        InvalidArgument: an argument is out of range, or no noise up to 1e9 meets the target.
-        UnsupportedMechanism: the accountant does not price the mechanism.
+        InvalidArgument: If an argument is out of range, or no noise up to 1e9 meets the target.
+        UnsupportedMechanism: If the accountant has no bound for the mechanism.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, calibrate
+        >>> found = calibrate.noise_multiplier(Gaussian, target_epsilon=1.0, delta=1e-5)
+        >>> round(found.value, 3)
+        3.731
+        >>> found.epsilon.upper <= 1.0
+        True
     """
-    axis = Axis("noise multiplier", 1e-4, 1e9, 1.0, safer=1, slope=1.0, inside=between)
-    goal = Goal(target_epsilon, delta, adjacency, accountant)
-    return solve(build, goal, axis, bracket=bracket, resolution=resolution)
+    parameter = ParameterRange(
+        "noise multiplier", 1e-4, 1e9, 1.0, direction=1, slope=1.0, nearest=real_between
+    )
+    target = CalibrationTarget(target_epsilon, delta, adjacency, accountant)
+    return calibrate_parameter(build, target, parameter, bracket=bracket, resolution=resolution)
 
 
 def sampling_rate(
@@ -146,15 +159,39 @@ def sampling_rate(
     accountant: Accountant = pld.profile,
     bracket: tuple[float, float] | None = None,
     resolution: float = RESOLUTION,
-) -> Calibrated[float]:
-    """Return the largest sampling rate that meets the target; 1 where every one does.
+) -> CalibrationResult[float]:
+    """Compute the largest sampling rate that meets the target; 1 where every rate does.
 
-    Arguments and errors as for ``noise_multiplier``; ``build`` takes a rate above 0 and at
-    most 1, and rates below 1e-12 are not looked at.
+    Args:
+        build: Function from a sampling rate, above 0 and at most 1, to the mechanism.
+        target_epsilon: Largest allowed epsilon in nats, above 0 and finite.
+        delta: Delta at which epsilon is computed.
+        adjacency: Neighbor relation.
+        accountant: The ``profile`` function of an accountant.
+        bracket: Where the search starts; it leaves the bracket where it must.
+        resolution: Largest relative distance of the result from the largest possible value.
+
+    Returns:
+        The sampling rate with its interval of epsilon.
+
+    Raises:
+        InvalidArgument: If an argument is out of range, or no rate down to 1e-12 meets the
+            target.
+        UnsupportedMechanism: If the accountant has no bound for the mechanism.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, PoissonSampled, calibrate
+        >>> found = calibrate.sampling_rate(
+        ...     lambda rate: PoissonSampled(Gaussian(1.0), rate), target_epsilon=1.0, delta=1e-5
+        ... )
+        >>> found.epsilon.upper <= 1.0
+        True
     """
-    axis = Axis("sampling rate", 1e-12, 1.0, 0.01, safer=-1, slope=1.0, inside=between)
-    goal = Goal(target_epsilon, delta, adjacency, accountant)
-    return solve(build, goal, axis, bracket=bracket, resolution=resolution)
+    parameter = ParameterRange(
+        "sampling rate", 1e-12, 1.0, 0.01, direction=-1, slope=1.0, nearest=real_between
+    )
+    target = CalibrationTarget(target_epsilon, delta, adjacency, accountant)
+    return calibrate_parameter(build, target, parameter, bracket=bracket, resolution=resolution)
 
 
 def steps(
@@ -166,16 +203,40 @@ def steps(
     accountant: Accountant = pld.profile,
     bracket: tuple[int, int] | None = None,
     resolution: float = RESOLUTION,
-) -> Calibrated[int]:
-    """Return the most steps that meet the target, 1e9 at most.
+) -> CalibrationResult[int]:
+    """Compute the largest number of steps that meets the target, at most 1e9.
 
-    Arguments and errors as for ``noise_multiplier``; ``build`` takes a number of steps. The
-    answer is exact, one more step was seen not to meet the target, up to 1/``resolution``
-    steps.
+    Args:
+        build: Function from a number of steps to the mechanism.
+        target_epsilon: Largest allowed epsilon in nats, above 0 and finite.
+        delta: Delta at which epsilon is computed.
+        adjacency: Neighbor relation.
+        accountant: The ``profile`` function of an accountant.
+        bracket: Where the search starts; it leaves the bracket where it must.
+        resolution: Largest relative distance of the result from a number that fails.
+
+    Returns:
+        The number of steps with its interval of epsilon. Up to 1/``resolution`` steps it is
+        exact: epsilon of one more step was found to exceed the target.
+
+    Raises:
+        InvalidArgument: If an argument is out of range, or a single step exceeds the target.
+        UnsupportedMechanism: If the accountant has no bound for the mechanism.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, Repeated, calibrate
+        >>> found = calibrate.steps(
+        ...     lambda count: Repeated(Gaussian(10.0), count), target_epsilon=2.0, delta=1e-5
+        ... )
+        >>> found.epsilon.upper <= 2.0
+        True
     """
-    axis = Axis("number of steps", 1, 10**9, 100, safer=-1, slope=0.5, inside=between_whole)
-    goal = Goal(target_epsilon, delta, adjacency, accountant)
-    return solve(build, goal, axis, bracket=bracket, resolution=resolution)
+    # For Gaussians without sampling epsilon grows about like the square root of the steps.
+    parameter = ParameterRange(
+        "number of steps", 1, 10**9, 100, direction=-1, slope=0.5, nearest=integer_between
+    )
+    target = CalibrationTarget(target_epsilon, delta, adjacency, accountant)
+    return calibrate_parameter(build, target, parameter, bracket=bracket, resolution=resolution)
 
 
 def clip_norm(
@@ -188,62 +249,83 @@ def clip_norm(
     accountant: Accountant = pld.profile,
     bracket: tuple[float, float] | None = None,
     resolution: float = RESOLUTION,
-) -> Calibrated[float]:
-    """Return the largest clip norm that meets the target under noise of a fixed size.
+) -> CalibrationResult[float]:
+    """Compute the largest clip norm that meets the target for noise of a fixed size.
 
     Args:
-        build: The mechanism for a noise multiplier, which is ``noise_std`` over the clip norm.
+        build: Function from a noise multiplier, ``noise_std`` / clip norm, to the mechanism.
         noise_std: Standard deviation of the noise, in the unit of the clip norm.
-        target_epsilon: Above 0 and finite.
-        delta: The delta that it is a target for.
-        adjacency: Which data sets are neighbours.
-        accountant: Who prices the mechanism.
-        bracket: Clip norms to look at first; the search goes beyond them where it must.
-        resolution: How far below the largest possible the answer may lie, relatively.
+        target_epsilon: Largest allowed epsilon in nats, above 0 and finite.
+        delta: Delta at which epsilon is computed.
+        adjacency: Neighbor relation.
+        accountant: The ``profile`` function of an accountant.
+        bracket: Clip norms where the search starts; it leaves the bracket where it must.
+        resolution: Largest relative distance of the result from the largest possible value.
+
+    Returns:
+        The clip norm with its interval of epsilon.
 
     Raises:
-        InvalidArgument: an argument is out of range, or no clip norm down to a billionth
-            of ``noise_std`` meets the target.
-        UnsupportedMechanism: the accountant does not price the mechanism.
+        InvalidArgument: If an argument is out of range, or no clip norm down to ``noise_std`` /
+            1e9 meets the target.
+        UnsupportedMechanism: If the accountant has no bound for the mechanism.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, calibrate
+        >>> found = calibrate.clip_norm(Gaussian, noise_std=4.0, target_epsilon=1.0, delta=1e-5)
+        >>> round(found.value, 3)
+        1.072
     """
     if not 1e-200 <= noise_std <= 1e200:
         raise InvalidArgument("noise_std", noise_std, "between 1e-200 and 1e200")
-    axis = Axis(
+    parameter = ParameterRange(
         "clip norm",
         noise_std / 1e9,
         noise_std / 1e-4,
         noise_std,
-        safer=-1,
+        direction=-1,
         slope=1.0,
-        inside=between,
+        nearest=real_between,
     )
-    goal = Goal(target_epsilon, delta, adjacency, accountant)
-    return solve(
-        lambda clip: build(noise_std / clip), goal, axis, bracket=bracket, resolution=resolution
+    target = CalibrationTarget(target_epsilon, delta, adjacency, accountant)
+    return calibrate_parameter(
+        lambda clip: build(noise_std / clip),
+        target,
+        parameter,
+        bracket=bracket,
+        resolution=resolution,
     )
 
 
-def solve(
+def calibrate_parameter(
     build: Callable[[Number], Mechanism],
-    goal: Goal,
-    axis: Axis[Number],
+    target: CalibrationTarget,
+    parameter: ParameterRange[Number],
     *,
     bracket: tuple[Number, Number] | None = None,
     resolution: float = RESOLUTION,
-) -> Calibrated[Number]:
-    """Return the boldest value of any parameter that meets ``goal``.
+) -> CalibrationResult[Number]:
+    """Compute the least private value of any parameter that meets a target.
 
     Args:
-        build: The mechanism for a value of the parameter.
-        goal: The target, and the accountant that judges.
-        axis: The parameter.
-        bracket: Where to look first; the search goes beyond it where it must.
-        resolution: How far, relatively, the answer may lie from a value seen to fail.
+        build: Function from a value of the parameter to the mechanism.
+        target: The target, and the accountant that decides whether it is met.
+        parameter: Range of the parameter and the direction in which privacy grows.
+        bracket: Where the search starts; it leaves the bracket where it must.
+        resolution: Largest relative distance of the result from a value that fails.
+
+    Returns:
+        The value with its interval of epsilon.
 
     Raises:
-        InvalidArgument: an argument is out of range, or nothing on the axis meets the goal.
-        UnsupportedMechanism: the accountant does not price the mechanism.
+        InvalidArgument: If an argument is out of range, or no value in the range meets the
+            target.
+        UnsupportedMechanism: If the accountant has no bound for the mechanism.
     """
-    search = Search(lambda value: goal.price(build(value)), goal.target_epsilon, axis)
+    search = ParameterSearch(
+        lambda value: target.epsilon_of(build(value)), target.target_epsilon, parameter
+    )
     value, epsilon = search.run(bracket, resolution)
-    return Calibrated(value, epsilon, goal.target_epsilon, goal.delta, len(search.points))
+    return CalibrationResult(
+        value, epsilon, target.target_epsilon, target.delta, len(search.points)
+    )

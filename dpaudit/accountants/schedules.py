@@ -1,14 +1,13 @@
-"""The one mapping from sampling, rate, noise and steps to the mechanism that is accounted for.
+"""Map sampling, sampling rate, noise and steps to the mechanism that is accounted for.
 
-The trainer's samplers, plans on the command line, importers and the calibration of noise all
-ask here, so that the same training has the same mechanism wherever it is described.
+The trainer's samplers, plans on the command line, importers and calibration all use these
+functions. The same training therefore has the same mechanism however it is described.
 """
 
 from __future__ import annotations
 
 import math
 
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     UnsupportedMechanism,
@@ -27,17 +26,31 @@ from dpaudit.vocabulary.mechanism import (
     SampledWithoutReplacement,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 
 
 def coin_sampling(sampling_rate: float) -> Sampling:
-    """Return what sampling by one coin per record is called: a full batch is no sample."""
+    """Return the name of sampling by independent coins: full batches at rate 1, else Poisson."""
     return Sampling.FULL_BATCH if sampling_rate == 1 else Sampling.POISSON
 
 
 def poisson_step(noise: Gaussian, sampling_rate: float) -> Release:
-    """Return the release of one step whose records join by coins of bias ``sampling_rate``.
+    """Return the release of one step of Poisson sampling.
 
-    At rate 1 every record joins every step, and the release is the noise mechanism itself.
+    Args:
+        noise: Gaussian noise of the step.
+        sampling_rate: Probability with which each record joins, in (0, 1].
+
+    Returns:
+        The sampled release; at rate 1 the noise mechanism itself.
+
+    Raises:
+        InvalidArgument: If the rate is out of range.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, schedules
+        >>> schedules.poisson_step(Gaussian(noise_multiplier=1.0), 0.01).sampling_rate
+        0.01
     """
     require_sampling_rate("sampling_rate", sampling_rate)
     return noise if sampling_rate == 1 else PoissonSampled(noise, sampling_rate)
@@ -54,25 +67,34 @@ def recorded_release(
     steps: int = 0,
     bands: int = 0,
 ) -> Release:
-    """Return what a ledger records at once of training under ``sampling``.
+    """Return the release that a ledger records per entry of training under ``sampling``.
 
     Args:
         sampling: How records are drawn.
-        noise: What is added to each noisy sum.
-        sampling_rate: Of coins, in (0, 1].
+        noise: Gaussian noise that is added to each sum.
+        sampling_rate: Probability with which a record joins a step, in (0, 1].
         dataset_size: Number of records, where it is public.
-        batch_size: Of batches of one size.
-        largest_batch: Where Poisson batches are cut.
-        steps: Steps that this release covers, where it covers more than one: those of a
-            pass (balls in bins) or of the whole run (cyclic).
+        batch_size: Size of fixed-size batches, in records.
+        largest_batch: Size at which Poisson batches are truncated, in records.
+        steps: Number of steps that this release covers, where it covers more than one: those of
+            a pass (balls in bins) or of the whole run (cyclic).
         bands: Number of groups that take turns (cyclic).
 
     Returns:
-        One step, one pass or the whole run, as the sampling has it. The numbers that a
-        sampling does not have are not looked at.
+        One step, one pass or the whole run, depending on the sampling. Numbers that a sampling
+        does not have are ignored.
 
     Raises:
-        InvalidArgument: A number that the sampling has is missing or out of range.
+        InvalidArgument: If a number that the sampling has is missing or out of range.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, schedules
+        >>> from dpaudit.vocabulary.ledger import Sampling
+        >>> release = schedules.recorded_release(
+        ...     Sampling.FIXED_SIZE, Gaussian(1.0), batch_size=10, dataset_size=1000
+        ... )
+        >>> type(release).__name__
+        'SampledWithoutReplacement'
     """
     match sampling:
         case Sampling.POISSON | Sampling.FULL_BATCH:
@@ -86,8 +108,8 @@ def recorded_release(
         case Sampling.CYCLIC_POISSON:
             return BandedMatrixFactorization(noise, steps, bands, sampling_rate)
         case Sampling.SHUFFLED:
-            # A record is in one batch of a pass, and the batches are disjoint: a pass costs
-            # one release on all records, and no amplification is claimed.
+            # The batches of a pass are disjoint and a record is in one of them. So a pass
+            # costs one release on all records; no amplification is claimed.
             return noise
 
 
@@ -99,23 +121,34 @@ def training_mechanism(
     steps: int,
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
 ) -> Mechanism:
-    """Return what ``steps`` noisy sums release, under the sampling that was really used.
+    """Return the mechanism of ``steps`` noisy sums under the sampling that was really used.
 
     Args:
         sampling: How records are drawn: Poisson, full batches, or shuffled passes.
         sampling_rate: Probability with which a record joins a step, in (0, 1].
         noise_multiplier: Noise standard deviation divided by the clip norm.
         steps: Number of noisy sums.
-        adjacency: The neighbour relation; it matters for shuffled passes alone.
+        adjacency: Neighbor relation; it matters for shuffled passes only.
 
     Returns:
         The composition of all steps.
 
     Raises:
-        InvalidArgument: A number is out of range.
-        UnsupportedMechanism: Shuffled batches under add-or-remove-one, where a record more
-            moves other records between batches; or a sampling with numbers of its own.
+        InvalidArgument: If a number is out of range.
+        UnsupportedMechanism: If batches are shuffled under add-or-remove-one: an added record
+            moves other records between batches. Also if the sampling has parameters that this
+            function does not take.
+
+    Example:
+        >>> from dpaudit.accountants import schedules
+        >>> from dpaudit.vocabulary.ledger import Sampling
+        >>> run = schedules.training_mechanism(
+        ...     sampling=Sampling.POISSON, sampling_rate=0.01, noise_multiplier=1.0, steps=500
+        ... )
+        >>> run.times
+        500
     """
+    require_adjacency("adjacency", adjacency)
     require_sampling_rate("sampling_rate", sampling_rate)
     require_count("steps", steps)
     noise = Gaussian(noise_multiplier)
@@ -130,13 +163,14 @@ def training_mechanism(
             if adjacency is Adjacency.ADD_OR_REMOVE_ONE:
                 raise UnsupportedMechanism(
                     noise,
-                    "shuffled batches under add-or-remove-one: a record more moves others "
+                    "shuffled batches under add-or-remove-one: an added record moves others "
                     "between batches; use --adjacency zero-out or replace-one",
                 )
-            # steps are whole and a pass is 1/rate of them: 1e-9 allows for rounding.
+            # A pass has 1/rate steps; 1e-9 allows for the rounding of steps * rate.
             passes = max(1, math.ceil(steps * sampling_rate - 1e-9))
             return Repeated(recorded_release(sampling, noise), passes)
         case _:
             raise UnsupportedMechanism(
-                noise, f"{sampling.value} sampling has numbers of its own: build its mechanism"
+                noise,
+                f"{sampling.value} sampling has further parameters: build its mechanism",
             )

@@ -1,12 +1,17 @@
-"""Zero-concentrated differential privacy: one number rho, with D_a <= a rho at every order.
+"""Compute bounds by zero-concentrated differential privacy (zCDP).
 
-rho adds up (Bun & Steinke 2016, arXiv:1605.02065, Lemma 2.3). A Gaussian of shift s has
-s^2/2, exactly, and so has the discrete one. Releases with bounded losses have the largest of
-D_a/a over all orders, which is at most epsilon^2/2 (Proposition 3.3 there), for exponential
-mechanisms epsilon^2/8 (Cesar & Rogers 2021, arXiv:2004.07223, Lemma 3.4). It is enclosed
-here by a grid: (a - 1) D_a is convex, so between two orders, d apart, D_a/a is at most the
-larger of both times 1 + d^2/(4 a (a - 1)), with the smaller order a. For most
-of them that largest value is the mean loss: Harrison & Manurangsi 2025, arXiv:2510.25746.
+A mechanism is rho-zCDP if D_a <= a rho at every order a > 1. rho adds up under composition
+(Bun & Steinke 2016, arXiv:1605.02065, Lemma 2.3).
+
+- A Gaussian of shift s has rho = s^2/2, exactly, and so has the discrete Gaussian.
+- A release with bounded loss has rho = sup_a D_a/a. It is at most epsilon^2/2 (Proposition
+  3.3 there), and at most epsilon^2/8 for exponential mechanisms (Cesar & Rogers 2021,
+  arXiv:2004.07223, Lemma 3.4).
+
+The supremum is enclosed by a grid of orders. Let d be the distance of two orders, and a the
+smaller one. (a - 1) D_a is convex. So between them D_a/a is at most the larger of both values
+times 1 + d^2/(4 a (a - 1)). For most releases the supremum is the mean loss (Harrison &
+Manurangsi 2025, arXiv:2510.25746).
 """
 
 from __future__ import annotations
@@ -18,18 +23,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from dpaudit.accountants import renyi
-from dpaudit.accountants.conversion import to_delta, to_epsilon
+from dpaudit.accountants.rdp import release_divergence
+from dpaudit.accountants.rdp.conversion import rdp_to_delta, rdp_to_epsilon
+from dpaudit.accountants.rdp.moment_excess import Array
 from dpaudit.accountants.releases import (
-    Releases,
+    ReleaseCounts,
     count_releases,
-    require_meaning,
-    response_loss,
-    shift_over_noise,
+    gaussian_mu,
+    randomized_response_loss,
+    require_supported_adjacency,
 )
-from dpaudit.accountants.renyi.excess import Array
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import InvalidArgument, UnsupportedMechanism, require_delta
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -43,23 +46,40 @@ from dpaudit.vocabulary.mechanism import (
     RandomizedResponse,
     Release,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
-# Orders less 1, from next to the mean loss to where epsilon/a is below all else.
-ORDERS = 1 + np.geomspace(1e-5, 1e5, 1600)
-PRICES = 1 + np.geomspace(1e-4, 1e6, 400)
-NARROWER = 64
+# D_a/a at order 1 is the mean loss; beyond the last order it is at most epsilon/a.
+RHO_ORDERS = 1 + np.geomspace(1e-5, 1e5, 1600)
+CONVERSION_ORDERS = 1 + np.geomspace(1e-4, 1e6, 400)
+REFINED_ORDERS = 64
 
 
 def profile(
     mechanism: Mechanism, *, adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
 ) -> ZcdpProfile:
-    """Return the zCDP bounds of ``mechanism``.
+    """Compute the zCDP bounds of a mechanism.
+
+    Args:
+        mechanism: A composition of unsampled releases whose schedule was fixed in advance.
+        adjacency: Neighbor relation.
+
+    Returns:
+        The profile, with the interval of rho.
 
     Raises:
-        UnsupportedMechanism: a part has no finite rho, or none worth having.
+        UnsupportedMechanism: If a part has no finite rho, or no useful one (sampled releases).
+
+    References:
+        Bun & Steinke (2016), arXiv:1605.02065, Lemma 2.3.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, zcdp
+        >>> profile = zcdp.profile(Gaussian(noise_multiplier=1.0))
+        >>> round(profile.rho.upper, 6), round(profile.epsilon(delta=1e-5).upper, 3)
+        (0.5, 4.728)
     """
     releases = count_releases(mechanism)
-    require_meaning(releases, adjacency)
+    require_supported_adjacency(releases, adjacency)
     parts = [(release_rho(release, adjacency), times) for release, times in releases.items()]
     rounding = 1e-15 * (2 + len(parts))
     return ZcdpProfile(
@@ -74,54 +94,96 @@ def profile(
 
 @dataclass(frozen=True)
 class ZcdpProfile:
-    """The interval of rho, and upper bounds of epsilon and delta; from below they know 0."""
+    """The interval of rho, with upper bounds of epsilon and delta; their lower ends are 0.
 
-    releases: Releases
+    Attributes:
+        releases: The elementary releases, each with its count.
+        adjacency: Neighbor relation.
+        rho: The interval of rho of the composition.
+    """
+
+    releases: ReleaseCounts
     adjacency: Adjacency
     rho: Bound
 
     def epsilon(self, *, delta: float) -> Bound:
-        """Return the interval of epsilon at ``delta``, by the best order of D_a <= a rho."""
+        """Compute the interval of epsilon at ``delta``, by the best order of D_a <= a rho.
+
+        Args:
+            delta: At least 1e-300 and below 1.
+
+        Returns:
+            From 0 to the upper bound, in nats.
+
+        Raises:
+            InvalidArgument: If ``delta`` is out of range.
+        """
         require_delta("delta", delta)
-        return self._least(lambda orders, rdp: to_epsilon(orders, rdp, delta))
+        return self._least(lambda orders, rdp: rdp_to_epsilon(orders, rdp, delta))
 
     def delta(self, *, epsilon: float) -> Bound:
-        """Return the interval of delta at ``epsilon``, by the best order of D_a <= a rho."""
+        """Compute the interval of delta at ``epsilon``, by the best order of D_a <= a rho.
+
+        Args:
+            epsilon: Privacy loss in nats, at least 0 and finite.
+
+        Returns:
+            From 0 to the upper bound, at most 1.
+
+        Raises:
+            InvalidArgument: If ``epsilon`` is out of range.
+        """
         if not 0 <= epsilon < math.inf:
             raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
-        return self._least(lambda orders, rdp: to_delta(orders, rdp, epsilon))
+        return self._least(lambda orders, rdp: rdp_to_delta(orders, rdp, epsilon))
 
-    def _least(self, price: Callable[[Array, Array], Array]) -> Bound:
+    def _least(self, convert: Callable[[Array, Array], Array]) -> Bound:
+        """Return the least converted value over a grid of orders, refined around its best order."""
         with np.errstate(over="ignore"):
-            coarse = price(PRICES, PRICES * self.rho.upper)
-            orders = _next_to(int(np.argmin(coarse)))
-            fine = price(orders, orders * self.rho.upper)
+            coarse = convert(CONVERSION_ORDERS, CONVERSION_ORDERS * self.rho.upper)
+            orders = _refined_orders(int(np.argmin(coarse)))
+            fine = convert(orders, orders * self.rho.upper)
         return Bound(0.0, min(float(coarse.min()), float(fine.min())))
 
 
-def _next_to(best: int) -> Array:
-    low, high = PRICES[max(0, best - 1)], PRICES[min(len(PRICES) - 1, best + 1)]
-    return 1 + np.geomspace(low - 1, high - 1, NARROWER)
+def _refined_orders(best: int) -> Array:
+    """Return a finer grid of orders between the neighbors of one order of the coarse grid."""
+    low, high = (
+        CONVERSION_ORDERS[max(0, best - 1)],
+        CONVERSION_ORDERS[min(len(CONVERSION_ORDERS) - 1, best + 1)],
+    )
+    return 1 + np.geomspace(low - 1, high - 1, REFINED_ORDERS)
 
 
 @lru_cache(maxsize=8192)
 def release_rho(release: Release, adjacency: Adjacency) -> Bound:
-    """Return the interval of one release's rho."""
+    """Compute the interval of rho of one release.
+
+    Args:
+        release: An unsampled elementary release.
+        adjacency: Neighbor relation.
+
+    Returns:
+        The interval; both ends agree up to rounding for Gaussian noise.
+
+    Raises:
+        UnsupportedMechanism: If the release has no finite rho, or no useful one.
+    """
     match release:
         case Gaussian():
-            shift = shift_over_noise(release, adjacency)
-            return _exactly(shift * shift / 2)
+            shift = gaussian_mu(release, adjacency)
+            return _rounded_bound(shift * shift / 2)
         case DiscreteGaussian(scale, sensitivity):
             shift = sensitivity / scale
-            return _exactly(shift * shift / 2)
+            return _rounded_bound(shift * shift / 2)
         case ZCDP(rho):
             return Bound(rho, rho)
         case _:
-            return _of_bounded_loss(release, *_bounded_loss(release), adjacency)
+            return _rho_of_bounded_loss(release, *_loss_and_largest_rho(release), adjacency)
 
 
-def _bounded_loss(release: Release) -> tuple[float, float]:
-    """Return the largest loss, and a known upper bound of rho."""
+def _loss_and_largest_rho(release: Release) -> tuple[float, float]:
+    """Return the largest privacy loss and a closed upper bound of rho, or raise."""
     match release:
         case Exponential(epsilon):
             return epsilon, epsilon * epsilon / 8
@@ -131,24 +193,26 @@ def _bounded_loss(release: Release) -> tuple[float, float]:
             loss = sensitivity / scale
             return loss, loss * loss / 2
         case RandomizedResponse():
-            loss = response_loss(release)
+            loss = randomized_response_loss(release)
             return loss, loss * loss / 2
         case _:
             raise UnsupportedMechanism(
-                release, "it has no finite rho that is of use: use rdp or pld"
+                release, "it has no finite rho, or no useful one: use rdp or pld"
             )
 
 
-def _exactly(rho: float) -> Bound:
+def _rounded_bound(rho: float) -> Bound:
+    """Return the interval around a rho that a few roundings produced."""
     return Bound(rho * (1 - 1e-15), rho * (1 + 1e-15))
 
 
-def _of_bounded_loss(release: Release, loss: float, most: float, adjacency: Adjacency) -> Bound:
-    """Enclose the largest of D_a/a: before the grid, on it, and at most loss/a beyond it."""
-    lower, upper = renyi.bounds(release, ORDERS, adjacency)
-    at_points = upper / ORDERS
-    gaps = np.diff(ORDERS) ** 2 / (4 * ORDERS[:-1] * (ORDERS[:-1] - 1))
+def _rho_of_bounded_loss(release: Release, loss: float, most: float, adjacency: Adjacency) -> Bound:
+    """Enclose sup_a D_a/a: below the first order, on the grid, and at most loss/a beyond it."""
+    lower, upper = release_divergence.divergence_bounds(release, RHO_ORDERS, adjacency)
+    # sup over [a_i, a_(i+1)] of D_a/a <= max at both ends * (1 + d^2/(4 a_i (a_i - 1))).
+    at_points = upper / RHO_ORDERS
+    gaps = np.diff(RHO_ORDERS) ** 2 / (4 * RHO_ORDERS[:-1] * (RHO_ORDERS[:-1] - 1))
     between = float((np.maximum(at_points[1:], at_points[:-1]) * (1 + gaps)).max())
-    least = float((lower / ORDERS).max())
-    largest = min(most, max(float(upper[0]), between, loss / float(ORDERS[-1]))) * (1 + 1e-14)
+    least = float((lower / RHO_ORDERS).max())
+    largest = min(most, max(float(upper[0]), between, loss / float(RHO_ORDERS[-1]))) * (1 + 1e-14)
     return Bound(min(least, largest), largest)

@@ -7,9 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from dpaudit.accountants.pld.answer import Answer
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.accountants.numerics import CertifiedInterval
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, PoissonSampled, Repeated
+from dpaudit.vocabulary.privacy_terms import Bound
 
 FOLDER = Path(__file__).parent.parent / "golden"
 
@@ -20,16 +20,16 @@ def values(name: str, *keys: str) -> list[dict[str, Any]]:
     return [value for value in everything if all(key in value for key in keys)]
 
 
-def holds(bound: Bound | Answer, truth: str | Decimal) -> bool:
+def holds(bound: Bound | CertifiedInterval, truth: str | Decimal) -> bool:
     """Compare with all 20 digits of the truth, not with the double next to it."""
     return Decimal(bound.lower) <= Decimal(truth) <= Decimal(bound.upper)
 
 
-def relative_width(bound: Bound | Answer) -> float:
+def relative_width(bound: Bound | CertifiedInterval) -> float:
     return (bound.upper - bound.lower) / bound.upper if bound.upper else 0.0
 
 
-def one_way(answers: tuple[Answer, ...], direction: str) -> Answer:
+def one_way(answers: tuple[CertifiedInterval, ...], direction: str) -> CertifiedInterval:
     """Return what holds where a record was removed or added: "remove" or "add"."""
     named = {"remove": "removed", "add": "added"}[direction]
     return next(answer for answer in answers if answer.direction in {"", named})

@@ -5,9 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from dpaudit.accountants.answers import ACCOUNTANTS
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.accountants.registry import sampling_accountants
 from dpaudit.vocabulary.mechanism import (
     Composed,
     Gaussian,
@@ -16,6 +14,7 @@ from dpaudit.vocabulary.mechanism import (
     RandomizedResponse,
     Repeated,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 # The same few examples each time: a check that flickers is switched off. The slow tests draw
 # many, and new ones each time.
@@ -62,7 +61,7 @@ def every_method(question: Question, delta: float) -> dict[str, Bound]:
     """Return what each method of each accountant says of epsilon."""
     mechanism, adjacency = question
     return {
-        f"{accountant}, {method}": bound
-        for accountant, ask in ACCOUNTANTS.items()
-        for method, bound in ask(mechanism, delta, adjacency).items()
+        f"{accountant.name}, {method}": bound
+        for accountant in sampling_accountants()
+        for method, bound in accountant.bounds(mechanism, delta, adjacency).items()
     }

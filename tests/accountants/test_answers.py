@@ -7,18 +7,18 @@ import sys
 
 import pytest
 
-from dpaudit.accountants.answers import ACCOUNTANTS, claim_of, epsilon_by
-from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.accountants.answers import claim_from_ledger, compute_epsilon
 from dpaudit.vocabulary.errors import IntegrityError, UnsupportedMechanism
 from dpaudit.vocabulary.ledger import (
-    BookedRelease,
     LedgerHeader,
     PrivacyLedger,
     Randomness,
-    Resumed,
+    ReleaseEntry,
+    ResumeEntry,
     Sampling,
 )
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Repeated
+from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency
 
 STEP = PoissonSampled(Gaussian(1.0), 0.01)
 
@@ -32,17 +32,17 @@ def ledger(*lines, adaptive: bool = False, randomness: Randomness = Randomness.S
         clip_norm=1.0,
         versions={},
         run="test",
-        leaves_out=("hyperparameter-tuning",),
+        unaccounted=("hyperparameter-tuning",),
     )
     return PrivacyLedger(header, lines, head="0" * 64)
 
 
-STEPS = tuple(BookedRelease("step", STEP, step) for step in range(100))
+STEPS = tuple(ReleaseEntry("step", STEP, step) for step in range(100))
 
 
-@pytest.mark.parametrize("accountant", ACCOUNTANTS)
+@pytest.mark.parametrize("accountant", SAMPLING_ACCOUNTANTS)
 def test_an_answer_is_the_best_of_its_methods(accountant):
-    answer = epsilon_by(
+    answer = compute_epsilon(
         accountant, Repeated(STEP, 100), 1e-5, Adjacency.ADD_OR_REMOVE_ONE, Sampling.POISSON
     )
     assert answer.epsilon.upper == min(bound.upper for bound in answer.methods.values())
@@ -50,31 +50,31 @@ def test_an_answer_is_the_best_of_its_methods(accountant):
     assert (answer.accountant, answer.delta) == (accountant, 1e-5)
 
 
-@pytest.mark.parametrize("accountant", ACCOUNTANTS)
-def test_a_claim_prices_every_booked_release(accountant):
-    claim = claim_of(ledger(*STEPS), 1e-5, accountant)
-    answer = epsilon_by(
+@pytest.mark.parametrize("accountant", SAMPLING_ACCOUNTANTS)
+def test_a_claim_prices_every_recorded_release(accountant):
+    claim = claim_from_ledger(ledger(*STEPS), 1e-5, accountant)
+    answer = compute_epsilon(
         accountant, Repeated(STEP, 100), 1e-5, Adjacency.ADD_OR_REMOVE_ONE, Sampling.POISSON
     )
     assert claim.releases == 100
     assert claim.epsilon == answer.epsilon
-    assert claim.leaves_out == ("hyperparameter-tuning",)
+    assert claim.unaccounted == ("hyperparameter-tuning",)
 
 
 def test_a_ledger_without_releases_supports_no_claim():
     with pytest.raises(IntegrityError):
-        claim_of(ledger(), 1e-5, "pld")
+        claim_from_ledger(ledger(), 1e-5, "pld")
 
 
 def test_a_schedule_chosen_during_the_run_is_refused():
     with pytest.raises(UnsupportedMechanism, match="schedule"):
-        claim_of(ledger(*STEPS, adaptive=True), 1e-5, "pld")
+        claim_from_ledger(ledger(*STEPS, adaptive=True), 1e-5, "pld")
 
 
 def test_one_seeded_process_makes_the_whole_claim_seeded():
-    resumed = ledger(*STEPS[:50], Resumed(50, Randomness.SEEDED), *STEPS[50:])
-    assert claim_of(ledger(*STEPS), 1e-5, "naive").randomness is Randomness.SECURE
-    assert claim_of(resumed, 1e-5, "naive").randomness is Randomness.SEEDED
+    resumed = ledger(*STEPS[:50], ResumeEntry(50, Randomness.SEEDED), *STEPS[50:])
+    assert claim_from_ledger(ledger(*STEPS), 1e-5, "naive").randomness is Randomness.SECURE
+    assert claim_from_ledger(resumed, 1e-5, "naive").randomness is Randomness.SEEDED
 
 
 def test_the_core_imports_nothing_heavy():

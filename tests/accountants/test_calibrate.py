@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpaudit.accountants import calibrate, gaussian, naive, pld, rdp
-from dpaudit.accountants.parameter_search import Search
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.accountants import calibrate, gdp, naive, pld, rdp
+from dpaudit.accountants.parameter_search import ParameterSearch
 from dpaudit.vocabulary.errors import AccountingError, InvalidArgument, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     Composed,
@@ -23,6 +21,7 @@ from dpaudit.vocabulary.mechanism import (
     RandomizedResponse,
     Repeated,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from tests.accountants.mechanisms import between_powers, deltas, in_passing
 
 TARGETS = (0.01, 0.1, 2.0, 50.0)
@@ -94,9 +93,9 @@ def test_any_bracket_gives_the_least_noise_in_few_evaluations(target, delta, ste
         delta=delta,
         bracket=bracket,
     )
-    upper = gaussian.epsilon(delta, mu=math.sqrt(steps) / found.value).upper
+    upper = gdp.epsilon_of_mu(delta, mu=math.sqrt(steps) / found.value).upper
     assert upper <= target
-    assert gaussian.epsilon(delta, mu=math.sqrt(steps) / found.value * 1.00011).upper > target
+    assert gdp.epsilon_of_mu(delta, mu=math.sqrt(steps) / found.value * 1.00011).upper > target
     assert found.evaluations <= 15
 
 
@@ -129,7 +128,7 @@ def test_one_step_more_than_the_most_does_not_meet_the_target(target, delta, noi
         return Repeated(Gaussian(noise), steps)
 
     def upper(steps: int) -> float:
-        return gaussian.epsilon(delta, mu=math.sqrt(steps) / noise).upper
+        return gdp.epsilon_of_mu(delta, mu=math.sqrt(steps) / noise).upper
 
     if not upper(1) <= target:
         with pytest.raises(InvalidArgument, match=r"number of steps of 1 meets"):
@@ -148,7 +147,7 @@ def test_the_clip_norm_is_the_noise_over_its_multiplier_whatever_the_unit(target
     noise = calibrate.noise_multiplier(Gaussian, **goal)
     clip = calibrate.clip_norm(Gaussian, noise_std=noise_std, **goal)
     assert clip.value == pytest.approx(noise_std / noise.value, rel=3e-6)
-    assert gaussian.epsilon(1e-6, mu=clip.value / noise_std).upper <= target * (1 + 1e-14)
+    assert gdp.epsilon_of_mu(1e-6, mu=clip.value / noise_std).upper <= target * (1 + 1e-14)
 
 
 def test_what_else_the_mechanism_releases_is_part_of_the_target():
@@ -175,8 +174,8 @@ def test_replacing_a_record_needs_twice_the_noise():
 @given(between_powers(-2, 1.7))
 def test_a_finer_resolution_is_kept(target):
     found = calibrate.noise_multiplier(Gaussian, target_epsilon=target, delta=1e-5, resolution=1e-8)
-    assert gaussian.epsilon(1e-5, mu=1 / found.value).upper <= target
-    assert gaussian.epsilon(1e-5, mu=1 / found.value * (1 + 1e-7)).upper > target
+    assert gdp.epsilon_of_mu(1e-5, mu=1 / found.value).upper <= target
+    assert gdp.epsilon_of_mu(1e-5, mu=1 / found.value * (1 + 1e-7)).upper > target
 
 
 @pytest.mark.parametrize(
@@ -256,6 +255,6 @@ def test_noise_of_no_size_is_refused_by_name(noise_std):
 
 def test_a_search_that_ends_on_the_wrong_side_is_refused(monkeypatch):
     """A planted bug: what does not meet the target is never returned."""
-    monkeypatch.setattr(Search, "narrow", lambda self, meets, fails, width: fails)
+    monkeypatch.setattr(ParameterSearch, "narrow", lambda self, meets, fails, width: fails)
     with pytest.raises(InvalidArgument, match="target_epsilon"):
         calibrate.noise_multiplier(Gaussian, target_epsilon=1.0, delta=1e-5)

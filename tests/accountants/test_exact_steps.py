@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 
 from dpaudit.accountants import pld
+from dpaudit.accountants.numerics import CertifiedInterval
 from dpaudit.accountants.pld import enclosure
-from dpaudit.accountants.pld.answer import Answer
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.mechanism import (
     Composed,
     Gaussian,
@@ -21,6 +19,7 @@ from dpaudit.vocabulary.mechanism import (
     RandomizedResponse,
     Repeated,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from tests.accountants import oracles
 from tests.accountants.golden import one_way
 from tests.accountants.mechanisms import between_powers, in_passing, noises, rates
@@ -29,7 +28,7 @@ DIRECTIONS = ("remove", "add")
 SUM_ERROR = 1e-9  # of the oracle's trapezoid rule: relative, and absolute where delta is tiny
 
 
-def holds(answer: Bound | Answer, truth: float, error: float = 1e-12) -> bool:
+def holds(answer: Bound | CertifiedInterval, truth: float, error: float = 1e-12) -> bool:
     """Allow for what the oracle itself, in double precision, may be wrong by."""
     slack = error * truth + 1e-15
     return answer.lower <= truth + slack and truth - slack <= answer.upper

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpaudit.accountants import gaussian, gdp
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.accountants import gdp
+from dpaudit.accountants import gdp as gaussian
 from dpaudit.vocabulary.errors import UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     Composed,
@@ -20,6 +19,7 @@ from dpaudit.vocabulary.mechanism import (
     Repeated,
     TreeAggregation,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from tests.accountants.golden import holds, relative_width, values
 from tests.accountants.mechanisms import deltas, in_passing, noises, steps
 
@@ -48,7 +48,7 @@ def test_gaussians_compose_to_one(parts, delta):
     profile = gdp.profile(mechanism)
     assert profile.mu.lower <= mu * (1 + 1e-12)
     assert profile.mu.upper >= mu * (1 - 1e-12)
-    exact = gaussian.epsilon(delta, mu=mu)
+    exact = gaussian.epsilon_of_mu(delta, mu=mu)
     answer = profile.epsilon(delta=delta)
     assert answer.lower <= exact.upper
     assert exact.lower <= answer.upper

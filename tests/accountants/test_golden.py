@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from dpaudit.accountants import gaussian, naive, pld, rdp
-from dpaudit.accountants.pld.answer import Answer
-from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.accountants import gdp, naive, pld, rdp
+from dpaudit.accountants.numerics import CertifiedInterval
 from dpaudit.vocabulary.mechanism import (
     Gaussian,
     Laplace,
@@ -17,6 +16,7 @@ from dpaudit.vocabulary.mechanism import (
     RandomizedResponse,
     Repeated,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency
 from tests.accountants.golden import holds, of_ledger, one_way, relative_width, values
 
 
@@ -34,14 +34,14 @@ def _question(value: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("value", each("gaussian", "at_delta"))
 def test_gaussian_epsilon_holds_the_closed_form_to_nine_digits(value):
-    answer = gaussian.epsilon(value["at_delta"], mu=value["mu"])
+    answer = gdp.epsilon_of_mu(value["at_delta"], mu=value["mu"])
     assert holds(answer, value["epsilon"])
     assert relative_width(answer) <= 1e-9
 
 
 @pytest.mark.parametrize("value", each("gaussian", "at_epsilon"))
 def test_gaussian_delta_holds_the_closed_form_to_six_digits(value):
-    answer = gaussian.delta(value["at_epsilon"], mu=value["mu"])
+    answer = gdp.delta_of_mu(value["at_epsilon"], mu=value["mu"])
     assert holds(answer, value["delta"])
     assert relative_width(answer) <= 1e-6
 
@@ -59,7 +59,7 @@ DIRECTIONS = ("remove", "add")
 CLOSED = {"one Gaussian, closed form", "one integral", "contour"}
 
 
-def is_narrow(answer: Answer, delta: float) -> bool:
+def is_narrow(answer: CertifiedInterval, delta: float) -> bool:
     """To a millionth where nothing is smoothed; else to a thousandth, or 1e-6 absolute.
 
     Far out the terms of a contour cancel: rounding is what is left of 1e-30.

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpaudit.accountants import discrete_gaussian, gaussian, naive, optimal
-from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.accountants import gdp, naive, optimal_composition
+from dpaudit.accountants import naive as discrete_gaussian
 from dpaudit.vocabulary.errors import InvalidArgument, Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -33,6 +33,7 @@ from dpaudit.vocabulary.mechanism import (
     Selected,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency
 from tests.accountants.mechanisms import between_powers, deltas, in_passing, noises, rates
 
 ADD_OR_REMOVE, REPLACE = Adjacency.ADD_OR_REMOVE_ONE, Adjacency.REPLACE_ONE
@@ -120,7 +121,7 @@ def test_optimal_is_at_most_basic_and_advanced_for_the_same_releases(parts, delt
     own = max(epsilon for epsilon, _, _ in parts)
     times = sum(times for _, _, times in parts)
     equal = [(own, 0.0, times)]
-    alone = optimal.compose({own: times}, delta)
+    alone = optimal_composition.optimal_epsilon({own: times}, delta)
     assert alone <= naive.compose_advanced(equal, delta=delta).upper * (1 + 1e-9) + 1e-12
 
 
@@ -176,7 +177,7 @@ def discrete_gaussian_delta(scale: float, sensitivity: int, epsilon: float) -> f
 @in_passing
 @given(between_powers(-0.5, 2), st.integers(1, 5), between_powers(-9, -1))
 def test_one_discrete_gaussian_holds_the_sum_over_its_law(scale, sensitivity, delta):
-    found = discrete_gaussian.epsilon(scale, sensitivity, delta)
+    found = discrete_gaussian.discrete_gaussian_epsilon(scale, sensitivity, delta)
     assert discrete_gaussian_delta(scale, sensitivity, found) <= delta * (1 + 1e-9)
     if found > 1e-6:
         assert discrete_gaussian_delta(scale, sensitivity, found * (1 - 1e-6)) >= delta * (1 - 1e-3)
@@ -184,10 +185,10 @@ def test_one_discrete_gaussian_holds_the_sum_over_its_law(scale, sensitivity, de
 
 def test_a_wide_discrete_gaussian_is_next_to_the_gaussian():
     for scale in (1000, 20_000):
-        found = discrete_gaussian.epsilon(float(scale), scale, 1e-5)
-        assert found == pytest.approx(gaussian.epsilon(1e-5, mu=1.0).upper, rel=1e-6)
+        found = discrete_gaussian.discrete_gaussian_epsilon(float(scale), scale, 1e-5)
+        assert found == pytest.approx(gdp.epsilon_of_mu(1e-5, mu=1.0).upper, rel=1e-6)
     wide = naive.profile(DiscreteGaussian(1e6, 10**6)).epsilon(delta=1e-5).upper
-    assert gaussian.epsilon(1e-5, mu=1.0).lower <= wide <= 1.1 * found
+    assert gdp.epsilon_of_mu(1e-5, mu=1.0).lower <= wide <= 1.1 * found
 
 
 PURE = [
@@ -231,8 +232,10 @@ def test_a_batch_of_fixed_size_is_priced_for_records_replaced(noise, rate, delta
     release = SampledWithoutReplacement(Gaussian(noise), batch, 1000)
     found = naive.profile(release, adjacency=REPLACE).epsilon(delta=delta).upper
     if batch < 1000 and delta < batch / 1000:
-        whole = gaussian.epsilon(delta * 1000 / batch, mu=2 / noise).upper
-        assert found == pytest.approx(naive.amplified(whole, batch / 1000), rel=1e-6, abs=1e-12)
+        whole = gdp.epsilon_of_mu(delta * 1000 / batch, mu=2 / noise).upper
+        assert found == pytest.approx(
+            naive.amplify_epsilon(whole, batch / 1000), rel=1e-6, abs=1e-12
+        )
 
 
 def test_a_record_replaced_in_a_poisson_sample_costs_what_the_larger_pair_does():
@@ -264,14 +267,14 @@ def test_a_pass_over_random_places_costs_what_everyone_does():
 
 def test_zcdp_costs_at_least_its_example():
     found = naive.profile(ZCDP(0.125)).epsilon(delta=1e-5).upper
-    assert gaussian.epsilon(1e-5, mu=0.5).upper <= found <= 1.1 * found
+    assert gdp.epsilon_of_mu(1e-5, mu=0.5).upper <= found <= 1.1 * found
 
 
 def test_pure_releases_leave_delta_to_the_others():
     """A Gaussian among a hundred answers has all of delta, not a share of a hundred and first."""
     mechanism = Composed((Gaussian(1.0), Repeated(PureDP(0.01), 100)))
     found = naive.profile(mechanism).basic(delta=1e-5).upper
-    assert found == pytest.approx(gaussian.epsilon(1e-5, mu=1.0).upper + 1.0, rel=1e-9)
+    assert found == pytest.approx(gdp.epsilon_of_mu(1e-5, mu=1.0).upper + 1.0, rel=1e-9)
 
 
 REFUSED = [

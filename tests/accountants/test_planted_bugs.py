@@ -12,26 +12,28 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from dpaudit.accountants import gaussian, naive, pld, rdp
-from dpaudit.accountants.pld import contour, enclosure, evaluator, losses, planning, solve
-from dpaudit.accountants.pld.compose import Question
-from dpaudit.accountants.pld.enclosure import grid, lattice
-from dpaudit.accountants.pld.enclosure.laws import Direction
-from dpaudit.accountants.pld.evaluator import Evaluator
-from dpaudit.accountants.pld.kernel import Kernel
-from dpaudit.accountants.pld.losses import Way
-from dpaudit.accountants.pld.two_answers import TwoAnswers
-from dpaudit.accountants.renyi import sampling
-from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.accountants import gdp, naive, pld, rdp
+from dpaudit.accountants.pld import enclosure
+from dpaudit.accountants.pld.closed_form import BinaryResponses
+from dpaudit.accountants.pld.contour import contour_integral, planning, solver
+from dpaudit.accountants.pld.contour.integrand import SmoothingKernel
+from dpaudit.accountants.pld.contour.solver import DeltaEvaluator
+from dpaudit.accountants.pld.enclosure import lattice_composition, lattice_distribution
+from dpaudit.accountants.pld.enclosure.lattice_distribution import LatticeDirection
+from dpaudit.accountants.pld.laws import loss_distribution
+from dpaudit.accountants.pld.laws.composition import LossQuery
+from dpaudit.accountants.pld.laws.loss_distribution import Direction
+from dpaudit.accountants.rdp import sampled_releases
 from dpaudit.vocabulary.errors import AccountingError, DpauditError
 from dpaudit.vocabulary.mechanism import Gaussian, Laplace, RandomizedResponse, Repeated
-from tests.accountants import forced, oracles
+from dpaudit.vocabulary.privacy_terms import Adjacency
+from tests.accountants import forced_contours, oracles
 from tests.accountants.golden import holds, of_ledger, one_way, values
 
 # In the package, the name profile is the function.
-pld_profile = importlib.import_module("dpaudit.accountants.pld.profile")
-compose = importlib.import_module("dpaudit.accountants.pld.compose")
-enclosure_profile = importlib.import_module("dpaudit.accountants.pld.enclosure.profile")
+pld_profile = importlib.import_module("dpaudit.accountants.pld")
+compose = importlib.import_module("dpaudit.accountants.pld.laws.composition")
+enclosure_profile = importlib.import_module("dpaudit.accountants.pld.enclosure")
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -80,7 +82,7 @@ ONE_STEPS = [
 ]
 
 
-def encloses(found: Evaluator | None, epsilon: float, truth: float) -> bool:
+def encloses(found: DeltaEvaluator | None, epsilon: float, truth: float) -> bool:
     """Allow for what the closed form in double precision may be wrong by."""
     if found is None:
         return False
@@ -91,7 +93,11 @@ def encloses(found: Evaluator | None, epsilon: float, truth: float) -> bool:
 
 def one_step_by_smoothing_holds_the_closed_form() -> bool:
     return all(
-        encloses(forced.smoothed(forced.ledger_of([(rate, noise, 1)], way), at), at, truth)
+        encloses(
+            forced_contours.smoothed(forced_contours.composition_of([(rate, noise, 1)], way), at),
+            at,
+            truth,
+        )
         for rate, noise, way, at in ONE_STEPS
         for truth in [oracles.one_step_delta(at, rate, noise, way)]
     )
@@ -100,7 +106,13 @@ def one_step_by_smoothing_holds_the_closed_form() -> bool:
 def one_step_split_in_two_holds_the_closed_form() -> bool:
     """The cap is above epsilon, so that both parts have a share in delta."""
     return all(
-        encloses(forced.split(forced.ledger_of([(rate, noise, 1)], way), at, cap * at), at, truth)
+        encloses(
+            forced_contours.split(
+                forced_contours.composition_of([(rate, noise, 1)], way), at, cap * at
+            ),
+            at,
+            truth,
+        )
         for rate, noise, way, at in ONE_STEPS
         for truth in [oracles.one_step_delta(at, rate, noise, way)]
         for cap in (1.1, 1.5)
@@ -133,7 +145,9 @@ def chernoff_lies_above_one_step() -> bool:
         for rate, noise, way, at in ONE_STEPS
         for truth in [oracles.one_step_delta(at, rate, noise, way)]
         for _, ledger_table, _ in [
-            forced.saddle(planning.Whole(forced.ledger_of([(rate, noise, 1)], way)), at)
+            forced_contours.saddle(
+                planning.WholeMeasure(forced_contours.composition_of([(rate, noise, 1)], way)), at
+            )
         ]
     )
 
@@ -165,13 +179,13 @@ def responses_hold() -> bool:
 
 def gaussians_hold() -> bool:
     return all(
-        holds(gaussian.epsilon(value["at_delta"], mu=value["mu"]), value["epsilon"])
+        holds(gdp.epsilon_of_mu(value["at_delta"], mu=value["mu"]), value["epsilon"])
         for value in values("gaussian", "at_delta")
     )
 
 
 def renyi_lies_above_the_truth() -> bool:
-    rdp.release_divergences.cache_clear()
+    rdp.cached_release_divergence.cache_clear()
     return all(
         Decimal(bound.upper) >= max(map(Decimal, value["epsilon"].values()))
         for value in SAMPLED
@@ -186,7 +200,7 @@ def renyi_lies_above_the_truth() -> bool:
 def naive_lies_above_the_truth() -> bool:
     """Of one Gaussian among others, where naive composition has little room."""
     mechanism = Repeated(Gaussian(1.0), 2)
-    truth = gaussian.epsilon(1e-6, mu=math.sqrt(2)).lower
+    truth = gdp.epsilon_of_mu(1e-6, mu=math.sqrt(2)).lower
     profile = naive.profile(mechanism)
     return profile.basic(delta=1e-6).upper >= truth <= profile.advanced(delta=1e-6).upper
 
@@ -224,15 +238,15 @@ def test_without_a_planted_bug_every_check_passes(check):
 
 
 def wide_panels(monkeypatch, scales: float = 5.0, losses_wide: float = 1.8, radians: float = 40.0):
-    monkeypatch.setattr(losses, "WIDTH_IN_SCALES", scales)
-    monkeypatch.setattr(losses, "WIDTH_IN_LOSSES", losses_wide)
-    monkeypatch.setattr(losses, "WIDTH_IN_RADIANS", radians)
+    monkeypatch.setattr(loss_distribution, "WIDTH_IN_SCALES", scales)
+    monkeypatch.setattr(loss_distribution, "WIDTH_IN_LOSSES", losses_wide)
+    monkeypatch.setattr(loss_distribution, "WIDTH_IN_RADIANS", radians)
 
 
 def wide_panels_without_their_error(monkeypatch):
     wide_panels(monkeypatch, 30.0, 12.0, 80.0)
     monkeypatch.setattr(
-        losses.Branch,
+        loss_distribution.SampledDensity,
         "log_errors",
         lambda self, edges, orders, reach: np.full((len(orders), len(edges) - 1), -700.0),
     )
@@ -240,9 +254,11 @@ def wide_panels_without_their_error(monkeypatch):
 
 def what_hardly_counts_is_left_out(monkeypatch):
     """Panels with a hundredth of the density's peak, as if they held nothing."""
-    monkeypatch.setattr(losses, "LOG_NEGLIGIBLE", -4.0)
-    honest = losses._branch_points
-    monkeypatch.setattr(losses, "_branch_points", lambda *args: (*honest(*args)[:2], -math.inf))
+    monkeypatch.setattr(loss_distribution, "LOG_NEGLIGIBLE", -4.0)
+    honest = loss_distribution._density_points
+    monkeypatch.setattr(
+        loss_distribution, "_density_points", lambda *args: (*honest(*args)[:2], -math.inf)
+    )
 
 
 def short_period(monkeypatch):
@@ -253,30 +269,30 @@ def short_period(monkeypatch):
 
 def short_period_and_no_aliases(monkeypatch):
     short_period(monkeypatch)
-    monkeypatch.setattr(contour.Contour, "_aliases", lambda self, epsilon: 0.0)
+    monkeypatch.setattr(contour_integral.ContourIntegral, "_aliases", lambda self, epsilon: 0.0)
 
 
 def few_frequencies(monkeypatch):
-    monkeypatch.setattr(planning, "LOG_FALLEN", 6.0)
+    monkeypatch.setattr(planning, "LOG_DECAYED", 6.0)
     monkeypatch.setattr(planning, "DEVIATIONS", 2.0)
 
 
 def nothing_beyond_the_last_frequency(monkeypatch):
     few_frequencies(monkeypatch)
-    monkeypatch.setattr(planning, "_beyond", lambda ledger, found, affordable: 0.0)
+    monkeypatch.setattr(planning, "_truncation_bound", lambda composition, found, affordable: 0.0)
 
 
 def blunt_kernel(monkeypatch):
     """A transform that is still large where it is cut."""
-    monkeypatch.setattr(forced, "BETA", 1.0)
-    monkeypatch.setattr(evaluator, "BETA", 1.0)
-    monkeypatch.setattr(evaluator, "MOST_SLACK", 0.0)
+    monkeypatch.setattr(forced_contours, "BETA", 1.0)
+    monkeypatch.setattr(solver, "KERNEL_BETA", 1.0)
+    monkeypatch.setattr(solver, "MAX_KERNEL_SLACK", 0.0)
 
 
 def nothing_beyond_the_kernel(monkeypatch):
     blunt_kernel(monkeypatch)
-    monkeypatch.setattr(Kernel, "beyond", lambda self, order, last: 0.0)
-    monkeypatch.setattr(Kernel, "density_beyond", lambda self, order: 0.0)
+    monkeypatch.setattr(SmoothingKernel, "beyond", lambda self, order, last: 0.0)
+    monkeypatch.setattr(SmoothingKernel, "density_beyond", lambda self, order: 0.0)
 
 
 def large_tails_cut(monkeypatch):
@@ -285,21 +301,21 @@ def large_tails_cut(monkeypatch):
 
 def large_tails_cut_and_forgotten(monkeypatch):
     large_tails_cut(monkeypatch)
-    honest = Question.ledger
+    honest = LossQuery.composition
     monkeypatch.setattr(
-        Question,
-        "ledger",
-        lambda self, delta: dataclasses.replace(honest(self, delta), cut=0.0),
+        LossQuery,
+        "composition",
+        lambda self, delta: dataclasses.replace(honest(self, delta), truncated_mass=0.0),
     )
 
 
 def only_the_direction_that_removes(monkeypatch):
     """And says so of both."""
-    honest = Question.ledger
+    honest = LossQuery.composition
     monkeypatch.setattr(
-        Question,
-        "ledger",
-        lambda self, delta: honest(dataclasses.replace(self, way=Way.REMOVED), delta),
+        LossQuery,
+        "composition",
+        lambda self, delta: honest(dataclasses.replace(self, direction=Direction.REMOVED), delta),
     )
 
 
@@ -328,43 +344,43 @@ def one_step_too_many(monkeypatch):
 
 def a_rate_diluted(monkeypatch):
     """Takes one batch in a million for one that the record never joins."""
-    honest = compose.sampled_losses
+    honest = compose.poisson_loss_distribution
     monkeypatch.setattr(
         compose,
-        "sampled_losses",
+        "poisson_loss_distribution",
         lambda pair, rate, *rest: honest(pair, rate * (1 - 1e-6), *rest),
     )
 
 
 def a_logarithm_inaccurate_near_1(monkeypatch):
     """numpy's own, of complex arguments: it caused real misses."""
-    monkeypatch.setattr(contour, "_log1p", np.log1p)
+    monkeypatch.setattr(contour_integral, "_log1p", np.log1p)
 
 
 def a_tenth_of_what_smoothing_adds(monkeypatch):
-    honest = Kernel.excess.fget
-    monkeypatch.setattr(Kernel, "excess", property(lambda self: 0.1 * honest(self)))
+    honest = SmoothingKernel.excess.fget
+    monkeypatch.setattr(SmoothingKernel, "excess", property(lambda self: 0.1 * honest(self)))
 
 
 def smoothed_to_the_left(monkeypatch):
     """Weights that do not keep the mean of e^epsilon: what is smoothed lies below delta."""
-    honest = Kernel.transform
-    monkeypatch.setattr(Kernel, "transform", lambda self, z: honest(self, z - 2))
+    honest = SmoothingKernel.transform
+    monkeypatch.setattr(SmoothingKernel, "transform", lambda self, z: honest(self, z - 2))
 
 
 def smoothed_for_the_lower_end(monkeypatch):
     """What is smoothed lies above delta, and is given out for the lower end."""
-    honest = contour.Contour.lower
+    honest = contour_integral.ContourIntegral.lower
 
     def above(self, epsilon):
         return honest(self, epsilon) if self.kernel is None else self.estimate(epsilon)
 
-    monkeypatch.setattr(contour.Contour, "lower", above)
+    monkeypatch.setattr(contour_integral.ContourIntegral, "lower", above)
 
 
 def large_losses_dropped_and_forgotten(monkeypatch):
     """Part B of the split."""
-    monkeypatch.setattr(planning.Jumps, "transform", _nothing(planning.Jumps.transform))
+    monkeypatch.setattr(planning.JumpMeasure, "transform", _nothing(planning.JumpMeasure.transform))
 
 
 def _nothing(honest):
@@ -381,27 +397,27 @@ def a_search_that_stops_early(monkeypatch):
     def one_step(falling, target, start, slope, ceiling, precision):
         return start + math.log(falling(start) / target) / slope, slope
 
-    monkeypatch.setattr(solve, "_root", one_step)
+    monkeypatch.setattr(solver, "_root", one_step)
 
 
 def a_search_that_stops_early_and_is_believed(monkeypatch):
     a_search_that_stops_early(monkeypatch)
     monkeypatch.setattr(
-        solve,
-        "_seen",
+        solver,
+        "_certified_argument",
         lambda ratio, start, slope, side, precision: start * (1 + side * 1e-9),
     )
 
 
 def a_mean_forgotten(monkeypatch):
     """The losses' rounding: their mean is taken for a little more than it is."""
-    honest = contour.transform
+    honest = contour_integral.tilted_transform
 
     def shifted(*args):
         found = honest(*args)
         return dataclasses.replace(found, mean=found.mean * (1 + 1e-7))
 
-    monkeypatch.setattr(planning, "transform", shifted)
+    monkeypatch.setattr(planning, "tilted_transform", shifted)
 
 
 PLANTED_IN_THE_CONTOUR = [
@@ -467,43 +483,45 @@ def test_no_coarse_contour_is_ever_wrong(monkeypatch, plant: Plant, check: Calla
 
 def split_sends_mass_down(monkeypatch):
     def low(law, spacing, tail):
-        cells = lattice.discretise(law, spacing, tail)
+        cells = lattice_distribution.discretise(law, spacing, tail)
         return dataclasses.replace(cells, first=cells.first - 1)
 
-    monkeypatch.setattr(grid, "discretise", low)
+    monkeypatch.setattr(lattice_composition, "discretise", low)
 
 
 def a_hundredth_of_each_split_goes_down(monkeypatch):
-    monkeypatch.setattr(lattice, "SPLIT_MARGIN", -0.01)
+    monkeypatch.setattr(lattice_distribution, "SPLIT_MARGIN", -0.01)
 
 
 def no_error_of_transform_wrap_and_cut(monkeypatch):
     none = functools.cached_property(lambda self: 0.0)
-    none.__set_name__(grid.Composition, "_error")
-    monkeypatch.setattr(grid.Composition, "_error", none)
+    none.__set_name__(lattice_composition.LatticeComposition, "_error")
+    monkeypatch.setattr(lattice_composition.LatticeComposition, "_error", none)
 
 
 def a_window_too_small_and_no_wrap_error(monkeypatch):
-    monkeypatch.setattr(grid, "LOG_WRAP", math.log(0.5))
-    monkeypatch.setattr(grid, "_wrapped", lambda *args: 0.0)
+    monkeypatch.setattr(lattice_composition, "LOG_WRAP", math.log(0.5))
+    monkeypatch.setattr(lattice_composition, "_wrapped_mass", lambda *args: 0.0)
 
 
 def no_hoeffding_shift(monkeypatch):
-    honest = grid.Composition.delta_lower
+    honest = lattice_composition.LatticeComposition.delta_lower
 
     def unshifted(self, epsilon, eta):
         return honest(dataclasses.replace(self, lift=0.0, steps=0), epsilon, eta)
 
-    monkeypatch.setattr(grid.Composition, "delta_lower", unshifted)
+    monkeypatch.setattr(lattice_composition.LatticeComposition, "delta_lower", unshifted)
 
 
 def tails_dropped_and_forgotten(monkeypatch):
     """Leaves out losses as likely as delta itself, and says nothing was lost."""
 
     def forgetful(law, spacing, tail):
-        return dataclasses.replace(lattice.discretise(law, spacing, 1e4 * tail), lost=0.0)
+        return dataclasses.replace(
+            lattice_distribution.discretise(law, spacing, 1e4 * tail), lost=0.0
+        )
 
-    monkeypatch.setattr(grid, "discretise", forgetful)
+    monkeypatch.setattr(lattice_composition, "discretise", forgetful)
 
 
 def one_step_of_the_grid_forgotten(monkeypatch):
@@ -525,18 +543,20 @@ def steps_of_the_grid_too_many(monkeypatch):
 
 
 def only_the_direction_that_adds(monkeypatch):
-    monkeypatch.setattr(enclosure_profile.GridProfile, "_directions", lambda self: (Direction.ADD,))
+    monkeypatch.setattr(
+        enclosure_profile.GridProfile, "_directions", lambda self: (LatticeDirection.ADD,)
+    )
 
 
 def sampling_taken_for_certain(monkeypatch):
     """Prices the noise of one in ten batches less."""
-    honest = enclosure_profile.loss_law
+    honest = enclosure_profile.cell_distribution
 
     def diluted(release, adjacency, direction):
         law = honest(release, adjacency, direction)
         return dataclasses.replace(law, rate=0.9 * law.rate)
 
-    monkeypatch.setattr(enclosure_profile, "loss_law", diluted)
+    monkeypatch.setattr(enclosure_profile, "cell_distribution", diluted)
 
 
 PLANTED_IN_THE_GRID = [
@@ -561,7 +581,7 @@ def test_a_bug_in_the_grid_is_noticed(monkeypatch, plant: Plant):
 
 @pytest.mark.parametrize("log_wrap", [math.log(0.5), math.log(1e-3)])
 def test_a_window_too_small_is_wider_and_never_wrong(monkeypatch, log_wrap):
-    monkeypatch.setattr(grid, "LOG_WRAP", log_wrap)
+    monkeypatch.setattr(lattice_composition, "LOG_WRAP", log_wrap)
     assert enclosures_hold()
 
 
@@ -570,26 +590,30 @@ A = [(0.01, 1.0, 1000)]
 
 def test_two_ends_that_contradict_each_other_are_an_error_and_no_answer(monkeypatch):
     """A lower end above the upper one proves a bug: no fallback may cover it up."""
-    monkeypatch.setattr(grid.Composition, "delta_lower", lambda self, epsilon, eta: 1.0)
+    monkeypatch.setattr(
+        lattice_composition.LatticeComposition, "delta_lower", lambda self, epsilon, eta: 1.0
+    )
     with pytest.raises(AccountingError):
         enclosure.profile(of_ledger(A)).delta(epsilon=1.8)
 
 
 def test_two_certified_intervals_that_do_not_meet_are_an_error_and_no_answer(monkeypatch):
-    monkeypatch.setattr(contour.Contour, "lower", lambda self, epsilon: 1.0)
+    monkeypatch.setattr(contour_integral.ContourIntegral, "lower", lambda self, epsilon: 1.0)
     with pytest.raises(AccountingError):
         pld.profile(of_ledger(A)).delta(epsilon=1.8)
 
 
 def responses_counted_once(monkeypatch):
-    honest = TwoAnswers.__init__
-    monkeypatch.setattr(TwoAnswers, "__init__", lambda self, loss, times: honest(self, loss, 1))
+    honest = BinaryResponses.__init__
+    monkeypatch.setattr(
+        BinaryResponses, "__init__", lambda self, loss, times: honest(self, loss, 1)
+    )
 
 
 def one_response_forgotten(monkeypatch):
-    honest = TwoAnswers.__init__
+    honest = BinaryResponses.__init__
     monkeypatch.setattr(
-        TwoAnswers, "__init__", lambda self, loss, times: honest(self, loss, max(1, times - 1))
+        BinaryResponses, "__init__", lambda self, loss, times: honest(self, loss, max(1, times - 1))
     )
 
 
@@ -607,13 +631,13 @@ def gaussian_by_the_normal_tail_alone(monkeypatch):
         value = float(log_ndtr(mu / 2 - epsilon / mu))
         return value, value
 
-    monkeypatch.setattr(gaussian, "log_delta", tail)
+    monkeypatch.setattr(gdp, "log_delta_of_mu", tail)
 
 
 def gaussian_by_half_the_shift(monkeypatch):
-    honest = gaussian.log_delta
+    honest = gdp.log_delta_of_mu
     monkeypatch.setattr(
-        gaussian, "log_delta", lambda epsilon, *, mu: honest(epsilon, mu=mu * (1 - 1e-8))
+        gdp, "log_delta_of_mu", lambda epsilon, *, mu: honest(epsilon, mu=mu * (1 - 1e-8))
     )
 
 
@@ -629,12 +653,14 @@ def renyi_of_one_step(monkeypatch):
 
 
 def renyi_without_the_price_of_delta(monkeypatch):
-    monkeypatch.setattr(rdp, "to_epsilon", lambda order, divergence, delta: divergence)
+    monkeypatch.setattr(rdp, "rdp_to_epsilon", lambda order, divergence, delta: divergence)
 
 
 def renyi_of_half_the_rate(monkeypatch):
-    honest = sampling.joining_gaussian
-    monkeypatch.setattr(sampling, "joining_gaussian", lambda q, *rest: honest(q / 2, *rest))
+    honest = sampled_releases.add_remove_gaussian
+    monkeypatch.setattr(
+        sampled_releases, "add_remove_gaussian", lambda q, *rest: honest(q / 2, *rest)
+    )
 
 
 @pytest.mark.parametrize(
@@ -644,7 +670,7 @@ def test_a_bug_in_renyi_is_noticed(monkeypatch, plant: Plant):
     plant(monkeypatch)
     assert notices(renyi_lies_above_the_truth)
     monkeypatch.undo()
-    rdp.release_divergences.cache_clear()
+    rdp.cached_release_divergence.cache_clear()
 
 
 def naive_of_one_step(monkeypatch):

@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpaudit.accountants import naive, pld, rdp
-from dpaudit.accountants.answers import ACCOUNTANTS
 from dpaudit.accountants.pld import enclosure
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.accountants.registry import sampling_accountants
 from dpaudit.vocabulary.errors import AccountingError, InvalidArgument, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     Composed,
@@ -24,6 +22,7 @@ from dpaudit.vocabulary.mechanism import (
     RandomizedResponse,
     Repeated,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from tests.accountants.mechanisms import compositions, gaussians, in_passing, responses, sampled
 
 SAMPLED = PoissonSampled(Gaussian(1.0), 0.1)
@@ -65,12 +64,12 @@ def test_a_composition_of_nothing_is_refused_by_name():
         Composed(())
 
 
-@pytest.mark.parametrize("ask", ACCOUNTANTS.values(), ids=ACCOUNTANTS.keys())
+@pytest.mark.parametrize("accountant", sampling_accountants(), ids=lambda one: one.name)
 @pytest.mark.parametrize("delta", NOT_INSIDE_UNIT)
 @pytest.mark.parametrize("mechanism", [SAMPLED, Gaussian(1.0)])
-def test_a_delta_that_is_no_probability_is_refused_by_name(mechanism, delta, ask):
+def test_a_delta_that_is_no_probability_is_refused_by_name(mechanism, delta, accountant):
     with pytest.raises(InvalidArgument, match=f"delta .* got {delta!r}"):
-        ask(mechanism, delta, Adjacency.ADD_OR_REMOVE_ONE)
+        accountant.bounds(mechanism, delta, Adjacency.ADD_OR_REMOVE_ONE)
 
 
 @pytest.mark.parametrize("epsilon", [math.nan, math.inf, -math.inf, -1e-9])

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtr, ndtri
 
-from dpaudit.accountants import gaussian, pld, risk
-from dpaudit.accountants.risk import hockey_sticks
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.accountants import gdp, pld, risk
+from dpaudit.accountants import risk as tradeoff_curve
 from dpaudit.vocabulary.errors import AccountingError, InvalidArgument
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Repeated
+from dpaudit.vocabulary.privacy_terms import Bound
 from tests.accountants.mechanisms import between_powers, in_passing
 
 RATES = [0.0, 1e-8, 1e-5, 1e-3, 0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0]
@@ -37,7 +37,7 @@ class Profile:
 
 
 def of_gaussian(mu: float) -> Profile:
-    return Profile(lambda epsilon: gaussian.delta(epsilon, mu=mu))
+    return Profile(lambda epsilon: gdp.delta_of_mu(epsilon, mu=mu))
 
 
 def of_pure(epsilon_zero: float) -> Profile:
@@ -230,7 +230,7 @@ def concave(x, y, slack: float = 1e-9) -> bool:
 @given(between_powers(-2, 1), st.integers(1, 60))
 def test_curves_are_convex_and_better_than_guessing_however_few_questions(mu, questions):
     profile = of_gaussian(mu)
-    curve = risk.tradeoff(profile, RATES, most_questions=questions)
+    curve = risk.tradeoff(profile, RATES, most_evaluations=questions)
     assert profile.asked <= questions
     assert concave(curve.fpr, [tpr.upper for tpr in curve.tpr])
     assert concave(curve.fpr, [tpr.lower for tpr in curve.tpr])
@@ -243,7 +243,7 @@ def test_curves_are_convex_and_better_than_guessing_however_few_questions(mu, qu
 
 
 def test_an_accountant_that_knows_no_lower_end_says_what_guessing_reaches():
-    profile = Profile(lambda epsilon: Bound(0.0, gaussian.delta(epsilon, mu=1.0).upper))
+    profile = Profile(lambda epsilon: Bound(0.0, gdp.delta_of_mu(epsilon, mu=1.0).upper))
     exact = risk.tradeoff(of_gaussian(1.0), RATES)
     curve = risk.tradeoff(profile, RATES)
     for fpr, tpr, sharp in zip(curve.fpr, curve.tpr, exact.tpr, strict=True):
@@ -280,20 +280,20 @@ def the_curve_holds() -> bool:
 
 def one_order_of_neighbours_alone(monkeypatch) -> None:
     monkeypatch.setattr(
-        hockey_sticks,
-        "_both",
+        tradeoff_curve,
+        "_points_from_delta",
         lambda epsilon, delta: (
-            hockey_sticks.HockeyStick(math.exp(epsilon), delta.lower, delta.upper),
-            hockey_sticks.HockeyStick(math.exp(-epsilon), delta.lower, delta.upper),
+            tradeoff_curve.HockeyStickPoint(math.exp(epsilon), delta.lower, delta.upper),
+            tradeoff_curve.HockeyStickPoint(math.exp(-epsilon), delta.lower, delta.upper),
         ),
     )
 
 
 def half_of_delta(monkeypatch) -> None:
-    honest = hockey_sticks._both
+    honest = tradeoff_curve._points_from_delta
     monkeypatch.setattr(
-        hockey_sticks,
-        "_both",
+        tradeoff_curve,
+        "_points_from_delta",
         lambda epsilon, delta: honest(epsilon, Bound(delta.lower / 2, delta.upper / 2)),
     )
 
@@ -301,7 +301,7 @@ def half_of_delta(monkeypatch) -> None:
 def lines_drawn_on_flat(monkeypatch) -> None:
     import sys
 
-    tradeoff = sys.modules["dpaudit.accountants.risk.tradeoff"]
+    tradeoff = sys.modules["dpaudit.accountants.risk"]
     monkeypatch.setattr(
         tradeoff, "_slopes", lambda t, low, high: (np.zeros_like(t), -np.ones_like(t))
     )
@@ -330,7 +330,7 @@ def test_a_bug_in_the_curve_is_noticed(monkeypatch, plant):
 def test_a_run_has_the_risks_that_its_profile_says():
     run = Repeated(PoissonSampled(Gaussian(1.0), 0.05), 50)
     profile = pld.profile(run)
-    curve = risk.tradeoff(profile, [0.001, 0.01, 0.1], most_questions=20)
+    curve = risk.tradeoff(profile, [0.001, 0.01, 0.1], most_evaluations=20)
     for fpr, tpr in zip(curve.fpr, curve.tpr, strict=True):
         for epsilon in (0.3, 1.1, 2.3):
             bound = profile.delta(epsilon=epsilon).upper
@@ -354,8 +354,8 @@ def test_a_rate_that_is_no_probability_is_refused_by_name(rate):
 def test_a_curve_of_no_points_is_refused_by_name():
     with pytest.raises(InvalidArgument, match="fpr"):
         risk.tradeoff(of_gaussian(1.0), [])
-    with pytest.raises(InvalidArgument, match="most_questions"):
-        risk.tradeoff(of_gaussian(1.0), [0.1], most_questions=0)
+    with pytest.raises(InvalidArgument, match="most_evaluations"):
+        risk.tradeoff(of_gaussian(1.0), [0.1], most_evaluations=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, math.nan])

@@ -1,7 +1,7 @@
-"""What other libraries wrote down, as mechanisms of ours: so that an old claim can be checked.
+"""Convert the records of other libraries to mechanisms, so that their claims can be checked.
 
-No other library is imported: their objects are read by the names of their classes and
-fields, and so is the JSON of them. What has no counterpart here is refused by name.
+No other library is imported. Objects are read by the names of their classes and fields, and
+so is their JSON. A record without a counterpart here raises an error that names it.
 """
 
 from dpaudit.accountants.importers.dp_event import from_dp_event

@@ -38,7 +38,7 @@ from dpaudit.accountants import (
     from_dp_event,
     naive,
 )
-from dpaudit.accountants.importers.dp_event import KINDS
+from dpaudit.accountants.importers.dp_event import EVENT_TYPES
 from dpaudit.vocabulary.errors import InvalidArgument, UnsupportedMechanism
 
 EVENTS = json.loads((ROOT / "tests" / "golden" / "dp_events.json").read_text())
@@ -108,7 +108,7 @@ def as_named_tuple(written: Any) -> Any:
     """Return what ``to_named_tuple`` would: as dp_accounting does, with its two extra fields."""
     if not isinstance(written, list) or not written or written[0] != MODULE:
         return [as_named_tuple(one) for one in written] if isinstance(written, list) else written
-    fields = list(KINDS[written[1]].fields)[: len(written) - 2]
+    fields = list(EVENT_TYPES[written[1]].fields)[: len(written) - 2]
     kind = namedtuple("NamedTupleWrapper", ["module_name", "class_name", *fields])
     return kind(*(as_named_tuple(one) for one in written))
 
@@ -118,7 +118,7 @@ def as_object(written: Any) -> Any:
     if not isinstance(written, list) or not written or written[0] != MODULE:
         return [as_object(one) for one in written] if isinstance(written, list) else written
     values = [as_object(one) for one in written[2:]]
-    given = dict(zip(KINDS[written[1]].fields, values, strict=False))
+    given = dict(zip(EVENT_TYPES[written[1]].fields, values, strict=False))
     names = tuple(SimpleNamespace(name=name) for name in given)
     return type(written[1], (), {"__attrs_attrs__": names, **given})()
 
@@ -127,7 +127,7 @@ def as_json_objects(written: Any) -> Any:
     if not isinstance(written, list) or not written or written[0] != MODULE:
         return [as_json_objects(one) for one in written] if isinstance(written, list) else written
     values = [as_json_objects(one) for one in written[2:]]
-    named = dict(zip(KINDS[written[1]].fields, values, strict=False))
+    named = dict(zip(EVENT_TYPES[written[1]].fields, values, strict=False))
     return {"module_name": MODULE, "class_name": written[1], **named}
 
 
@@ -241,7 +241,7 @@ def test_gaussians_on_one_sample_are_one_with_their_precisions_summed(
     ],
 )
 def test_what_releases_nothing_has_no_cost_to_ask_for(written: object) -> None:
-    with pytest.raises(InvalidArgument, match="one that releases something"):
+    with pytest.raises(InvalidArgument, match="an event that releases something"):
         from_dp_event(written)
 
 

@@ -1,4 +1,4 @@
-"""Integrals in long double by many small Gauss-Legendre panels: the slow, obvious way."""
+"""Reference integrals in long double, by many small Gauss-Legendre panels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def log_fourier(
     high: float,
     frequency: float,
 ) -> tuple[LongDouble, complex]:
-    """Return the log of the integral of exp(log_f), and E[exp(i y loss)] under that law."""
+    """Return the log of the integral of exp(log_f), and E[exp(i y loss)] under that density."""
     scan = np.linspace(LongDouble(low), LongDouble(high), SCANNED)
     logs = log_f(scan)
     held = np.flatnonzero(logs > logs.max() - GONE)

@@ -1,4 +1,4 @@
-"""Random configurations against the enclosure on a grid, which shares nothing with a contour."""
+"""Random configurations against the independent enclosure on a grid."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from dpaudit.accountants import pld
 from dpaudit.accountants.pld import enclosure
-from dpaudit.accountants.pld.enclosure.laws import Direction
+from dpaudit.accountants.pld.enclosure.lattice_distribution import LatticeDirection
 from dpaudit.vocabulary.errors import DpauditError, Unresolvable
 from tests.accountants.golden import of_ledger
 
-DIRECTIONS = {"removed": Direction.REMOVE, "added": Direction.ADD}
-COARSE = 0.05  # the enclosure's width: it only has to overlap
+DIRECTIONS = {"removed": LatticeDirection.REMOVE, "added": LatticeDirection.ADD}
+COARSE = 0.05  # the enclosure's relative width: only an overlap is checked
 IN_PASSING, AT_LENGTH, BATCH = 300, 10_000, 500
 
 
@@ -27,7 +27,7 @@ class Configuration:
 
 
 def configuration(generator: np.random.Generator) -> Configuration:
-    """Draw magnitudes evenly; a tenth of all ledgers are heterogeneous."""
+    """Draw magnitudes log-uniformly; a tenth of all compositions are heterogeneous."""
     count = int(generator.integers(2, 6)) if generator.random() < 0.1 else 1
     entries = [
         (
@@ -41,28 +41,28 @@ def configuration(generator: np.random.Generator) -> Configuration:
 
 
 def examine(asked: Configuration) -> str:
-    """Return what is wrong with the answer, "refused", or nothing."""
+    """Return what is wrong with the answer, "refused", or None."""
     mechanism = of_ledger(asked.entries)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a NaN on its way warns
+            warnings.simplefilter("error")  # intermediate NaNs raise warnings
             answers = pld.profile(mechanism).explain_epsilon(delta=asked.delta)
     except Unresolvable:
         return "refused"
     for answer in answers:
         if not 0 <= answer.lower <= answer.upper < math.inf:
             return f"no interval: {answer}"
-        if not answer.narrow_enough(1e-3, 1e-6):
+        if not answer.is_narrow(1e-3, 1e-6):
             return f"wide: {answer}"
     grid = enclosure.profile(mechanism, relative_width=COARSE)
     for answer in answers:
         try:
             if answer.direction:
-                other = grid._epsilon_one_way(asked.delta, DIRECTIONS[answer.direction])
+                other = grid._epsilon_in_direction(asked.delta, DIRECTIONS[answer.direction])
             else:
                 other = grid.epsilon(delta=asked.delta)
         except DpauditError:
-            continue  # the enclosure is feasible only so far
+            continue  # too expensive for the enclosure
         if answer.lower > other.upper or answer.upper < other.lower:
             return f"outside of {other}: {answer}"
     return ""

@@ -1,0 +1,1 @@
+"""Contour integrals of characteristic functions: delta and epsilon of compositions."""

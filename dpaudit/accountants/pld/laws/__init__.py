@@ -1,0 +1,1 @@
+"""Privacy loss distributions: dominating pairs, sampled releases and compositions."""
