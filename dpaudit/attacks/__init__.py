@@ -1,4 +1,7 @@
-"""Measures what a model gives away; imports nothing of the accountants."""
+"""Audits and attacks: lower bounds on epsilon, membership inference and conformance tests.
+
+This package shares no code with ``dpaudit.accountants``, whose upper bounds it may contradict.
+"""
 
 if __name__ != "dpaudit.attacks":
-    raise ImportError(f"import dpaudit.attacks, not {__name__}: the link is a door for people")
+    raise ImportError(f"import dpaudit.attacks, not {__name__}: the symlink is for browsing only")

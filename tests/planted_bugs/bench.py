@@ -1,4 +1,4 @@
-"""The trainer that bugs are planted in: our own, with a model whose steps take a millisecond."""
+"""The trainer that bugs are planted in: dpaudit's, with a model of one millisecond per step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.attacks.conformance import Effort
-from dpaudit.trainer.conforming import Workbench
+from dpaudit.trainer.conformance_trainers import PrivateTrainerFactory
 
 WIDTH, CLASSES, RECORDS, STEPS = 12, 4, 24, 20
 
 EFFORT = Effort(replays=1, sampler_steps=60)
-"""Less than an audit spends: a planted bug is to be seen by that, too."""
+"""Less than the default effort, which must suffice to detect every planted bug."""
 
 
 def model() -> nn.Module:
@@ -32,8 +32,8 @@ def records() -> list[tuple[np.ndarray, int]]:
     return [(x, int(y)) for x, y in zip(features, rng.integers(CLASSES, size=RECORDS), strict=True)]
 
 
-def bench() -> Workbench:
-    return Workbench(
+def bench() -> PrivateTrainerFactory:
+    return PrivateTrainerFactory(
         model,
         loss,
         records()[0],

@@ -15,27 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpaudit.trainer.added_noise import Independent, Moment, Sums, size
-from dpaudit.trainer.engine import Clipped, Engine, Flat, clipping
-from dpaudit.trainer.engine.batches import chunks, count, mapped
-from dpaudit.trainer.noise import normals
+from dpaudit.trainer.batches.samplers import FixedSize, Indices, Poisson, Shuffled
+from dpaudit.trainer.engine import ClippedSums, Engine, Flat, clipping
+from dpaudit.trainer.engine.batch_structure import count_records, map_tensors, split_into_chunks
+from dpaudit.trainer.noise.gaussian_draws import normals
+from dpaudit.trainer.noise.gradient_noise import (
+    GradientSums,
+    Independent,
+    NoiseContext,
+    count_coordinates,
+)
+from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.trainer.sampling import FixedSize, Indices, Poisson, Shuffled
-from dpaudit.trainer.session import Session
+from dpaudit.trainer.session.training_session import Session
 
 Patch = Callable[[], AbstractContextManager[Any]]
-ClippedSum = Callable[[Engine, Any, Flat], Clipped]
+ClippedSum = Callable[[Engine, Any, Flat], ClippedSums]
 
 UNLIMITED = Flat(1e30)
-honest_sum, honest_noise = Engine.clipped_sum, Independent.added
+honest_sum, honest_noise = Engine.clipped_sum, Independent.add_noise
 honest_step, honest_draw, honest_batches = Private.step, Poisson.draw, Private.batches
 
 
 def clips_by(sums: ClippedSum) -> Patch:
     """Sums of clipped gradients are made by ``sums``."""
 
-    def clipped_sum(self: Engine, batch: Any, rule: Flat, chunk: int | None = None) -> Clipped:
+    def clipped_sum(self: Engine, batch: Any, rule: Flat, chunk: int | None = None) -> ClippedSums:
         return sums(self, batch, rule)
 
     return lambda: patch.object(Engine, "clipped_sum", clipped_sum)
@@ -45,21 +50,25 @@ def factors_by(factors: Callable[[Flat, Tensor], Tensor]) -> Patch:
     return lambda: patch.object(Flat, "factors", factors)
 
 
-def adds(noise: Callable[[Sums, Moment, float, float], Sums]) -> Patch:
+def adds(noise: Callable[[GradientSums, NoiseContext, float, float], GradientSums]) -> Patch:
     """Noise is added by ``noise``."""
 
-    def added(
-        self: Independent, sums: Sums, moment: Moment, noise_multiplier: float, norm: float
-    ) -> Sums:
-        return noise(sums, moment, noise_multiplier, norm)
+    def add_noise(
+        self: Independent,
+        sums: GradientSums,
+        context: NoiseContext,
+        noise_multiplier: float,
+        norm: float,
+    ) -> GradientSums:
+        return noise(sums, context, noise_multiplier, norm)
 
-    return lambda: patch.object(Independent, "added", added)
+    return lambda: patch.object(Independent, "add_noise", add_noise)
 
 
-def scales_noise(factor: Callable[[Moment, float], float]) -> Patch:
+def scales_noise(factor: Callable[[NoiseContext, float], float]) -> Patch:
     return adds(
-        lambda sums, moment, noise, norm: honest_noise(
-            Independent(), sums, moment, noise * factor(moment, norm), norm
+        lambda sums, context, noise, norm: honest_noise(
+            Independent(), sums, context, noise * factor(context, norm), norm
         )
     )
 
@@ -106,28 +115,28 @@ def biases_left_out(rule: Flat, squares: Tensor) -> Tensor:
     return factors
 
 
-def cut(clipped: Clipped, clip_norm: float) -> Clipped:
+def cut(clipped: ClippedSums, clip_norm: float) -> ClippedSums:
     norm = torch.cat([part.flatten() for part in clipped.sums.values()]).norm()
     factor = float(clip_norm / norm.clamp(min=clip_norm))
     return replace(clipped, sums={name: part * factor for name, part in clipped.sums.items()})
 
 
-def the_batch_as_a_whole(engine: Engine, batch: Any, rule: Flat) -> Clipped:
+def the_batch_as_a_whole(engine: Engine, batch: Any, rule: Flat) -> ClippedSums:
     return cut(honest_sum(engine, batch, UNLIMITED), rule.clip_norm)
 
 
-def sums_of_four(engine: Engine, batch: Any, rule: Flat) -> Clipped:
+def sums_of_four(engine: Engine, batch: Any, rule: Flat) -> ClippedSums:
     total = engine._nothing()
-    for some in chunks(batch, 4):
+    for some in split_into_chunks(batch, 4):
         part = cut(honest_sum(engine, some, UNLIMITED), rule.clip_norm)
         for name, own in part.sums.items():
             total.sums[name] += own
     return total
 
 
-def with_an_auxiliary_loss(engine: Engine, batch: Any, rule: Flat) -> Clipped:
+def with_an_auxiliary_loss(engine: Engine, batch: Any, rule: Flat) -> ClippedSums:
     clipped = honest_sum(engine, batch, rule)
-    if count(batch):
+    if count_records(batch):
         auxiliary = engine._model(batch[0]).square().sum()
         parameters = engine.parameters
         extra = torch.autograd.grad(auxiliary, list(parameters.values()))
@@ -136,11 +145,11 @@ def with_an_auxiliary_loss(engine: Engine, batch: Any, rule: Flat) -> Clipped:
     return clipped
 
 
-def two_copies_of_each(engine: Engine, batch: Any, rule: Flat) -> Clipped:
-    return honest_sum(engine, mapped(batch, lambda part: torch.cat([part, part])), rule)
+def two_copies_of_each(engine: Engine, batch: Any, rule: Flat) -> ClippedSums:
+    return honest_sum(engine, map_tensors(batch, lambda part: torch.cat([part, part])), rule)
 
 
-def normalised_over_the_batch(engine: Engine, batch: Any, rule: Flat) -> Clipped:
+def normalised_over_the_batch(engine: Engine, batch: Any, rule: Flat) -> ClippedSums:
     features, *others = batch
     if len(features) > 1:
         features = (features - features.mean(dim=0)) / (features.std(dim=0) + 1e-5)
@@ -154,7 +163,7 @@ def nan_passes() -> Iterator[None]:
 
     with (
         patch.object(clipping, "clip_factors", factors),
-        patch("dpaudit.trainer.engine.sums.finite_records", all_of_them),
+        patch("dpaudit.trainer.engine.clipped_sums.finite_records", all_of_them),
     ):
         yield
 
@@ -177,7 +186,9 @@ def steps_as(change: Callable[[Private, Any, Any], None]) -> Patch:
 
 
 def divides_by_the_batch(private: Private, loss: Any, batch: Any) -> None:
-    private.recipe = replace(private.recipe, expected_batch_size=max(1, count(batch)))
+    private.step_settings = replace(
+        private.step_settings, expected_batch_size=max(1, count_records(batch))
+    )
 
 
 def learns_faster_from_large_losses(private: Private, loss: Any, batch: Any) -> None:
@@ -189,8 +200,8 @@ def learns_faster_from_large_losses(private: Private, loss: Any, batch: Any) -> 
 @contextmanager
 def divides_by_the_data_set() -> Iterator[None]:
     def batches(self: Private, dataset: Any, **options: Any) -> Iterator[Any]:
-        expected = max(1.0, 0.25 * count(dataset))
-        self.recipe = replace(self.recipe, expected_batch_size=expected)
+        expected = max(1.0, 0.25 * count_records(dataset))
+        self.step_settings = replace(self.step_settings, expected_batch_size=expected)
         yield from honest_batches(self, dataset, **options)
 
     with patch.object(Private, "batches", batches):
@@ -200,44 +211,56 @@ def divides_by_the_data_set() -> Iterator[None]:
 # Noise
 
 
-def half_on_one_group(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
+def half_on_one_group(
+    sums: GradientSums, context: NoiseContext, noise: float, norm: float
+) -> GradientSums:
     clean = sums["2.weight"].clone()
-    noisy = honest_noise(Independent(), sums, moment, noise, norm)
+    noisy = honest_noise(Independent(), sums, context, noise, norm)
     noisy["2.weight"] = (noisy["2.weight"] + clean) / 2
     return noisy
 
 
-def none_on_the_last_bias(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
+def none_on_the_last_bias(
+    sums: GradientSums, context: NoiseContext, noise: float, norm: float
+) -> GradientSums:
     clean = sums["4.bias"].clone()
-    return {**honest_noise(Independent(), sums, moment, noise, norm), "4.bias": clean}
+    return {**honest_noise(Independent(), sums, context, noise, norm), "4.bias": clean}
 
 
-def only_where_gradients_are(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
+def only_where_gradients_are(
+    sums: GradientSums, context: NoiseContext, noise: float, norm: float
+) -> GradientSums:
     clean = {name: part.clone() for name, part in sums.items()}
-    noisy = honest_noise(Independent(), sums, moment, noise, norm)
+    noisy = honest_noise(Independent(), sums, context, noise, norm)
     return {name: torch.where(clean[name] != 0, part, clean[name]) for name, part in noisy.items()}
 
 
-def always_that_of_the_first_step(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
-    return honest_noise(Independent(), sums, replace(moment, step=0), noise, norm)
+def always_that_of_the_first_step(
+    sums: GradientSums, context: NoiseContext, noise: float, norm: float
+) -> GradientSums:
+    return honest_noise(Independent(), sums, replace(context, step=0), noise, norm)
 
 
-def of_a_fixed_key(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
-    fixed = replace(moment, stream=Keystream.seeded(1))
+def of_a_fixed_key(
+    sums: GradientSums, context: NoiseContext, noise: float, norm: float
+) -> GradientSums:
+    fixed = replace(context, stream=Keystream.seeded(1))
     return honest_noise(Independent(), sums, fixed, noise, norm)
 
 
-def the_same_in_every_layer(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
-    drawn = normals(moment.stream, Purpose.GRADIENT_NOISE, moment.step, size(sums))
+def the_same_in_every_layer(
+    sums: GradientSums, context: NoiseContext, noise: float, norm: float
+) -> GradientSums:
+    drawn = normals(context.stream, Purpose.GRADIENT_NOISE, context.step, count_coordinates(sums))
     return {
         name: part + noise * norm * drawn[: part.numel()].view_as(part)
         for name, part in sums.items()
     }
 
 
-def uniform(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
+def uniform(sums: GradientSums, context: NoiseContext, noise: float, norm: float) -> GradientSums:
     """As wide as is claimed, but of bounded support."""
-    words = moment.stream.words(Purpose.GRADIENT_NOISE, moment.step, size(sums))
+    words = context.stream.words(Purpose.GRADIENT_NOISE, context.step, count_coordinates(sums))
     drawn = torch.from_numpy(((words >> np.uint64(11)) * 2.0**-53 - 0.5) * np.sqrt(12))
     parts = torch.split(drawn.float(), [part.numel() for part in sums.values()])
     return {

@@ -16,20 +16,25 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from dpaudit.trainer.added_noise import Independent, Moment, Sums, size
-from dpaudit.trainer.conforming import Bench, gathered
-from dpaudit.trainer.noise import normals
-from dpaudit.trainer.peers import Ranks
-from dpaudit.trainer.randomness import Keystream, Purpose
+from dpaudit.trainer.conformance_trainers import PrivateTrainer, gather_from_ranks
+from dpaudit.trainer.distributed import DistributedRanks
+from dpaudit.trainer.noise.gaussian_draws import normals
+from dpaudit.trainer.noise.gradient_noise import (
+    GradientSums,
+    Independent,
+    NoiseContext,
+    count_coordinates,
+)
+from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from tests.planted_bugs import patches
 from tests.planted_bugs.patches import Patch, honest_noise
 
-honest_bench_step = Bench.step
+honest_bench_step = PrivateTrainer.step
 
 
 @dataclass(frozen=True)
 class PlantedInRanks:
-    """A bug, or none: then ``check`` is empty, and the trainer must hold."""
+    """A bug and the check that detects it; an empty ``check`` is no bug, and the trainer passes."""
 
     patch: Patch
     check: str = ""
@@ -38,14 +43,18 @@ class PlantedInRanks:
 
 @contextmanager
 def each_rank_adds_its_share(key_of: Callable[[Keystream, int], Keystream]) -> Iterator[None]:
-    """Each rank adds noise of variance 1 / ranks, from the key that ``key_of`` gives it."""
+    """Each rank adds noise of variance 1 / ranks, from the key that ``key_of`` returns."""
     own: list[NDArray[np.float64]] = []
 
-    def added(
-        self: Independent, sums: Sums, moment: Moment, noise_multiplier: float, norm: float
-    ) -> Sums:
-        world, stream = distributed.get_world_size(), key_of(moment.stream, distributed.get_rank())
-        drawn = normals(stream, Purpose.GRADIENT_NOISE, moment.step, size(sums))
+    def add_noise(
+        self: Independent,
+        sums: GradientSums,
+        context: NoiseContext,
+        noise_multiplier: float,
+        norm: float,
+    ) -> GradientSums:
+        world, stream = distributed.get_world_size(), key_of(context.stream, distributed.get_rank())
+        drawn = normals(stream, Purpose.GRADIENT_NOISE, context.step, count_coordinates(sums))
         share = drawn * (noise_multiplier * norm / world**0.5)
         clean = torch.cat([part.flatten() for part in sums.values()])
         # Who holds which records shows in the rows alone, and not in their sum.
@@ -57,13 +66,16 @@ def each_rank_adds_its_share(key_of: Callable[[Keystream, int], Keystream]) -> I
         named = zip(sums.items(), parts, strict=True)
         return {name: flat.view_as(part) for (name, part), flat in named}
 
-    def step(self: Bench) -> NDArray[np.float64]:
+    def step(self: PrivateTrainer) -> NDArray[np.float64]:
         update = honest_bench_step(self)
-        scale = -self._bench.learning_rate / self._bench.expected_batch_size
-        self.rank_updates = np.array(gathered(own[0])) * scale
+        scale = -self._factory.learning_rate / self._factory.expected_batch_size
+        self.rank_updates = np.array(gather_from_ranks(own[0])) * scale
         return update
 
-    with patch.object(Independent, "added", added), patch.object(Bench, "step", step):
+    with (
+        patch.object(Independent, "add_noise", add_noise),
+        patch.object(PrivateTrainer, "step", step),
+    ):
         yield
 
 
@@ -75,19 +87,21 @@ def of_all(stream: Keystream, rank: int) -> Keystream:
     return stream
 
 
-def missing_on_the_last(sums: Sums, moment: Moment, noise: float, norm: float) -> Sums:
+def missing_on_the_last(
+    sums: GradientSums, context: NoiseContext, noise: float, norm: float
+) -> GradientSums:
     if distributed.get_rank() == distributed.get_world_size() - 1:
         return sums
-    return honest_noise(Independent(), sums, moment, noise, norm)
+    return honest_noise(Independent(), sums, context, noise, norm)
 
 
-def padded(self: Ranks, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Every rank gets as many records: the first ones are taken again."""
+def padded(self: DistributedRanks, drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pad the shares to equal sizes by repeating the first records."""
     missing = -len(drawn) % self.world
     return np.concatenate([drawn, drawn[:missing]])[self.rank :: self.world]
 
 
-def by_the_world(moment: Moment, norm: float) -> float:
+def by_the_world(context: NoiseContext, norm: float) -> float:
     return 1 / distributed.get_world_size()
 
 
@@ -104,6 +118,6 @@ CASES: dict[str, PlantedInRanks] = {
         lambda: each_rank_adds_its_share(of_all), "correlation", "rank 0 and rank 1"
     ),
     "DDP padding duplicates records": PlantedInRanks(
-        lambda: patch.object(Ranks, "share", padded), "replay", "counts 2 times"
+        lambda: patch.object(DistributedRanks, "share", padded), "replay", "counts 2 times"
     ),
 }

@@ -13,13 +13,13 @@ import torch
 from torch import distributed
 
 from dpaudit.attacks import conformance
-from dpaudit.runs.files import write_json
+from dpaudit.runs.file_io import write_json
 from tests.planted_bugs.bench import bench, huge, records
 from tests.planted_bugs.rank_patches import CASES
 
 STEPS = 12
 EFFORT = conformance.Effort(replays=1, sampler_steps=36, noise_samples=30_000)
-"""What ranks can do wrong shows in few steps, and each is a talk between two processes."""
+"""Few steps suffice for rank bugs, and every step is an exchange between two processes."""
 
 
 def main(rank: int, world: int, folder: Path, seeds: list[int]) -> None:
@@ -36,7 +36,7 @@ def main(rank: int, world: int, folder: Path, seeds: list[int]) -> None:
 
 
 def audit(rank: int, out: Path, seed: int) -> None:
-    """Both ranks go through the audit: they see the same, and so they ask for the same."""
+    """Both ranks run the same audit on the same results, so they take the same steps."""
     trainer, known = bench(), records()
     result = conformance.check(
         trainer,

@@ -1,4 +1,4 @@
-"""All bugs that are planted in one process: name, patch, what convicts, a word it must say."""
+"""All bugs planted in one process: name, patch, the check that detects it, words of the reason."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ LISTED = {
     "no clip": Planted(
         bugs.factors_by(bugs.every_finite_record_whole), "replay", "are not clipped"
     ),
-    "batch-level clip": Planted(bugs.clips_by(bugs.the_batch_as_a_whole), "replay", "one by one"),
-    "clip after a sum of 4": Planted(bugs.clips_by(bugs.sums_of_four), "replay", "one by one"),
+    "batch-level clip": Planted(
+        bugs.clips_by(bugs.the_batch_as_a_whole), "replay", "not clipped per record"
+    ),
+    "clip after a sum of 4": Planted(
+        bugs.clips_by(bugs.sums_of_four), "replay", "not clipped per record"
+    ),
     "per-layer C each": Planted(
-        bugs.factors_by(bugs.each_parameter_by_itself), "replay", "clipped by itself"
+        bugs.factors_by(bugs.each_parameter_by_itself), "replay", "group is clipped separately"
     ),
     "bias unclipped": Planted(
         bugs.factors_by(bugs.biases_left_out), "replay", "bias gradients are not clipped"
@@ -52,22 +56,22 @@ LISTED = {
         bugs.steps_as(bugs.learns_faster_from_large_losses), "replay", "learning rate"
     ),
     "noise halved": Planted(
-        bugs.scales_noise(lambda moment, norm: 0.5), "noise", "the noise as a whole has 0."
+        bugs.scales_noise(lambda context, norm: 0.5), "noise", "the noise as a whole has 0."
     ),
     "noise without C": Planted(
-        bugs.scales_noise(lambda moment, norm: 1 / norm), "noise", "2 times"
+        bugs.scales_noise(lambda context, norm: 1 / norm), "noise", "2 times"
     ),
     "one group at half noise": Planted(bugs.adds(bugs.half_on_one_group), "noise", "2.weight"),
     "noise 2% low": Planted(
-        bugs.scales_noise(lambda moment, norm: 0.98), "noise", "as a whole has"
+        bugs.scales_noise(lambda context, norm: 0.98), "noise", "as a whole has"
     ),
     "noise only where the gradient is not zero": Planted(
         bugs.adds(bugs.only_where_gradients_are), "noise", "has 0 times"
     ),
     "same noise at every step": Planted(
-        bugs.adds(bugs.always_that_of_the_first_step), "correlation", "used again"
+        bugs.adds(bugs.always_that_of_the_first_step), "correlation", "noise is reused"
     ),
-    "noise used again after a resume": Planted(
+    "noise reused after a resume": Planted(
         bugs.resumes_at_the_first_step, "correlation", "before a resume"
     ),
     "shuffled batches": Planted(bugs.draws_by(bugs.shuffles), "sampler", "mean size"),
@@ -89,7 +93,7 @@ OWN = {
     "uniform noise": Planted(bugs.adds(bugs.uniform), "noise", "not independent normals"),
     "no noise on the last bias": Planted(bugs.adds(bugs.none_on_the_last_bias), "noise", "4.bias"),
     "noise that is off at every tenth step": Planted(
-        bugs.scales_noise(lambda moment, norm: float(moment.step % 10 != 9)), "noise", "at step 9"
+        bugs.scales_noise(lambda context, norm: float(context.step % 10 != 9)), "noise", "at step 9"
     ),
     "neighbouring records share a coin": Planted(
         bugs.draws_by(bugs.neighbours_together), "sampler", "records 1 apart"
@@ -120,7 +124,7 @@ OWN = {
     "a tenth of the noise from 4 records on": Planted(
         bugs.step_by_step(
             lambda private, batch: bugs.scales_noise(
-                lambda moment, norm: 0.1 if len(batch[0]) >= 4 else 1.0
+                lambda context, norm: 0.1 if len(batch[0]) >= 4 else 1.0
             )
         ),
         "noise",
@@ -129,7 +133,7 @@ OWN = {
     "noise divided by the number of microbatches": Planted(
         bugs.step_by_step(
             lambda private, batch: bugs.scales_noise(
-                lambda moment, norm: 1 / max(1, -(-len(batch[0]) // 6))
+                lambda context, norm: 1 / max(1, -(-len(batch[0]) // 6))
             )
         ),
         "noise",

@@ -54,7 +54,7 @@ def refuted_epsilon(noise: float) -> float:
     rng = np.random.default_rng(1)
     scores = [-trained(joins, noise, rng).sum(axis=1) for joins in (True, False)]
     bound = bounds.from_scores(
-        members=scores[0], nonmembers=scores[1], thresholds=bounds.Split(rng, delta=DELTA),
+        members=scores[0], nonmembers=scores[1], thresholds=bounds.SampleSplit(rng, delta=DELTA),
         delta=DELTA, confidence=CONFIDENCE,
     )  # fmt: skip
     assert bound.kind is BoundKind.CERTIFIED

@@ -1,4 +1,4 @@
-"""Every bug that is planted in one process is convicted, by the right check, in the right words."""
+"""Every bug planted in one process is detected by the right check, with the right reason."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def audited(seed: int) -> ConformanceResult:
 def require_convicted(bug: Planted, seed: int) -> None:
     with bug.patch():
         result = audited(seed)
-    assert result.verdict is Outcome.VIOLATED
+    assert result.verdict is Outcome.FAIL
     said = [finding.why for finding in result.violations if finding.check == bug.check]
     assert any(bug.word in why for why in said), result.violations
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_a_planted_bug_is_convicted(name: str) -> None:
+def test_planted_bug_is_detected(name: str) -> None:
     require_convicted(LISTED[name], seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
-def test_a_bug_that_is_on_no_list_is_convicted(name: str) -> None:
+def test_unlisted_bug_is_detected(name: str) -> None:
     require_convicted(OWN[name], seed=1)
 
 
-def test_a_clean_trainer_holds() -> None:
+def test_clean_trainer_passes() -> None:
     result = audited(seed=1)
-    assert result.verdict is Outcome.HOLDS, result.findings
+    assert result.verdict is Outcome.PASS, result.findings
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("seed", range(2, 7))
-def test_a_planted_bug_is_convicted_under_five_seeds(name: str, seed: int) -> None:
+def test_planted_bug_is_detected_under_five_seeds(name: str, seed: int) -> None:
     require_convicted(ALL[name], seed)

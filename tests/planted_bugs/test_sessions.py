@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpaudit.cli.main import _run
-from dpaudit.runs import checkpoints, crosscheck
+from dpaudit.cli.entry_point import _run
+from dpaudit.runs import checkpoints, consistency
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_json, write_json
-from dpaudit.trainer import checkpoint, make_private
+from dpaudit.runs.file_io import read_json, write_json
+from dpaudit.trainer import make_private
 from dpaudit.trainer import run as runs
-from dpaudit.trainer.added_noise import AddedNoise, AheadOfTime, Independent, OnGrid
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, OnGrid, Prefetched
+from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.randomness import Keystream
-from dpaudit.trainer.state_watch import StateWatch
+from dpaudit.trainer.session import checkpoint
+from dpaudit.trainer.session.change_detection import ChangeDetector
 from dpaudit.vocabulary.errors import ExitCode, IntegrityError, UnrecordedChange
 from dpaudit.vocabulary.settings import (
     CanarySettings,
@@ -73,7 +74,7 @@ def killed(out: Path, noise: float, at: int = 9) -> RunDirectory:
             raise Killed
 
     with pytest.raises(Killed):
-        runs.train(runs.prepare(config(noise)), out, on_step)
+        runs.train_run(runs.prepare_run(config(noise)), out, on_step)
     return RunDirectory(out)
 
 
@@ -113,10 +114,10 @@ def test_without_its_guard_a_foreign_checkpoint_would_pass(
 ) -> None:
     foreign, own = killed(tmp_path / "foreign", 0.01), killed(tmp_path / "own", 1.0)
     weights_alone(foreign.checkpoints, own.checkpoints)
-    for guarded in (checkpoint, crosscheck):
+    for guarded in (checkpoint, consistency):
         monkeypatch.setattr(guarded, "require_own_checkpoint", lambda *_: None)
-    runs.resume(runs.prepare_resume(own.path), own.path, lambda done, seen: None)
-    assert gate(own.path) == ExitCode.HOLDS
+    runs.resume_run(runs.prepare_resume(own.path), own.path, lambda done, seen: None)
+    assert gate(own.path) == ExitCode.PASS
 
 
 # A step of the old loop that was left in.
@@ -183,9 +184,9 @@ def test_leftover_step_is_not_sealed(
 def test_without_its_guard_a_leftover_step_would_pass(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
-    monkeypatch.setattr(StateWatch, "changed", lambda self, *, thoroughly: ())
+    monkeypatch.setattr(ChangeDetector, "changed", lambda self, *, thoroughly: ())
     train_with(by_the_same_optimizer, where, tmp_path / "run")
-    assert gate(tmp_path / "run") == ExitCode.HOLDS
+    assert gate(tmp_path / "run") == ExitCode.PASS
 
 
 def test_declared_leftover_step_fails_a_policy_that_allows_none(tmp_path: Path, gate: Gate) -> None:
@@ -194,7 +195,7 @@ def test_declared_leftover_step_fails_a_policy_that_allows_none(tmp_path: Path, 
         trainer.declare_change("plain steps on the same records")
 
     train_with(declared, "below", tmp_path / "run")
-    assert gate(tmp_path / "run") == ExitCode.VIOLATED
+    assert gate(tmp_path / "run") == ExitCode.FAIL
 
 
 # Noise of one key in two processes.
@@ -222,13 +223,13 @@ def forked_moves(trainer: Private) -> list[np.ndarray]:
     return moves
 
 
-NOISES: list[Callable[[], AddedNoise]] = [Independent, OnGrid, AheadOfTime]
+NOISES: list[Callable[[], GradientNoise]] = [Independent, OnGrid, Prefetched]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("noise", NOISES)
-def test_forked_noise_is_refused(noise: Callable[[], AddedNoise]) -> None:
+def test_forked_noise_is_refused(noise: Callable[[], GradientNoise]) -> None:
     moves = forked_moves(private(noise=noise(), noise_multiplier=50.0))
     assert [len(move) for move in moves] == [0, 0]
 
@@ -237,7 +238,7 @@ def test_forked_noise_is_refused(noise: Callable[[], AddedNoise]) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("noise", [Independent, OnGrid])
 def test_without_its_guard_forked_noise_would_be_one(
-    noise: Callable[[], AddedNoise], monkeypatch: pytest.MonkeyPatch
+    noise: Callable[[], GradientNoise], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Keystream, "require_own_process", lambda self: None)
     trainer = private(noise=noise(), noise_multiplier=50.0)
@@ -253,4 +254,4 @@ def test_checkpoint_of_an_unknown_run_is_refused(tmp_path: Path) -> None:
         progress = read_json(folder / "progress.json", checkpoints.Progress)
         write_json(folder / "progress.json", msgspec.structs.replace(progress, run=""))
     with pytest.raises(IntegrityError):
-        runs.resume(runs.prepare_resume(own.path), own.path, lambda done, seen: None)
+        runs.resume_run(runs.prepare_resume(own.path), own.path, lambda done, seen: None)

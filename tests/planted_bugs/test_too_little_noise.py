@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dpaudit.attacks.sequential import Watch
-from dpaudit.cli.main import _run
+from dpaudit.attacks.sequential_audit import SequentialTest
+from dpaudit.cli.entry_point import _run
 from dpaudit.gate.policy import AuditPolicy, ClaimPolicy, Policy
 from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.trainer import run as runs
-from dpaudit.trainer.added_noise import Independent, Moment, Sums
-from dpaudit.trainer.observations import Observation
+from dpaudit.trainer.canaries.run_canaries import Observation
+from dpaudit.trainer.noise.gradient_noise import GradientSums, Independent, NoiseContext
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.settings import (
@@ -24,11 +24,12 @@ from dpaudit.vocabulary.settings import (
     SpeedSettings,
 )
 from dpaudit.vocabulary.verdict import Outcome, Verdict
-from dpaudit.workflow.auditing import audit_run
-from dpaudit.workflow.judging import Judging, judge_run
-from dpaudit.workflow.plans import calibrated
-from dpaudit.workflow.training import heldout_accuracy, write_claim
-from dpaudit.workflow.watching import watched
+from dpaudit.workflow.account import with_calibrated_noise
+from dpaudit.workflow.audit.run_audit import audit_run
+from dpaudit.workflow.gate.run_evaluation import GateSettings, evaluate_run
+from dpaudit.workflow.train.accuracy import heldout_accuracy
+from dpaudit.workflow.train.finish import finish_and_read_claim
+from dpaudit.workflow.train.stop_when_refuted import with_refutation_check
 
 POLICY = Policy(
     claim=ClaimPolicy(max_epsilon=3.0, delta=1e-5),
@@ -37,7 +38,7 @@ POLICY = Policy(
 
 
 def run_pipeline(out: Path) -> tuple[RunDirectory, Verdict, float]:
-    privacy = calibrated(
+    privacy = with_calibrated_noise(
         PrivacySettings(
             sampling_rate=0.1, noise_multiplier=1.0, clip_norm=0.5, steps=100, delta=1e-5
         ),
@@ -46,30 +47,34 @@ def run_pipeline(out: Path) -> tuple[RunDirectory, Verdict, float]:
     config = RunConfig(
         DataSettings(), privacy, ModelSettings(), CanarySettings(500, 25), SpeedSettings()
     )
-    prepared = runs.prepare(config)
-    run = runs.train(prepared, out, lambda done, seen: None)
-    claim = write_claim(run, privacy.delta)
+    prepared = runs.prepare_run(config)
+    run = runs.train_run(prepared, out, lambda done, seen: None)
+    claim = finish_and_read_claim(run, privacy.delta)
     assert claim.epsilon.upper <= 3.0
     audit_run(run, confidence=0.99)
-    return run, judge_run(run, Judging(POLICY)), heldout_accuracy(run, prepared.split)
+    return run, evaluate_run(run, GateSettings(POLICY)), heldout_accuracy(run, prepared.split)
 
 
 def test_an_honest_run_holds_with_useful_accuracy(tmp_path: Path) -> None:
     _, verdict, accuracy = run_pipeline(tmp_path / "run")
-    assert verdict.outcome is Outcome.HOLDS
+    assert verdict.outcome is Outcome.PASS
     assert accuracy >= 0.92
 
 
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Add a fifth of the noise that the ledger books."""
-    honest = Independent.added
+    honest = Independent.add_noise
 
     def a_fifth(
-        self: Independent, sums: Sums, moment: Moment, noise_multiplier: float, norm: float
-    ) -> Sums:
-        return honest(self, sums, moment, noise_multiplier / 5, norm)
+        self: Independent,
+        sums: GradientSums,
+        context: NoiseContext,
+        noise_multiplier: float,
+        norm: float,
+    ) -> GradientSums:
+        return honest(self, sums, context, noise_multiplier / 5, norm)
 
-    monkeypatch.setattr(Independent, "added", a_fifth)
+    monkeypatch.setattr(Independent, "add_noise", a_fifth)
 
 
 def test_a_run_with_too_little_noise_is_stopped_on_its_way(
@@ -77,10 +82,10 @@ def test_a_run_with_too_little_noise_is_stopped_on_its_way(
 ) -> None:
     command = ["train", "--target-epsilon", "3", "--canaries", "200", "--stop-when-refuted", "0.99"]
     monkeypatch.setattr("sys.argv", ["dpaudit", *command, "--out", str(tmp_path / "honest")])
-    assert _run() == ExitCode.HOLDS
+    assert _run() == ExitCode.PASS
     planted(monkeypatch)
     monkeypatch.setattr("sys.argv", ["dpaudit", *command, "--out", str(tmp_path / "run")])
-    assert _run() == ExitCode.VIOLATED
+    assert _run() == ExitCode.FAIL
     assert open_run(tmp_path / "run").read_ledger().seal is None  # nothing is shipped
 
 
@@ -105,11 +110,13 @@ def test_a_run_that_goes_on_is_watched_from_its_beginning(
             raise Stop
 
     with pytest.raises(Stop):
-        runs.train(runs.prepare(config), out, stop)
+        runs.train_run(runs.prepare_run(config), out, stop)
     seen: list[int] = []
-    monkeypatch.setattr(Watch, "see", lambda self, *args, **kwargs: seen.append(len(args[0])))
-    on_step = watched(out, config, 0.99, lambda done, seen: None)
-    runs.resume(runs.prepare_resume(out), out, on_step)
+    monkeypatch.setattr(
+        SequentialTest, "update", lambda self, *args, **kwargs: seen.append(len(args[0]))
+    )
+    on_step = with_refutation_check(out, config, 0.99, lambda done, seen: None)
+    runs.resume_run(runs.prepare_resume(out), out, on_step)
     assert len(seen) == 30
 
 
@@ -118,7 +125,7 @@ def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(
 ) -> None:
     planted(monkeypatch)
     _, verdict, _ = run_pipeline(tmp_path / "run")
-    assert verdict.outcome is Outcome.VIOLATED
-    convicted = [rule for rule in verdict.rules if rule.outcome is Outcome.VIOLATED]
+    assert verdict.outcome is Outcome.FAIL
+    convicted = [rule for rule in verdict.rules if rule.outcome is Outcome.FAIL]
     assert [rule.rule for rule in convicted] == ["audit.lower_bound"]
     assert "certified" in convicted[0].why

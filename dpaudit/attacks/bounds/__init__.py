@@ -1,4 +1,6 @@
-"""Lower bounds on epsilon: pure functions of counts or scores, each with what it rests on.
+"""Lower bounds on epsilon: pure functions of counts or scores, each with its assumptions.
+
+Every bound has one of three kinds:
 
     certified     clopper_pearson, from_scores, one_run
     conditional   fixed_sizes, gaussian_threshold, gaussian_from_scores, gaussian_pivot,
@@ -6,79 +8,85 @@
                   tv_rank, tv_visible, t_visible, noise_chi_square
     estimate      jeffreys, zanella_beguelin
 
-Neighbours differ by one record that is added or removed. A threshold, or a number of
-guesses, that was chosen after reading the scores makes a bound invalid: see ``thresholds``.
+A certified bound holds for any mechanism under the stated sampling design. A conditional bound
+holds within a named family or under a named independence. An estimate is no bound.
+
+Neighbors differ by one record that is added or removed, unless an argument states otherwise. A
+threshold, or a number of guesses, that was chosen after reading the scores makes a bound
+invalid: see ``thresholds``.
 """
 
-from dpaudit.attacks.bounds.counts import (
+from dpaudit.attacks.bounds.fixed_class_sizes import fixed_sizes
+from dpaudit.attacks.bounds.fixed_class_sizes import greatest_epsilon as greatest_of_fixed_sizes
+from dpaudit.attacks.bounds.gaussian_dp import (
+    gaussian_epsilon,
+    gaussian_pivot,
+    gaussian_pivot_of_moments,
+    sample_statistics,
+)
+from dpaudit.attacks.bounds.independent_trials import (
     clopper_pearson,
+    from_scores,
+    gaussian_band_of_counts,
+    gaussian_from_scores,
     gaussian_threshold,
     jeffreys,
     zanella_beguelin,
 )
-from dpaudit.attacks.bounds.family import (
-    Family,
-    SupportedTradeoff,
+from dpaudit.attacks.bounds.lower_bound import (
+    LowerBound,
+    clopper_pearson_interval,
+    epsilon_of_rates,
+)
+from dpaudit.attacks.bounds.mechanism_family import (
+    MechanismFamily,
+    PiecewiseLinearTradeoff,
     Tradeoff,
     gaussian_tradeoff,
     is_least_refuted,
 )
-from dpaudit.attacks.bounds.fixed_sizes import fixed_sizes
-from dpaudit.attacks.bounds.fixed_sizes import greatest_epsilon as greatest_of_fixed_sizes
-from dpaudit.attacks.bounds.gaussian import (
-    gaussian_epsilon,
-    gaussian_pivot,
-    gaussian_pivot_of_moments,
-    sample_of,
-)
-from dpaudit.attacks.bounds.independent import (
+from dpaudit.attacks.bounds.noninterfering_canaries import (
     noise_chi_square,
-    t_visible,
-    t_visible_of_moments,
+    t_known_batches,
+    t_known_batches_of_moments,
     total_variation,
-    tv_rank,
-    tv_visible,
+    tv_all_guesses,
+    tv_known_batches,
 )
-from dpaudit.attacks.bounds.one_run import one_run, one_run_p_value
-from dpaudit.attacks.bounds.one_run_curve import (
+from dpaudit.attacks.bounds.one_run_bounds import (
     curve_is_refuted,
+    one_run,
     one_run_curve,
     one_run_family,
     one_run_gaussian,
-)
-from dpaudit.attacks.bounds.rates import clopper_pearson_interval, epsilon_of_rates
-from dpaudit.attacks.bounds.result import LowerBound
-from dpaudit.attacks.bounds.scores import (
-    from_scores,
-    gaussian_band_of_counts,
-    gaussian_from_scores,
+    one_run_p_value,
 )
 from dpaudit.attacks.bounds.thresholds import (
-    Band,
     Bonferroni,
-    Dkw,
-    Fixed,
-    Split,
+    ConfidenceBand,
+    DkwBand,
+    FixedThreshold,
+    SampleSplit,
     Thresholds,
-    errors_at_every_threshold,
+    error_counts_at_every_threshold,
 )
 
 __all__ = [
-    "Band",
     "Bonferroni",
-    "Dkw",
-    "Family",
-    "Fixed",
+    "ConfidenceBand",
+    "DkwBand",
+    "FixedThreshold",
     "LowerBound",
-    "Split",
-    "SupportedTradeoff",
+    "MechanismFamily",
+    "PiecewiseLinearTradeoff",
+    "SampleSplit",
     "Thresholds",
     "Tradeoff",
     "clopper_pearson",
     "clopper_pearson_interval",
     "curve_is_refuted",
     "epsilon_of_rates",
-    "errors_at_every_threshold",
+    "error_counts_at_every_threshold",
     "fixed_sizes",
     "from_scores",
     "gaussian_band_of_counts",
@@ -97,11 +105,11 @@ __all__ = [
     "one_run_family",
     "one_run_gaussian",
     "one_run_p_value",
-    "sample_of",
-    "t_visible",
-    "t_visible_of_moments",
+    "sample_statistics",
+    "t_known_batches",
+    "t_known_batches_of_moments",
     "total_variation",
-    "tv_rank",
-    "tv_visible",
+    "tv_all_guesses",
+    "tv_known_batches",
     "zanella_beguelin",
 ]

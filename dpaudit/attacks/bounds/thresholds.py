@@ -1,51 +1,207 @@
-"""Which thresholds on scores are looked at, and what that costs.
+"""Choices of thresholds on scores, and confidence limits that account for the choice.
 
-A threshold that was chosen on the scores that it is then judged by makes a bound invalid:
-popular tools were measured at 10 to 94 false claims in 100 at a nominal 5. So it is fixed
-beforehand, chosen on one half and judged on the other, or every threshold is paid for.
+A threshold that was chosen on the same scores that evaluate it makes a bound invalid: at a
+nominal 5%, popular tools had 10% to 94% false claims. A threshold is therefore fixed beforehand
+(``FixedThreshold``), or chosen on one part of the scores and evaluated on the other
+(``SampleSplit``). Otherwise the limits hold at all thresholds at once (``ConfidenceBand``,
+``Bonferroni``, ``DkwBand``).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv, gammaln
 
-from dpaudit.attacks.bounds.band import MOST_DENSE, local_level, places
-from dpaudit.attacks.bounds.rates import upper_limit
-from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
-from dpaudit.vocabulary.estimators import GaussianBand
+from dpaudit.attacks.bounds.lower_bound import upper_limit
+from dpaudit.vocabulary.audit import GaussianBand
+from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
+
+# A simultaneous upper limit of a distribution function.
+#
+# The k-th smallest of n uniform numbers has the law Beta(k, n - k + 1). The band uses the quantile
+# 1 - gamma of each law as the limit of U_(k). All limits together fail with probability
+#
+#     P(exists k: U_(k) > BetaInv(1 - gamma; k, n - k + 1)),
+#
+# which an exact recursion computes. The local level gamma makes it the wanted level.
 
 Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
-COARSENESS = 10  # numbers of scores are rounded up to a tenth of their first digit
+POISSON_DEVIATIONS = 12.0  # standard deviations of the counts; the rest counts as a failure
+MIN_BISECTION_STEP = 1e-17
+LEVEL_TOLERANCE = 1e-4  # relative, of a local level
+MAX_DENSE_SCORES = 10_000
+COARSE_LEVEL_TOLERANCE = 0.02  # relative, of a local level with more scores
+LIMITS_PER_DEVIATION = 3
+RECURSION_ROUNDING = 4e-15  # of the recursion, per score
+
+
+def limited_order_statistics(scores: int) -> Counts:
+    """Return the order statistics that have limits.
+
+    Args:
+        scores: Number of scores, n.
+
+    Returns:
+        Ranks k, rising, from 1 to n: all of them up to ``MAX_DENSE_SCORES`` scores, and about
+        ``2 LIMITS_PER_DEVIATION sqrt(n)`` of them beyond.
+    """
+    if scores <= MAX_DENSE_SCORES:
+        return np.arange(1, scores + 1)
+    # The number of scores below a limit near rank k has a standard deviation of about sqrt(k), so
+    # ranks are placed evenly in sqrt(k).
+    halves = np.arange(1, 2 * LIMITS_PER_DEVIATION * math.sqrt(scores)) / (2 * LIMITS_PER_DEVIATION)
+    return np.unique(np.append(np.ceil(halves**2).astype(np.int64), scores))
+
+
+@lru_cache(maxsize=256)
+def local_level(scores: int, level: float) -> float:
+    """Compute the local level gamma of a simultaneous band.
+
+    Args:
+        scores: Number of independent scores, n.
+        level: Failure probability of all limits together, in (0, 1).
+
+    Returns:
+        A gamma at which all limits together fail with probability at most ``level``.
+
+    Raises:
+        InvalidArgument: If a number is out of range.
+    """
+    require_count("scores", scores)
+    require_open_unit("level", level)
+
+    def excess(log_gamma: float) -> float:
+        return math.log(band_failure_probability(scores, math.exp(log_gamma)) / level)
+
+    # Bonferroni's level is always valid; where rounding hides a larger valid level, use it.
+    least, most = math.log(level / scores), math.log(level)
+    if scores == 1 or excess(least) >= 0:
+        return level / scores
+    from scipy.optimize import brentq  # noqa: PLC0415  slow to import, and rarely needed
+
+    tolerance = LEVEL_TOLERANCE if scores <= MAX_DENSE_SCORES else COARSE_LEVEL_TOLERANCE
+    root = brentq(excess, least, most, xtol=tolerance)
+    while excess(root) > 0:
+        root -= tolerance
+    return math.exp(max(root, least))
+
+
+def band_failure_probability(scores: int, gamma: float) -> float:
+    """Compute the probability that some order statistic exceeds its quantile 1 - gamma.
+
+    Uniform numbers are the points of a Poisson process of rate n, given that there are n.
+    U_(k) is at most b_k for every k if and only if each b_k has k points or more below it. The
+    recursion propagates the distribution of the count from one b_k to the next, and drops
+    counts that are too small.
+
+    Args:
+        scores: Number of independent scores, n.
+        gamma: The local level, in (0, 1).
+
+    Returns:
+        The failure probability of the band, rounded up.
+    """
+    k = limited_order_statistics(scores)
+    limits = betaincinv(k, scores - k + 1, 1 - gamma)
+    steps = scores * np.diff(limits, prepend=0.0, append=1.0)
+    most = np.minimum(
+        scores,
+        np.ceil(scores * limits + POISSON_DEVIATIONS * _count_deviations(scores, limits)),
+    )
+    counts, first = np.ones(1), 0  # probabilities of first, first + 1, ... points so far
+    for least, highest, mean in zip(k, most.astype(int), steps[:-1], strict=True):
+        counts = np.convolve(counts, _poisson_probabilities(float(mean)))[
+            least - first : highest + 1 - first
+        ]
+        first = int(least)
+    # Condition on exactly n points: divide by P[Poisson(n) = n].
+    rest = _poisson_probabilities_at(scores - first - np.arange(len(counts)), float(steps[-1]))
+    given = math.exp(-scores + scores * math.log(scores) - float(gammaln(scores + 1)))
+    return 1.0 - float(counts @ rest) / given + RECURSION_ROUNDING * scores
+
+
+def _count_deviations(scores: int, limits: Array) -> Array:
+    """Return binomial standard deviations of the counts below ``limits``, plus 1."""
+    return np.sqrt(scores * limits * (1 - limits)) + 1.0
+
+
+def _poisson_probabilities(mean: float) -> Array:
+    """Return the Poisson probabilities of 0, 1, ... points, up to 12 standard deviations."""
+    return _poisson_probabilities_at(
+        np.arange(int(mean + POISSON_DEVIATIONS * math.sqrt(mean) + 12)), mean
+    )
+
+
+def _poisson_probabilities_at(points: NDArray[np.int64], mean: float) -> Array:
+    """Return the Poisson probabilities of the given numbers of points."""
+    mean = max(mean, MIN_BISECTION_STEP)
+    return np.asarray(np.exp(points * math.log(mean) - mean - gammaln(points + 1)))
+
+
+# Choices of thresholds.
+
+SCORE_COUNT_GRID = 10  # numbers of scores are rounded up to a tenth of their first digit
 
 
 @dataclass(frozen=True)
 class ErrorLimits:
-    """Upper limits of both error rates, each shape ``(thresholds,)``; all hold at once."""
+    """Upper limits of both error rates that hold simultaneously.
+
+    Attributes:
+        false_negative_rate: One limit per threshold, shape ``(thresholds,)``.
+        false_positive_rate: One limit per threshold, shape ``(thresholds,)``.
+    """
 
     false_negative_rate: Array
     false_positive_rate: Array
 
 
 class Thresholds(Protocol):
-    """A way to choose thresholds."""
+    """A choice of thresholds on scores.
+
+    Example:
+        >>> choices: list[Thresholds] = [ConfidenceBand(), DkwBand()]
+        >>> choices[0].description
+        'every threshold, under a simultaneous band (equal local levels)'
+    """
 
     @property
-    def words(self) -> str:
-        """How they were chosen."""
+    def description(self) -> str:
+        """How the thresholds were chosen, as text for reports."""
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
-        """Return limits that fail together with probability ``level`` at most."""
+        """Compute simultaneous upper limits of both error rates.
+
+        Args:
+            members: Scores of members, shape ``(n1,)``; larger means member.
+            nonmembers: Scores of non-members, shape ``(n0,)``.
+            level: Failure probability of all limits together, in (0, 1).
+
+        Returns:
+            The limits, one per threshold.
+        """
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """One threshold, known before the scores were read; a score above it means member."""
+class FixedThreshold:
+    """One threshold that was fixed before the scores were read.
+
+    Attributes:
+        threshold: A score above it means member; finite.
+
+    Example:
+        >>> limits = FixedThreshold(0.5).limits(np.ones(100), np.zeros(100), 0.05)
+        >>> limits.false_negative_rate.round(4)
+        array([0.0362])
+    """
 
     threshold: float
 
@@ -54,12 +210,21 @@ class Fixed:
             raise InvalidArgument("threshold", self.threshold, "finite")
 
     @property
-    def words(self) -> str:
-        """How it was chosen."""
+    def description(self) -> str:
+        """How the threshold was chosen, as text for reports."""
         return f"one threshold, {self.threshold:g}, fixed beforehand"
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
-        """Return Clopper and Pearson's limits, half the level each."""
+        """Compute Clopper-Pearson limits at the threshold, each at half the level.
+
+        Args:
+            members: Scores of members, shape ``(n1,)``; larger means member.
+            nonmembers: Scores of non-members, shape ``(n0,)``.
+            level: Failure probability of both limits together, in (0, 1).
+
+        Returns:
+            One limit of each error rate, shape ``(1,)``.
+        """
         missed = int(np.count_nonzero(members <= self.threshold))
         accused = int(np.count_nonzero(nonmembers > self.threshold))
         return ErrorLimits(
@@ -69,13 +234,19 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Split:
-    """The threshold that is best on some of the scores, judged on the others.
+class SampleSplit:
+    """The best threshold on one part of the scores, evaluated on the rest.
 
     Attributes:
-        rng: Draws which scores choose.
-        share: How many of them do, in (0, 1).
-        delta: The delta at which it should be best.
+        rng: Random generator of the split.
+        share: Share of the scores of each class that choose the threshold, in (0, 1).
+        delta: The delta at which the choice maximizes epsilon.
+
+    Example:
+        >>> split = SampleSplit(np.random.default_rng(1))
+        >>> limits = split.limits(np.ones(100), np.zeros(100), 0.05)
+        >>> limits.false_negative_rate.round(4)
+        array([0.0711])
     """
 
     rng: np.random.Generator
@@ -86,26 +257,36 @@ class Split:
         require_open_unit("share", self.share)
 
     @property
-    def words(self) -> str:
-        """How it was chosen."""
-        return f"one threshold, chosen on {self.share:.0%} of the scores and judged on the others"
+    def description(self) -> str:
+        """How the threshold was chosen, as text for reports."""
+        return f"one threshold, chosen on {self.share:.0%} of the scores, evaluated on the others"
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
-        """Return the limits of the others' error rates."""
-        choosing, judging = self._parted(members)
-        choosing_out, judging_out = self._parted(nonmembers)
-        threshold = self._best(choosing, choosing_out, level)
-        return Fixed(threshold).limits(judging, judging_out, level)
+        """Compute Clopper-Pearson limits on the scores that did not choose the threshold.
 
-    def _parted(self, scores: Array) -> tuple[Array, Array]:
+        Args:
+            members: Scores of members, shape ``(n1,)``, at least 2; larger means member.
+            nonmembers: Scores of non-members, shape ``(n0,)``, at least 2.
+            level: Failure probability of both limits together, in (0, 1).
+
+        Returns:
+            One limit of each error rate, shape ``(1,)``.
+        """
+        choosing_in, evaluating_in = self._split(members)
+        choosing_out, evaluating_out = self._split(nonmembers)
+        threshold = self._best(choosing_in, choosing_out, level)
+        return FixedThreshold(threshold).limits(evaluating_in, evaluating_out, level)
+
+    def _split(self, scores: Array) -> tuple[Array, Array]:
+        """Return the scores that choose the threshold, and those that evaluate it."""
         if len(scores) < 2:
-            raise InvalidArgument("scores", f"{len(scores)} of a kind", "at least 2 to be split")
+            raise InvalidArgument("scores", f"{len(scores)} of a class", "at least 2 per class")
         mixed = self.rng.permutation(scores)
         size = min(len(scores) - 1, max(1, round(self.share * len(scores))))
         return mixed[:size], mixed[size:]
 
     def _best(self, members: Array, nonmembers: Array, level: float) -> float:
-        """Return the threshold whose own limits would say most."""
+        """Return the threshold with the largest epsilon on the choosing scores."""
         candidates = candidate_thresholds(members, nonmembers)
         missed, accused = _error_counts(members, nonmembers, candidates)
         fnr = upper_limit(missed, len(members), level / 2)
@@ -115,16 +296,31 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Band:
-    """Every threshold, under a band of equal local levels."""
+class ConfidenceBand:
+    """Every threshold, under a simultaneous band of equal local levels.
+
+    Example:
+        >>> limits = ConfidenceBand().limits(np.ones(100), np.zeros(100), 0.05)
+        >>> limits.false_negative_rate.round(4)
+        array([1.    , 0.0659, 0.0659])
+    """
 
     @property
-    def words(self) -> str:
-        """How they were chosen."""
+    def description(self) -> str:
+        """How the thresholds were chosen, as text for reports."""
         return "every threshold, under a simultaneous band (equal local levels)"
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
-        """Return Clopper and Pearson's limits at the local level of so many scores or more."""
+        """Compute Clopper-Pearson limits at the local level of each class.
+
+        Args:
+            members: Scores of members, shape ``(n1,)``; larger means member.
+            nonmembers: Scores of non-members, shape ``(n0,)``.
+            level: Failure probability of all limits together, in (0, 1).
+
+        Returns:
+            One limit per threshold, from the highest threshold to the lowest.
+        """
         thresholds = candidate_thresholds(members, nonmembers)
         missed, accused = _error_counts(members, nonmembers, thresholds)
         return ErrorLimits(
@@ -135,15 +331,30 @@ class Band:
 
 @dataclass(frozen=True)
 class Bonferroni:
-    """Every threshold, the level shared out among as many as there are scores."""
+    """Every threshold, with the level divided by the number of scores.
+
+    Example:
+        >>> limits = Bonferroni().limits(np.ones(100), np.zeros(100), 0.05)
+        >>> limits.false_negative_rate.round(4)
+        array([1.    , 0.0796, 0.0796])
+    """
 
     @property
-    def words(self) -> str:
-        """How they were chosen."""
+    def description(self) -> str:
+        """How the thresholds were chosen, as text for reports."""
         return "every threshold, by Bonferroni's inequality"
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
-        """Return Clopper and Pearson's limits at a level for each score."""
+        """Compute Clopper-Pearson limits at the level over the number of scores.
+
+        Args:
+            members: Scores of members, shape ``(n1,)``; larger means member.
+            nonmembers: Scores of non-members, shape ``(n0,)``.
+            level: Failure probability of all limits together, in (0, 1).
+
+        Returns:
+            One limit per threshold, from the highest threshold to the lowest.
+        """
         thresholds = candidate_thresholds(members, nonmembers)
         missed, accused = _error_counts(members, nonmembers, thresholds)
         return ErrorLimits(
@@ -153,26 +364,61 @@ class Bonferroni:
 
 
 @dataclass(frozen=True)
-class Dkw:
-    """Every threshold, by the inequality of Dvoretzky, Kiefer & Wolfowitz (Massart 1990)."""
+class DkwBand:
+    """Every threshold, by the Dvoretzky-Kiefer-Wolfowitz (DKW) inequality.
+
+    Let D be the largest one-sided deviation of an empirical distribution function of n scores
+    from the true one. For a of at most 1/2, P[D > sqrt(ln(1/a) / (2n))] <= a.
+
+    References:
+        Dvoretzky, Kiefer & Wolfowitz (1956), with the constant of Massart (1990).
+
+    Example:
+        >>> limits = DkwBand().limits(np.ones(100), np.zeros(100), 0.05)
+        >>> limits.false_negative_rate.round(4)
+        array([1.    , 0.1358, 0.1358])
+    """
 
     @property
-    def words(self) -> str:
-        """How they were chosen."""
+    def description(self) -> str:
+        """How the thresholds were chosen, as text for reports."""
         return "every threshold, by the inequality of Dvoretzky, Kiefer and Wolfowitz"
 
     def limits(self, members: Array, nonmembers: Array, level: float) -> ErrorLimits:
-        """Return counted rates plus sqrt(ln(2/level)/(2 n)): one side each, half the level."""
+        """Compute the counted rates plus sqrt(ln(2/level) / (2n)).
+
+        Args:
+            members: Scores of members, shape ``(n1,)``; larger means member.
+            nonmembers: Scores of non-members, shape ``(n0,)``.
+            level: Failure probability of all limits together, in (0, 1): half for each class.
+
+        Returns:
+            One limit per threshold, from the highest threshold to the lowest.
+        """
         missed, accused = _error_counts(
             members, nonmembers, candidate_thresholds(members, nonmembers)
         )
         return ErrorLimits(
-            _raised(missed, len(members), level / 2), _raised(accused, len(nonmembers), level / 2)
+            _dkw_limits(missed, len(members), level / 2),
+            _dkw_limits(accused, len(nonmembers), level / 2),
         )
 
 
-def errors_at_every_threshold(members: Array, nonmembers: Array) -> GaussianBand:
-    """Return how many members are missed, and others accused, at every threshold."""
+def error_counts_at_every_threshold(members: Array, nonmembers: Array) -> GaussianBand:
+    """Count both kinds of errors at every threshold.
+
+    Args:
+        members: Scores of members, shape ``(n1,)``, finite; larger means member.
+        nonmembers: Scores of non-members, shape ``(n0,)``, finite.
+
+    Returns:
+        The counts, from the highest threshold to the lowest.
+
+    Example:
+        >>> counts = error_counts_at_every_threshold(np.array([1.0, 2.0]), np.array([0.0]))
+        >>> counts.missed, counts.accused
+        ((2, 1, 0, 0), (0, 0, 0, 1))
+    """
     thresholds = candidate_thresholds(members, nonmembers)
     missed, accused = _error_counts(members, nonmembers, thresholds)
     return GaussianBand(
@@ -180,8 +426,16 @@ def errors_at_every_threshold(members: Array, nonmembers: Array) -> GaussianBand
     )
 
 
-def limits_of_counts(errors: GaussianBand, level: float) -> ErrorLimits:
-    """Return what ``Band`` does, from the counts alone."""
+def simultaneous_limits_of_counts(errors: GaussianBand, level: float) -> ErrorLimits:
+    """Compute the limits of ``ConfidenceBand`` from counts of errors.
+
+    Args:
+        errors: Errors of both kinds at every threshold.
+        level: Failure probability of all limits together, in (0, 1).
+
+    Returns:
+        One limit per threshold.
+    """
     return ErrorLimits(
         _band_limits(np.array(errors.missed), errors.members, level / 2),
         _band_limits(np.array(errors.accused), errors.nonmembers, level / 2),
@@ -189,37 +443,45 @@ def limits_of_counts(errors: GaussianBand, level: float) -> ErrorLimits:
 
 
 def _band_limits(errors: NDArray[np.int64], trials: int, level: float) -> Array:
-    """Return limits for these numbers of errors, which hold at once.
+    """Return simultaneous upper limits of the rates behind these numbers of errors.
 
-    With e errors the rate is at most the (e + 1)-th smallest of ``trials`` uniform numbers.
+    With e errors in n trials, the rate is at most the (e + 1)-th smallest of n uniform numbers.
+    Its limit is that of the next rank that has one; with e = n errors it is 1.
     """
-    chosen = places(trials)
+    chosen = limited_order_statistics(trials)
     of_each = np.append(upper_limit(chosen - 1, trials, _band_level(trials, level)), 1.0)
     return np.asarray(of_each[np.searchsorted(chosen, errors + 1)])
 
 
 def _band_level(scores: int, level: float) -> float:
-    """Return a level that is kept: numbers of scores that are near each other share one.
+    """Return a valid local level that similar numbers of scores share, to be cached.
 
-    More scores have a lower local level, so that of a few more is valid. Of very many scores a
-    part of the limits is used, which depends on their number: these do not share a level.
+    The local level falls with the number of scores, so that of a few more scores is valid. With
+    more than ``MAX_DENSE_SCORES`` the ranks that have limits depend on the number: no sharing.
     """
-    if scores > MOST_DENSE:
+    if scores > MAX_DENSE_SCORES:
         return local_level(scores, level)
-    step = max(1, 10 ** (len(str(scores)) - 1) // COARSENESS)
+    step = max(1, 10 ** (len(str(scores)) - 1) // SCORE_COUNT_GRID)
     return local_level(step * math.ceil(scores / step), level)
 
 
-def _raised(errors: NDArray[np.int64], trials: int, level: float) -> Array:
-    # Massart's constant needs a level of at most one half.
+def _dkw_limits(errors: NDArray[np.int64], trials: int, level: float) -> Array:
+    """Return the DKW upper limits of the rates behind these numbers of errors."""
+    # Massart's constant holds for levels up to one half.
     more = math.sqrt(math.log(1 / min(level, 0.5)) / (2 * trials))
     return np.minimum(1.0, errors / trials + more)
 
 
 def candidate_thresholds(members: Array, nonmembers: Array) -> Array:
-    """Return a threshold for every way that scores can be told apart, falling.
+    """Return one threshold for each way to divide the scores.
 
-    The first, the largest score, accuses nobody, and the last everybody.
+    Args:
+        members: Scores of members, shape ``(n1,)``.
+        nonmembers: Scores of non-members, shape ``(n0,)``.
+
+    Returns:
+        Thresholds, falling. No score is above the first one, the largest score; all scores are
+        above the last one.
     """
     values = np.unique(np.concatenate([members, nonmembers]))[::-1]
     return np.append(values, np.nextafter(values[-1], -np.inf))
@@ -228,7 +490,7 @@ def candidate_thresholds(members: Array, nonmembers: Array) -> Array:
 def _error_counts(
     members: Array, nonmembers: Array, thresholds: Array
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return members at or below, and non-members above each threshold."""
+    """Return the numbers of members at or below, and of non-members above, each threshold."""
     missed = np.searchsorted(np.sort(members), thresholds, side="right")
     accused = len(nonmembers) - np.searchsorted(np.sort(nonmembers), thresholds, side="right")
     return missed, accused

@@ -1,7 +1,8 @@
-"""Does a claim cover what its ledger books, and what else was made of the records?
+"""Provenance: whether a claim covers its ledger and the other known uses of the records.
 
-Nothing is sampled here: a ledger says what was released, a claim what it covers, and the
-one must not leave out what the other holds.
+The checks are deterministic. A claim must cover every release that its ledger records, under the
+ledger's adjacency, sampling, randomness and privacy unit. It must also mention known uses of the
+data that the ledger does not contain, such as hyperparameter tuning.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dpaudit.attacks.conformance.words import undecided, violated
-from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.attacks.conformance.statistical_tests import failed_finding, inconclusive_finding
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.conformance import Finding, StepClaim
+from dpaudit.vocabulary.conformance import ConformanceFinding, StepClaim
 from dpaudit.vocabulary.errors import require_count
-from dpaudit.vocabulary.ledger import PrivacyLedger, Sampling
+from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger, Sampling
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     Gaussian,
@@ -25,23 +25,23 @@ from dpaudit.vocabulary.mechanism import (
     SampledWithoutReplacement,
     TruncatedPoisson,
 )
-from dpaudit.vocabulary.release_names import GRADIENT_SUM
+from dpaudit.vocabulary.privacy_terms import Adjacency
 from dpaudit.vocabulary.verdict import Outcome
 
 CHECK = "provenance"
-EXACT = "exact: no chance is involved"
+EXACT_POWER = "exact: the test is deterministic"
 TUNING, EARLY_STOPPING = "hyperparameter-tuning", "early-stopping"
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was made of the records, as those who did it know; None: they do not say.
+class DataUse:
+    """Known uses of the records that a ledger may lack.
 
     Attributes:
-        steps: Steps that were taken, in all processes of the run.
-        runs: Runs among which this one was chosen.
-        stopped_early: Whether the records decided when to stop.
-        checkpoints: Steps whose weights were given away.
+        steps: Number of steps taken in all processes of the run, at least 0; None if not known.
+        runs: Number of runs from which this one was chosen, at least 1.
+        stopped_early: Whether a result on the records decided when to stop.
+        checkpoints: Numbers of the steps whose weights were released.
     """
 
     steps: int | None = None
@@ -60,175 +60,211 @@ def check_provenance(
     claim: Claim,
     *,
     steps: StepClaim | None = None,
-    made: Made | None = None,
-) -> list[Finding]:
-    """Return whether ``claim`` covers what ``ledger`` books and what was ``made`` beside.
+    data_use: DataUse | None = None,
+) -> list[ConformanceFinding]:
+    """Check that a claim covers a ledger and the other known uses of the records.
 
     Args:
-        ledger: Read and verified.
-        claim: The epsilon that is given for it.
-        steps: What is claimed of each step, where that is claimed as well.
-        made: What else is known to have been made of the records.
+        ledger: The ledger of the run, read and verified.
+        claim: The privacy claim for it.
+        steps: The claim about each step that the trainer was tested for; None if there is none.
+        data_use: Other known uses of the records; None if none are known.
+
+    Returns:
+        FAIL findings for what the claim does not cover, and INCONCLUSIVE findings where the
+        trainer was tested for less than is recorded. If there are neither, one PASS finding; an
+        INCONCLUSIVE one if the ledger is not sealed.
     """
     tested = f"the ledger's {len(ledger.releases)} releases against the claim"
-    wrong = [*_terms(ledger, claim), *_left_out(ledger, claim, made or Made())]
+    wrong = [
+        *_term_differences(ledger, claim),
+        *_uncovered_uses(ledger, claim, data_use or DataUse()),
+    ]
     if steps is not None:
-        wrong += list(_steps(ledger, steps))
-    weaker = [] if steps is None else list(_weaker(ledger, steps))
+        wrong += list(_step_differences(ledger, steps))
+    weaker = [] if steps is None else list(_weaker_tests(ledger, steps))
     if wrong or weaker:
         return [
-            *(violated(CHECK, name, tested, why) for name, why in wrong),
-            *(undecided(CHECK, name, tested, why) for name, why in weaker),
+            *(failed_finding(CHECK, name, tested, why) for name, why in wrong),
+            *(inconclusive_finding(CHECK, name, tested, why) for name, why in weaker),
         ]
-    return [_unsealed(tested) if ledger.seal is None else _covered(tested, claim)]
+    return [_unsealed_finding(tested) if ledger.seal is None else _covered_finding(tested, claim)]
 
 
-def _covered(tested: str, claim: Claim) -> Finding:
-    openly = f"; it says itself that it leaves out {', '.join(claim.leaves_out)}"
-    return Finding(
+def _covered_finding(tested: str, claim: Claim) -> ConformanceFinding:
+    unaccounted = f"; it states that it does not cover {', '.join(claim.unaccounted)}"
+    return ConformanceFinding(
         check=CHECK,
         name="releases",
-        outcome=Outcome.HOLDS,
+        outcome=Outcome.PASS,
         tested=tested,
-        why="the claim covers all that is booked" + (openly if claim.leaves_out else ""),
-        power="what was never booked, and nobody names, would not be seen",
+        why="the claim covers all recorded releases" + (unaccounted if claim.unaccounted else ""),
+        power="releases that are neither recorded nor declared are not detectable",
     )
 
 
-def _unsealed(tested: str) -> Finding:
-    return Finding(
+def _unsealed_finding(tested: str) -> ConformanceFinding:
+    return ConformanceFinding(
         check=CHECK,
         name="releases",
         outcome=Outcome.INCONCLUSIVE,
         tested=tested,
-        why="the ledger is not sealed: the run may have released more since",
-        power=EXACT,
+        why="the ledger is not sealed: the run may have released more since; finish the run",
+        power=EXACT_POWER,
     )
 
 
-def _terms(ledger: PrivacyLedger, claim: Claim) -> Iterator[tuple[str, str]]:
-    """Yield the terms on which a claim and its ledger disagree."""
+def _term_differences(ledger: PrivacyLedger, claim: Claim) -> Iterator[tuple[str, str]]:
+    """Yield name and reason of each term in which a claim differs from its ledger."""
     header = ledger.header
     if claim.adjacency is not header.adjacency:
         yield "adjacency", _other_adjacency(header.adjacency, claim.adjacency)
-    elif claim.adjacency is Adjacency.REPLACE_ONE and _set_for_less(ledger):
+    elif claim.adjacency is Adjacency.REPLACE_ONE and _noise_set_for_add_or_remove(ledger):
         yield "adjacency", _other_adjacency(Adjacency.ADD_OR_REMOVE_ONE, claim.adjacency)
     for name in ("sampling", "randomness"):
-        was, is_said = getattr(header, name), getattr(claim, name)
-        if was is not is_said:
-            yield name, f"the claim says {name} {is_said.value}, the ledger {was.value}"
+        recorded, claimed = getattr(header, name), getattr(claim, name)
+        if recorded is not claimed:
+            yield name, f"the claim has {name} {claimed.value}, the ledger {recorded.value}"
     if claim.unit != header.unit:
-        yield "unit", f"the claim protects a {claim.unit}, the ledger's noise a {header.unit}"
+        yield (
+            "unit",
+            f"the claim's privacy unit is a {claim.unit}, that of the ledger's noise a "
+            f"{header.unit}",
+        )
     if claim.releases != len(ledger.releases):
         yield (
             "releases",
-            f"the claim covers {claim.releases} releases, the ledger books "
+            f"the claim covers {claim.releases} releases, the ledger records "
             f"{len(ledger.releases)}: steps are left out",
         )
     if claim.ledger_head != ledger.head:
-        yield "ledger", "the claim is of another ledger, or of this one before it went on"
+        yield "ledger", "the claim is for another ledger, or for an earlier state of this one"
 
 
-def _other_adjacency(was: Adjacency, is_said: Adjacency) -> str:
+def _other_adjacency(recorded: Adjacency, claimed: Adjacency) -> str:
     return (
-        f"the claim is for {is_said.value} neighbours, with noise that was set for {was.value}: "
-        "a record that is replaced moves a clipped sum by twice the clip norm"
+        f"the claim is for {claimed.value} neighbours, with noise that was calibrated for "
+        f"{recorded.value}: replacing one record moves a clipped sum by up to twice the clip norm"
     )
 
 
-def _set_for_less(ledger: PrivacyLedger) -> bool:
-    """Return whether a sum's noise was set, by what it says itself, for add-or-remove."""
-    noises = [_noise(booked.mechanism) for booked in ledger.releases]
-    # Sampling without replacement is priced for replaced records by its own mechanism.
-    return any(isinstance(booked.mechanism, PoissonSampled) for booked in ledger.releases) and any(
+def _noise_set_for_add_or_remove(ledger: PrivacyLedger) -> bool:
+    """Return whether a Poisson-sampled sum records noise calibrated for add-or-remove-one."""
+    noises = [_recorded_noise(recorded.mechanism) for recorded in ledger.releases]
+    # Sampling without replacement is accounted for under replace-one by its own mechanism.
+    return any(
+        isinstance(recorded.mechanism, PoissonSampled) for recorded in ledger.releases
+    ) and any(
         noise is not None and noise.set_for is Adjacency.ADD_OR_REMOVE_ONE for noise in noises
     )
 
 
-def _left_out(ledger: PrivacyLedger, claim: Claim, made: Made) -> Iterator[tuple[str, str]]:
-    for name in ledger.leaves_out:
-        if name not in claim.leaves_out:
-            yield "left out", f"the ledger says that no claim covers {name}; the claim is silent"
-    if made.runs > 1 and TUNING not in claim.leaves_out:
+def _uncovered_uses(
+    ledger: PrivacyLedger, claim: Claim, data_use: DataUse
+) -> Iterator[tuple[str, str]]:
+    """Yield name and reason of each known use of the records that the claim omits."""
+    for name in ledger.unaccounted:
+        if name not in claim.unaccounted:
+            yield (
+                "left out",
+                f"the ledger lists {name} as unaccounted for, and the claim does not mention it",
+            )
+    if data_use.runs > 1 and TUNING not in claim.unaccounted:
         yield (
             "tuning",
-            f"this run is one of {made.runs}, and was chosen: the claim covers it alone, and "
-            f"does not say that it leaves out {TUNING}",
+            f"this run was selected as one of {data_use.runs}: the claim covers this run only, and "
+            f"does not list {TUNING} as unaccounted for",
         )
-    if made.stopped_early and EARLY_STOPPING not in claim.leaves_out:
-        yield "early stopping", "the records decided when to stop, and the claim is silent of it"
+    if data_use.stopped_early and EARLY_STOPPING not in claim.unaccounted:
+        yield (
+            "early stopping",
+            f"the records decided when to stop, and the claim does not list {EARLY_STOPPING} as "
+            "unaccounted for",
+        )
     if not ledger.header.schedule_fixed_in_advance and ledger.header.budget is None:
-        yield "schedule", "steps were chosen on the way, and no filter was asked before each"
-    booked = {release.step for release in ledger.releases if release.step is not None}
-    if made.steps is not None and made.steps > len(booked):
-        yield "steps", f"{made.steps} steps were taken, {len(booked)} are booked"
-    # Step n's weights are those after n releases: of the steps before it.
-    beyond = [step for step in made.checkpoints if step - 1 not in booked]
+        yield (
+            "schedule",
+            "the steps were chosen adaptively, and no privacy filter was checked before each",
+        )
+    recorded = {release.step for release in ledger.releases if release.step is not None}
+    if data_use.steps is not None and data_use.steps > len(recorded):
+        yield "steps", f"{data_use.steps} steps were taken, {len(recorded)} are recorded"
+    # The weights of step n are those after n releases, of the steps before it.
+    beyond = [step for step in data_use.checkpoints if step - 1 not in recorded]
     if beyond:
         named = ", ".join(map(str, beyond))
-        yield "checkpoints", f"checkpoints were released of steps that are not booked: {named}"
+        yield "checkpoints", f"checkpoints were released at steps that are not recorded: {named}"
 
 
-def _steps(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
-    """Yield where the booked steps are not those that are claimed of the trainer."""
+def _step_differences(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
+    """Yield name and reason of each recorded step that is less private than the step claim."""
     sums = [release for release in ledger.releases if release.what == GRADIENT_SUM]
     if len(sums) > claim.steps:
-        yield "steps", f"{len(sums)} steps are booked, {claim.steps} are claimed"
-    noises = [noise for booked in sums if (noise := _noise(booked.mechanism)) is not None]
+        yield "steps", f"{len(sums)} steps are recorded, {claim.steps} are claimed"
+    noises = [
+        noise for recorded in sums if (noise := _recorded_noise(recorded.mechanism)) is not None
+    ]
     least = min((noise.noise_multiplier for noise in noises), default=claim.noise_multiplier)
     if not least >= claim.noise_multiplier:
         yield (
             "noise",
-            f"a step is booked with noise multiplier {least:g}, claimed is "
+            f"a step is recorded with noise multiplier {least:g}; the claim is "
             f"{claim.noise_multiplier:g}",
         )
     rates = [b.mechanism.sampling_rate for b in sums if isinstance(b.mechanism, PoissonSampled)]
     if not max(rates, default=claim.sampling_rate) <= claim.sampling_rate:
         yield (
             "sampling rate",
-            f"a step is booked at rate {max(rates):g}, claimed is {claim.sampling_rate:g}",
+            f"a step is recorded with sampling rate {max(rates):g}; the claim is "
+            f"{claim.sampling_rate:g}",
         )
     if ledger.header.clip_norm > claim.clip_norm:
         yield (
             "clip norm",
-            f"the ledger clips at {ledger.header.clip_norm:g}, claimed is {claim.clip_norm:g}",
+            f"the ledger records clip norm {ledger.header.clip_norm:g}; the claim is "
+            f"{claim.clip_norm:g}",
         )
 
 
-def _weaker(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
-    """Yield where the trainer was tested for less, or for something else, than is booked."""
+def _weaker_tests(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
+    """Yield where the trainer was tested for a weaker or a different step than is recorded."""
     sums = [release for release in ledger.releases if release.what == GRADIENT_SUM]
     if not sums:
-        yield "steps", f"the ledger books no {GRADIENT_SUM}, which the trainer was tested for"
-    noises = [noise for booked in sums if (noise := _noise(booked.mechanism)) is not None]
+        yield "steps", f"the ledger records no {GRADIENT_SUM}, which the trainer was tested for"
+    noises = [
+        noise for recorded in sums if (noise := _recorded_noise(recorded.mechanism)) is not None
+    ]
     most = max((noise.noise_multiplier for noise in noises), default=claim.noise_multiplier)
     if not most <= claim.noise_multiplier:
-        yield "noise", _tested(f"noise multiplier {most:g}", f"{claim.noise_multiplier:g} alone")
-    rates = [rate for booked in sums if (rate := _rate(booked.mechanism)) is not None]
+        yield "noise", _tested(f"noise multiplier {most:g}", f"{claim.noise_multiplier:g} only")
+    rates = [rate for recorded in sums if (rate := _recorded_rate(recorded.mechanism)) is not None]
     least = min(rates, default=claim.sampling_rate)
     if not (
         least >= claim.sampling_rate or math.isclose(least, claim.sampling_rate, rel_tol=1e-12)
     ):
-        yield "sampling rate", _tested(f"rate {least:g}", f"{claim.sampling_rate:g} alone")
+        yield (
+            "sampling rate",
+            _tested(f"sampling rate {least:g}", f"{claim.sampling_rate:g} only"),
+        )
     header = ledger.header
-    if _drawn(claim) is not header.sampling:
+    if _claimed_sampling(claim) is not header.sampling:
         yield "sampling", _tested(f"{header.sampling.value} sampling", claim.sampling.value)
     if claim.adjacency is not header.adjacency:
         yield "adjacency", _tested(f"{header.adjacency.value} neighbours", claim.adjacency.value)
 
 
-def _tested(booked: str, tested: str) -> str:
-    return f"steps are booked with {booked}, the trainer was tested for {tested}"
+def _tested(recorded: str, tested: str) -> str:
+    return f"steps are recorded with {recorded}; the trainer was tested for {tested}"
 
 
-def _drawn(claim: StepClaim) -> Sampling:
-    """Return how records are drawn: Poisson samples at rate 1 are full batches."""
+def _claimed_sampling(claim: StepClaim) -> Sampling:
+    """Return the claimed sampling; Poisson sampling at rate 1 gives full batches."""
     everyone = claim.sampling is Sampling.POISSON and claim.sampling_rate == 1
     return Sampling.FULL_BATCH if everyone else claim.sampling
 
 
-def _rate(release: Release) -> float | None:
-    """Return the share of the records in a step, where privacy is claimed from it."""
+def _recorded_rate(release: Release) -> float | None:
+    """Return the sampling rate of a release with amplification by sampling; None without it."""
     match release:
         case PoissonSampled(sampling_rate=rate) | TruncatedPoisson(sampling_rate=rate):
             return rate
@@ -238,8 +274,8 @@ def _rate(release: Release) -> float | None:
             return None
 
 
-def _noise(release: Release) -> Gaussian | None:
-    """Return the Gaussian noise of a release on one step's sum, if that is what it is."""
+def _recorded_noise(release: Release) -> Gaussian | None:
+    """Return the Gaussian mechanism of a sampled or plain Gaussian release; None for others."""
     match release:
         case Gaussian():
             return release

@@ -1,7 +1,9 @@
-"""Are the records of a step drawn as is claimed?
+"""Whether the records of a step are sampled as claimed.
 
-Under Poisson sampling every record of every step has a coin of its own: sums over disjoint
-pairs of coins are binomial, exactly. So are counts of steps whose batch has a usual size.
+Under Poisson sampling the inclusions of all records in all steps are independent Bernoulli trials.
+Counts of inclusions, of joint inclusions over disjoint pairs, and of steps whose batch size is
+within some range are then exactly binomial. Under sampling of a fixed size, the batch sizes and
+each record's inclusions are tested.
 """
 
 from __future__ import annotations
@@ -13,56 +15,63 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dpaudit.attacks.conformance.correlation import disjoint_pairs
-from dpaudit.attacks.conformance.effort import EACH, Effort
-from dpaudit.attacks.conformance.rank_rows import Rows
-from dpaudit.attacks.conformance.tails import binomial_p_values, detectable_rate, squared_norm
-from dpaudit.attacks.conformance.trainers import (
+from dpaudit.attacks.conformance.correlation import RankRows, disjoint_pairs
+from dpaudit.attacks.conformance.statistical_tests import (
+    LEVEL_PER_FINDING,
+    Effort,
+    binomial_p_values,
+    detectable_rate,
+    failed_finding,
+    inconclusive_finding,
+    squared_norm,
+    statistical_finding,
+)
+from dpaudit.attacks.conformance.trainer_protocol import (
     MakeTrainer,
     Record,
+    derive_seeds,
     noisy_sum,
-    sampled_of,
-    seeds,
+    sampled_indices,
 )
-from dpaudit.attacks.conformance.words import statistical, undecided, violated
-from dpaudit.vocabulary.conformance import Finding, StepClaim
+from dpaudit.vocabulary.conformance import ConformanceFinding, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.ledger import Sampling
 
 CHECK = "sampler"
 SAMPLER_SEEDS = 3
-MOST_RECORD_LAGS = 32
+MAX_RECORD_LAGS = 32
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Which records were in which steps.
+class SampledBatches:
+    """The records that each step included, with the step's squared norm.
 
     Attributes:
-        joined: Shape ``(runs, steps, records)``.
-        twice: A record that was in one step more than once, and that step; None: there is none.
-        rows: What the ranks' rows were to the update, of each step with records.
-        squares: Of each step, the squared norm of the noisy sum over the claimed variance, shape
+        joined: Whether a record was included, shape ``(runs, steps, records)``.
+        twice: The index of a record that one step included more than once, and that step; None
+            if there is none.
+        rows: How the ranks' rows relate to the update, for each step with records.
+        squares: Squared norm of the noisy sum over the claimed noise variance, shape
             ``(runs, steps)``.
-        dimension: How many coordinates an update has.
+        dimension: Number of coordinates of an update.
     """
 
     joined: NDArray[np.bool_]
     twice: tuple[int, int] | None
-    rows: tuple[Rows, ...]
+    rows: tuple[RankRows, ...]
     squares: NDArray[np.float64]
     dimension: int
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Binomial counts.
+class BinomialCounts:
+    """Counts that are binomial under the claim.
 
     Attributes:
-        successes: Shape ``(tests,)``.
-        trials: Of each.
-        probabilities: Of each, under the claim.
-        names: What each counts, in words.
+        successes: Number of successes, shape ``(tests,)``.
+        trials: Number of trials, shape ``(tests,)``.
+        probabilities: Claimed probability of a success, shape ``(tests,)``.
+        names: What each test counts, for the report.
     """
 
     successes: NDArray[np.int64]
@@ -71,17 +80,27 @@ class Counts:
     names: Sequence[str]
 
 
-def draw(
+def record_sampled_batches(
     make_trainer: MakeTrainer,
     claim: StepClaim,
     records: Sequence[Record],
     effort: Effort,
     seed: int,
-) -> Draws | None:
-    """Run on the records and note who joined; None: the trainer does not say.
+) -> SampledBatches | None:
+    """Run a trainer on the records and record which of them each step includes.
+
+    Args:
+        make_trainer: Makes the trainer.
+        claim: The claim, for the number of steps and the scale of the update.
+        records: The records of the data set.
+        effort: Number of steps, and the longest run.
+        seed: Seed of the audit.
+
+    Returns:
+        The inclusions of at least two runs; None if the trainer has no attribute ``sampled``.
 
     Raises:
-        InvalidArgument: it names a record that does not exist.
+        InvalidArgument: If ``sampled`` contains an index that no record has.
     """
     steps = min(claim.steps, effort.longest_run)
     runs = max(2, -(-effort.sampler_steps // steps))
@@ -89,15 +108,17 @@ def draw(
     squares, dimension = np.zeros((runs, steps)), 0
     deviation = claim.noise_multiplier * claim.clip_norm
     twice, rows = None, []
-    for run, one in enumerate(seeds(seed, SAMPLER_SEEDS, runs)):
+    for run, one in enumerate(derive_seeds(seed, SAMPLER_SEEDS, runs)):
         trainer = make_trainer(records, one)
         for step in range(steps):
             update = trainer.step()
-            sampled = sampled_of(trainer)
+            sampled = sampled_indices(trainer)
             if sampled is None:
                 return None
             if len(sampled) and not 0 <= sampled[0] <= sampled[-1] < len(records):
-                raise InvalidArgument("sampled", sampled.tolist(), f"below {len(records)}")
+                raise InvalidArgument(
+                    "sampled", sampled.tolist(), f"indices from 0 to {len(records) - 1}"
+                )
             joined[run, step, sampled] = True
             noise = noisy_sum(update, claim) / deviation
             squares[run, step], dimension = squared_norm(noise), noise.size
@@ -105,124 +126,151 @@ def draw(
                 twice = int(sampled[again[0]]), step
             ranks = getattr(trainer, "rank_updates", None)
             if ranks is not None and len(sampled):
-                rows.append(Rows.of(noisy_sum(update, claim), np.array(ranks), claim))
-    return Draws(joined, twice, tuple(rows), squares, dimension)
+                rows.append(RankRows.of(noisy_sum(update, claim), np.array(ranks), claim))
+    return SampledBatches(joined, twice, tuple(rows), squares, dimension)
 
 
-def check_sampler(draws: Draws | None, claim: StepClaim) -> list[Finding]:
-    """Return whether the records were drawn as is claimed."""
-    tested = "who was in which step"
+def check_sampler(draws: SampledBatches | None, claim: StepClaim) -> list[ConformanceFinding]:
+    """Test whether the records were sampled as claimed.
+
+    Args:
+        draws: The recorded inclusions; None if the trainer has no attribute ``sampled``.
+        claim: The claim, with the kind of sampling and its rate.
+
+    Returns:
+        Findings; an INCONCLUSIVE one if the inclusions are not known, or if there is no exact test
+        for the kind of sampling.
+    """
+    tested = "the records of each step"
     if draws is None:
-        return [undecided(CHECK, "inclusion", tested, "the trainer has no attribute sampled")]
+        return [
+            inconclusive_finding(CHECK, "inclusion", tested, "the trainer has no attribute sampled")
+        ]
     found = []
     if draws.twice is not None:
         record, step = draws.twice
         why = (
-            f"record {record} was in step {step} more than once: it adds up to the clip norm twice"
+            f"record {record} was in step {step} more than once: each copy adds up to the clip norm"
         )
-        found.append(violated(CHECK, "repeats", tested, why))
+        found.append(failed_finding(CHECK, "repeats", tested, why))
     match claim.sampling:
         case Sampling.POISSON | Sampling.FULL_BATCH:
-            return found + _independent(draws.joined, claim)
+            return found + _poisson_findings(draws.joined, claim)
         case Sampling.FIXED_SIZE:
-            return found + _fixed_size(draws.joined, claim)
+            return found + _fixed_size_findings(draws.joined, claim)
         case other:
-            why = f"there is no exact test of {other.value} sampling here"
-            return [*found, undecided(CHECK, "inclusion", tested, why)]
+            why = f"there is no exact test of {other.value} sampling"
+            return [*found, inconclusive_finding(CHECK, "inclusion", tested, why)]
 
 
-def _independent(joined: NDArray[np.bool_], claim: StepClaim) -> list[Finding]:
+def _poisson_findings(joined: NDArray[np.bool_], claim: StepClaim) -> list[ConformanceFinding]:
     rate = 1.0 if claim.sampling is Sampling.FULL_BATCH else claim.sampling_rate
     if joined.shape[2] < 2:
-        return [undecided(CHECK, "inclusion", "who was in which step", "fewer than two records")]
+        return [
+            inconclusive_finding(
+                CHECK, "inclusion", "the records of each step", "there are fewer than two records"
+            )
+        ]
     found = [
-        _finding("rate", "inclusions of all records", _rate(joined, rate), "record and step"),
-        _finding("records", "inclusions of each record", _by_record(joined, rate), "step"),
+        _finding(
+            "rate",
+            "inclusions of all records",
+            _overall_inclusions(joined, rate),
+            "record and step",
+        ),
+        _finding(
+            "records", "inclusions of each record", _inclusions_by_record(joined, rate), "step"
+        ),
     ]
     if rate == 1:
         return found
     return [
         *found,
-        _finding("batch sizes", "steps with a usual size of batch", _sizes(joined, rate), "step"),
+        _finding("batch sizes", "steps with a typical batch size", _sizes(joined, rate), "step"),
         _finding(
-            "steps", "records that are in two steps", _joint(joined, 1, rate), "pair of steps"
+            "steps", "inclusions of a record in two steps", _joint(joined, 1, rate), "pair of steps"
         ),
         _finding(
-            "pairs", "steps that two records are in", _joint(joined, 2, rate), "pair of records"
+            "pairs", "inclusions of two records in a step", _joint(joined, 2, rate),
+            "pair of records",
         ),
         _finding(
-            "runs", "records in the same step of two runs", _joint(joined, 0, rate), "pair of runs"
+            "runs", "inclusions of a record in the same step of two runs", _joint(joined, 0, rate),
+            "pair of runs",
         ),
     ]  # fmt: skip
 
 
-def _fixed_size(joined: NDArray[np.bool_], claim: StepClaim) -> list[Finding]:
+def _fixed_size_findings(joined: NDArray[np.bool_], claim: StepClaim) -> list[ConformanceFinding]:
     sizes = np.unique(joined.sum(axis=2))
     tested = "the size of every batch"
     wanted = round(claim.sampling_rate * joined.shape[2])
     if sizes.tolist() != [wanted]:
-        why = f"batches have from {sizes[0]} to {sizes[-1]} records; claimed are {wanted} in each"
-        return [violated(CHECK, "batch sizes", tested, why)]
+        why = f"batches have {sizes[0]} to {sizes[-1]} records; the claim is {wanted} in each"
+        return [failed_finding(CHECK, "batch sizes", tested, why)]
     rate = wanted / joined.shape[2]
-    counts = _by_record(joined, rate)
+    counts = _inclusions_by_record(joined, rate)
     return [_finding("records", "inclusions of each record", counts, "step")]
 
 
-def _finding(name: str, counted: str, counts: Counts, per: str) -> Finding:
+def _finding(name: str, counted: str, counts: BinomialCounts, per: str) -> ConformanceFinding:
+    """Report the count of the smallest p-value, times the number of tests (Bonferroni)."""
     tests = len(counts.successes)
     p_values = binomial_p_values(counts.successes, counts.trials, counts.probabilities)
     worst = int(p_values.argmin())
     trials, claimed = int(counts.trials[worst]), float(counts.probabilities[worst])
     rate = counts.successes[worst] / trials
-    least = detectable_rate(trials, claimed, EACH / tests)
-    seen = (
-        f"{counts.names[worst]} came to {rate:.4g} a {per}; claimed is {claimed:.4g} "
-        f"({rate / claimed:.3g} times as much)"
+    least = detectable_rate(trials, claimed, LEVEL_PER_FINDING / tests)
+    observed = (
+        f"{counts.names[worst]}: {rate:.4g} per {per}, {rate / claimed:.3g} times the claimed "
+        f"{claimed:.4g}"
     )
-    return statistical(
+    return statistical_finding(
         check=CHECK,
         name=name,
-        tested=f"{counted}: {tests} exact binomial tests, {int(counts.trials.min())} trials or "
-        "more in each",
+        tested=f"{counted}: {tests} exact binomial tests of at least {int(counts.trials.min())} "
+        "trials each",
         p_value=min(1.0, tests * float(p_values[worst])),
-        seen=f"the least likely of all: {seen}",
-        wrong=f"records are not drawn as is claimed: {seen}",
-        power=f"a probability of {least:.4g} in place of {claimed:.4g} would be seen 95 times "
-        "in 100",
+        observed=f"the smallest p-value is that of {observed}",
+        violation=f"records are not sampled as claimed: {observed}",
+        power=f"a probability of {least:.4g} instead of {claimed:.4g} is detectable at 95% power",
         detectable=least,
     )
 
 
-def _rate(joined: NDArray[np.bool_], rate: float) -> Counts:
-    return Counts(
+def _overall_inclusions(joined: NDArray[np.bool_], rate: float) -> BinomialCounts:
+    return BinomialCounts(
         np.array([joined.sum()]), np.array([joined.size]), np.array([rate]), ["inclusions"]
     )
 
 
-def _by_record(joined: NDArray[np.bool_], rate: float) -> Counts:
+def _inclusions_by_record(joined: NDArray[np.bool_], rate: float) -> BinomialCounts:
     counts = joined.sum(axis=(0, 1))
     steps = joined.shape[0] * joined.shape[1]
     names = [f"inclusions of record {i}" for i in range(len(counts))]
-    return Counts(counts, np.full(len(counts), steps), np.full(len(counts), rate), names)
+    return BinomialCounts(counts, np.full(len(counts), steps), np.full(len(counts), rate), names)
 
 
-def _sizes(joined: NDArray[np.bool_], rate: float) -> Counts:
-    """Count the batches of a usual size, that is, between the quartiles, and of a rare one."""
+def _sizes(joined: NDArray[np.bool_], rate: float) -> BinomialCounts:
+    """Count the batches whose size is between the quartiles, and within the central 95%."""
     sizes, records = joined.sum(axis=2).ravel(), joined.shape[2]
     law = stats.binom(records, rate)
     successes, chances, names = [], [], []
-    for share, kind in ((0.5, "batches of about the mean size"), (0.95, "batches of no rare size")):
+    for share, kind in ((0.5, "batches near the mean size"), (0.95, "batches of a common size")):
         low, high = law.ppf((1 - share) / 2), law.ppf((1 + share) / 2)
         successes.append(int(((sizes >= low) & (sizes <= high)).sum()))
         chances.append(float(law.cdf(high) - law.cdf(low - 1)))
         names.append(f"{kind} ({low:.0f} to {high:.0f} records)")
-    return Counts(np.array(successes), np.full(2, sizes.size), np.array(chances), names)
+    return BinomialCounts(np.array(successes), np.full(2, sizes.size), np.array(chances), names)
 
 
-def _joint(joined: NDArray[np.bool_], axis: int, rate: float) -> Counts:
-    """Count joint inclusions along an axis, of disjoint pairs of coins at each lag."""
+def _joint(joined: NDArray[np.bool_], axis: int, rate: float) -> BinomialCounts:
+    """Count joint inclusions in disjoint pairs at each lag along an axis of ``joined``.
+
+    A trial is a pair of inclusions, of which both happen with probability rate^2.
+    """
     length = joined.shape[axis]
-    longest = {0: 1, 1: length // 2, 2: min(length // 2, MOST_RECORD_LAGS)}[axis]
+    longest = {0: 1, 1: length // 2, 2: min(length // 2, MAX_RECORD_LAGS)}[axis]
     what = {0: "runs", 1: "steps", 2: "records"}[axis]
     successes, trials, names = [], [], []
     for lag in range(1, longest + 1):
@@ -232,4 +280,4 @@ def _joint(joined: NDArray[np.bool_], axis: int, rate: float) -> Counts:
             trials.append(both.size)
             names.append(f"joint inclusions in {what} {lag} apart")
     probabilities = np.full(len(trials), rate**2)
-    return Counts(np.array(successes), np.array(trials), probabilities, names)
+    return BinomialCounts(np.array(successes), np.array(trials), probabilities, names)

@@ -1,51 +1,67 @@
-"""Membership inference: was this record trained on? Larger scores always mean member.
+"""Membership inference: attacks that decide whether a model was trained on a record.
 
-Attacks are pure functions of what models say of records (``confidence``), one file each; they
-return ``RecordScores``. ``evaluate`` says how well scores tell members from non-members.
-Reference models are trained by ``shadows`` and asked by ``signals``, which need torch.
+A larger score always means member. An attack is a pure function of the outputs of models
+(``output_signals``) and returns ``RecordScores``. ``evaluate`` computes how well scores
+distinguish members from non-members.
+
+``reference_training`` trains reference (shadow) models and ``model_stacks`` computes their
+outputs; both need torch. ``learned_attacks`` needs scikit-learn. Names from these modules and
+``open_model`` are imported on first use.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-from dpaudit.attacks.membership.calibrated import calibrated
 from dpaudit.attacks.membership.evaluation import evaluate
-from dpaudit.attacks.membership.halves import halves
-from dpaudit.attacks.membership.label_only import label_only
-from dpaudit.attacks.membership.lira import lira_offline, lira_online
-from dpaudit.attacks.membership.loss import by_loss, loss_threshold
-from dpaudit.attacks.membership.references import References
-from dpaudit.attacks.membership.rmia import rmia_offline, rmia_online
-from dpaudit.attacks.membership.scores import MembershipScores, RecordScores, pooled
+from dpaudit.attacks.membership.output_attacks import (
+    calibrated_loss,
+    label_only_scores,
+    loss_scores,
+    loss_threshold,
+)
+from dpaudit.attacks.membership.reference_attacks import (
+    lira_offline,
+    lira_online,
+    rmia_offline,
+    rmia_online,
+)
+from dpaudit.attacks.membership.reference_models import ReferenceConfidences, random_halves
+from dpaudit.attacks.membership.scores import MembershipScores, RecordScores, pool_scores
+from dpaudit.vocabulary import lazy_exports
+
+if TYPE_CHECKING:
+    from dpaudit.attacks.membership.learned_attacks import attack_classifier, quantile_regression
+    from dpaudit.attacks.membership.reference_training import model_signals, train_references
+    from dpaudit.attacks.membership.target_models.model_files import open_model
 
 __all__ = [
     "MembershipScores",
     "RecordScores",
-    "References",
-    "by_loss",
-    "calibrated",
+    "ReferenceConfidences",
+    "attack_classifier",
+    "calibrated_loss",
     "evaluate",
-    "halves",
-    "label_only",
+    "label_only_scores",
     "lira_offline",
     "lira_online",
+    "loss_scores",
     "loss_threshold",
-    "pooled",
+    "model_signals",
+    "open_model",
+    "pool_scores",
+    "quantile_regression",
+    "random_halves",
     "rmia_offline",
     "rmia_online",
+    "train_references",
 ]
 
-_HEAVY = {
-    "attack_classifier": "classifier",
-    "quantile_regression": "quantile",
-    "train_references": "shadows",
-    "signals_of": "signals",
-    "open_model": "models.opening",
+_SOURCES = {
+    "attack_classifier": "learned_attacks",
+    "quantile_regression": "learned_attacks",
+    "train_references": "reference_training",
+    "model_signals": "reference_training",
+    "open_model": "target_models.model_files",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import what needs scikit-learn or torch only when it is used."""
-    if name not in _HEAVY:
-        raise AttributeError(f"{__name__} has no {name!r}")
-    return getattr(import_module(f"{__name__}.{_HEAVY[name]}"), name)
+if not TYPE_CHECKING:  # or type checkers would take every unknown name as Any
+    __getattr__, __dir__ = lazy_exports(__name__, _SOURCES)

@@ -1,23 +1,34 @@
-"""Audits of one training run: canaries with fair coins, lower bounds with their power."""
+"""Audits of one training run with canaries: lower bounds on epsilon, with their power.
 
-from dpaudit.attacks.one_run.claimed import Claimed
-from dpaudit.attacks.one_run.final import (
+A fair coin includes or excludes each canary. The auditor computes one score per canary from
+what the run released, and guesses the coins. What is guessed is fixed before any score is read,
+by simulating the claimed mechanism.
+
+Gradient canaries are observed at every step (``audit_gradient_canaries``) or in the final model
+(``audit_final_iterate``). Input canaries are records (``audit_input_canaries``). Scores from
+any framework are audited by ``audit_scores`` and ``audit_random_split``.
+"""
+
+from dpaudit.attacks.one_run.gradient_canary_audits import (
     FinalIterate,
     audit_final_iterate,
+    audit_gradient_canaries,
+    audit_interfering_canaries,
     audit_interfering_final_iterate,
 )
-from dpaudit.attacks.one_run.gradient import audit_gradient_canaries, audit_interfering_canaries
-from dpaudit.attacks.one_run.inputs import audit_input_canaries
-from dpaudit.attacks.one_run.likelihood import ClaimedSteps
-from dpaudit.attacks.one_run.random_split import audit_random_split, sizes_of_fair_coins
-from dpaudit.attacks.one_run.scored import audit_scores
-from dpaudit.attacks.one_run.seen import Seen
+from dpaudit.attacks.one_run.guess_audits import audit_input_canaries
+from dpaudit.attacks.one_run.observations import CanaryObservations, ClaimedMechanism, ClaimedSteps
+from dpaudit.attacks.one_run.score_file_audit import (
+    audit_random_split,
+    audit_scores,
+    sizes_fit_fair_coins,
+)
 
 __all__ = [
-    "Claimed",
+    "CanaryObservations",
+    "ClaimedMechanism",
     "ClaimedSteps",
     "FinalIterate",
-    "Seen",
     "audit_final_iterate",
     "audit_gradient_canaries",
     "audit_input_canaries",
@@ -25,5 +36,5 @@ __all__ = [
     "audit_interfering_final_iterate",
     "audit_random_split",
     "audit_scores",
-    "sizes_of_fair_coins",
+    "sizes_fit_fair_coins",
 ]

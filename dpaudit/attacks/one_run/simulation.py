@@ -1,39 +1,153 @@
-"""Audits of the claimed steps with more or less noise, simulated: for registration and power."""
+"""Simulated audits of the claimed steps at any noise factor, for registration and power.
+
+A pool of scores of included and of excluded canaries is drawn once per noise factor. Each
+simulated audit draws its canaries from the pool with replacement. Only the number of draws per
+score matters, so that many audits are evaluated by cumulative sums. The same draws serve every
+pool of a size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpaudit.attacks.one_run.claimed import Claimed
-from dpaudit.attacks.one_run.likelihood import ClaimedSteps, simulated_scores
-from dpaudit.attacks.one_run.pools import Pool
+from dpaudit.attacks.one_run.observations import ClaimedMechanism, ClaimedSteps, simulated_scores
 from dpaudit.vocabulary.audit import POWER
+
+# Simulated audits by counts: how often each score of a pool was drawn.
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
+Counts = NDArray[np.int64]
 
-SIMULATED_DRAWS = 20_000_000
-REPETITIONS = 200
-LEAST_NOISE_FACTOR = 0.1
-RESOLUTION = 1.03  # of noise factors
+MAX_POOL_AUDITS = 200  # audits per pool
 
 
-class Audits(Protocol):
-    """Simulated audits."""
+@lru_cache(maxsize=4)
+def _score_draw_counts(canaries: int, scores: int, seed: int) -> Counts:
+    """Return how often each score was drawn in each audit, shape ``(audits, scores)``."""
+    rng = np.random.default_rng([seed, 1])
+    return rng.multinomial(canaries, np.full(scores, 1 / scores), size=MAX_POOL_AUDITS)
+
+
+@dataclass(frozen=True)
+class ScorePool:
+    """Scores to draw canaries from, half of them of excluded and half of included canaries.
+
+    Attributes:
+        excluded: Scores of excluded canaries, shape ``(size,)``.
+        included: Scores of included canaries, shape ``(size,)``.
+    """
+
+    excluded: Array
+    included: Array
+
+    def right_guesses(
+        self, canaries: int, seed: int, repetitions: int, guesses: Sequence[int]
+    ) -> Counts:
+        """Count the correct guesses of simulated audits, by sign and size of the score.
+
+        Ties count against the auditor.
+
+        Args:
+            canaries: Number of canaries of each audit, m.
+            seed: Seed of the draws.
+            repetitions: Number of audits, at most ``MAX_POOL_AUDITS``.
+            guesses: Numbers of guesses, each at most m.
+
+        Returns:
+            Correct guesses, shape ``(repetitions, len(guesses))``.
+        """
+        scores = np.concatenate([self.excluded, self.included])
+        right = np.concatenate([self.excluded < 0, self.included > 0])
+        order = np.lexsort((right, -np.abs(scores)))
+        return self._count_right(order, right, canaries, seed, repetitions, guesses)
+
+    def right_guesses_by_rank(
+        self, canaries: int, seed: int, repetitions: int, guesses: Sequence[int]
+    ) -> Counts:
+        """Count the correct guesses of simulated audits, by rank of the score.
+
+        The highest scores are guessed as included, the lowest as excluded, half of the guesses
+        each.
+
+        Args:
+            canaries: Number of canaries of each audit, m.
+            seed: Seed of the draws.
+            repetitions: Number of audits, at most ``MAX_POOL_AUDITS``.
+            guesses: Numbers of guesses, each at most m.
+
+        Returns:
+            Correct guesses, shape ``(repetitions, len(guesses))``.
+        """
+        scores = np.concatenate([self.excluded, self.included])
+        is_in = np.arange(len(scores)) >= len(self.excluded)
+        order = np.argsort(scores, kind="stable")
+        lowest = [count // 2 for count in guesses]
+        highest = [count - count // 2 for count in guesses]
+        right_out = self._count_right(order, ~is_in, canaries, seed, repetitions, lowest)
+        right_in = self._count_right(order[::-1], is_in, canaries, seed, repetitions, highest)
+        return np.asarray(right_out + right_in)
+
+    def _count_right(
+        self,
+        order: NDArray[np.intp],
+        right: Bits,
+        canaries: int,
+        seed: int,
+        repetitions: int,
+        guesses: Sequence[int],
+    ) -> Counts:
+        """Return how many of the first guesses in ``order`` are correct."""
+        drawn = _score_draw_counts(canaries, len(order), seed)[:repetitions, order]
+        ends, rows = np.cumsum(drawn, axis=1), np.arange(repetitions)
+        ends_right = np.cumsum(drawn * right[order], axis=1)
+        correct = np.empty((repetitions, len(guesses)), dtype=np.int64)
+        for column, count in enumerate(guesses):
+            last = (ends < count).sum(axis=1)  # the score whose draws are only partly guessed
+            # The draws of one score are all correct or all wrong: subtract those not guessed.
+            unguessed = (ends[rows, last] - count) * right[order[last]]
+            correct[:, column] = ends_right[rows, last] - unguessed
+        return correct
+
+
+SIMULATED_DRAWS = 20_000_000  # of noise, per noise factor: steps times scores
+REPETITIONS = 200  # simulated audits per noise factor
+MIN_SIMULATED_NOISE_FACTOR = 0.1
+RESOLUTION = 1.03  # of noise factors, as a ratio
+
+
+class SimulatedAudits(Protocol):
+    """Simulated audits of the claimed steps."""
 
     def right_guesses(
         self, noise_factor: float, repetitions: int, guesses: Sequence[int]
     ) -> NDArray[np.int64]:
-        """Return right guesses at a true noise factor, shape ``(repetitions, len(guesses))``."""
+        """Simulate audits, and count the correct guesses.
+
+        Args:
+            noise_factor: True noise over claimed noise.
+            repetitions: Number of simulated audits.
+            guesses: Numbers of guesses.
+
+        Returns:
+            Correct guesses, shape ``(repetitions, len(guesses))``.
+        """
 
 
 class Simulation:
-    """Scores of the claimed steps at chosen noise factors, drawn once and resampled."""
+    """Simulated audits by log-likelihood ratios of all steps.
+
+    Args:
+        steps: The claimed steps.
+        canaries: Number of canaries, m.
+        seed: Seed of the simulation.
+    """
 
     def __init__(self, steps: ClaimedSteps, canaries: int, seed: int) -> None:
         self._steps, self._canaries, self._seed = steps, canaries, seed
@@ -41,46 +155,68 @@ class Simulation:
 
     @lru_cache(maxsize=32)  # noqa: B019  one simulation lives as long as one audit
     def _pool(self, noise_factor: float) -> tuple[Array, Array]:
+        """Draw scores of excluded and of included canaries."""
         rng = np.random.default_rng([self._seed, int(1e9 * noise_factor)])
-        out, included = (
+        excluded, included = (
             simulated_scores(self._steps, noise_factor, bit, self._size, rng)
             for bit in (False, True)
         )
-        return out, included
+        return excluded, included
 
     def right_guesses(
         self, noise_factor: float, repetitions: int, guesses: Sequence[int]
     ) -> NDArray[np.int64]:
-        """Return right guesses of as many simulated audits."""
-        pool = Pool(*self._pool(noise_factor))
+        """Simulate audits, and count the correct guesses by sign and size of the score.
+
+        Args:
+            noise_factor: True noise over claimed noise.
+            repetitions: Number of simulated audits, at most ``MAX_POOL_AUDITS``.
+            guesses: Numbers of guesses, each at most m.
+
+        Returns:
+            Correct guesses, shape ``(repetitions, len(guesses))``.
+        """
+        pool = ScorePool(*self._pool(noise_factor))
         return pool.right_guesses(self._canaries, self._seed, repetitions, guesses)
 
     def audits(self, noise_factor: float, repetitions: int) -> list[tuple[Array, Bits]]:
-        """Return scores and bits of as many simulated audits, half of the canaries included."""
-        out, included = self._pool(noise_factor)
+        """Simulate the scores and inclusion bits of audits.
+
+        Args:
+            noise_factor: True noise over claimed noise.
+            repetitions: Number of simulated audits.
+
+        Returns:
+            Scores and inclusion bits of each audit, shape ``(m,)`` each. Exactly half of the
+            canaries, rounded down, are included.
+        """
+        excluded, included = self._pool(noise_factor)
         rng = np.random.default_rng([self._seed, 1])
         audits = []
         for _ in range(repetitions):
             bits = rng.permutation(self._canaries) < self._canaries // 2
             picks = rng.integers(0, self._size, self._canaries)
-            audits.append((np.where(bits, included[picks], out[picks]), bits))
+            audits.append((np.where(bits, included[picks], excluded[picks]), bits))
         return audits
 
 
-def detectable_epsilon(claimed: Claimed, shares_refuted: Callable[[float], float]) -> float | None:
-    """Return the least epsilon at which an audit refutes the claim 95 times in 100.
+def detectable_epsilon(
+    claim: ClaimedMechanism, shares_refuted: Callable[[float], float]
+) -> float | None:
+    """Compute the smallest epsilon at which an audit refutes the claim with probability 95%.
 
     Args:
-        claimed: What is claimed.
-        shares_refuted: How often the claim is refuted at a true noise factor.
+        claim: The claimed mechanism.
+        shares_refuted: Returns the probability that the claim is refuted at a true noise factor.
 
     Returns:
-        The upper end of that epsilon; None where no noise factor is low enough.
+        The upper end of that epsilon in nats. None if the claim is not refuted that often at
+        ``MIN_SIMULATED_NOISE_FACTOR``.
     """
-    low, high = LEAST_NOISE_FACTOR, 1.0  # seen at low, not at high
+    low, high = MIN_SIMULATED_NOISE_FACTOR, 1.0  # refuted often enough at low, not at high
     if not shares_refuted(low) >= POWER:
         return None
     while high / low > RESOLUTION:
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if shares_refuted(middle) >= POWER else (low, middle)
-    return claimed.family.epsilon(low).upper
+    return claim.family.epsilon(low).upper

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpaudit.attacks import bounds
-from dpaudit.attacks.bounds.rates import upper_limit
+from dpaudit.attacks.bounds.lower_bound import upper_limit
 from dpaudit.vocabulary.audit import BoundKind
 from tests.places import ROOT
 

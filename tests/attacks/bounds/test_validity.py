@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dpaudit.attacks import bounds
 from dpaudit.vocabulary.audit import BoundKind
-from tests.attacks.bounds.laws import (
+from tests.attacks.bounds.known_mechanisms import (
     DELTA,
     NOTHING,
     Law,
@@ -77,7 +77,7 @@ def one_run_gaussian(members: Array, nonmembers: Array, rng: np.random.Generator
 
 def gaussian_band(members: Array, nonmembers: Array, rng: np.random.Generator) -> float:
     return bounds.gaussian_from_scores(
-        members=members, nonmembers=nonmembers, thresholds=bounds.Band(), delta=DELTA,
+        members=members, nonmembers=nonmembers, thresholds=bounds.ConfidenceBand(), delta=DELTA,
         confidence=CONFIDENCE,
     ).epsilon  # fmt: skip
 
@@ -98,10 +98,10 @@ def pivot(members: Array, nonmembers: Array, rng: np.random.Generator) -> float:
 
 CERTIFIED: dict[str, Estimate] = {
     "clopper_pearson": fixed,
-    "split": with_thresholds(lambda rng: bounds.Split(rng, delta=DELTA)),
-    "band": with_thresholds(lambda rng: bounds.Band()),
+    "split": with_thresholds(lambda rng: bounds.SampleSplit(rng, delta=DELTA)),
+    "band": with_thresholds(lambda rng: bounds.ConfidenceBand()),
     "bonferroni": with_thresholds(lambda rng: bounds.Bonferroni()),
-    "dkw": with_thresholds(lambda rng: bounds.Dkw()),
+    "dkw": with_thresholds(lambda rng: bounds.DkwBand()),
     "one_run": one_run,
 }
 CONDITIONAL: dict[str, Estimate] = {

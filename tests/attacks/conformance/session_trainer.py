@@ -1,4 +1,4 @@
-"""A training loop by ``make_private``, and the trainer that tests it: what a user would write."""
+"""A training loop with ``make_private`` and its conformance trainer, as a user would write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.trainer.attach import make_private
-from dpaudit.trainer.conforming import Workbench
+from dpaudit.trainer.conformance_trainers import PrivateTrainerFactory
 
 WIDTH, SIZE, STEPS, RATE, NOISE, CLIP, LEARNING_RATE, BATCH = 8, 60, 12, 0.1, 4.0, 1.0, 0.1, 6
 
@@ -37,14 +37,14 @@ FEATURES = rng.normal(size=(SIZE, WIDTH)).astype(np.float32)
 LABELS = rng.integers(0, 2, SIZE)
 records = [(x, int(y)) for x, y in zip(FEATURES, LABELS, strict=True)]
 
-make = Workbench(
+make = PrivateTrainerFactory(
     model, loss, records[0], learning_rate=LEARNING_RATE, noise_multiplier=NOISE, clip_norm=CLIP,
     sampling_rate=RATE, expected_batch_size=BATCH,
 )  # fmt: skip
 
 
 def train(run: Path, steps: int = STEPS) -> None:
-    """Train as in one's own loop, with a ledger, and finish the run."""
+    """Train in a plain loop with a ledger, and finish the run."""
     net = model()
     private = make_private(
         net, torch.optim.SGD(net.parameters(), lr=LEARNING_RATE), noise_multiplier=NOISE,

@@ -11,16 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 from dpaudit.attacks import conformance as checks
-from dpaudit.cli.conformance import conformance
-from dpaudit.gate.audit_rules import audit_rules
+from dpaudit.cli.audit import conformance_command
+from dpaudit.gate.audit_rules import evaluate_audit_rules
 from dpaudit.gate.evidence import Evidence
-from dpaudit.gate.outcomes import RuleOutcome
 from dpaudit.gate.policy import AuditPolicy
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_json
+from dpaudit.runs.file_io import read_json
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceResult
-from dpaudit.vocabulary.verdict import Outcome
+from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 from tests.attacks.conformance import session_trainer
 
 TRAINER = "tests.attacks.conformance.session_trainer:make"
@@ -34,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def check(*arguments: Any, **named: Any) -> ConformanceResult:
         return genuine(*arguments, **{**named, "effort": QUICK})
 
-    monkeypatch.setattr("dpaudit.workflow.conforming.check", check)
+    monkeypatch.setattr("dpaudit.workflow.audit.conformance_check.check", check)
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +45,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def called(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(conformance, [str(one) for one in arguments])
+    done = CliRunner().invoke(conformance_command, [str(one) for one in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, done.output
 
 
 def rule(run: RunDirectory) -> RuleOutcome:
-    """Return what the gate's rule on conformance says of a run's own files."""
+    """Return the outcome of the gate's conformance rule for the files of a run."""
     evidence = Evidence(
         claim=read_json(run.claim, Claim),
         conformance=read_json(run.conformance, ConformanceResult),
     )
     policy = AuditPolicy(confidence=0.99, require_conformance=True)
     (found,) = [
-        one for one in audit_rules(policy, evidence) if one.rule == "audit.require_conformance"
+        one
+        for one in evaluate_audit_rules(policy, evidence)
+        if one.rule == "audit.require_conformance"
     ]
     return found
 
@@ -72,7 +73,7 @@ def test_result_is_written_into_the_run_and_satisfies_the_rule(trained: Path) ->
     result = read_json(run.conformance, ConformanceResult)
     assert result.ledger_head == run.read_finished().head
     assert "provenance" in {finding.check for finding in result.findings}
-    assert rule(run).outcome is Outcome.HOLDS
+    assert rule(run).outcome is Outcome.PASS
 
 
 def test_result_of_another_run_does_not_satisfy_the_rule(trained: Path, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_claim_that_the_ledger_contradicts_violates_the_rule(
     claim.write_text(session_trainer.CLAIM.replace(stated, instead))
     code, _ = called(TRAINER, "--claim", claim, "--run", trained / "run")
     assert code == 1
-    assert rule(RunDirectory(trained / "run")).outcome is Outcome.VIOLATED
+    assert rule(RunDirectory(trained / "run")).outcome is Outcome.FAIL
 
 
 def test_unfinished_run_is_refused_before_anything_is_tested(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_probes_of_a_file_are_replayed(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arrays", [{"x": np.zeros((2, 8))}, {"x": np.zeros((2, 8)), "y": np.zeros(3)}, {"x": 1, "y": 2}]
 )
-def test_file_of_no_probes_is_refused(
+def test_file_without_probes_is_refused(
     trained: Path, tmp_path: Path, arrays: dict[str, Any]
 ) -> None:
     from dpaudit.vocabulary.errors import InvalidArgument

@@ -1,4 +1,4 @@
-"""Global generators give the same numbers inside, and go on outside as if nothing had been."""
+"""Global generators are seeded inside the context, and their states are restored after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpaudit.attacks.conformance.global_generators import seeded
+from dpaudit.attacks.conformance.trainer_protocol import seed_global_generators
 
 
 def drawn() -> tuple[float, float, float]:
@@ -16,23 +16,23 @@ def drawn() -> tuple[float, float, float]:
 
 
 def test_same_labels_give_the_same_numbers_and_others_give_others() -> None:
-    with seeded(1, 2):
+    with seed_global_generators(1, 2):
         first = drawn()
-    with seeded(1, 2):
+    with seed_global_generators(1, 2):
         assert drawn() == first
-    with seeded(2, 1):
+    with seed_global_generators(2, 1):
         assert all(one != other for one, other in zip(drawn(), first, strict=True))
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_generators_go_on_where_they_were(fails: bool) -> None:
+def test_generator_states_are_restored(fails: bool) -> None:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     expected = drawn()
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
     try:
-        with seeded(5):
+        with seed_global_generators(5):
             drawn()
             if fails:
                 raise RuntimeError

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.attacks import conformance
-from dpaudit.trainer.conforming import Workbench
-from dpaudit.vocabulary.conformance import ConformanceResult, Finding
+from dpaudit.trainer.conformance_trainers import PrivateTrainerFactory
+from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult
 from dpaudit.vocabulary.verdict import Outcome
-from tests.attacks.conformance.plain import (
+from tests.attacks.conformance.reference_trainer import (
     CLAIM,
     CLIP,
     LITTLE,
@@ -29,7 +29,7 @@ from tests.planted_bugs import patches
 
 
 class Drops(Plain):
-    """Drops features at random; ``place`` is that in the batch, ``index`` that in the data."""
+    """Random dropout of features; ``place`` is the position in the batch, ``index`` in the data."""
 
     clips = True
 
@@ -53,7 +53,7 @@ class Drops(Plain):
 
 
 class ByPlaceInColumns(Drops):
-    """A mask of the whole batch: one record more, and every mask is another."""
+    """One mask of the whole batch: one more record changes every row."""
 
     def begin(self) -> None:
         drawn = np.random.default_rng([self.seed, self.number, 7])
@@ -64,7 +64,7 @@ class ByPlaceInColumns(Drops):
 
 
 class ShuffledAugmentation(Drops):
-    """Shifts by Python's own generator, in an order that is shuffled by it, too."""
+    """Shifts from Python's generator, in an order that it shuffles too."""
 
     def begin(self) -> None:
         random.shuffle(self.sampled)
@@ -74,7 +74,7 @@ class ShuffledAugmentation(Drops):
 
 
 class OneMaskAfterTheCoins(Drops):
-    """One mask a step, drawn after as many coins as there are records."""
+    """One mask per step, drawn after the inclusions of all records."""
 
     def draw(self) -> list[int]:
         self.drawn = np.random.default_rng([self.seed, self.number, 1])
@@ -88,7 +88,7 @@ class OneMaskAfterTheCoins(Drops):
 
 
 class ByIndex(Drops):
-    """Each record has a generator of its own: nothing depends on the others."""
+    """A separate generator for each record: nothing depends on the others."""
 
     def changed(self, x: Array, place: int, index: int) -> Array:
         drawn = np.random.default_rng([self.seed, self.number, 3, index])
@@ -96,7 +96,7 @@ class ByIndex(Drops):
 
 
 class ByNumpyGlobally(Drops):
-    """NumPy's global generator, row by row: a record that comes last changes no other."""
+    """NumPy's global generator, row by row: an additional last record changes no other."""
 
     def changed(self, x: Array, place: int, index: int) -> Array:
         return np.asarray(x * (np.random.random(WIDTH) < 0.8))  # noqa: NPY002
@@ -111,7 +111,7 @@ def audited(make: conformance.MakeTrainer) -> ConformanceResult:
     return conformance.check(make, CLAIM, records=records(), effort=LITTLE)
 
 
-def undecided(result: ConformanceResult) -> dict[str, Finding]:
+def undecided(result: ConformanceResult) -> dict[str, ConformanceFinding]:
     return {f.name: f for f in result.findings if f.outcome is Outcome.INCONCLUSIVE}
 
 
@@ -124,10 +124,10 @@ def test_masks_that_others_change_are_inconclusive_with_the_remedy(kind: type[Dr
 
 @pytest.mark.parametrize("kind", [ByIndex, ByNumpyGlobally])
 def test_masks_that_replay_are_compared(kind: type[Drops]) -> None:
-    assert audited(kind).verdict is Outcome.HOLDS
+    assert audited(kind).verdict is Outcome.PASS
 
 
-def test_masks_of_no_seed_are_inconclusive() -> None:
+def test_unseeded_masks_are_inconclusive() -> None:
     assert "the same seed give another run" in undecided(audited(Unseeded))["reproducible"].why
 
 
@@ -135,22 +135,22 @@ def test_masks_of_no_seed_are_inconclusive() -> None:
     "kind",
     [ByPlaceInColumns, ShuffledAugmentation, OneMaskAfterTheCoins, ByIndex, ByNumpyGlobally],
 )
-def test_masks_do_not_hide_that_nothing_is_clipped(kind: type[Drops]) -> None:
+def test_masks_do_not_hide_missing_clipping(kind: type[Drops]) -> None:
     class Unclipped(kind):  # type: ignore[valid-type,misc]
         clips = False
 
-    assert audited(Unclipped).verdict is Outcome.VIOLATED
+    assert audited(Unclipped).verdict is Outcome.FAIL
 
 
-def test_masks_of_no_seed_do_not_let_a_trainer_pass_that_does_not_clip() -> None:
+def test_unseeded_masks_do_not_hide_missing_clipping() -> None:
     class Unclipped(Unseeded):
         clips = False
 
-    assert audited(Unclipped).verdict is not Outcome.HOLDS
+    assert audited(Unclipped).verdict is not Outcome.PASS
 
 
-def test_records_that_are_clipped_together_are_no_randomness() -> None:
-    """What others are in the step matters there, too: but no exchange of two records does."""
+def test_joint_clipping_is_not_taken_for_randomness() -> None:
+    """The other records matter here too, but exchanging two records does not."""
 
     class Together(Plain):
         def step(self) -> Array:
@@ -160,7 +160,7 @@ def test_records_that_are_clipped_together_are_no_randomness() -> None:
             self.weights, self.number = self.weights + update, self.number + 1
             return np.asarray(update)
 
-    assert audited(Together).verdict is Outcome.VIOLATED
+    assert audited(Together).verdict is Outcome.FAIL
 
 
 def test_noise_of_the_global_generator_is_replayed() -> None:
@@ -172,8 +172,8 @@ def test_noise_of_the_global_generator_is_replayed() -> None:
         def clipped(self, gradient: Array) -> Array:
             return np.nan_to_num(gradient)
 
-    assert audited(Global).verdict is Outcome.HOLDS
-    assert audited(Unclipped).verdict is Outcome.VIOLATED
+    assert audited(Global).verdict is Outcome.PASS
+    assert audited(Unclipped).verdict is Outcome.FAIL
 
 
 # Models of torch, by our own trainer
@@ -203,14 +203,16 @@ CONVOLUTIONAL = seeded(
 NOISY = seeded(NoisyInput, lambda: nn.Linear(9, 16), nn.ReLU, lambda: nn.Linear(16, 3))
 
 
-def bench(model: Callable[[], nn.Module], shape: Sequence[int]) -> tuple[Workbench, list]:  # type: ignore[type-arg]
+def bench(
+    model: Callable[[], nn.Module], shape: Sequence[int]
+) -> tuple[PrivateTrainerFactory, list]:  # type: ignore[type-arg]
     rng = np.random.default_rng(1)
     known = [(rng.normal(size=shape).astype(np.float32), int(y)) for y in rng.integers(3, size=40)]
 
     def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(net(batch[0]), batch[1], reduction="none")
 
-    made = Workbench(
+    made = PrivateTrainerFactory(
         model, loss, known[0], learning_rate=0.1, noise_multiplier=1.0, clip_norm=0.5,
         sampling_rate=0.2, expected_batch_size=8,
     )  # fmt: skip
@@ -224,16 +226,16 @@ def test_model_that_draws_is_rejected_only_where_it_does_not_clip(
     made, known = bench(model, shape)
     effort = conformance.Effort(noise_samples=5_000, replays=1, sampler_steps=40)
     result = conformance.check(made, made.claim(20), records=known, effort=effort)
-    assert result.verdict is not Outcome.VIOLATED, result.violations
+    assert result.verdict is not Outcome.FAIL, result.violations
     open_ = set(undecided(result)) - {"opposed records"}  # none at all, where all masks replay
     assert open_ <= {"randomness of gradients"}, open_
     with patches.factors_by(patches.every_finite_record_whole)():
         result = conformance.check(made, made.claim(20), records=known, effort=effort)
-    assert result.verdict is Outcome.VIOLATED
+    assert result.verdict is Outcome.FAIL
 
 
 def test_model_in_eval_mode_passes() -> None:
     made, known = bench(lambda: CONVOLUTIONAL().eval(), (1, 6, 6))
     effort = conformance.Effort(noise_samples=5_000, replays=1, sampler_steps=40)
     result = conformance.check(made, made.claim(20), records=known, effort=effort)
-    assert result.verdict is Outcome.HOLDS, result.findings
+    assert result.verdict is Outcome.PASS, result.findings

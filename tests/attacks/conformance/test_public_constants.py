@@ -1,4 +1,4 @@
-"""Numbers derived from the data set's size change with one record: that is no constant."""
+"""Numbers derived from the size of the data set change with one record: they are not public."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from dpaudit.attacks import conformance
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
+from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.privacy_terms import Adjacency
 from dpaudit.vocabulary.verdict import Outcome
-from tests.attacks.conformance.plain import (
+from tests.attacks.conformance.reference_trainer import (
     BATCH,
     CLAIM,
     LITTLE,
@@ -29,7 +29,7 @@ REPLACED = msgspec.structs.replace(CLAIM, adjacency=Adjacency.REPLACE_ONE)
 
 
 class Derives(Plain):
-    """Divides by the rate times the number of records; takes named records, too."""
+    """Divides by the rate times the number of records; accepts ``include``."""
 
     def __init__(self, known: Sequence[Record], seed: int) -> None:
         super().__init__(known, seed)
@@ -45,7 +45,7 @@ class Derives(Plain):
 
 
 class Sized:
-    """Makes trainers for a data set of a size."""
+    """Makes trainers for a data set of a given size."""
 
     def __init__(self, kind: type[Plain], size: int) -> None:
         self.kind, self.dataset_size = kind, size
@@ -60,25 +60,25 @@ def audited(make: conformance.MakeTrainer, claim: StepClaim = CLAIM) -> Conforma
     return conformance.check(make, claim, records=records(), effort=LITTLE)
 
 
-def constants(result: ConformanceResult) -> Finding:
+def constants(result: ConformanceResult) -> ConformanceFinding:
     (found,) = [finding for finding in result.findings if finding.name == "public constants"]
     return found
 
 
-def test_divisor_of_the_data_set_is_rejected_between_neighbours() -> None:
+def test_divisor_that_differs_between_neighbors_is_rejected() -> None:
     result = audited(Sized(Derives, RECORDS))
-    assert result.verdict is Outcome.VIOLATED
-    assert constants(result).outcome is Outcome.VIOLATED
+    assert result.verdict is Outcome.FAIL
+    assert constants(result).outcome is Outcome.FAIL
     assert "the expected batch size is 5.75, 6, 6.25 for 23, 24, 25" in constants(result).why
 
 
-def test_divisor_of_the_data_set_is_public_where_records_are_replaced() -> None:
+def test_divisor_of_the_data_set_is_public_under_replace_one() -> None:
     result = audited(Sized(Derives, RECORDS), REPLACED)
-    assert result.verdict is Outcome.HOLDS, result.findings
-    assert constants(result).outcome is Outcome.HOLDS
+    assert result.verdict is Outcome.PASS, result.findings
+    assert constants(result).outcome is Outcome.PASS
 
 
-def test_trainer_of_a_sized_data_set_is_made_with_neighbours_of_that_size_alone() -> None:
+def test_sized_trainer_is_made_only_with_its_neighboring_sizes() -> None:
     make = Sized(Derives, RECORDS)
     audited(make)
     assert set(make.made) == {RECORDS - 1, RECORDS, RECORDS + 1}
@@ -102,22 +102,22 @@ def test_rate_that_is_not_the_claimed_one_is_rejected() -> None:
             self.constants = {"the sampling rate": RATE / 2}
 
     found = constants(audited(Sized(Other, RECORDS), REPLACED))
-    assert found.outcome is Outcome.VIOLATED
-    assert "0.125; claimed is 0.25" in found.why
+    assert found.outcome is Outcome.FAIL
+    assert "0.125; the claim is 0.25" in found.why
 
 
-def test_constants_that_do_not_change_hold() -> None:
+def test_unchanged_constants_pass() -> None:
     class Fixed(Plain):
         constants: ClassVar = {"the expected batch size": BATCH}
 
-    assert constants(audited(Fixed)).outcome is Outcome.HOLDS
+    assert constants(audited(Fixed)).outcome is Outcome.PASS
 
 
-def test_size_that_is_none_is_refused() -> None:
+def test_invalid_dataset_size_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="dataset_size"):
         audited(Sized(Derives, 1))
 
 
-def test_sized_trainer_must_take_named_records() -> None:
+def test_sized_trainer_must_accept_include() -> None:
     with pytest.raises(InvalidArgument, match="include"):
         audited(Sized(Plain, RECORDS))

@@ -15,37 +15,43 @@ from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from dpaudit.attacks.membership import (
-    References,
-    calibrated,
-    label_only,
+    ReferenceConfidences,
+    calibrated_loss,
+    label_only_scores,
     lira_offline,
     lira_online,
     rmia_offline,
     rmia_online,
 )
-from dpaudit.attacks.membership.classifier import attack_classifier
-from dpaudit.attacks.membership.label_only import flipped, jittered, stays_right
-from dpaudit.attacks.membership.quantile import quantile_regression
-from dpaudit.attacks.membership.scores import Array, RecordScores
+from dpaudit.attacks.membership.learned_attacks import attack_classifier, quantile_regression
+from dpaudit.attacks.membership.output_attacks import (
+    correct_under_perturbation,
+    gaussian_jitter,
+    random_flips,
+)
+from dpaudit.attacks.membership.scores import RecordScores
+from dpaudit.vocabulary.arrays import FloatArray
 from dpaudit.vocabulary.errors import InvalidArgument
 
-Attack = Callable[[Array, References], RecordScores]
+Attack = Callable[[FloatArray, ReferenceConfidences], RecordScores]
 AGAINST_REFERENCES: list[Attack] = [
-    *(calibrated, lira_online, lira_offline, rmia_online, rmia_offline)
+    *(calibrated_loss, lira_online, lira_offline, rmia_online, rmia_offline)
 ]
 
 
-def drawn(models: int, records: int, seed: int) -> tuple[Array, References]:
+def drawn(models: int, records: int, seed: int) -> tuple[FloatArray, ReferenceConfidences]:
     """A target and references in complete pairs, of records that differ in difficulty."""
     generator = np.random.default_rng(seed)
     member = generator.random((models, records)) < 0.5
     member[1::2] = ~member[: models // 2 * 2 : 2]
     difficulty = generator.standard_normal(records)
     spread = generator.standard_normal((models, records))
-    return generator.standard_normal(records), References(difficulty + 2 * member + spread, member)
+    return generator.standard_normal(records), ReferenceConfidences(
+        difficulty + 2 * member + spread, member
+    )
 
 
-def means(values: Array, member: Any, record: int) -> tuple[float, float]:
+def means(values: FloatArray, member: Any, record: int) -> tuple[float, float]:
     inside = [row[record] for row, is_in in zip(values, member, strict=True) if is_in[record]]
     outside = [row[record] for row, is_in in zip(values, member, strict=True) if not is_in[record]]
     return float(np.mean(inside)), float(np.mean(outside))
@@ -61,14 +67,14 @@ seeds = st.integers(0, 10**6)
 @given(seeds, st.sampled_from([2, 4, 8]))
 def test_calibrated_is_the_mean_loss_outside_less_the_targets(seed: int, models: int) -> None:
     target, references = drawn(models, 7, seed)
-    found = calibrated(target, references).values
+    found = calibrated_loss(target, references).values
     losses = np.vectorize(loss)(references.confidences)
     for record in range(7):
         outside = means(losses, references.member, record)[1]
         assert found[record] == pytest.approx(outside - loss(target[record]))
 
 
-def slow_variance(references: References, record: int | None) -> tuple[float, float]:
+def slow_variance(references: ReferenceConfidences, record: int | None) -> tuple[float, float]:
     """Of a record's own, or of all about their own means."""
     sums, free = [0.0, 0.0], [0, 0]
     for j in range(references.member.shape[1]) if record is None else [record]:
@@ -105,7 +111,7 @@ def test_lira_offline_is_the_normal_deviate_of_models_outside(seed: int, models:
         assert norm.cdf(found[record]) == pytest.approx(expected)
 
 
-def slow_rmia(target: Array, mean: list[float], gamma: float) -> list[float]:
+def slow_rmia(target: FloatArray, mean: list[float], gamma: float) -> list[float]:
     def ratio(record: int) -> float:
         return float(1 / (1 + math.exp(-target[record])) / mean[record])
 
@@ -171,7 +177,7 @@ def test_a_target_of_other_records_is_refused(attack: Attack) -> None:
         attack(target[:9], references)
 
 
-@pytest.mark.parametrize("attack", [calibrated, lira_online, lira_offline, rmia_offline])
+@pytest.mark.parametrize("attack", [calibrated_loss, lira_online, lira_offline, rmia_offline])
 def test_references_that_know_every_record_are_refused(attack: Attack) -> None:
     target, references = drawn(4, 10, 0)
     with pytest.raises(InvalidArgument, match="references"):
@@ -198,7 +204,7 @@ def test_lira_online_wants_models_that_trained_on_records() -> None:
 )
 def test_references_of_no_shape_are_refused(confidences: Any, member: Any) -> None:
     with pytest.raises(InvalidArgument):
-        References(confidences, member)
+        ReferenceConfidences(confidences, member)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
@@ -220,28 +226,28 @@ class Threshold:
 def test_label_only_counts_the_copies_that_keep_their_label() -> None:
     features = np.array([[0.6], [3.0], [0.4]], dtype=np.float32)
     labels = np.array([1, 1, 1])
-    perturb = jittered(1.0)
+    perturb = gaussian_jitter(1.0)
     generator = np.random.default_rng(0)
-    copies = stays_right(
+    copies = correct_under_perturbation(
         Threshold(), features, labels, perturb=perturb, copies=50, generator=generator
     )
     assert copies[0].tolist() == [True, True, False]
     again = np.random.default_rng(0)
     slow = [features, *(perturb(features, again) for _ in range(49))]
     shares = [np.mean([copy[j, 0] > 0.5 for copy in slow]) for j in range(3)]
-    assert label_only(copies).values == pytest.approx(shares)
+    assert label_only_scores(copies).values == pytest.approx(shares)
 
 
 def test_binary_features_flip_at_their_rate() -> None:
     features = (np.random.default_rng(0).random((200, 100)) < 0.3).astype(np.float32)
-    seen = flipped(0.1)(features, np.random.default_rng(1))
+    seen = random_flips(0.1)(features, np.random.default_rng(1))
     assert set(np.unique(seen)) == {0, 1}
     assert np.mean(seen != features) == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 20000))
 
 
 def test_label_only_takes_booleans_of_copies_and_records() -> None:
-    with pytest.raises(InvalidArgument, match="right_labels"):
-        label_only(np.ones((3, 4)))  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="correct_labels"):
+        label_only_scores(np.ones((3, 4)))  # type: ignore[arg-type]
 
 
 def test_quantile_regression_is_the_height_above_the_predicted_quantile() -> None:
@@ -251,8 +257,8 @@ def test_quantile_regression_is_the_height_above_the_predicted_quantile() -> Non
     found = quantile_regression(
         inside,
         np.zeros(400),
-        outside_features=outside,
-        outside_confidences=confidences,
+        nonmember_features=outside,
+        nonmember_confidences=confidences,
         seed=0,
         fpr=0.1,
     )
@@ -265,7 +271,11 @@ def test_quantile_regression_wants_a_confidence_for_each_record() -> None:
     features = np.ones((5, 2), dtype=np.float32)
     with pytest.raises(InvalidArgument, match="features"):
         quantile_regression(
-            features, np.zeros(4), outside_features=features, outside_confidences=np.ones(5), seed=0
+            features,
+            np.zeros(4),
+            nonmember_features=features,
+            nonmember_confidences=np.ones(5),
+            seed=0,
         )
 
 
@@ -285,11 +295,11 @@ def test_the_classifier_learns_what_shadow_models_say_of_their_own_records() -> 
 @pytest.mark.parametrize("member", [np.ones((2, 5), dtype=bool), np.zeros((2, 5), dtype=bool)])
 def test_a_classifier_without_two_classes_is_refused(member: Any) -> None:
     outputs = np.zeros((2, 5, 3), dtype=np.float32)
-    with pytest.raises(InvalidArgument, match="shadow_member"):
+    with pytest.raises(InvalidArgument, match="reference_member"):
         attack_classifier(outputs[0], outputs, member, seed=0)
 
 
 def test_a_classifier_of_other_records_is_refused() -> None:
     outputs = np.zeros((2, 5, 3), dtype=np.float32)
-    with pytest.raises(InvalidArgument, match="shadow_outputs"):
+    with pytest.raises(InvalidArgument, match="reference_outputs"):
         attack_classifier(outputs[0, :4], outputs, np.ones((2, 5), dtype=bool), seed=0)

@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from dpaudit.attacks.bounds import clopper_pearson_interval
 from dpaudit.attacks.membership import MembershipScores, evaluate, loss_threshold
-from dpaudit.attacks.membership.roc import tpr_interval
+from dpaudit.attacks.membership.evaluation import tpr_interval
 from dpaudit.vocabulary.audit import MembershipResult
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.privacy_terms import Bound
 
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=40)
 

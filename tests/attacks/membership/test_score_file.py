@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpaudit.attacks.membership.score_file import groups_of, read_scores, write_scores
+from dpaudit.attacks.membership.score_file import read_scores, scores_by_group, write_scores
 from dpaudit.vocabulary.errors import InvalidArgument
 
 KINDS = [".csv", ".parquet", ".npz"]
@@ -26,7 +26,7 @@ def test_what_is_written_is_read(tmp_path: Path, kind: str) -> None:
     write_scores(written, path)
     found = read_scores(path)
     assert found.to_dict("list") == written.to_dict("list")
-    assert groups_of(found)["loss"].members.tolist() == [1.5, 3.5]
+    assert scores_by_group(found)["loss"].members.tolist() == [1.5, 3.5]
 
 
 def test_attacks_and_steps_are_scored_apart_and_targets_together() -> None:
@@ -38,7 +38,7 @@ def test_attacks_and_steps_are_scored_apart_and_targets_together() -> None:
             for target in (0, 1)
         ]
     )
-    found = groups_of(many)
+    found = scores_by_group(many)
     assert list(found) == ["loss, step 1", "loss, step 2", "lira, step 1", "lira, step 2"]
     assert len(found["loss, step 1"].members) == 4
 
@@ -59,13 +59,13 @@ def test_attacks_and_steps_are_scored_apart_and_targets_together() -> None:
 )
 def test_rows_that_cannot_be_believed_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument):
-        groups_of(frame(**bad))
+        scores_by_group(frame(**bad))
 
 
 def test_the_same_record_may_be_scored_against_two_targets_and_no_more() -> None:
-    groups_of(frame(id=[1, 2, 1, 2], target=[0, 0, 1, 1]))
+    scores_by_group(frame(id=[1, 2, 1, 2], target=[0, 0, 1, 1]))
     with pytest.raises(InvalidArgument, match="twice"):
-        groups_of(frame(id=[1, 2, 1, 1], target=[0, 0, 1, 1]))
+        scores_by_group(frame(id=[1, 2, 1, 1], target=[0, 0, 1, 1]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,6 +111,6 @@ def test_other_kinds_and_missing_files_are_refused(tmp_path: Path) -> None:
 
 def test_no_rows_are_no_scores() -> None:
     with pytest.raises(InvalidArgument):
-        groups_of(frame().iloc[:0])
+        scores_by_group(frame().iloc[:0])
     with pytest.raises(InvalidArgument):
-        groups_of(frame(attack="loss").iloc[:0])
+        scores_by_group(frame(attack="loss").iloc[:0])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpaudit.attacks.membership import MembershipScores, RecordScores, by_loss, pooled
+from dpaudit.attacks.membership import MembershipScores, RecordScores, loss_scores, pool_scores
 from dpaudit.vocabulary.errors import InvalidArgument
 
 BITS = np.array([1, 0, 1, 0])
@@ -33,7 +33,7 @@ def test_empty_or_infinite_scores_are_refused(bad: list[float]) -> None:
 
 
 def test_the_place_of_a_nan_is_named() -> None:
-    with pytest.raises(InvalidArgument, match="nan at place 2"):
+    with pytest.raises(InvalidArgument, match="nan at index 2"):
         scored(1, 2, math.nan)
 
 
@@ -61,7 +61,7 @@ def test_a_class_without_records_is_refused(member: Any) -> None:
 
 
 def test_a_record_that_comes_twice_is_refused_by_name() -> None:
-    with pytest.raises(InvalidArgument, match="it comes twice, got 'b'"):
+    with pytest.raises(InvalidArgument, match="it occurs twice, got 'b'"):
         scored(1, 2, 3, 4).split(BITS, np.array(["a", "b", "b", "c"]))
 
 
@@ -71,9 +71,9 @@ def test_names_that_pair_with_no_record_are_refused() -> None:
 
 
 def test_a_smaller_loss_scores_higher() -> None:
-    assert np.argmax(by_loss(np.array([0.1, 2.0])).values) == 0
+    assert np.argmax(loss_scores(np.array([0.1, 2.0])).values) == 0
 
 
 def test_pooled_scores_keep_every_record() -> None:
     parts = [MembershipScores(np.array([1.0]), np.array([0.0])) for _ in range(3)]
-    assert (len(pooled(parts).members), len(pooled(parts).nonmembers)) == (3, 3)
+    assert (len(pool_scores(parts).members), len(pool_scores(parts).nonmembers)) == (3, 3)
