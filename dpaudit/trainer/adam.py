@@ -1,9 +1,9 @@
-"""Adam for noisy gradients: the noise's share of the second moment is taken off.
+"""Adam for noisy gradients: the noise variance is subtracted from the second moment.
 
-Adam divides by the root of an average of squared gradients. Of private gradients, most of
-that is noise of a known variance, which makes Adam a slow sign descent; taken off, steps
-are again those that clean gradients would ask for (Tang, Shpilevskiy & Lecuyer 2024,
-arXiv:2312.14334, Algorithm 1). What follows the noisy sum is post-processing.
+Adam divides by the root of an average of squared gradients. With private gradients, most of
+that average is noise of known variance, and the steps approach slow sign descent. With the
+variance subtracted, steps approximate those on clean gradients. Everything after the noisy
+sum is post-processing.
 """
 
 from __future__ import annotations
@@ -19,15 +19,30 @@ from dpaudit.vocabulary.errors import InvalidArgument, require_positive
 
 
 class AdamCorrected(torch.optim.Optimizer):
-    """DP-AdamBC.
+    """DP-AdamBC: Adam whose second moment is corrected for the noise variance.
 
     Args:
-        params: Parameters, or groups of them.
+        params: Parameters, or parameter groups.
         lr: Learning rate.
-        betas: How much of the averages of gradients and of their squares is kept.
-        least: Below it, what is left of the second moment counts as this; over 0.
-        noise_deviation: Of one coordinate of the gradients, that is, noise_multiplier *
-            clip_norm / expected_batch_size. ``make_private`` keeps it up to date.
+        betas: Decay rates of the averages of the gradients and of their squares, in [0, 1).
+        least: Lower bound of the corrected second moment; above 0.
+        noise_deviation: Standard deviation of the noise on one coordinate of the gradients:
+            noise_multiplier * clip_norm / expected_batch_size. A trainer of ``make_private``
+            sets it in each step.
+
+    Raises:
+        InvalidArgument: If an argument is out of range.
+
+    References:
+        Tang, Shpilevskiy & Lecuyer (2024), arXiv:2312.14334, Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> weight.grad = torch.ones(1)
+        >>> AdamCorrected([weight], lr=0.1).step()
+        >>> round(weight.item(), 4)
+        0.9
     """
 
     def __init__(
@@ -50,7 +65,14 @@ class AdamCorrected(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step on the gradients that are there."""
+        """Update the parameters that have a gradient.
+
+        Args:
+            closure: Recomputes the loss, as for any optimizer of torch; None if there is none.
+
+        Returns:
+            The closure's loss; None without a closure.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,6 +84,7 @@ class AdamCorrected(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Update one parameter with bias-corrected moments, less the noise variance."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
@@ -74,12 +97,18 @@ class AdamCorrected(torch.optim.Optimizer):
         state["mean"].lerp_(gradient, 1 - first)
         state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         mean = state["mean"] / (1 - first**steps)
+        # E[g^2] = (clean second moment) + (noise variance), for independent noise of mean zero.
         clean = state["square"] / (1 - second**steps) - group["noise_deviation"] ** 2
         parameter.addcdiv_(mean, clean.clamp_(min=group["least"]).sqrt_(), value=-group["lr"])
 
 
-def tell_noise(optimizer: torch.optim.Optimizer, deviation: float) -> None:
-    """Let an optimizer that corrects for the noise know its deviation in the gradients."""
+def set_noise_deviation(optimizer: torch.optim.Optimizer, deviation: float) -> None:
+    """Set the noise deviation of an optimizer that corrects for it; others stay unchanged.
+
+    Args:
+        optimizer: Any optimizer; groups without ``noise_deviation`` are left as they are.
+        deviation: Standard deviation of the noise on one coordinate of the gradients.
+    """
     for group in optimizer.param_groups:
         if "noise_deviation" in group:
             group["noise_deviation"] = deviation

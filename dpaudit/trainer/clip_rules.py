@@ -1,7 +1,7 @@
-"""How clipping changes from step to step: not at all, by a schedule, or by what was released.
+"""Clip rules: constant clipping, a schedule of clip norms, and adaptive clipping.
 
-A rule that learns the clip norm from the records must release what it learns: it does so in
-further coordinates of the noisy sum, which enter its sensitivity and share its noise.
+A rule that learns the clip norm from the records must release what it learns. It does so in
+further coordinates of the noisy sum, which count towards the sensitivity and get its noise.
 """
 
 from __future__ import annotations
@@ -14,115 +14,258 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dpaudit.trainer.engine import Clipped, Clipping, Flat
-from dpaudit.trainer.engine.clipping import SHRINK
+from dpaudit.trainer.engine import ClippedSums, Clipping, Flat
+from dpaudit.trainer.engine.clipping import ROUNDING_MARGIN
 from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit, require_positive
 
 
 @runtime_checkable
 class ClipRule(Protocol):
-    """Clipping over the steps."""
+    """How gradients are clipped over the steps of a run."""
 
     @property
-    def learned(self) -> float | None:
-        """The clip norm for a checkpoint to keep; None: nothing is learned."""
+    def learned_clip_norm(self) -> float | None:
+        """The clip norm that a checkpoint stores; None if the rule learns nothing."""
 
     def at(self, step: int) -> Clipping:
-        """Return how the gradients of ``step`` are clipped."""
+        """Return how the gradients of ``step`` are clipped.
+
+        Args:
+            step: Number of the step, from 0.
+
+        Returns:
+            The clipping of one step.
+        """
 
     def sensitivity(self, step: int, noise_multiplier: float) -> float:
-        """Return the largest norm of what one record adds, further coordinates included."""
+        """Return the largest L2 norm of what one record adds, further coordinates included.
 
-    def beside(self, clipped: Clipped, noise_multiplier: float) -> dict[str, Tensor]:
-        """Return the sum's further coordinates, by a name that no parameter has."""
+        Args:
+            step: Number of the step, from 0.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
 
-    def after(
+        Returns:
+            L2 norm, above 0.
+        """
+
+    def extra_coordinates(self, clipped: ClippedSums, noise_multiplier: float) -> dict[str, Tensor]:
+        """Return the further coordinates of the sum.
+
+        Args:
+            clipped: The clipped sums of the step, and the norms of its records' gradients.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+
+        Returns:
+            Tensors by a name that no parameter has; empty if there are none.
+        """
+
+    def updated(
         self, noisy: Mapping[str, Tensor], noise_multiplier: float, expected_batch_size: float
     ) -> ClipRule:
-        """Return the rule for the next step, from what this one released."""
+        """Return the rule for the next step, computed from released values alone.
 
-    def at_norm(self, clip_norm: float | None) -> ClipRule:
-        """Return the rule as it stood in a checkpoint, where what it had learned is kept."""
+        Args:
+            noisy: The released sums per parameter, and further coordinates.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+            expected_batch_size: The public constant that noisy sums are divided by, in records.
+
+        Returns:
+            The rule for the next step.
+        """
+
+    def with_clip_norm(self, clip_norm: float | None) -> ClipRule:
+        """Return the rule in the state of a checkpoint.
+
+        Args:
+            clip_norm: The checkpoint's learned clip norm; None if nothing was learned.
+
+        Returns:
+            The rule to resume with.
+        """
 
 
 @dataclass(frozen=True)
-class Always:
-    """The same clipping in every step."""
+class ConstantClipping:
+    """The same clipping in every step.
+
+    Attributes:
+        clipping: The clipping of each step.
+
+    Example:
+        >>> from dpaudit.trainer.engine import Flat
+        >>> ConstantClipping(Flat(1.5)).sensitivity(0, noise_multiplier=1.0)
+        1.5
+    """
 
     clipping: Clipping
-    learned = None
+    learned_clip_norm = None
 
     def at(self, step: int) -> Clipping:
-        """See ``ClipRule``."""
+        """Return the one clipping, whatever the step.
+
+        Args:
+            step: Number of the step, from 0.
+
+        Returns:
+            The clipping of one step.
+        """
         return self.clipping
 
     def sensitivity(self, step: int, noise_multiplier: float) -> float:
-        """See ``ClipRule``."""
+        """Return the sensitivity of the one clipping.
+
+        Args:
+            step: Number of the step, from 0.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+
+        Returns:
+            L2 norm, above 0.
+        """
         return self.clipping.sensitivity
 
-    def beside(self, clipped: Clipped, noise_multiplier: float) -> dict[str, Tensor]:
-        """See ``ClipRule``."""
+    def extra_coordinates(self, clipped: ClippedSums, noise_multiplier: float) -> dict[str, Tensor]:
+        """Return no further coordinates.
+
+        Args:
+            clipped: The clipped sums of the step, and the norms of its records' gradients.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+
+        Returns:
+            An empty dict.
+        """
         return {}
 
-    def after(
+    def updated(
         self, noisy: Mapping[str, Tensor], noise_multiplier: float, expected_batch_size: float
-    ) -> Always:
-        """See ``ClipRule``."""
+    ) -> ConstantClipping:
+        """Return this rule: nothing is learned.
+
+        Args:
+            noisy: The released sums per parameter, and further coordinates.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+            expected_batch_size: The public constant that noisy sums are divided by, in records.
+
+        Returns:
+            This rule.
+        """
         return self
 
-    def at_norm(self, clip_norm: float | None) -> Always:
-        """See ``ClipRule``."""
+    def with_clip_norm(self, clip_norm: float | None) -> ConstantClipping:
+        """Return this rule: a checkpoint stores no clip norm of it.
+
+        Args:
+            clip_norm: The checkpoint's learned clip norm; None if nothing was learned.
+
+        Returns:
+            This rule.
+        """
         return self
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """Another clip norm in each step, fixed before training and blind to the records."""
+    """A clip norm that varies with the step, fixed before training and independent of the records.
+
+    Attributes:
+        clip_norm: From the number of the step, from 0, to the clip norm.
+
+    Example:
+        >>> rule = Scheduled(lambda step: 1.0 if step < 100 else 0.5)
+        >>> rule.sensitivity(100, noise_multiplier=1.0)
+        0.5
+    """
 
     clip_norm: Callable[[int], float]
-    learned = None
+    learned_clip_norm = None
 
     def at(self, step: int) -> Clipping:
-        """See ``ClipRule``."""
+        """Return flat clipping at the schedule's clip norm.
+
+        Args:
+            step: Number of the step, from 0.
+
+        Returns:
+            The clipping of one step.
+        """
         return Flat(self.clip_norm(step))
 
     def sensitivity(self, step: int, noise_multiplier: float) -> float:
-        """See ``ClipRule``."""
+        """Return the schedule's clip norm at ``step``.
+
+        Args:
+            step: Number of the step, from 0.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+
+        Returns:
+            L2 norm, above 0.
+        """
         return self.at(step).sensitivity
 
-    def beside(self, clipped: Clipped, noise_multiplier: float) -> dict[str, Tensor]:
-        """See ``ClipRule``."""
+    def extra_coordinates(self, clipped: ClippedSums, noise_multiplier: float) -> dict[str, Tensor]:
+        """Return no further coordinates.
+
+        Args:
+            clipped: The clipped sums of the step, and the norms of its records' gradients.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+
+        Returns:
+            An empty dict.
+        """
         return {}
 
-    def after(
+    def updated(
         self, noisy: Mapping[str, Tensor], noise_multiplier: float, expected_batch_size: float
     ) -> Scheduled:
-        """See ``ClipRule``."""
+        """Return this rule: nothing is learned.
+
+        Args:
+            noisy: The released sums per parameter, and further coordinates.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+            expected_batch_size: The public constant that noisy sums are divided by, in records.
+
+        Returns:
+            This rule.
+        """
         return self
 
-    def at_norm(self, clip_norm: float | None) -> Scheduled:
-        """See ``ClipRule``."""
+    def with_clip_norm(self, clip_norm: float | None) -> Scheduled:
+        """Return this rule: a checkpoint stores no clip norm of it.
+
+        Args:
+            clip_norm: The checkpoint's learned clip norm; None if nothing was learned.
+
+        Returns:
+            This rule.
+        """
         return self
 
 
-COUNT = "records within the clip norm"
+WITHIN_CLIP_NORM = "records within the clip norm"
 
 
 @dataclass(frozen=True)
 class Quantile:
-    """A clip norm that follows a quantile of the gradients' norms.
+    """Adaptive clipping: the clip norm follows a quantile of the gradients' norms.
 
-    Andrew et al. 2021, arXiv:1905.03871, Algorithm 1: each step releases how many records
-    were within the clip norm, as one more coordinate of the sum. A record counts as 1/2 or
-    -1/2, so with a weight w on the coordinate one record adds at most
-    sqrt(C^2 + (w / 2)^2); w is such that the count gets noise of ``count_noise`` records.
+    Each step releases the number of records within the clip norm, as one more coordinate of the
+    sum. A record adds 1/2 or -1/2 to the count. With a weight w on the coordinate, one record
+    adds at most sqrt(C^2 + (w / 2)^2) to the sum. The weight w is chosen such that the count
+    gets noise of ``count_noise`` records.
 
     Attributes:
-        clip_norm: Where it starts, and where it is.
-        count_noise: Standard deviation of the noise on the count, in records; the paper
-            takes a twentieth of the expected batch size.
-        target: Share of records that shall be within the clip norm.
-        learning_rate: Of the logarithm of the clip norm.
+        clip_norm: The clip norm C of the next step; initially the first step's.
+        count_noise: Standard deviation of the noise on the count, in records; the paper uses a
+            twentieth of the expected batch size. It must exceed half of the noise multiplier.
+        target: Fraction of records that should be within the clip norm, in (0, 1).
+        learning_rate: Learning rate of the logarithm of the clip norm.
+
+    References:
+        Andrew et al. (2021), arXiv:1905.03871, Algorithm 1.
+
+    Example:
+        >>> rule = Quantile(clip_norm=1.0, count_noise=10.0)
+        >>> round(rule.sensitivity(0, noise_multiplier=1.0), 4)
+        1.0013
     """
 
     clip_norm: float
@@ -137,48 +280,102 @@ class Quantile:
         require_positive("learning_rate", self.learning_rate)
 
     @property
-    def learned(self) -> float:
-        """See ``ClipRule``."""
+    def learned_clip_norm(self) -> float:
+        """The clip norm of the next step, which a checkpoint stores."""
         return self.clip_norm
 
     def at(self, step: int) -> Clipping:
-        """See ``ClipRule``."""
+        """Return flat clipping at the present clip norm.
+
+        Args:
+            step: Number of the step, from 0.
+
+        Returns:
+            The clipping of one step.
+        """
         return Flat(self.clip_norm)
 
     def sensitivity(self, step: int, noise_multiplier: float) -> float:
-        """See ``ClipRule``."""
+        """Return sqrt(C^2 + (w / 2)^2), the norm with the count's coordinate.
+
+        Args:
+            step: Number of the step, from 0.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+
+        Returns:
+            L2 norm, above 0.
+
+        Raises:
+            InvalidArgument: If ``count_noise`` is not above half of ``noise_multiplier``.
+        """
         return math.hypot(self.clip_norm, self._weight(noise_multiplier) / 2)
 
-    def beside(self, clipped: Clipped, noise_multiplier: float) -> dict[str, Tensor]:
-        """See ``ClipRule``: a record that is left out adds nothing here either."""
+    def extra_coordinates(self, clipped: ClippedSums, noise_multiplier: float) -> dict[str, Tensor]:
+        """Return the weighted count of records within the clip norm.
+
+        Args:
+            clipped: The clipped sums of the step, and the norms of its records' gradients.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+
+        Returns:
+            One tensor of shape ``(1,)``, float32. A record whose gradient is not finite adds 0,
+            as it does to the sums.
+
+        Raises:
+            InvalidArgument: If ``count_noise`` is not above half of ``noise_multiplier``.
+        """
         norms = clipped.norms[torch.isfinite(clipped.norms)]
         within = (norms <= self.clip_norm).double() - 0.5
-        # Rounded to float32 below: a hair less keeps a record inside the sensitivity.
-        coordinate = SHRINK * self._weight(noise_multiplier) * within.sum()
-        device = next(iter(clipped.sums.values())).device  # an empty batch has its norms elsewhere
-        return {COUNT: coordinate.float().reshape(1).to(device)}
+        # The coordinate is rounded to float32 below: the margin keeps a record's part within the
+        # sensitivity.
+        coordinate = ROUNDING_MARGIN * self._weight(noise_multiplier) * within.sum()
+        device = next(iter(clipped.sums.values())).device  # norms of an empty batch are on the CPU
+        return {WITHIN_CLIP_NORM: coordinate.float().reshape(1).to(device)}
 
-    def after(
+    def updated(
         self, noisy: Mapping[str, Tensor], noise_multiplier: float, expected_batch_size: float
     ) -> Quantile:
-        """See ``ClipRule``."""
-        centred = float(noisy[COUNT]) / (SHRINK * self._weight(noise_multiplier))
-        share = 0.5 + centred / expected_batch_size
-        # Noise alone must not carry the clip norm out of all bounds.
+        """Return the rule with the clip norm moved towards the target quantile.
+
+        Args:
+            noisy: The released sums per parameter, and further coordinates.
+            noise_multiplier: Noise standard deviation over the sensitivity, in that step.
+            expected_batch_size: The public constant that noisy sums are divided by, in records.
+
+        Returns:
+            The rule with clip norm C exp(-learning_rate (share - target)); the exponent is clamped
+            to [-2, 2].
+
+        Raises:
+            InvalidArgument: If ``count_noise`` is not above half of ``noise_multiplier``.
+        """
+        centered = float(noisy[WITHIN_CLIP_NORM]) / (
+            ROUNDING_MARGIN * self._weight(noise_multiplier)
+        )
+        share = 0.5 + centered / expected_batch_size  # each record counted as -1/2 or 1/2
+        # Clamped, so that one large noise draw cannot make the clip norm overflow or vanish.
         change = min(2.0, max(-2.0, self.learning_rate * (share - self.target)))
         return replace(self, clip_norm=self.clip_norm * math.exp(-change))
 
-    def at_norm(self, clip_norm: float | None) -> Quantile:
-        """See ``ClipRule``."""
+    def with_clip_norm(self, clip_norm: float | None) -> Quantile:
+        """Return the rule with a checkpoint's clip norm.
+
+        Args:
+            clip_norm: The checkpoint's learned clip norm; None if nothing was learned.
+
+        Returns:
+            The rule with that clip norm; this rule if it is None.
+        """
         return self if clip_norm is None else replace(self, clip_norm=clip_norm)
 
     def _weight(self, noise_multiplier: float) -> float:
-        """Return w: noise_multiplier sqrt(C^2 + w^2 / 4) / w is ``count_noise``."""
+        """Return w, which solves noise_multiplier sqrt(C^2 + w^2 / 4) / w = ``count_noise``."""
         if not self.count_noise > noise_multiplier / 2:
             raise InvalidArgument(
                 "count_noise",
                 self.count_noise,
                 f"above half of noise_multiplier {noise_multiplier}",
             )
-        spare = math.sqrt(self.count_noise**2 - noise_multiplier**2 / 4)
-        return noise_multiplier * self.clip_norm / spare
+        # Squared: noise_multiplier^2 C^2 = w^2 (count_noise^2 - noise_multiplier^2 / 4).
+        root = math.sqrt(self.count_noise**2 - noise_multiplier**2 / 4)
+        return noise_multiplier * self.clip_norm / root

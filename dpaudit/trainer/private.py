@@ -1,7 +1,8 @@
-"""The one private step: draw, clip, record, add noise, descend.
+"""The private step: sample, clip, record, add noise, update.
 
-Abadi et al. 2016, arXiv:1607.00133, Algorithm 1, with independent sampling of records. A
-loop of your own and ``dpaudit train`` take the same step, in the same session.
+Your own training loop and ``dpaudit train`` take the same step, in the same session.
+
+References: Abadi et al. (2016), arXiv:1607.00133, Algorithm 1, with Poisson sampling.
 """
 
 from __future__ import annotations
@@ -19,71 +20,101 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.trainer.adam import tell_noise
-from dpaudit.trainer.added_noise import Sums, size
-from dpaudit.trainer.bags import Bags, Users, averaged
-from dpaudit.trainer.canaries import Canaries
-from dpaudit.trainer.canary_file import CanaryFile
+from dpaudit.trainer.adam import set_noise_deviation
+from dpaudit.trainer.batches.grouped_records import (
+    RecordGroups,
+    Users,
+    average_row_losses,
+    make_batch_source,
+)
+from dpaudit.trainer.batches.samplers import Poisson
+from dpaudit.trainer.canaries.canary_file import CanaryFile
+from dpaudit.trainer.canaries.run_canaries import Observation, RunCanaries, not_observed
 from dpaudit.trainer.clip_rules import ClipRule
+from dpaudit.trainer.distributed import set_gradients, unsharded_parameters
 from dpaudit.trainer.engine import Engine, PerSampleLoss
-from dpaudit.trainer.engine.batches import Batch, count
-from dpaudit.trainer.engine.seeding import seed_torch
-from dpaudit.trainer.observations import Observation, unseen
-from dpaudit.trainer.randomness import NotCopied, Purpose
-from dpaudit.trainer.recipe import Recipe
-from dpaudit.trainer.sampling import Poisson
-from dpaudit.trainer.session import Budget, Session
-from dpaudit.trainer.sharding import set_gradients, whole_parameters
-from dpaudit.trainer.sources import source_of
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.trainer.engine.batch_structure import Batch, count_records
+from dpaudit.trainer.engine.model_state import seed_torch
+from dpaudit.trainer.noise.gradient_noise import GradientSums, count_coordinates
+from dpaudit.trainer.noise.randomness import NotCopyable, Purpose
+from dpaudit.trainer.session.settings import StepSettings
+from dpaudit.trainer.session.training_session import PrivacyBudget, Session
 from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, require_count
-from dpaudit.vocabulary.ledger import LedgerHeader
+from dpaudit.vocabulary.ledger import GRADIENT_SUM, LedgerHeader
 from dpaudit.vocabulary.mechanism import Gaussian, Release
-from dpaudit.vocabulary.release_names import GRADIENT_SUM
-from dpaudit.vocabulary.unit import Unit
+from dpaudit.vocabulary.privacy_terms import Bound, Unit
 
 
-class Private(NotCopied):
-    """Private steps on one model: made by ``make_private``.
+class Private(NotCopyable):
+    """Takes private steps on one model; made by ``make_private``.
 
-    It belongs to the process that made it. A forked child, a copy or a pickle of it would
-    repeat its noise, and is refused.
+    A trainer belongs to the process that made it. A forked child, a copy or a pickle would repeat
+    its noise, and is refused.
+
+    Args:
+        session: The training session, which records releases.
+        step_settings: Settings of every step.
+        rule: The clip rule.
+        settings: Every setting that privacy depends on, as one text per setting, for checkpoints.
+        canaries: Gradient canaries of the run; None: there are none.
+        canary_file: The trainer's canary file, if records include canaries.
+
+    Attributes:
+        model: The model that is trained.
+        optimizer: The optimizer that updates it.
+        step_settings: Settings of every step.
+        clip_rule: The clip rule in its present state.
+        canaries: Gradient canaries of the run; None: there are none.
+        canary_file: The trainer's canary file, if records include canaries.
+
+    Example:
+        >>> import torch
+        >>> from dpaudit.trainer.attach import make_private
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with make_private(model, optimizer, noise_multiplier=2.0, sampling_rate=0.25,
+        ...                   expected_batch_size=2) as private:
+        ...     for batch in private.batches(torch.randn(8, 2)):
+        ...         private.step(lambda model, rows: model(rows)[:, 0] ** 2, batch)
+        ...     private.steps
+        4
     """
 
-    called = "a private trainer"
+    description = "a private trainer"
 
     def __init__(
         self,
         session: Session,
-        recipe: Recipe,
+        step_settings: StepSettings,
         rule: ClipRule,
         settings: dict[str, str],
-        canaries: Canaries | None = None,
+        canaries: RunCanaries | None = None,
+        canary_file: CanaryFile | None = None,
     ) -> None:
-        self._session, self.recipe, self.clip_rule = session, recipe, rule
-        self._settings, self.canaries = settings, canaries
+        self._session, self.step_settings, self.clip_rule = session, step_settings, rule
+        self._settings, self.canaries, self.canary_file = settings, canaries, canary_file
         self.model, self.optimizer = session.trained.model, session.trained.optimizer
-        self._engine = Engine(self.model, _losses_of_no_step)
+        self._engine = Engine(self.model, _missing_loss)
         self._shapes: dict[str, torch.Size] = {}
-        self.planted: CanaryFile | None = None  # canaries among the records
-        self._looked_through: Any = None  # the last data set that was seen to hold them
-        self._held: tuple[tuple[int, ...], Any] | None = None  # the records drawn by position
-        self._drawn = session.steps
-        self._most = 0  # records, or users, that the batch at hand was drawn with
+        self._checked_dataset: Any = None  # the last data set found to hold the file's canaries
+        # Identity of the columns that are drawn by position; the data set keeps them alive.
+        self._positioned: tuple[tuple[int, ...], Any] | None = None
+        self._drawn = session.steps  # number of batches drawn
+        self._drawn_records = 0  # records, or users, of the batch drawn last
 
     @property
     def steps(self) -> int:
-        """How many steps were taken, those before a checkpoint included."""
+        """The number of steps taken, those before a checkpoint included."""
         return self._session.steps
 
     @property
     def header(self) -> LedgerHeader:
-        """What the ledger says of the whole run."""
+        """The ledger's header, which holds for the whole run."""
         return self._session.header
 
     @property
     def observations(self) -> Sequence[Observation]:
-        """What each step showed of the gradient canaries."""
+        """The observations of the gradient canaries, one per step."""
         return self._session.observations
 
     def batches(
@@ -94,94 +125,106 @@ class Private(NotCopied):
         Ends before the step that would exceed the budget of ``stop_at``.
 
         Args:
-            dataset: Tensors with records first, in a tuple, dict or dataclass; or anything
-                with a length and records by index, as torch's own.
-            steps: How many; None: as many as draw each record once, on average.
-            users: Whose the records are: users are drawn in their place, and what is
-                yielded are ``Bags``. Needed where ``unit`` is anything but a record.
+            dataset: Tensors with records first, in a tuple, dict or dataclass; or records by index
+                with a length, as torch's data sets.
+            steps: Number of steps; None: as many as draw each record once, on average.
+            users: The owners of the records: users are drawn in place of records, and
+                ``RecordGroups`` are yielded. Required if ``unit`` is not ``record``, and only then.
+
+        Yields:
+            The drawn records of this rank, possibly none.
 
         Raises:
-            InvalidArgument: A batch was drawn and no step taken on it; or ranks were given
-                data of different lengths.
+            InvalidArgument: If no step was taken on the previous batch, or an argument does not
+                fit. Also if canaries of the canary file are missing, or ranks have data of
+                different lengths.
         """
-        if (users is None) != (self.recipe.unit is Unit.RECORD):
+        if (users is None) != (self.step_settings.unit is Unit.RECORD):
             raise InvalidArgument(
-                "users", users, f"given if, and only if, the unit is another than a record; it "
-                f"is {self.recipe.unit.value!r}",
+                "users", users, f"given if, and only if, the unit is not a record; it is "
+                f"{self.step_settings.unit.value!r}",
             )  # fmt: skip
-        session, sampler, take = self._session, self.recipe.sampler, source_of(dataset, users)
+        session, sampler = self._session, self.step_settings.sampler
+        source = make_batch_source(dataset, users)
         times = sampler.steps_in_a_pass if steps is None else _count_of_steps(steps)
         self._require_same_records(dataset)
-        if self.planted is not None and dataset is not self._looked_through:
-            self.planted.require_among(dataset)
-            self._looked_through = dataset
+        if self.canary_file is not None and dataset is not self._checked_dataset:
+            self.canary_file.require_among(dataset)
+            self._checked_dataset = dataset
         session.ranks.require_same_settings(
-            {"records": str(take.records), "steps": str(times), "step": str(self.steps)}
+            {"records": str(source.records), "steps": str(times), "step": str(self.steps)}
         )
         for number in range(times):
             session.require_open()
-            # A loop that was interrupted goes on with the batch that it had.
+            # A step on each batch is required, except across calls: an interrupted loop may
+            # continue with the batch that it had.
             if number and self._drawn > self.steps:
                 raise InvalidArgument(
-                    "batches", "a batch that no step was taken on", "answered by private.step: "
-                    "a batch that is looked at and dropped was drawn in vain",
+                    "batches", "a batch without a step", "followed by one private.step "
+                    "each: a dropped batch makes the sampling differ from the recorded one",
                 )  # fmt: skip
             if not session.has_room(self._next_release()):
                 return
-            drawn = sampler.draw(session.stream, self.steps, take.records)
+            drawn = sampler.draw(session.stream, self.steps, source.records)
             drawn = session.ranks.share(drawn)
-            batch = take(drawn, session.stream, self.steps)
-            self._drawn, self._most = self.steps + 1, len(drawn)
+            batch = source(drawn, session.stream, self.steps)
+            self._drawn, self._drawn_records = self.steps + 1, len(drawn)
             yield batch
 
     def step(self, per_sample_loss: PerSampleLoss, batch: Batch) -> None:
         """Take one private step on a batch of ``batches``.
 
-        The release is on disk in the ledger before its noise is drawn. A step that is
-        refused before that, as its loss or batch cannot be used, records nothing, and can be
-        taken again on the same batch. An empty batch takes a step like any other.
+        The release is on disk in the ledger before its noise is drawn. A step can be
+        refused before that, because its loss or batch cannot be used. It then records nothing,
+        and can be taken again on the same batch. An empty batch takes a step like any other.
 
         Args:
             per_sample_loss: (model, batch) to losses of shape ``(records,)``.
-            batch: What ``batches`` yielded, moved or changed as you like, record by record;
-                or ``Bags`` of it, whose rows' losses are averaged before anything is clipped.
+            batch: A batch that ``batches`` yielded, moved or changed record by record; or
+                ``RecordGroups`` of it, whose rows' losses are averaged before clipping.
 
         Raises:
-            InvalidArgument: The batch was not drawn here, or the model mixes records.
-            BudgetExceeded: One step more would exceed the budget.
-            UnrecordedChange: The model was changed since the last step.
-            ForkedSession: This is a fork of the process that made the trainer.
-            NoiseReused: Another thread is in the middle of a step.
+            InvalidArgument: If the batch was not drawn here, or the model mixes records.
+            BudgetExceeded: If one more step would exceed the budget.
+            UnrecordedChange: If the model was changed since the last step.
+            ForkedSession: If this process is a fork of the one that made the trainer.
+            NoiseReused: If another thread is in the middle of a step.
         """
         session = self._session
         with session.one_step():
             self._require_drawn(batch)
             if not session.has_room(self._next_release()):
-                raise BudgetExceeded("one step more would exceed the budget that was set")
-            require_same_parameters(self.model, self.optimizer)
+                raise BudgetExceeded("one more step would exceed the budget that was set")
+            require_all_parameters(self.model, self.optimizer)
             self._engine.loss = (
-                averaged(per_sample_loss) if isinstance(batch, Bags) else per_sample_loss
+                average_row_losses(per_sample_loss)
+                if isinstance(batch, RecordGroups)
+                else per_sample_loss
             )
-            step, noise_multiplier = self.steps, self.recipe.noise_multiplier(self.steps)
+            step, noise_multiplier = self.steps, self.step_settings.noise_multiplier(self.steps)
             norm = self.clip_rule.sensitivity(step, noise_multiplier)
             joined = self._canaries_that_join(step)
             sums = self._clipped_sums(batch, joined, noise_multiplier)
             if (release := self._next_release()) is not None:
                 session.record(GRADIENT_SUM, release, step)
-            # After the record: a rank has the sum, and so its noise, only once that is on disk.
-            session.ranks.add_up(sums)
+            # After the record, so that no rank has the sum before the release is on disk.
+            session.ranks.sum_over_ranks(sums)
             self._descend(sums, joined, noise_multiplier, norm)
 
     def also_released(self, what: str, release: Release) -> None:
-        """Record something else about the same records, before it is made.
+        """Record another release about the same records, before it is made.
 
-        A noisy accuracy, say, or how many records there are: your own loop adds the noise.
+        For example a noisy accuracy or a noisy number of records; your own code adds the noise.
         Every rank calls this.
 
+        Args:
+            what: What is released.
+            release: Its mechanism, as ``Gaussian(2.0)``.
+
         Raises:
-            InvalidArgument: It is no release, or ranks name different ones.
-            UnsupportedMechanism: No claim could be made of it beside what this run records.
-            BudgetExceeded: It would exceed the budget of ``stop_at``.
+            InvalidArgument: If it is not a mechanism, or ranks give different ones.
+            UnsupportedMechanism: If no accountant composes it with what this run records.
+            BudgetExceeded: If it would exceed the budget of ``stop_at``.
         """
         self._session.require_open()
         self._session.require_room(what, release)
@@ -189,17 +232,17 @@ class Private(NotCopied):
         self._session.record(what, release, self.steps)
 
     def declare_change(self, what: str) -> None:
-        """Declare a change of the model that is no result of a recorded step.
+        """Declare a change of the model that is not the result of a recorded step.
 
         Call it after the change and before the next step, ``checkpoint`` or ``finish``, which
-        refuse a model that changed in between. The ledger holds it, and the claim names it as
+        refuse a model that changed in between. The ledger records it, and the claim lists it as
         not covered. Every rank calls this.
 
         Args:
-            what: What was changed and why, in words.
+            what: What was changed and why.
 
         Raises:
-            InvalidArgument: Nothing is said, or the run is finished.
+            InvalidArgument: If the text is empty, or the run is finished.
         """
         self._session.declare_change(what)
         self._engine.forget()
@@ -207,39 +250,49 @@ class Private(NotCopied):
     def checkpoint(self, folder: Path | str) -> None:
         """Write model, optimizer and progress into ``folder``; the newest two are kept.
 
-        No key is written: a run that is resumed draws a fresh one, and records the steps
-        that it takes again. What was released meanwhile stays recorded.
+        No key is written: a resumed run draws a fresh one, and records the steps that it takes
+        again. Earlier releases of these steps stay recorded.
+
+        Args:
+            folder: The folder of the run's checkpoints.
 
         Raises:
-            InvalidArgument: The run has no ledger that could be resumed with it.
-            UnrecordedChange: The model was changed since the last step.
+            InvalidArgument: If the run has no ledger file, without which it cannot be resumed.
+            UnrecordedChange: If the model was changed since the last step.
         """
         self._session.checkpoint(
             Path(folder),
-            expected_batch_size=self.recipe.expected_batch_size,
-            clip_norm=self.clip_rule.learned,
+            expected_batch_size=self.step_settings.expected_batch_size,
+            clip_norm=self.clip_rule.learned_clip_norm,
             settings=self._settings,
         )
 
     def finish(self, *, delta: float) -> RunDirectory:
-        """End the run: the ledger's folder becomes a run directory, which nothing changes.
+        """End the run: the ledger's folder becomes a finished run directory.
 
-        Beside the ledger, which is sealed last, come ``model.safetensors``, the weights as
-        the last step left them, and ``claim.json``, the claim at ``delta``. ``dpaudit gate``
-        and ``dpaudit report`` read it as they read any run. Every rank calls this, and goes
-        on when the files are there; shards are put together.
+        It holds ``model.safetensors`` (the released weights), ``claim.json`` (the claim at
+        ``delta``), and the ledger, which is sealed last. ``dpaudit gate`` and ``dpaudit report``
+        read it like any run. Every rank calls this and waits until the files are written; shards
+        are gathered.
+
+        Args:
+            delta: Delta of the claim, in [1e-300, 1).
+
+        Returns:
+            The run directory.
 
         Raises:
-            InvalidArgument: No step was taken, it is finished already, or the ledger is no
-                file of the name ``ledger.jsonl``.
-            UnrecordedChange: The model was changed since the last step.
+            InvalidArgument: If no step was taken, the run is finished, or the ledger is not a file
+                named ``ledger.jsonl``.
+            UnrecordedChange: If the model was changed since the last step.
         """
         return self._session.seal(delta, self.canaries)
 
     def close(self) -> None:
-        """End the session without finishing the run, which can be resumed; again: nothing.
+        """End the session without finishing the run, which can be resumed.
 
-        ``with make_private(...) as private:`` does so when its block is left.
+        A second call does nothing. A ``with make_private(...) as private:`` block calls it at its
+        end.
         """
         self._session.close()
 
@@ -255,108 +308,128 @@ class Private(NotCopied):
         self.close()
 
     def epsilon(self, *, delta: float) -> Bound:
-        """Return the certified interval of epsilon of all that was released so far."""
+        """Return certified bounds of epsilon for all releases so far.
+
+        Args:
+            delta: Delta, in [1e-300, 1).
+
+        Returns:
+            Lower and upper bound of epsilon; both 0 if nothing was released.
+
+        Raises:
+            InvalidArgument: If delta is out of range.
+        """
         return self._session.epsilon(delta)
 
     def stop_at(self, *, epsilon: float, delta: float) -> None:
-        """Let ``batches`` end before the step that would cost more than ``epsilon``."""
-        self._session.stop_at(Budget(epsilon, delta))
+        """Set a privacy budget: ``batches`` ends before the step that would exceed it.
+
+        Args:
+            epsilon: Upper limit of epsilon, above 0.
+            delta: Delta of the limit, in [1e-300, 1).
+
+        Raises:
+            InvalidArgument: If an argument is out of range, or ranks have different budgets.
+        """
+        self._session.stop_at(PrivacyBudget(epsilon, delta))
 
     def _require_drawn(self, batch: Batch) -> None:
+        """Refuse a batch that was not drawn, or has more records than were drawn."""
         if self._drawn <= self.steps:
             raise InvalidArgument(
-                "batch", "one that was not drawn by private.batches", "drawn by it, one a step: "
-                "what is recorded is how it draws",
+                "batch", "one that was not drawn by private.batches", "drawn by it, one per step: "
+                "the ledger records its sampling",
             )  # fmt: skip
-        if count(batch) > self._most:
+        if count_records(batch) > self._drawn_records:
             raise InvalidArgument(
                 "batch", "one of more records than were drawn", "changed record by record: "
-                "several rows of one record, as its views, go into Bags",
+                "put several rows of one record, such as views, into RecordGroups",
             )  # fmt: skip
 
     def _require_same_records(self, dataset: Any) -> None:
-        """Refuse other records in the middle of what a sampler draws by position.
+        """Refuse other records in the middle of a release that draws by position.
 
-        Where one release covers a pass or the run, each record has a place of its own in it:
-        in another order, a record would join twice.
+        Where one release covers a pass or the run, each record is assigned its steps by its
+        position. In another order, a record could join twice.
         """
-        sampler = self.recipe.sampler
-        if sampler.steps_a_booking == 1:
+        sampler = self.step_settings.sampler
+        if sampler.steps_per_release == 1:
             return
-        # What it holds is compared: a tuple of the same tensors is the same data set.
-        held = tuple(map(id, _columns_of(dataset)))
-        begins = self.steps % sampler.steps_a_booking == 0
-        if self._held and held != self._held[0] and not begins:
+        # The columns are compared: another tuple of the same tensors is the same data set.
+        columns = tuple(map(id, _columns_of(dataset)))
+        begins = self.steps % sampler.steps_per_release == 0
+        if self._positioned and columns != self._positioned[0] and not begins:
             raise InvalidArgument(
                 "dataset", "another one than before", "the same object, in the same order, within "
-                "what one release covers: this sampler draws by position",
+                "one release: this sampler draws by position",
             )  # fmt: skip
-        self._held = (held, dataset)
+        self._positioned = (columns, dataset)
 
     def _canaries_that_join(self, step: int) -> NDArray[np.bool_]:
-        """Return the canaries in the batch, shape ``(m,)``: the first rank adds them for all."""
+        """Return the canaries in the batch, shape ``(m,)``; none on other ranks than the first."""
         if self.canaries is None:
             return np.zeros(0, dtype=np.bool_)
-        sampler = self.recipe.sampler
-        assert isinstance(sampler, Poisson)  # nothing else is attached
+        sampler = self.step_settings.sampler
+        assert isinstance(sampler, Poisson)  # make_private refuses other samplers with canaries
         joined = self.canaries.joined(self._session.stream, step, sampler.sampling_rate)
         return joined if self._session.ranks.rank == 0 else np.zeros_like(joined)
 
     def _clipped_sums(
         self, batch: Batch, joined: NDArray[np.bool_], noise_multiplier: float
-    ) -> Sums:
-        """Return this rank's sums over its records, the canaries, and what the rule adds."""
+    ) -> GradientSums:
+        """Return this rank's sums over records and canaries, and the rule's extra coordinates."""
         stream, clipping = self._session.stream, self.clip_rule.at(self.steps)
-        # Dropout draws from torch's own generator: from the key, and not from its own past.
-        with torch.random.fork_rng(devices=[]), whole_parameters(self.model):
+        # Dropout draws from torch's generator, which is seeded from the key: a resumed or
+        # repeated step does not depend on earlier draws.
+        with torch.random.fork_rng(devices=[]), unsharded_parameters(self.model):
             seed_torch(stream.seed_for(Purpose.DROPOUT, self.steps) + self._session.ranks.rank)
-            clipped = self._engine.clipped_sum(batch, clipping, self.recipe.physical_batch_size)
+            clipped = self._engine.clipped_sum(
+                batch, clipping, self.step_settings.physical_batch_size
+            )
         sums = clipped.sums
         if self.canaries is not None:
             self._require_same_coordinates(sums)
             sums = self.canaries.add(sums, joined, clipping.sensitivity)
-        return {**sums, **self.clip_rule.beside(clipped, noise_multiplier)}
+        return {**sums, **self.clip_rule.extra_coordinates(clipped, noise_multiplier)}
 
-    def _require_same_coordinates(self, sums: Sums) -> None:
-        """Refuse other trainable parameters than before where canaries point among them."""
+    def _require_same_coordinates(self, sums: GradientSums) -> None:
+        """Refuse changed trainable parameters if canaries have directions among them."""
         assert self.canaries is not None
         shapes = {name: part.shape for name, part in sums.items()}
-        if self._shapes and self._shapes != shapes and not self.canaries.beside_parameters:
-            allowed = "the same as before, where canaries point among the parameters"
+        if self._shapes and self._shapes != shapes and not self.canaries.in_separate_coordinates:
+            allowed = "the same as before: canaries have directions among the parameters"
             raise InvalidArgument("trainable parameters", sorted(shapes), allowed)
         self._shapes = shapes
 
     def _descend(
-        self, sums: Sums, joined: NDArray[np.bool_], noise_multiplier: float, norm: float
+        self, sums: GradientSums, joined: NDArray[np.bool_], noise_multiplier: float, norm: float
     ) -> None:
-        """Add the noise of this step, once, and let the optimizer step on what results."""
-        session, noise, expected = (
-            self._session,
-            self.recipe.noise,
-            self.recipe.expected_batch_size,
-        )
-        moment = session.next_noise()
-        if self.canaries is not None:  # an interrupt from here on leaves a step that shows nothing
-            session.observations.append(unseen(len(joined)))
-        deviation = noise.deviation(noise_multiplier, norm, size(sums), moment)
-        noisy = noise.added(sums, moment, noise_multiplier, norm)
-        if self.canaries is not None:  # before what becomes a gradient is divided in place
+        """Add the noise of this step, once, and update the parameters."""
+        session, noise = self._session, self.step_settings.noise
+        expected = self.step_settings.expected_batch_size
+        context = session.next_noise_context()
+        # An interrupt from here on leaves a step without an observation.
+        if self.canaries is not None:
+            session.observations.append(not_observed(len(joined)))
+        deviation = noise.deviation(noise_multiplier, norm, count_coordinates(sums), context)
+        noisy = noise.add_noise(sums, context, noise_multiplier, norm)
+        if self.canaries is not None:  # before set_gradients divides the sums in place
             session.observations[-1] = self.canaries.observe(noisy, joined, norm)
-        self.clip_rule = self.clip_rule.after(noisy, noise_multiplier, expected)
+        self.clip_rule = self.clip_rule.updated(noisy, noise_multiplier, expected)
         set_gradients(self.model, noisy, expected)
-        tell_noise(self.optimizer, deviation / expected)
+        set_noise_deviation(self.optimizer, deviation / expected)
         self.optimizer.step()
         if session.trained.average is not None:
             session.trained.average.update_parameters(self.model)
 
     def _next_release(self) -> Release | None:
-        """Return what is recorded before the next step; None: an earlier step recorded it."""
-        noise = Gaussian(self.recipe.noise_multiplier(self.steps))
-        return self.recipe.sampler.booked(noise, self.steps, self._session.first)
+        """Return the release to record before the next step; None if an earlier one covers it."""
+        noise = Gaussian(self.step_settings.noise_multiplier(self.steps))
+        return self.step_settings.sampler.release_at(noise, self.steps, self._session.first)
 
 
 def _count_of_steps(steps: object) -> int:
-    """Return a whole number of Python or NumPy, at least 0."""
+    """Return a number of steps as an int; Python and NumPy integers of at least 0 are accepted."""
     try:
         times = operator.index(steps)  # type: ignore[arg-type]
     except TypeError as error:
@@ -366,7 +439,7 @@ def _count_of_steps(steps: object) -> int:
 
 
 def _columns_of(dataset: Any) -> tuple[Any, ...]:
-    """Return what a data set holds: its columns, or itself."""
+    """Return the columns of a data set; the data set itself if it has none."""
     if isinstance(dataset, dict):
         return tuple(dataset.values())
     if isinstance(dataset, TensorDataset):
@@ -374,25 +447,29 @@ def _columns_of(dataset: Any) -> tuple[Any, ...]:
     return tuple(dataset) if isinstance(dataset, tuple) else (dataset,)
 
 
-def require_same_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def require_all_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer that lacks a trainable parameter of the model.
 
+    Args:
+        model: The model.
+        optimizer: The optimizer.
+
     Raises:
-        InvalidArgument: Names the parameters.
+        InvalidArgument: If one is missing; names the parameters.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    present = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [
-        name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held
+        name for name, p in model.named_parameters() if p.requires_grad and id(p) not in present
     ]
     if missing:
         raise InvalidArgument(
             "optimizer",
             type(optimizer).__name__,
             f"one over all trainable parameters; it lacks {', '.join(missing)} (freeze them, "
-            "or add them by optimizer.add_param_group)",
+            "or add them with optimizer.add_param_group)",
         )
 
 
-def _losses_of_no_step(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Stand in until a step gives its loss."""
-    raise InvalidArgument("per_sample_loss", None, "given with the step")
+def _missing_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Placeholder for the loss until a step gives it."""
+    raise InvalidArgument("per_sample_loss", None, "given to private.step")

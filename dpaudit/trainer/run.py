@@ -1,4 +1,4 @@
-"""One training run from its settings to a sealed run directory: a client of the session."""
+"""One training run of ``dpaudit train``, from its settings to a sealed run directory."""
 
 from __future__ import annotations
 
@@ -12,163 +12,216 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.runs.checkpoints import remove_checkpoints
-from dpaudit.runs.crosscheck import is_claimed
+from dpaudit.runs.consistency import is_proven_by_claim
 from dpaudit.runs.directory import RunDirectory, create_run, open_run, remove_run
 from dpaudit.runs.ledger_file import complete_seal, read_run
 from dpaudit.trainer import attach
 from dpaudit.trainer.adam import AdamCorrected
-from dpaudit.trainer.added_noise import AddedNoise, Independent, OnGrid
-from dpaudit.trainer.canaries import Canaries, make_canaries
-from dpaudit.trainer.clip_rules import Always
-from dpaudit.trainer.data import Records, Split, load
+from dpaudit.trainer.batches.samplers import Poisson
+from dpaudit.trainer.canaries.run_canaries import Observation, RunCanaries, make_canaries
+from dpaudit.trainer.clip_rules import ConstantClipping
+from dpaudit.trainer.data import DatasetSplit, RecordArrays, load_dataset
+from dpaudit.trainer.distributed import (
+    RankGroup,
+    current_ranks,
+    join_process_group,
+    select_device,
+)
 from dpaudit.trainer.engine import Flat
 from dpaudit.trainer.engine.independence import require_independent_records
-from dpaudit.trainer.models import (
-    Featured,
+from dpaudit.trainer.models.factories import (
+    FixedFeatureModel,
+    compute_features,
     default_learning_rate,
-    features_of,
     make_model,
     trained_part,
 )
-from dpaudit.trainer.observations import Observation
-from dpaudit.trainer.peers import Peers, begin_ranks, device_of, peers
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, OnGrid
+from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.trainer.recipe import Constant, NoisyCount
-from dpaudit.trainer.request import Request
-from dpaudit.trainer.sampling import Poisson
+from dpaudit.trainer.session.settings import AttachSettings, ConstantSchedule, NoisyCount
 from dpaudit.vocabulary.errors import InvalidArgument, RunExists
 from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
 
-OnStep = Callable[[int, Observation], None]
-"""Called after each step with the number of steps done and what it showed of canaries."""
+StepCallback = Callable[[int, Observation], None]
+"""Called after each step with the number of steps done and the observation of the canaries."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Everything that can fail on bad input, done before a file is touched."""
+class PreparedRun:
+    """A run whose settings, data and model were checked before any file is written.
+
+    Attributes:
+        config: The run's settings.
+        split: Records to train on, and records held out.
+        model: The model, on its device.
+        stream: Keystream of coins and noise, the same on every rank.
+        ranks: The group of ranks.
+    """
 
     config: RunConfig
-    split: Split
+    split: DatasetSplit
     model: nn.Module
     stream: Keystream
-    ranks: Peers
+    ranks: RankGroup
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Read the records, make the model and check that it keeps records apart.
+def prepare_run(config: RunConfig) -> PreparedRun:
+    """Read the records, make the model, and check that it processes records independently.
+
+    Args:
+        config: The run's settings.
+
+    Returns:
+        The prepared run.
 
     Raises:
-        InvalidArgument: data, model or a setting is not usable.
+        InvalidArgument: If data, model or a setting cannot be used.
     """
-    device = device_of(config.speed.device)
-    begin_ranks(device)
-    ranks = peers()
-    split = load(config.data)
-    stream = ranks.agreed(Keystream.of(config.privacy.seed))
+    device = select_device(config.speed.device)
+    join_process_group(device)
+    ranks = current_ranks()
+    split = load_dataset(config.data)
+    stream = ranks.broadcast_stream(Keystream.of(config.privacy.seed))
     seed = stream.seed_for(Purpose.MODEL)
     model = make_model(config.model.model, split.shape, len(split.classes), seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InvalidArgument("model", config.model.model, "a model with a trainable parameter")
     model.train()
     require_independent_records(model, split.shape)
-    if isinstance(model, Featured):  # a trained part that begins at zero hides what it is given
+    # A trained part that begins at zero hides whether its features mix records.
+    if isinstance(model, FixedFeatureModel):
         require_independent_records(model.features, split.shape)
-    return Prepared(config, split, model.to(device), stream, ranks)
+    return PreparedRun(config, split, model.to(device), stream, ranks)
 
 
-def train(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
-    """Train into a new run directory; it must not exist.
+def train_run(prepared: PreparedRun, out: Path, on_step: StepCallback) -> RunDirectory:
+    """Train into a new run directory.
 
-    Of several ranks the first one writes; the others take their parts of its steps.
+    In a process group the first rank writes; the others process their parts of its steps.
+
+    Args:
+        prepared: The prepared run.
+        out: The run directory, which must not exist.
+        on_step: Called on the first rank after each step.
+
+    Returns:
+        The finished run directory.
+
+    Raises:
+        InvalidArgument: If settings do not fit together.
+        RunExists: If ``out`` exists.
     """
     canaries = _make_canaries(prepared)
     run = RunDirectory(out) if prepared.ranks.rank != 0 else create_run(out)
-    private = attach.begin(
-        prepared.model,
-        optimizer_of(prepared.model, prepared),
-        _request(prepared, canaries),
-        canaries,
-        prepared.stream,
-        prepared.ranks,
-        ledger=run.ledger,
-        config=prepared.config,
+    private = attach.begin_training(
+        _training_setup(prepared, canaries), ledger=run.ledger, config=prepared.config
     )
     with private:
         private.checkpoint(run.checkpoints)
         return _take_steps(prepared, private, canaries, run, on_step)
 
 
-def train_over(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
-    """Train in place of an earlier run, which is removed; anything else is refused."""
-    _make_canaries(prepared)  # may refuse
+def replace_run(prepared: PreparedRun, out: Path, on_step: StepCallback) -> RunDirectory:
+    """Train in place of an earlier run, which is removed.
+
+    Args:
+        prepared: The prepared run.
+        out: The run directory of the earlier run; any other folder is refused.
+        on_step: Called on the first rank after each step.
+
+    Returns:
+        The finished run directory.
+    """
+    _make_canaries(prepared)  # before the earlier run is removed, as it may refuse
     if prepared.ranks.rank == 0:
         remove_run(out)
-    return train(prepared, out, on_step)
+    return train_run(prepared, out, on_step)
 
 
-def prepare_resume(out: Path) -> Prepared:
-    """Make ready to go on with an interrupted run, by its own settings.
+def prepare_resume(out: Path) -> PreparedRun:
+    """Prepare to continue an interrupted run with its own settings.
+
+    Args:
+        out: The run directory.
+
+    Returns:
+        The prepared run.
 
     Raises:
-        InvalidArgument: There is no such run, or its data are gone.
-        IntegrityError: Its settings or canaries are missing or altered.
-        RunExists: It died before it began, and there is nothing to go on with.
+        InvalidArgument: If there is no such run, or its data are gone.
+        IntegrityError: If its settings or canaries are missing or altered.
+        RunExists: If it died before its settings were written: it cannot be resumed.
     """
     run = open_run(out)
     found = run.read_unfinished()
     if found.begun is None:
         raise RunExists(
-            f"{out} died before its settings were written, and released nothing: train anew "
-            "with its settings, in the same place"
+            f"{out} stopped before its settings were written, and released nothing: train again "
+            "with the same settings into the same folder"
         )
     run.require_unaltered(found.begun.files)
-    return prepare(run.read_config())
+    return prepare_run(run.read_config())
 
 
-def resume(prepared: Prepared, out: Path, on_step: OnStep) -> RunDirectory:
-    """Go on with an interrupted run, from its newest checkpoint.
+def resume_run(prepared: PreparedRun, out: Path, on_step: StepCallback) -> RunDirectory:
+    """Continue an interrupted run from its newest checkpoint.
 
-    A secure run draws a fresh key, so no noise is used twice; steps since the checkpoint
-    are taken, and recorded, again. A run that lacks its seal alone gets it.
+    A secure run draws a fresh key, so no noise is used twice; steps after the checkpoint are
+    taken, and recorded, again. A run that lacks only its seal is sealed.
+
+    Args:
+        prepared: The prepared run.
+        out: The run directory.
+        on_step: Called on the first rank after each step.
+
+    Returns:
+        The finished run directory.
 
     Raises:
-        IntegrityError: A file of the run is missing or altered.
-        RunExists: The run is finished, or another process writes it.
+        IntegrityError: If a file of the run is missing or altered.
+        RunExists: If the run is finished, or another process writes it.
     """
     run = open_run(out)
-    if _lacks_its_seal(run):
+    if _lacks_only_seal(run):
         if prepared.ranks.rank == 0:
             complete_seal(run)
         prepared.ranks.require_same("steps", prepared.config.privacy.steps)
-        return _without_checkpoints(prepared, run)
-    canaries = Canaries.read(run)
-    private = attach.go_on(
-        prepared.model,
-        optimizer_of(prepared.model, prepared),
-        _request(prepared, canaries),
-        canaries,
-        prepared.stream,
-        prepared.ranks,
-        ledger=run.ledger,
-        folder=run.checkpoints,
+        return _remove_checkpoints(prepared, run)
+    canaries = RunCanaries.read(run)
+    private = attach.resume_training(
+        _training_setup(prepared, canaries), ledger=run.ledger, folder=run.checkpoints
     )
     with private:
-        if private.steps == 0:  # it died before its first checkpoint
+        if private.steps == 0:  # the run died before its first checkpoint
             private.checkpoint(run.checkpoints)
         return _take_steps(prepared, private, canaries, run, on_step)
 
 
-def heldout_records(run: RunDirectory, split: Split) -> Records:
-    """Return the held-out records that did not become canaries."""
+def heldout_records(run: RunDirectory, split: DatasetSplit) -> RecordArrays:
+    """Return the held-out records that did not become canaries.
+
+    Args:
+        run: The run directory, for the number of input canaries.
+        split: The run's data set.
+
+    Returns:
+        The rest of the held-out records.
+    """
     taken = np.arange(len(split.heldout)) < run.read_config().canaries.inputs
     return split.heldout[~taken]
 
 
 def cross_entropies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Return each record's loss, shape ``(records,)``, of (features, labels).
+    """Return each record's cross-entropy.
 
-    Of a model with fixed features, its trained part is given these.
+    Args:
+        model: The model; of a model with fixed features, its trained part is used.
+        batch: Inputs of the trained part and labels, of shapes ``(records, ...)`` and
+            ``(records,)``.
+
+    Returns:
+        Losses in nats, shape ``(records,)``.
     """
     features, labels = batch
     outputs = trained_part(model)(features)
@@ -178,7 +231,17 @@ def cross_entropies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def make_optimizer(
     model: nn.Module, name: str, learning_rate: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """Return a standard PyTorch optimizer: what follows the noisy sum is post-processing."""
+    """Return a standard optimizer: everything after the noisy sum is post-processing.
+
+    Args:
+        model: The model whose trainable parameters are updated.
+        name: ``adam``, ``adamw``, ``adam-corrected`` or ``sgd``.
+        learning_rate: The learning rate.
+        momentum: Momentum of SGD; the Adam variants do not use it.
+
+    Returns:
+        The optimizer.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     match name:
         case "adam":
@@ -191,76 +254,110 @@ def make_optimizer(
             return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
 
 
-def noise_of(privacy: PrivacySettings) -> AddedNoise:
-    """Return the kind of noise that settings ask for."""
+def noise_from_settings(privacy: PrivacySettings) -> GradientNoise:
+    """Return the kind of noise that settings select.
+
+    Args:
+        privacy: The run's privacy settings.
+
+    Returns:
+        Noise on a grid, or independent noise.
+    """
     return OnGrid() if privacy.noise == "grid" else Independent()
 
 
-def optimizer_of(model: nn.Module, prepared: Prepared) -> torch.optim.Optimizer:
-    """Return the optimizer that a run's settings ask for, over ``model``."""
-    asked = prepared.config.model
-    return make_optimizer(model, asked.optimizer, _learning_rate(prepared), asked.momentum)
+def optimizer_from_settings(model: nn.Module, prepared: PreparedRun) -> torch.optim.Optimizer:
+    """Return the optimizer that a run's settings select, over ``model``.
+
+    Args:
+        model: The model whose trainable parameters are updated.
+        prepared: The prepared run.
+
+    Returns:
+        The optimizer.
+    """
+    settings = prepared.config.model
+    return make_optimizer(model, settings.optimizer, _learning_rate(prepared), settings.momentum)
 
 
-def _make_canaries(prepared: Prepared) -> Canaries:
+def _make_canaries(prepared: PreparedRun) -> RunCanaries:
+    """Draw the canaries that a run's settings select."""
     trained = trained_part(prepared.model).parameters()
     parameters = sum(p.numel() for p in trained if p.requires_grad)
     settings, stream = prepared.config.canaries, prepared.stream
     return make_canaries(settings, prepared.split, parameters, stream)[0]
 
 
-def _request(prepared: Prepared, canaries: Canaries) -> Request:
-    """Return what a run's settings ask of its session."""
+def _training_setup(prepared: PreparedRun, canaries: RunCanaries) -> attach.TrainingSetup:
+    """Return what the run's session is made from."""
+    return attach.TrainingSetup(
+        model=prepared.model,
+        optimizer=optimizer_from_settings(prepared.model, prepared),
+        settings=_attach_settings(prepared, canaries),
+        canaries=canaries,
+        stream=prepared.stream,
+        ranks=prepared.ranks,
+    )
+
+
+def _attach_settings(prepared: PreparedRun, canaries: RunCanaries) -> AttachSettings:
+    """Return the session settings of a run."""
     config, privacy = prepared.config, prepared.config.privacy
     batch: float | NoisyCount | None = privacy.expected_batch_size
     if batch is None:
         records = len(prepared.split.train) + len(canaries.trained_inputs)
         batch = NoisyCount(records, privacy.count_noise_multiplier)
     preset = () if config.preset is None else (f"preset {config.preset}",)
-    return Request(
+    return AttachSettings(
         sampler=Poisson(privacy.sampling_rate),
-        noise_multiplier=Constant(privacy.noise_multiplier),
-        noise=noise_of(privacy),
-        rule=Always(Flat(privacy.clip_norm)),
+        noise_multiplier=ConstantSchedule(privacy.noise_multiplier),
+        noise=noise_from_settings(privacy),
+        rule=ConstantClipping(Flat(privacy.clip_norm)),
         expected_batch_size=batch,
         physical_batch_size=config.speed.physical_batch_size,
-        leaves_out=privacy.leaves_out,
+        unaccounted=privacy.unaccounted,
         average_decay=config.model.average_decay,
-        takes_as_public=("feature shape", "label set", *preset),
+        assumed_public=("feature shape", "label set", *preset),
     )
 
 
-def _learning_rate(prepared: Prepared) -> float:
-    asked = prepared.config.model
-    return asked.learning_rate or default_learning_rate(
-        asked.model, prepared.split.shape, asked.optimizer
+def _learning_rate(prepared: PreparedRun) -> float:
+    """Return the learning rate of the settings, or the model's default."""
+    settings = prepared.config.model
+    return settings.learning_rate or default_learning_rate(
+        settings.model, prepared.split.shape, settings.optimizer
     )
 
 
-def _set_learning_rate(prepared: Prepared, private: Private) -> None:
-    """Set the learning rate of a step, which is fixed before training."""
+def _set_learning_rate(prepared: PreparedRun, private: Private) -> None:
+    """Set the next step's learning rate, by a schedule fixed before training."""
     if prepared.config.model.learning_rate_schedule == "cosine":
-        share = (1 + math.cos(math.pi * private.steps / prepared.config.privacy.steps)) / 2
+        # Cosine decay from 1 at step 0 to 0 after the last step.
+        factor = (1 + math.cos(math.pi * private.steps / prepared.config.privacy.steps)) / 2
         for group in private.optimizer.param_groups:
-            group["lr"] = share * _learning_rate(prepared)
+            group["lr"] = factor * _learning_rate(prepared)
 
 
-def _records(prepared: Prepared, canaries: Canaries) -> tuple[Tensor, Tensor]:
-    """Return all that train, input canaries among them, as the trained part takes them."""
+def _records(prepared: PreparedRun, canaries: RunCanaries) -> tuple[Tensor, Tensor]:
+    """Return all training records, input canaries included, as inputs of the trained part."""
     inputs, train = canaries.trained_inputs, prepared.split.train
     features = np.concatenate([train.features, inputs.features])
     labels = np.concatenate([train.labels, inputs.labels])
-    return torch.from_numpy(features_of(prepared.model, features)), torch.from_numpy(labels)
+    return torch.from_numpy(compute_features(prepared.model, features)), torch.from_numpy(labels)
 
 
 def _take_steps(
-    prepared: Prepared, private: Private, canaries: Canaries, run: RunDirectory, on_step: OnStep
+    prepared: PreparedRun,
+    private: Private,
+    canaries: RunCanaries,
+    run: RunDirectory,
+    on_step: StepCallback,
 ) -> RunDirectory:
-    """Take the steps that are left, and finish the run."""
+    """Take the remaining steps, and finish the run."""
     steps, every = prepared.config.privacy.steps, prepared.config.speed.checkpoint_every
     device = next(prepared.model.parameters()).device
-    left = steps - private.steps
-    for features, labels in private.batches(_records(prepared, canaries), steps=left):
+    remaining = steps - private.steps
+    for features, labels in private.batches(_records(prepared, canaries), steps=remaining):
         _set_learning_rate(prepared, private)
         private.step(cross_entropies, (features.to(device), labels.to(device)))
         if private.steps % every == 0 or private.steps == steps:
@@ -268,16 +365,16 @@ def _take_steps(
         if prepared.ranks.rank == 0:
             on_step(private.steps, private.observations[-1])
     private.finish(delta=prepared.config.privacy.delta)
-    return _without_checkpoints(prepared, run)
+    return _remove_checkpoints(prepared, run)
 
 
-def _lacks_its_seal(run: RunDirectory) -> bool:
+def _lacks_only_seal(run: RunDirectory) -> bool:
     """Return whether a run died between its claim and its seal, as its files prove."""
-    return is_claimed(run, read_run(run))
+    return is_proven_by_claim(run, read_run(run))
 
 
-def _without_checkpoints(prepared: Prepared, run: RunDirectory) -> RunDirectory:
-    """Return a finished run, whose checkpoints hold more than what ships: they go."""
+def _remove_checkpoints(prepared: PreparedRun, run: RunDirectory) -> RunDirectory:
+    """Remove the checkpoints of a finished run, which hold more than what is released."""
     if prepared.ranks.rank == 0:
         remove_checkpoints(run.checkpoints)
     return run

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from dpaudit.trainer import make_private
-from dpaudit.trainer.sharding import whole
+from dpaudit.trainer.distributed import gather_shards
 
 
 def main(out: Path) -> None:
@@ -36,7 +36,7 @@ def main(out: Path) -> None:
         private.step(loss, batch)
     run = private.finish(delta=1e-5)
     assert run.claim.exists(), "this rank went on before the files were there"
-    held = {name: whole(p.detach()).contiguous() for name, p in net.named_parameters()}
+    held = {name: gather_shards(p.detach()).contiguous() for name, p in net.named_parameters()}
     if distributed.get_rank() == 0:
         save_file(held, out / "held.safetensors")
     distributed.destroy_process_group()

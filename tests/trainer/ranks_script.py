@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 
 from dpaudit.trainer import Private, Quantile, make_private
-from dpaudit.trainer.sharding import is_sharded, whole
+from dpaudit.trainer.distributed import gather_shards, is_sharded
 
 RECORDS, WIDTH, STEPS = 60, 6, 4
 
@@ -71,7 +71,9 @@ def main(kind: str, out: Path) -> None:
         raise SystemExit("this rank was killed")
     for batch in private.batches(data, steps=STEPS):
         private.step(loss, batch)
-    own = {name: whole(p.detach()).contiguous() for name, p in private.model.named_parameters()}
+    own = {
+        name: gather_shards(p.detach()).contiguous() for name, p in private.model.named_parameters()
+    }
     flat = torch.cat([p.flatten() for p in own.values()])
     first = flat.clone()
     distributed.broadcast(first, src=0)

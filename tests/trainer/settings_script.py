@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from dpaudit.trainer import (
-    AheadOfTime,
     Automatic,
     GradientCanaries,
     OnGrid,
     Poisson,
+    Prefetched,
     Truncated,
     make_private,
 )
@@ -40,7 +40,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sampler": ({"sampler": Poisson(0.5)}, {"sampler": Truncated(0.5, RECORDS, 30)}),
     "expected_batch_size": ({}, {"expected_batch_size": 10}),
     "unit": ({}, {"unit": "user"}),
-    "leaves_out": ({}, {"leaves_out": ["tuning"]}),
+    "unaccounted": ({}, {"unaccounted": ["tuning"]}),
     "seed": ({}, {"seed": 4}),
     "average_decay": ({}, {"average_decay": 0.9}),
     "canaries": ({}, {"canaries": GradientCanaries(4)}),
@@ -85,7 +85,7 @@ def main(out: Path) -> None:
     records = data(RECORDS - 10 * rank)
     attempt("records", lambda: next(private().batches(records, steps=2)))
     attempt("steps", lambda: next(private().batches(data(), steps=2 + rank)))
-    same = private(noise=AheadOfTime() if rank else None, physical_batch_size=1 + rank)
+    same = private(noise=Prefetched() if rank else None, physical_batch_size=1 + rank)
     for batch in same.batches(data(), steps=2):  # what only speed depends on may differ
         same.step(loss, batch)
     said["speed alone"] = f"{same.steps} steps"

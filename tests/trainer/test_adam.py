@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from dpaudit.trainer.adam import AdamCorrected
-from dpaudit.trainer.added_noise import AddedNoise, Banded, Independent, Moment, OnGrid
 from dpaudit.trainer.attach import make_private
+from dpaudit.trainer.batches.samplers import Cyclic
 from dpaudit.trainer.clip_rules import Quantile
+from dpaudit.trainer.noise.gradient_noise import (
+    Banded,
+    GradientNoise,
+    Independent,
+    NoiseContext,
+    OnGrid,
+)
+from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.randomness import Keystream
-from dpaudit.trainer.sampling import Cyclic
 from dpaudit.vocabulary.errors import InvalidArgument
 
 WIDTH = 5
@@ -245,13 +251,13 @@ def test_noise_with_a_learnt_clip_norm_counts_what_the_count_costs() -> None:
     [(Independent(), None), (OnGrid(), None), (Banded(3), Cyclic(3, 9))],
 )
 def test_the_deviation_is_that_of_the_noise_that_is_added(
-    noise: AddedNoise, sampler: Cyclic | None
+    noise: GradientNoise, sampler: Cyclic | None
 ) -> None:
     """Correlated noise of one step is larger than independent noise of its multiplier."""
     found = deviations(noise=noise, sampler=sampler)
     dimension, stream = 18, Keystream.seeded(11)
     expected = [
-        noise.deviation(1.5, 0.5, dimension, Moment(stream, step)) / 10 for step in range(3)
+        noise.deviation(1.5, 0.5, dimension, NoiseContext(stream, step)) / 10 for step in range(3)
     ]
     assert found == pytest.approx(expected)
     if sampler is not None:

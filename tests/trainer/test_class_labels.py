@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from dpaudit.trainer.class_labels import require_classes
-from dpaudit.trainer.data import load
+from dpaudit.trainer.data import load_dataset, require_classes
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.settings import DataSettings
-from dpaudit.workflow.populations import population
+from dpaudit.workflow.attack.model_attacks import load_population
 
 RECORDS = 200
 DRAWS = np.random.default_rng(3)
@@ -54,7 +53,10 @@ def test_targets_of_regression_are_refused_by_their_column(
 ) -> None:
     data = DataSettings(source=str(save(tmp_path, TARGETS[name], suffix)))
     column = "y" if suffix == ".npz" else "target"
-    for read in (lambda: load(data), lambda: population(data, most=None, seed=0)):
+    for read in (
+        lambda: load_dataset(data),
+        lambda: load_population(data, max_records=None, seed=0),
+    ):
         with pytest.raises(InvalidArgument, match=f"classes.*column '{column}'"):
             read()
 
@@ -62,7 +64,7 @@ def test_targets_of_regression_are_refused_by_their_column(
 @pytest.mark.parametrize("suffix", [".csv", ".npz"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_classes_of_any_type_are_read(tmp_path: Path, name: str, suffix: str) -> None:
-    split = load(DataSettings(source=str(save(tmp_path, CLASSES[name], suffix))))
+    split = load_dataset(DataSettings(source=str(save(tmp_path, CLASSES[name], suffix))))
     assert len(split.classes) == len(np.unique(CLASSES[name]))
 
 
@@ -70,7 +72,7 @@ def test_a_small_test_set_may_hold_one_record_of_each_class(tmp_path: Path) -> N
     path = tmp_path / "data.npz"
     labels = np.arange(RECORDS) % 20
     np.savez(path, x_train=FEATURES, y_train=labels, x_test=FEATURES[:20], y_test=labels[:20])
-    assert len(load(DataSettings(source=str(path))).classes) == 20
+    assert len(load_dataset(DataSettings(source=str(path))).classes) == 20
 
 
 def test_targets_of_packed_records_are_refused(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_targets_of_packed_records_are_refused(tmp_path: Path) -> None:
     bits = np.packbits(FEATURES > 0, axis=1)
     np.savez(path, x_packed=bits, n_features=3, y=TARGETS["temperatures"])
     with pytest.raises(InvalidArgument, match="column 'y' with the value"):
-        population(DataSettings(source=str(path)), most=None, seed=0)
+        load_population(DataSettings(source=str(path)), max_records=None, seed=0)
 
 
 def test_the_error_names_the_value_or_the_counts_and_what_to_do() -> None:

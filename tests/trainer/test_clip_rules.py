@@ -11,27 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dpaudit.trainer import added_noise
-from dpaudit.trainer.added_noise import Independent, Moment
 from dpaudit.trainer.attach import make_private
-from dpaudit.trainer.clip_rules import COUNT, Always, ClipRule, Quantile, Scheduled
-from dpaudit.trainer.engine import Automatic, Clipped, Engine, Flat, PerLayer
-from dpaudit.trainer.engine.batches import Batch, part
+from dpaudit.trainer.clip_rules import (
+    WITHIN_CLIP_NORM,
+    ClipRule,
+    ConstantClipping,
+    Quantile,
+    Scheduled,
+)
+from dpaudit.trainer.engine import Automatic, ClippedSums, Engine, Flat, PerLayer
+from dpaudit.trainer.engine.batch_structure import Batch, slice_records
+from dpaudit.trainer.noise import gradient_noise
+from dpaudit.trainer.noise.gradient_noise import Independent, NoiseContext
+from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.randomness import Keystream
 from dpaudit.vocabulary.errors import InvalidArgument
 
 FLOAT32 = 2.0**-24  # largest relative error of one rounding
 
 
-def clipped_of(norms: Tensor, left_out: int = 0) -> Clipped:
+def clipped_of(norms: Tensor, left_out: int = 0) -> ClippedSums:
     """Return the sum over records of which only the norms count."""
     sums = {"weight": torch.zeros(2)}
-    return Clipped(sums, norms.double(), torch.zeros(len(norms)), left_out)
+    return ClippedSums(sums, norms.double(), torch.zeros(len(norms)), left_out)
 
 
 def noiseless(rule: Quantile, norms: Tensor, noise_multiplier: float = 1.0) -> dict[str, Tensor]:
-    return rule.beside(clipped_of(norms), noise_multiplier)
+    return rule.extra_coordinates(clipped_of(norms), noise_multiplier)
 
 
 # What one record moves.
@@ -62,7 +68,12 @@ def test_one_record_moves_gradients_and_count_together_by_the_sensitivity_at_mos
 
     def released(batch: Tensor) -> Tensor:
         clipped = engine.clipped_sum(batch, rule.at(0))
-        return torch.cat([clipped.sums["weight"][0], rule.beside(clipped, noise_multiplier)[COUNT]])
+        return torch.cat(
+            [
+                clipped.sums["weight"][0],
+                rule.extra_coordinates(clipped, noise_multiplier)[WITHIN_CLIP_NORM],
+            ]
+        )
 
     batch = torch.stack(records)
     most = rule.sensitivity(0, noise_multiplier)
@@ -81,7 +92,7 @@ def test_the_bound_on_one_record_is_reached(
     net = nn.Linear(4, 1, bias=False)
     engine = Engine(net, lambda model, batch: model(batch)[:, 0])
     clipped = engine.clipped_sum(torch.full((1, 4), 3 * clip_norm), rule.at(0))
-    count = rule.beside(clipped, noise_multiplier)[COUNT]
+    count = rule.extra_coordinates(clipped, noise_multiplier)[WITHIN_CLIP_NORM]
     moved = math.hypot(float(clipped.sums["weight"].double().norm()), float(count))
     assert moved >= rule.sensitivity(0, noise_multiplier) * (1 - 1e-5)
 
@@ -91,11 +102,15 @@ def test_a_record_that_is_left_out_counts_for_nothing(bad: float) -> None:
     rule = Quantile(1.0, count_noise=3.0)
     norms = torch.tensor([0.5, 2.0, 0.1])
     with_bad = torch.cat([norms, torch.tensor([bad])])
-    assert torch.equal(noiseless(rule, norms)[COUNT], noiseless(rule, with_bad)[COUNT])
+    assert torch.equal(
+        noiseless(rule, norms)[WITHIN_CLIP_NORM], noiseless(rule, with_bad)[WITHIN_CLIP_NORM]
+    )
 
 
 def test_no_records_count_for_nothing() -> None:
-    assert noiseless(Quantile(1.0, count_noise=3.0), torch.zeros(0))[COUNT].tolist() == [0.0]
+    assert noiseless(Quantile(1.0, count_noise=3.0), torch.zeros(0))[WITHIN_CLIP_NORM].tolist() == [
+        0.0
+    ]
 
 
 # What noise there is.
@@ -122,13 +137,13 @@ def test_the_counts_noise_is_of_as_many_records_as_was_asked(
     rule, steps = Quantile(0.7, count_noise), 4000
     norm = rule.sensitivity(0, noise_multiplier)
     stream = Keystream.seeded(2)
-    one_record = float(noiseless(rule, torch.tensor([0.1]), noise_multiplier)[COUNT]) * 2
+    one_record = float(noiseless(rule, torch.tensor([0.1]), noise_multiplier)[WITHIN_CLIP_NORM]) * 2
     counts = torch.empty(steps)
     for step in range(steps):
-        sums = {"weight": torch.zeros(3), COUNT: torch.zeros(1)}
-        moment = Moment(stream, step)
-        noisy = Independent().added(sums, moment, noise_multiplier, norm)
-        counts[step] = noisy[COUNT] / one_record
+        sums = {"weight": torch.zeros(3), WITHIN_CLIP_NORM: torch.zeros(1)}
+        context = NoiseContext(stream, step)
+        noisy = Independent().add_noise(sums, context, noise_multiplier, norm)
+        counts[step] = noisy[WITHIN_CLIP_NORM] / one_record
     # The deviation of a deviation over n draws is 1 / sqrt(2 n) of it: five of them.
     assert float(counts.std()) == pytest.approx(count_noise, rel=5 / math.sqrt(2 * steps))
     assert abs(float(counts.mean())) < 5 * count_noise / math.sqrt(steps)
@@ -176,8 +191,8 @@ def followed(
         sums = {"weight": torch.zeros(2), **noiseless(rule, norms)}
         if noise:
             norm = rule.sensitivity(step, 1.0)
-            sums = Independent().added(sums, Moment(stream, step), 1.0, norm)
-        rule = rule.after(sums, 1.0, 200)
+            sums = Independent().add_noise(sums, NoiseContext(stream, step), 1.0, norm)
+        rule = rule.updated(sums, 1.0, 200)
         found.append(rule.clip_norm)
     return found, torch.from_numpy(random.lognormal(1.0, 0.7, 100_000))
 
@@ -202,7 +217,7 @@ def test_the_clip_norm_goes_to_the_quantile_of_the_norms(
 def test_without_noise_a_clip_norm_at_the_target_stays() -> None:
     rule = Quantile(1.0, count_noise=3.0, target=0.25)
     norms = torch.tensor([0.5, 2.0, 3.0, 4.0])
-    after = rule.after(noiseless(rule, norms), 1.0, 4)
+    after = rule.updated(noiseless(rule, norms), 1.0, 4)
     assert after.clip_norm == pytest.approx(1.0, rel=1e-6)
 
 
@@ -213,24 +228,24 @@ def test_the_step_is_that_of_algorithm_1(target: float, learning_rate: float, sh
     norms = torch.tensor([0.5] * within + [2.0] * (records - within))
     rule = Quantile(1.0, 3.0, target, learning_rate)
     expected = math.exp(-learning_rate * (within / records - target))
-    after = rule.after(noiseless(rule, norms), 1.0, records).clip_norm
+    after = rule.updated(noiseless(rule, norms), 1.0, records).clip_norm
     assert after == pytest.approx(expected, rel=1e-6)
 
 
 @given(st.floats(-1e30, 1e30), st.floats(1e-3, 1e3))
 def test_no_noise_carries_the_clip_norm_far_in_one_step(drawn: float, learning_rate: float) -> None:
     rule = Quantile(1.0, count_noise=3.0, learning_rate=learning_rate)
-    after = rule.after({COUNT: torch.tensor([drawn])}, 1.0, 10).clip_norm
+    after = rule.updated({WITHIN_CLIP_NORM: torch.tensor([drawn])}, 1.0, 10).clip_norm
     assert math.exp(-2) * (1 - 1e-12) <= after <= math.exp(2) * (1 + 1e-12)
 
 
 def test_what_a_checkpoint_keeps_is_what_was_learnt() -> None:
     rule = Quantile(1.0, count_noise=3.0, target=0.3, learning_rate=0.1)
-    learnt = rule.after({COUNT: torch.tensor([5.0])}, 1.0, 10)
-    assert rule.at_norm(learnt.learned) == learnt != rule
-    for fixed in (Always(Flat(0.5)), Scheduled(lambda step: 1.0)):
-        assert fixed.learned is None
-        assert fixed.at_norm(None) is fixed
+    learnt = rule.updated({WITHIN_CLIP_NORM: torch.tensor([5.0])}, 1.0, 10)
+    assert rule.with_clip_norm(learnt.learned_clip_norm) == learnt != rule
+    for fixed in (ConstantClipping(Flat(0.5)), Scheduled(lambda step: 1.0)):
+        assert fixed.learned_clip_norm is None
+        assert fixed.with_clip_norm(None) is fixed
 
 
 # Through steps.
@@ -262,7 +277,7 @@ def moves(
     monkeypatch: pytest.MonkeyPatch, trainer: Private, records: Tensor, steps: int
 ) -> list[Tensor]:
     """Return by how much each step moves the weights, without any noise."""
-    monkeypatch.setattr(added_noise, "normals", lambda stream, purpose, step, n: torch.zeros(n))
+    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.zeros(n))
     found = []
     for batch in trainer.batches(records, steps=steps):
         before = trainer.model.weight.detach().clone()
@@ -279,7 +294,7 @@ def test_a_schedule_of_clip_norms_is_used_step_by_step(monkeypatch: pytest.Monke
 
 
 def test_a_schedule_scales_the_noise_with_the_clip_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(added_noise, "normals", lambda stream, purpose, step, n: torch.ones(n))
+    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.ones(n))
     norms = [1.0, 0.25, 2.0]
     trainer = trainer_of(Scheduled(lambda step: norms[step]), noise_multiplier=3.0)
     before = trainer.model.weight.detach().clone()
@@ -294,7 +309,7 @@ def test_a_schedule_scales_the_noise_with_the_clip_norm(monkeypatch: pytest.Monk
 def test_always_clips_the_same_way(
     monkeypatch: pytest.MonkeyPatch, clipping: Flat | Automatic | PerLayer
 ) -> None:
-    trainer = trainer_of(Always(clipping))
+    trainer = trainer_of(ConstantClipping(clipping))
     records = torch.tensor([[3.0, 0, 0, 0], [0, 40.0, 0, 0]])
     for moved in moves(monkeypatch, trainer, records, 3):
         squares = records.double().square().sum(dim=1)[None]
@@ -318,16 +333,16 @@ def test_a_record_moves_a_step_and_what_it_learns_by_the_sensitivity_at_most(
 ) -> None:
     """Through the whole step: the same noise, with a record and without it."""
     taken: list[dict[str, Tensor]] = []
-    plain = Independent.added
+    plain = Independent.add_noise
 
     def noted(self: Independent, sums: dict[str, Tensor], *others: object) -> dict[str, Tensor]:
         taken.append({name: value.clone() for name, value in sums.items()})
         return plain(self, sums, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Independent, "added", noted)
+    monkeypatch.setattr(Independent, "add_noise", noted)
     rule = Quantile(0.5, count_noise=1.0)
     records = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-    for some in (records, part(records, 0, 5)):
+    for some in (records, slice_records(records, 0, 5)):
         trainer = trainer_of(rule)
         for batch in trainer.batches(some, steps=1):
             trainer.step(own_value, batch)

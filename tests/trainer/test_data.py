@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from dpaudit.trainer.data import Split, load
+from dpaudit.trainer.data import DatasetSplit, load_dataset
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.settings import DataSettings
 
@@ -30,8 +30,8 @@ a_folder = settings(
 )
 
 
-def load_from(path: Path | str, **asked: Any) -> Split:
-    return load(DataSettings(source=str(path), **asked))
+def load_from(path: Path | str, **asked: Any) -> DatasetSplit:
+    return load_dataset(DataSettings(source=str(path), **asked))
 
 
 def save_npz(path: Path, **arrays: Any) -> Path:
@@ -74,7 +74,7 @@ def save_images(folder: Path, images: NDArray[np.uint8], suffix: str = ".png") -
     return folder
 
 
-def all_features(split: Split) -> NDArray[np.float32]:
+def all_features(split: DatasetSplit) -> NDArray[np.float32]:
     return np.concatenate([split.train.features, split.heldout.features])
 
 
@@ -269,7 +269,7 @@ def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    assert "one sub-folder of images a class" in refusal(tmp_path)
+    assert "one sub-folder of images per class" in refusal(tmp_path)
 
 
 def one_npz(folder: Path) -> Path:

@@ -15,19 +15,19 @@ from places import ROOT
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dpaudit.accountants.answers import claim_of
-from dpaudit.cli.main import _run
+from dpaudit.accountants.answers import claim_from_ledger
+from dpaudit.cli.entry_point import _run
 from dpaudit.gate.policy import ClaimPolicy, Policy
 from dpaudit.runs.directory import RunDirectory, open_run
-from dpaudit.runs.files import read_json
+from dpaudit.runs.file_io import read_json
 from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.verdict import Outcome
-from dpaudit.workflow.baselines import baseline_of_run
-from dpaudit.workflow.claims import claim_delta
-from dpaudit.workflow.judging import Judging, evidence_of
+from dpaudit.workflow.account import claim_delta
+from dpaudit.workflow.gate.baselines import baseline_of_run
+from dpaudit.workflow.gate.run_evaluation import GateSettings, evidence_of_run
 
 DELTA, STEPS = 1e-5, 4
 SCRIPT = Path(__file__).parent / "finish_script.py"
@@ -82,7 +82,7 @@ def test_what_is_left_is_a_finished_run(tmp_path: Path) -> None:
 def test_the_claim_is_that_of_the_sealed_ledger(tmp_path: Path) -> None:
     private, run = finished(tmp_path)
     claim = read_json(run.claim, Claim)
-    assert claim == claim_of(run.read_finished(), DELTA, "pld")
+    assert claim == claim_from_ledger(run.read_finished(), DELTA, "pld")
     assert claim.epsilon == private.epsilon(delta=DELTA)
     assert claim_delta(run) == DELTA
 
@@ -90,9 +90,9 @@ def test_the_claim_is_that_of_the_sealed_ledger(tmp_path: Path) -> None:
 def test_the_gate_and_the_baseline_read_it(tmp_path: Path) -> None:
     private, run = finished(tmp_path / "mine")
     most = private.epsilon(delta=DELTA).upper
-    for max_epsilon, outcome in ((most, Outcome.HOLDS), (most * 0.999, Outcome.VIOLATED)):
+    for max_epsilon, outcome in ((most, Outcome.PASS), (most * 0.999, Outcome.FAIL)):
         policy = Policy(claim=ClaimPolicy(max_epsilon=max_epsilon, delta=DELTA))
-        verdict = Judging(policy, today=date(2026, 1, 1)).verdict(evidence_of(run, policy))
+        verdict = GateSettings(policy, today=date(2026, 1, 1)).verdict(evidence_of_run(run, policy))
         assert verdict.outcome is outcome
     assert baseline_of_run(run, None).run == "mine"
 
@@ -168,14 +168,14 @@ def test_a_delta_that_means_nothing_is_refused_before_anything_is_written(
 def test_a_folder_with_files_of_an_earlier_run_is_refused(tmp_path: Path) -> None:
     _, run = finished(tmp_path)
     run.ledger.unlink()
-    with pytest.raises(RunExists, match="is of an earlier run"):
+    with pytest.raises(RunExists, match="is a file of an earlier run"):
         begun(run.ledger)
     assert not run.ledger.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidArgument, match="a folder that can be made"):
+    with pytest.raises(InvalidArgument, match="a folder that can be created"):
         begun(tmp_path / "file" / "ledger.jsonl")
 
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_json
+from dpaudit.runs.file_io import read_json
 from dpaudit.trainer import run as runs
 from dpaudit.trainer.attach import make_private
-from dpaudit.trainer.canaries import GradientCanaries
+from dpaudit.trainer.canaries.run_canaries import GradientCanaries
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import DpauditError
@@ -35,7 +35,7 @@ from dpaudit.vocabulary.settings import (
     RunConfig,
     SpeedSettings,
 )
-from dpaudit.workflow.finishing import finish
+from dpaudit.workflow.train.finish import finish_run
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
@@ -102,9 +102,9 @@ def by_command(run: Path, begins_to_finish: Callable[[], None], *, resume: bool 
             begins_to_finish()
 
     if resume:
-        runs.resume(runs.prepare_resume(run), run, on_step)
+        runs.resume_run(runs.prepare_resume(run), run, on_step)
     else:
-        runs.train(runs.prepare(config(run.parent)), run, on_step)
+        runs.train_run(runs.prepare_run(config(run.parent)), run, on_step)
 
 
 LOOPS = {"own loop": own_loop, "dpaudit train": by_command}
@@ -150,7 +150,7 @@ def require_finished_or_resumable(run: Path, loop: str, used: int) -> str:
         how = "finished"
     else:
         try:
-            finish(directory, DELTA)
+            finish_run(directory, DELTA)
             how = "completed"
         except DpauditError:
             assert in_a_child(lambda: LOOPS[loop](run, lambda: None, resume=True)) == 0

@@ -1,4 +1,4 @@
-"""Private steps in a loop of one's own: what is booked, drawn, refused and released."""
+"""Private steps in a loop of one's own: what is recorded, drawn, refused and released."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from dpaudit.accountants import pld
-from dpaudit.accountants.answers import claim_of
+from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.runs.ledger_file import read_ledger
-from dpaudit.trainer import added_noise
 from dpaudit.trainer.attach import make_private
-from dpaudit.trainer.engine.batches import Batch
+from dpaudit.trainer.batches.samplers import BallsInBins, FixedSize, Shuffled, Truncated
+from dpaudit.trainer.engine.batch_structure import Batch
+from dpaudit.trainer.noise import gradient_noise
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.sampling import BallsInBins, FixedSize, Shuffled, Truncated
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, RandomAllocation, Repeated
+from dpaudit.vocabulary.privacy_terms import Adjacency
 
 RECORDS, WIDTH = 40, 6
 
@@ -80,7 +80,7 @@ def weights(trainer: Private) -> Tensor:
 def test_the_step_is_the_noisy_clipped_sum_over_the_public_constant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(added_noise, "normals", lambda stream, purpose, step, n: torch.ones(n))
+    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.ones(n))
     trainer, net = private(physical_batch_size=3), model()
     (batch,) = trainer.batches(data(), steps=1)
     trainer.step(loss, batch)
@@ -111,7 +111,7 @@ def test_every_release_is_on_disk_before_the_step(tmp_path: Path) -> None:
         ledger = read_ledger(path)
         assert len(ledger.releases) == number
     assert ledger.header.randomness is Randomness.SECURE
-    claim = claim_of(ledger, 1e-5, "pld")
+    claim = claim_from_ledger(ledger, 1e-5, "pld")
     assert claim.epsilon == trainer.epsilon(delta=1e-5)
     with pytest.raises(RunExists):
         private(ledger=path)
@@ -169,7 +169,7 @@ def test_a_budget_set_after_the_draw_holds_back_the_step() -> None:
     assert trainer.epsilon(delta=1e-5).upper == 0
 
 
-def test_a_noise_schedule_is_booked_step_by_step() -> None:
+def test_a_noise_schedule_is_recorded_step_by_step() -> None:
     trainer = run(private(noise_multiplier=lambda step: 1.0 + step), 3)
     steps = [PoissonSampled(Gaussian(1.0 + step), 0.25) for step in range(3)]
     assert trainer._session.recorded == dict.fromkeys(steps, 1)
@@ -198,11 +198,11 @@ def test_a_batch_cannot_be_used_twice() -> None:
 
 
 def test_a_batch_cannot_be_passed_over() -> None:
-    with pytest.raises(InvalidArgument, match="no step was taken"):
+    with pytest.raises(InvalidArgument, match="a batch without a step"):
         list(private().batches(data(), steps=2))
 
 
-def test_a_model_that_mixes_records_is_refused_before_anything_is_booked() -> None:
+def test_a_model_that_mixes_records_is_refused_before_anything_is_recorded() -> None:
     net = nn.Sequential(nn.Linear(WIDTH, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     trainer = private(net)
     with pytest.raises(InvalidArgument, match="BatchNorm1d '1'"):
@@ -295,7 +295,7 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize(("sampler", "kind", "adjacency"), SAMPLERS)
-def test_every_way_of_drawing_is_booked_as_what_it_is(
+def test_every_way_of_drawing_is_recorded_as_what_it_is(
     tmp_path: Path, sampler: object, kind: Sampling, adjacency: Adjacency
 ) -> None:
     path = tmp_path / "ledger"
@@ -304,11 +304,11 @@ def test_every_way_of_drawing_is_booked_as_what_it_is(
     run(trainer, 8)
     ledger = read_ledger(path)
     assert (ledger.header.sampling, ledger.header.adjacency) == (kind, adjacency)
-    claim = claim_of(ledger, 1e-5, "pld")
+    claim = claim_from_ledger(ledger, 1e-5, "pld")
     assert 0 < claim.epsilon.upper == trainer.epsilon(delta=1e-5).upper
 
 
-def test_a_pass_is_booked_once_and_draws_every_record_once() -> None:
+def test_a_pass_is_recorded_once_and_draws_every_record_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = private(sampler=BallsInBins(4))

@@ -13,19 +13,25 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpaudit.accountants import pld
-from dpaudit.accountants.answers import claim_of
-from dpaudit.report.words import claim_in_words
+from dpaudit.accountants.answers import claim_from_ledger
+from dpaudit.report.descriptions import claim_in_words
 from dpaudit.runs.ledger_file import read_ledger
-from dpaudit.trainer import added_noise
-from dpaudit.trainer.added_noise import AddedNoise, AheadOfTime, Banded, Independent, OnGrid
 from dpaudit.trainer.attach import make_private
-from dpaudit.trainer.bags import Bags, Users, Views, averaged
+from dpaudit.trainer.batches.grouped_records import RecordGroups, Users, Views, average_row_losses
+from dpaudit.trainer.batches.samplers import BallsInBins, Cyclic, Truncated
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Automatic, Engine, Flat, PerLayer
-from dpaudit.trainer.engine.batches import Batch
+from dpaudit.trainer.engine.batch_structure import Batch
+from dpaudit.trainer.noise import gradient_noise
+from dpaudit.trainer.noise.gradient_noise import (
+    Banded,
+    GradientNoise,
+    Independent,
+    OnGrid,
+    Prefetched,
+)
+from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.trainer.sampling import BallsInBins, Cyclic, Truncated
 from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import (
@@ -87,14 +93,14 @@ def weights(trainer: Private) -> Tensor:
 
 
 def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(added_noise, "normals", lambda stream, purpose, step, n: torch.zeros(n))
+    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.zeros(n))
 
 
 # Kinds of noise.
 
 
 def test_noise_ahead_of_time_is_a_matter_of_speed_alone() -> None:
-    assert torch.equal(weights(run(private(noise=AheadOfTime()), 4)), weights(run(private(), 4)))
+    assert torch.equal(weights(run(private(noise=Prefetched()), 4)), weights(run(private(), 4)))
 
 
 def test_noise_on_a_grid_costs_what_independent_noise_costs() -> None:
@@ -107,14 +113,14 @@ def test_noise_on_a_grid_costs_what_independent_noise_costs() -> None:
     ("noise", "sampler"),
     [
         (Independent(), None),
-        (AheadOfTime(), None),
+        (Prefetched(), None),
         (OnGrid(), None),
         (Banded(4), Cyclic(4, 8)),
         (Banded(1), Cyclic(1, 8)),
     ],
 )
 def test_an_empty_batch_takes_a_step_with_every_kind_of_noise(
-    noise: AddedNoise, sampler: Cyclic | None
+    noise: GradientNoise, sampler: Cyclic | None
 ) -> None:
     trainer = private(noise=noise, sampler=sampler)
     before = weights(trainer)
@@ -124,7 +130,7 @@ def test_an_empty_batch_takes_a_step_with_every_kind_of_noise(
     assert (weights(trainer) - before).abs().min() > 0
 
 
-def test_a_banded_run_is_booked_once_and_priced_as_its_whole(tmp_path: Path) -> None:
+def test_a_banded_run_is_recorded_once_and_priced_as_its_whole(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     trainer = private(noise=Banded(4), sampler=Cyclic(4, 10), ledger=path)
     assert trainer.epsilon(delta=1e-5).upper == 0
@@ -138,7 +144,7 @@ def test_a_banded_run_is_booked_once_and_priced_as_its_whole(tmp_path: Path) -> 
     assert epsilon == pld.profile(whole).epsilon(delta=1e-5)
     # A record joins three of ten steps: three Gaussians.
     assert epsilon == pld.profile(Repeated(Gaussian(1.3), 3)).epsilon(delta=1e-5)
-    assert claim_of(ledger, 1e-5, "pld").epsilon == epsilon
+    assert claim_from_ledger(ledger, 1e-5, "pld").epsilon == epsilon
 
 
 def test_groups_that_are_sampled_cost_less() -> None:
@@ -147,7 +153,7 @@ def test_groups_that_are_sampled_cost_less() -> None:
     assert half.epsilon(delta=1e-5) == expected
 
 
-def test_a_banded_run_ends_with_the_steps_that_were_booked() -> None:
+def test_a_banded_run_ends_with_the_steps_that_were_recorded() -> None:
     trainer = private(noise=Banded(2), sampler=Cyclic(2, 4))
     run(trainer, 4)
     with pytest.raises(InvalidArgument, match="steps must be above 4"):
@@ -245,7 +251,7 @@ def test_a_users_records_are_protected_together_and_the_claim_says_so(tmp_path: 
     trainer = run(private(unit="user", ledger=path), 4, Users(OWNERS, 3))
     ledger = read_ledger(path)
     assert ledger.header.unit == "user"
-    claim = claim_of(ledger, 1e-5, "pld")
+    claim = claim_from_ledger(ledger, 1e-5, "pld")
     assert claim.unit == "user"
     assert "one user with all of their records" in claim_in_words(claim)
     assert claim.epsilon == trainer.epsilon(delta=1e-5)
@@ -259,7 +265,7 @@ def test_a_step_on_users_is_the_sum_of_their_clipped_averages(
     without_noise(monkeypatch)
     trainer, net = private(unit="user", sampling_rate=1.0, physical_batch_size=4), model()
     (batch,) = trainer.batches(data(), steps=1, users=Users(OWNERS, 4))
-    assert isinstance(batch, Bags)
+    assert isinstance(batch, RecordGroups)
     before = weights(trainer)
     trainer.step(loss, batch)
     x, y = data()
@@ -312,22 +318,22 @@ def test_views_of_a_batch_are_one_step_of_the_same_cost(
     (batch,) = trainer.batches(data(), steps=1)
     seen, before = views(batch), weights(trainer)
     trainer.step(loss, seen)
-    sums = Engine(model(), averaged(loss)).clipped_sum(seen, Flat(0.5)).sums
+    sums = Engine(model(), average_row_losses(loss)).clipped_sum(seen, Flat(0.5)).sums
     expected = torch.cat([part.flatten() for part in sums.values()])
     assert torch.allclose(before - weights(trainer), 0.5 * expected / 10.0, atol=1e-6)
     assert trainer._session.recorded == {PoissonSampled(Gaussian(1.3), sampling_rate): 1}
 
 
-def test_rows_that_were_made_records_are_refused_before_anything_is_booked() -> None:
+def test_rows_that_were_made_records_are_refused_before_anything_is_recorded() -> None:
     """Views beside each other, or users taken apart, would each get a clip norm of their own."""
     trainer = private()
     (batch,) = trainer.batches(data(), steps=1)
-    with pytest.raises(InvalidArgument, match="Bags"):
+    with pytest.raises(InvalidArgument, match="RecordGroups"):
         trainer.step(loss, tuple(torch.cat([tensor, tensor]) for tensor in batch))
     of_users = private(unit="user")
-    (bags,) = of_users.batches(data(), steps=1, users=Users(OWNERS, 3))
-    with pytest.raises(InvalidArgument, match="Bags"):
-        of_users.step(loss, tuple(tensor.flatten(0, 1) for tensor in bags.rows))
+    (groups,) = of_users.batches(data(), steps=1, users=Users(OWNERS, 3))
+    with pytest.raises(InvalidArgument, match="RecordGroups"):
+        of_users.step(loss, tuple(tensor.flatten(0, 1) for tensor in groups.rows))
     assert trainer._session.recorded == of_users._session.recorded == {}
     trainer.step(loss, tuple(tensor[1:] for tensor in batch))  # fewer is fine
 
@@ -407,13 +413,13 @@ def test_noise_that_was_added_is_not_added_to_another_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Were the step taken again, the difference of two sums would be bare."""
-    draw, steps = added_noise.normals, []
+    draw, steps = gradient_noise.normals, []
 
     def noted(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
         steps.append(step)
         return draw(stream, purpose, step, count)
 
-    monkeypatch.setattr(added_noise, "normals", noted)
+    monkeypatch.setattr(gradient_noise, "normals", noted)
     trainer = private(optimizer=lambda own: Failing(own, lr=0.5))
     (batch,) = trainer.batches(data(), steps=1)
     with pytest.raises(MemoryError):
@@ -494,25 +500,27 @@ def test_records_that_are_not_finite_contribute_nothing(
     assert torch.isfinite(weights(whole)).all()
     assert torch.allclose(weights(whole), weights(without), atol=1e-6)
     assert whole._session.recorded == {PoissonSampled(Gaussian(1.3), 0.5): 3}
-    assert whole.clip_rule.learned == without.clip_rule.learned
+    assert whole.clip_rule.learned_clip_norm == without.clip_rule.learned_clip_norm
 
 
 def test_a_ledger_of_groups_that_take_turns_can_be_claimed(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     trainer = private(sampler=Cyclic(2, 6, 0.5), noise=Banded(2), ledger=path)
     run(trainer, 6)
-    claim = claim_of(read_ledger(path), 1e-5, "pld")
+    claim = claim_from_ledger(read_ledger(path), 1e-5, "pld")
     assert claim.epsilon == trainer.epsilon(delta=1e-5)
     assert claim.sampling is Sampling.CYCLIC_POISSON
 
 
 def test_what_no_claim_covers_is_written_down(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
-    run(private(ledger=path, leaves_out=["hyperparameter-tuning"]), 1)
-    assert claim_of(read_ledger(path), 1e-5, "pld").leaves_out == ("hyperparameter-tuning",)
+    run(private(ledger=path, unaccounted=["hyperparameter-tuning"]), 1)
+    assert claim_from_ledger(read_ledger(path), 1e-5, "pld").unaccounted == (
+        "hyperparameter-tuning",
+    )
 
 
-def test_what_else_is_released_is_booked_and_counts(tmp_path: Path) -> None:
+def test_what_else_is_released_is_recorded_and_counts(tmp_path: Path) -> None:
     trainer = run(private(ledger=tmp_path / "ledger"), 3)
     before = trainer.epsilon(delta=1e-5)
     trainer.also_released("accuracy", Gaussian(2.0))

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.accountants import pld
-from dpaudit.accountants.answers import claim_of
+from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.runs.ledger_file import read_ledger, read_unfinished
 from dpaudit.trainer.adam import AdamCorrected
-from dpaudit.trainer.added_noise import AheadOfTime, Banded, OnGrid
 from dpaudit.trainer.attach import make_private
+from dpaudit.trainer.batches.samplers import BallsInBins, Cyclic, Poisson, Shuffled
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Flat
+from dpaudit.trainer.noise.gradient_noise import Banded, OnGrid, Prefetched
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.sampling import BallsInBins, Cyclic, Poisson, Shuffled
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
-from dpaudit.vocabulary.ledger import Randomness, Resumed
+from dpaudit.vocabulary.ledger import Randomness, ResumeEntry
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     Composed,
@@ -34,6 +33,7 @@ from dpaudit.vocabulary.mechanism import (
     RandomAllocation,
     Repeated,
 )
+from dpaudit.vocabulary.privacy_terms import Adjacency
 
 pytestmark = pytest.mark.filterwarnings("ignore:certified bounds", "ignore:shuffled passes")
 
@@ -148,7 +148,7 @@ RUNS: dict[str, tuple[Callable[[], dict[str, object]], OptimizerOf]] = {
         },
         momentum,
     ),
-    "ahead of time": (lambda: {"noise": AheadOfTime()}, momentum),
+    "ahead of time": (lambda: {"noise": Prefetched()}, momentum),
     "on a grid": (lambda: {"noise": OnGrid()}, momentum),
     "banded": (lambda: {"noise": Banded(3), "sampler": Cyclic(3, STEPS)}, momentum),
     "banded, adam corrected": (
@@ -173,7 +173,7 @@ def test_a_seeded_run_resumed_is_the_run_uninterrupted_bit_for_bit(
     assert resumed.steps == kept
     take(resumed, STEPS - kept)
     assert torch.equal(weights(resumed), weights(whole))
-    assert resumed.clip_rule.learned == whole.clip_rule.learned
+    assert resumed.clip_rule.learned_clip_norm == whole.clip_rule.learned_clip_norm
 
 
 def test_a_run_resumed_again_and_again_is_the_run_uninterrupted(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-3", "step-4"]
 
 
-# Secure: fresh noise, and all of it booked.
+# Secure: fresh noise, and all of it recorded.
 
 
 def test_a_secure_run_resumed_draws_fresh_coins_and_noise(tmp_path: Path) -> None:
@@ -211,11 +211,11 @@ def test_a_secure_run_resumed_draws_fresh_coins_and_noise(tmp_path: Path) -> Non
     one, other = (weights(take(trainer, 3)) for trainer in resumed)
     assert not (one == other).any()
     assert not (one == weights(first)).any()
-    assert Resumed(2, Randomness.SECURE) in read_ledger(run.ledger).lines
+    assert ResumeEntry(2, Randomness.SECURE) in read_ledger(run.ledger).lines
 
 
 @pytest.mark.parametrize("seed", [None, 11])
-def test_steps_since_the_checkpoint_are_booked_again(tmp_path: Path, seed: int | None) -> None:
+def test_steps_since_the_checkpoint_are_recorded_again(tmp_path: Path, seed: int | None) -> None:
     run = Run(tmp_path / "run")
     run.interrupted(2, 5, seed=seed)
     before = run.ledger.read_bytes()
@@ -229,18 +229,18 @@ def test_steps_since_the_checkpoint_are_booked_again(tmp_path: Path, seed: int |
     counts = Counter(release.step for release in ledger.releases)
     assert counts == dict.fromkeys(range(STEPS), 1) | dict.fromkeys([2, 3, 4], 2)
     epsilon = resumed.epsilon(delta=1e-5)
-    assert epsilon == claim_of(ledger, 1e-5, "pld").epsilon
+    assert epsilon == claim_from_ledger(ledger, 1e-5, "pld").epsilon
     assert epsilon == pld.profile(Repeated(ledger.releases[0].mechanism, 10)).epsilon(delta=1e-5)
 
 
-def test_a_pass_that_a_fresh_key_begins_in_the_middle_is_booked_again(tmp_path: Path) -> None:
+def test_a_pass_that_a_fresh_key_begins_in_the_middle_is_recorded_again(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", lambda: {"sampler": BallsInBins(4), "seed": None})
     run.interrupted(2, 6)
     resumed = take(run.resume(), 5)
     # At 0 and 4 under the first key; at 2 and 4 under the second.
     assert resumed._session.recorded == {RandomAllocation(Gaussian(1.3), 4): 4}
     assert [r.step for r in read_ledger(run.ledger).releases] == [0, 4, 2, 4]
-    claim = claim_of(read_ledger(run.ledger), 1e-5, "pld")
+    claim = claim_from_ledger(read_ledger(run.ledger), 1e-5, "pld")
     assert claim.epsilon == resumed.epsilon(delta=1e-5)
 
 
@@ -257,7 +257,7 @@ def test_a_banded_run_that_a_fresh_key_takes_over_books_what_is_left(tmp_path: P
     assert resumed.epsilon(delta=1e-5) == expected
 
 
-def test_a_budget_counts_what_was_booked_before_and_passes_cut_short(tmp_path: Path) -> None:
+def test_a_budget_counts_what_was_recorded_before_and_passes_cut_short(tmp_path: Path) -> None:
     """A key that begins in the middle of a pass gets fewer steps for its first release."""
     run = Run(
         tmp_path / "run",
@@ -281,7 +281,7 @@ def test_no_key_and_no_noise_is_written(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", lambda: {"seed": None, "noise": Banded(3),
                                          "sampler": Cyclic(3, STEPS)})  # fmt: skip
     trainer = run.interrupted(4, 5)
-    key, noise = trainer._session.stream.key, trainer.recipe.noise
+    key, noise = trainer._session.stream.key, trainer.step_settings.noise
     assert isinstance(noise, Banded)
     rows = [row.numpy().tobytes() for row in noise._rows]
     assert rows

@@ -85,7 +85,7 @@ def test_a_rank_that_dies_ends_the_run_within_a_minute(tmp_path: Path) -> None:
 
 SETTINGS = [
     *("clip_norm", "clip_norm by schedule", "clipping", "noise_multiplier", "noise"),
-    *("sampling_rate", "sampler", "expected_batch_size", "unit", "leaves_out", "seed"),
+    *("sampling_rate", "sampler", "expected_batch_size", "unit", "unaccounted", "seed"),
     *("average_decay", "canaries", "optimizer", "model", "trainable", "records", "steps"),
 ]
 CALLED = {

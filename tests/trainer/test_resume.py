@@ -17,24 +17,25 @@ from torch import nn
 
 from dpaudit.runs import directory
 from dpaudit.runs.directory import RunDirectory, create_run
-from dpaudit.runs.files import read_arrays, sha256, write_arrays
-from dpaudit.trainer import models, session
+from dpaudit.runs.file_io import read_arrays, sha256, write_arrays
 from dpaudit.trainer import run as runs
-from dpaudit.trainer.added_noise import Independent
-from dpaudit.trainer.canaries import Canaries
+from dpaudit.trainer.canaries.run_canaries import Observation, RunCanaries
 from dpaudit.trainer.engine import Flat
-from dpaudit.trainer.observations import Observation
+from dpaudit.trainer.models import factories
+from dpaudit.trainer.noise.gradient_noise import Independent
+from dpaudit.trainer.session import training_session
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, RunExists
 from dpaudit.vocabulary.ledger import (
-    Begun,
-    Checkpointed,
-    Ended,
+    GRADIENT_SUM,
+    RECORD_COUNT,
+    BeginEntry,
+    CheckpointEntry,
+    EndEntry,
     PrivacyLedger,
     Randomness,
-    Resumed,
+    ResumeEntry,
     Seal,
 )
-from dpaudit.vocabulary.release_names import GRADIENT_SUM, RECORD_COUNT
 from dpaudit.vocabulary.settings import (
     CanarySettings,
     DataSettings,
@@ -46,14 +47,14 @@ from dpaudit.vocabulary.settings import (
 
 STEPS, EVERY = 9, 3
 CHECKPOINT = ["model.safetensors", "optimizer.safetensors", "progress.json", "observations.npz"]
-NOTHING: runs.OnStep = lambda done, seen: None  # noqa: E731
+NOTHING: runs.StepCallback = lambda done, seen: None  # noqa: E731
 
 
 class Interrupted(Exception):
     """What ends a run in the middle."""
 
 
-def interrupt_at(step: int) -> runs.OnStep:
+def interrupt_at(step: int) -> runs.StepCallback:
     def on_step(done: int, seen: Observation) -> None:
         if done == step:
             raise Interrupted
@@ -85,20 +86,20 @@ def changed(config: RunConfig, part: str, **values: object) -> RunConfig:
 
 
 def train(config: RunConfig, out: Path) -> RunDirectory:
-    return runs.train(runs.prepare(config), out, NOTHING)
+    return runs.train_run(runs.prepare_run(config), out, NOTHING)
 
 
 def interrupted(config: RunConfig, out: Path, step: int) -> RunDirectory:
     with pytest.raises(Interrupted):
-        runs.train(runs.prepare(config), out, interrupt_at(step))
+        runs.train_run(runs.prepare_run(config), out, interrupt_at(step))
     return RunDirectory(out)
 
 
-def resume(out: Path, on_step: runs.OnStep = NOTHING) -> RunDirectory:
-    return runs.resume(runs.prepare_resume(out), out, on_step)
+def resume(out: Path, on_step: runs.StepCallback = NOTHING) -> RunDirectory:
+    return runs.resume_run(runs.prepare_resume(out), out, on_step)
 
 
-def booked_steps(ledger: PrivacyLedger) -> list[int]:
+def recorded_steps(ledger: PrivacyLedger) -> list[int]:
     return [line.step for line in ledger.releases if line.what == GRADIENT_SUM]
 
 
@@ -146,14 +147,14 @@ def test_a_run_resumed_again_and_again_is_the_run_uninterrupted(
             resume(run.path, interrupt_at(step))
     require_same_result(resume(run.path), whole)
     lines = run.read_finished().lines
-    assert [line.step for line in lines if isinstance(line, Resumed)] == [0, 0, 3, 3, 3, 6]
+    assert [line.step for line in lines if isinstance(line, ResumeEntry)] == [0, 0, 3, 3, 3, 6]
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp", "with dropout"])
 def test_two_seeded_runs_are_equal(
     tmp_path: Path, config: RunConfig, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(models.BUILT_IN, "with dropout", with_dropout)
+    monkeypatch.setitem(factories.BUILT_IN_MODELS, "with dropout", with_dropout)
     asked = changed(config, "model", model=model)
     require_same_result(train(asked, tmp_path / "one"), train(asked, tmp_path / "other"))
 
@@ -161,7 +162,7 @@ def test_two_seeded_runs_are_equal(
 def test_a_seeded_run_with_dropout_resumed_is_the_run_uninterrupted(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(models.BUILT_IN, "with dropout", with_dropout)
+    monkeypatch.setitem(factories.BUILT_IN_MODELS, "with dropout", with_dropout)
     asked = changed(config, "model", model="with dropout")
     whole = train(asked, tmp_path / "whole")
     interrupted(asked, tmp_path / "run", 5)
@@ -188,15 +189,15 @@ def test_the_ledger_counts_every_step_and_repeated_ones_again(
 ) -> None:
     interrupted(config, tmp_path / "run", step)
     ledger = resume(tmp_path / "run").read_finished()
-    times = Counter(booked_steps(ledger))
+    times = Counter(recorded_steps(ledger))
     since = step // EVERY * EVERY  # the newest checkpoint
     assert set(times) == set(range(STEPS))
     assert {number for number, count in times.items() if count > 1} == set(range(since, step))
-    assert len(booked_steps(ledger)) - STEPS <= EVERY
+    assert len(recorded_steps(ledger)) - STEPS <= EVERY
     assert [line.what for line in ledger.releases].count(RECORD_COUNT) == 1
 
 
-def test_what_was_booked_before_the_interruption_stays(tmp_path: Path, config: RunConfig) -> None:
+def test_what_was_recorded_before_the_interruption_stays(tmp_path: Path, config: RunConfig) -> None:
     run = interrupted(config, tmp_path / "run", 5)
     before = run.ledger.read_bytes()
     resume(run.path)
@@ -209,10 +210,10 @@ def test_a_step_whose_noise_was_never_drawn_is_recorded_all_the_same(
     def die(*_: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr(Independent, "added", die)
+    monkeypatch.setattr(Independent, "add_noise", die)
     with pytest.raises(Interrupted):
-        runs.train(runs.prepare(config), tmp_path / "run", NOTHING)
-    assert booked_steps(RunDirectory(tmp_path / "run").read_ledger()) == [0]
+        runs.train_run(runs.prepare_run(config), tmp_path / "run", NOTHING)
+    assert recorded_steps(RunDirectory(tmp_path / "run").read_ledger()) == [0]
 
 
 def test_step_that_is_refused_before_its_noise_records_nothing(
@@ -223,8 +224,8 @@ def test_step_that_is_refused_before_its_noise_records_nothing(
 
     monkeypatch.setattr(Flat, "factors", die)
     with pytest.raises(Interrupted):
-        runs.train(runs.prepare(config), tmp_path / "run", NOTHING)
-    assert booked_steps(RunDirectory(tmp_path / "run").read_ledger()) == []
+        runs.train_run(runs.prepare_run(config), tmp_path / "run", NOTHING)
+    assert recorded_steps(RunDirectory(tmp_path / "run").read_ledger()) == []
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path, config: RunConfig) -> None:
@@ -246,7 +247,7 @@ def test_the_ledger_is_the_same_for_one_record_more(tmp_path: Path, config: RunC
         ledger = run.read_ledger()
         # The digests left out are of the data's path, of files with a fresh salt, and of
         # weights, which noise makes different.
-        digests = Begun | Checkpointed | Ended | Seal
+        digests = BeginEntry | CheckpointEntry | EndEntry | Seal
         lines = [line for line in ledger.lines if not isinstance(line, digests)]
         ledgers.append((msgspec.structs.replace(ledger.header, run=""), lines))
     assert ledgers[0] == ledgers[1]
@@ -260,9 +261,9 @@ def test_the_seal_gives_away_neither_records_nor_coins_to_one_who_guesses(
     run = train(changed(asked, "canaries", gradient=4), tmp_path / "run")
     seal = run.read_finished().seal
     assert seal is not None
-    guess, known = create_run(tmp_path / "guess"), Canaries.read(run)
+    guess, known = create_run(tmp_path / "guess"), RunCanaries.read(run)
     for bits in itertools.product([False, True], repeat=6):
-        Canaries(np.array(bits[:4]), known.inputs, np.array(bits[4:])).write(guess)
+        RunCanaries(np.array(bits[:4]), known.inputs, np.array(bits[4:])).write(guess)
         assert sha256(guess.canaries) != seal.files["canaries.npz"]
         assert sha256(guess.secret_canaries) != seal.files["canaries.secret.npz"]
 
@@ -280,14 +281,14 @@ def test_a_secure_run_resumed_draws_fresh_noise(tmp_path: Path, config: RunConfi
     assert not np.any(rows[0][3:] == rows[1][3:])  # every noise since is new
     ledger = run.read_finished()
     assert ledger.header.randomness is Randomness.SECURE
-    assert Resumed(3, Randomness.SECURE) in ledger.lines
+    assert ResumeEntry(3, Randomness.SECURE) in ledger.lines
 
 
 def test_no_key_is_ever_written(tmp_path: Path, config: RunConfig) -> None:
-    prepared = runs.prepare(changed(config, "privacy", seed=None))
+    prepared = runs.prepare_run(changed(config, "privacy", seed=None))
     key = prepared.stream._key
     with pytest.raises(Interrupted):
-        runs.train(prepared, tmp_path / "run", interrupt_at(5))
+        runs.train_run(prepared, tmp_path / "run", interrupt_at(5))
     for content in files_in(tmp_path / "run").values():
         assert key not in content
         assert key.hex().encode() not in content
@@ -305,7 +306,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "write_checkpoint", die)
+        patch.setattr(training_session, "write_checkpoint", die)
         with pytest.raises(Interrupted):
             train(config, tmp_path / "run")
     run = resume(tmp_path / "run")
@@ -324,7 +325,7 @@ def test_a_checkpoint_without_its_marker_is_ignored(
     (run.checkpoints / "step-6" / "COMPLETE").unlink()
     (run.checkpoints / "step-6" / name).write_bytes(b"half")
     require_same_result(resume(run.path), whole)
-    assert Resumed(3, Randomness.SEEDED) in run.read_finished().lines
+    assert ResumeEntry(3, Randomness.SEEDED) in run.read_finished().lines
 
 
 @pytest.mark.parametrize("name", CHECKPOINT)
@@ -466,18 +467,18 @@ def test_a_run_that_died_before_its_ledger_can_be_trained_over(
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        owner: object = session
+        owner: object = training_session
         if "." in where:
-            owner = Canaries if where.startswith("Canaries") else session.LedgerWriter
+            owner = RunCanaries if where.startswith("Canaries") else training_session.LedgerWriter
         patch.setattr(owner, where.rsplit(".", maxsplit=1)[-1], die)
         with pytest.raises(Interrupted):
             train(config, tmp_path / "run")
-    runs.train_over(runs.prepare(config), tmp_path / "run", NOTHING).read_finished()
+    runs.replace_run(runs.prepare_run(config), tmp_path / "run", NOTHING).read_finished()
 
 
 def test_training_over_a_run_removes_it_whole(tmp_path: Path, config: RunConfig) -> None:
     interrupted(config, tmp_path / "run", 5)
-    run = runs.train_over(runs.prepare(config), tmp_path / "run", NOTHING)
+    run = runs.replace_run(runs.prepare_run(config), tmp_path / "run", NOTHING)
     whole = train(config, tmp_path / "whole")
     assert set(files_in(run.path)) == set(files_in(whole.path))
     assert len(run.read_finished().releases) == STEPS + 1
@@ -487,5 +488,7 @@ def test_a_refused_run_leaves_the_earlier_one(tmp_path: Path, config: RunConfig)
     run = train(config, tmp_path / "run")
     before = files_in(run.path)
     with pytest.raises(DpauditError, match="input_canaries"):
-        runs.train_over(runs.prepare(changed(config, "canaries", inputs=50)), run.path, NOTHING)
+        runs.replace_run(
+            runs.prepare_run(changed(config, "canaries", inputs=50)), run.path, NOTHING
+        )
     assert files_in(run.path) == before

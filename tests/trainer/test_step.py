@@ -11,19 +11,22 @@ from torch import Tensor, nn
 
 from dpaudit.accountants import pld
 from dpaudit.runs.ledger_file import read_ledger
-from dpaudit.trainer import added_noise
 from dpaudit.trainer.attach import make_private
-from dpaudit.trainer.canaries import Canaries, GradientCanaries
-from dpaudit.trainer.data import Records
-from dpaudit.trainer.directions import choose_directions, directions_of
+from dpaudit.trainer.batches.samplers import FixedSize
+from dpaudit.trainer.canaries.run_canaries import (
+    GradientCanaries,
+    RunCanaries,
+    choose_directions,
+    directions_from_arrays,
+)
+from dpaudit.trainer.data import RecordArrays
+from dpaudit.trainer.noise import gradient_noise
+from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.randomness import Keystream, Purpose
-from dpaudit.trainer.recipe import NoisyCount
-from dpaudit.trainer.sampling import FixedSize
+from dpaudit.trainer.session.settings import NoisyCount
 from dpaudit.vocabulary.errors import InvalidArgument
-from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.ledger import GRADIENT_SUM, RECORD_COUNT, Sampling
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, PoissonSampled, Repeated
-from dpaudit.vocabulary.release_names import GRADIENT_SUM, RECORD_COUNT
 
 FEATURES, CLASSES = 5, 3
 NOISE, CLIP, BATCH = 2.0, 0.5, 8.0
@@ -92,7 +95,7 @@ def test_noise_enters_the_sum_once_with_the_recorded_deviation() -> None:
     for step, seen in enumerate(trainer.observations):
         size = len(parameters(trainer)) + 40_000
         stream = trainer._session.stream
-        drawn = added_noise.normals(stream, Purpose.GRADIENT_NOISE, step, size)[-40_000:]
+        drawn = gradient_noise.normals(stream, Purpose.GRADIENT_NOISE, step, size)[-40_000:]
         noise = drawn.numpy() * NOISE
         assert abs(noise.std() / NOISE - 1) < 0.02
         # A canary is clipped like any record: a hair below C, so that rounding stays inside.
@@ -114,13 +117,13 @@ def test_each_release_is_on_disk_before_its_noise_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded_at_noise = []
-    honest = added_noise.normals
+    honest = gradient_noise.normals
 
     def watched(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
         recorded_at_noise.append(len(read_ledger(tmp_path / "ledger").releases))
         return honest(stream, purpose, step, count)
 
-    monkeypatch.setattr(added_noise, "normals", watched)
+    monkeypatch.setattr(gradient_noise, "normals", watched)
     take(private(ledger=tmp_path / "ledger"), records(10), 3)
     assert recorded_at_noise == [1, 2, 3]
 
@@ -142,12 +145,12 @@ def test_a_noisy_record_count_is_released_and_recorded(tmp_path: Path) -> None:
     trainer = private(expected_batch_size=NoisyCount(1000), ledger=tmp_path / "ledger")
     (count,) = read_ledger(tmp_path / "ledger").releases
     assert (count.what, count.mechanism) == (RECORD_COUNT, Gaussian(50.0))
-    assert "expected batch size" not in trainer.header.takes_as_public
+    assert "expected batch size" not in trainer.header.assumed_public
     take(trainer, records(10))
     both = Composed((Gaussian(50.0), Repeated(PoissonSampled(Gaussian(NOISE), 0.3), 1)))
     assert trainer.epsilon(delta=1e-5) == pld.profile(both).epsilon(delta=1e-5)
     sizes = [
-        private(expected_batch_size=NoisyCount(1000), seed=seed).recipe.expected_batch_size
+        private(expected_batch_size=NoisyCount(1000), seed=seed).step_settings.expected_batch_size
         for seed in range(50)
     ]
     counts = np.array(sizes) / 0.3
@@ -188,7 +191,7 @@ def test_what_is_added_along_the_canaries_directions_is_read_there(kind: str) ->
     # Each has length one, and no two meet: the norm is that of the lengths.
     whole = torch.cat([part.flatten() for part in added.values()])
     assert float(whole.norm()) == pytest.approx(float(lengths.norm()), rel=1e-6)
-    kept = directions_of(directions.arrays)
+    kept = directions_from_arrays(directions.arrays)
     assert torch.equal(kept.read(added), directions.read(added))
 
 
@@ -215,7 +218,7 @@ def test_more_canaries_than_parameters_are_refused() -> None:
 
 
 def test_canaries_need_the_sampling_and_noise_that_they_are_read_by() -> None:
-    with pytest.raises(InvalidArgument, match="Poisson where there are gradient canaries"):
+    with pytest.raises(InvalidArgument, match="Poisson with gradient canaries"):
         private(canaries=GradientCanaries(3), sampler=FixedSize(2, 10), sampling_rate=None)
 
 
@@ -224,9 +227,9 @@ def test_canaries_of_an_own_loop_are_files_of_its_run(tmp_path: Path) -> None:
     trainer = private(canaries=GradientCanaries(30), ledger=ledger, seed=None)
     take(trainer, records(20), 5)
     run = trainer.finish(delta=1e-5)
-    kept = Canaries.read(run)
+    kept = RunCanaries.read(run)
     assert np.array_equal(kept.gradient_included, trainer.canaries.gradient_included)  # type: ignore[union-attr]
-    assert isinstance(kept.inputs, Records)
+    assert isinstance(kept.inputs, RecordArrays)
     assert run.observations.exists()
     seal = run.read_finished().seal
     assert seal is not None

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from dpaudit.trainer import models
 from dpaudit.trainer.engine import PerSampleLoss
-from dpaudit.trainer.engine.batches import Batch, mapped
+from dpaudit.trainer.engine.batch_structure import Batch, map_tensors
+from dpaudit.trainer.models import factories
 
 RECORDS = 5
 CLASSES = 3
@@ -77,7 +77,9 @@ class Built:
 
 def with_floats(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """Return the batch with every tensor of real numbers changed."""
-    return mapped(batch, lambda tensor: change(tensor) if tensor.is_floating_point() else tensor)
+    return map_tensors(
+        batch, lambda tensor: change(tensor) if tensor.is_floating_point() else tensor
+    )
 
 
 def labels(records: int) -> Tensor:
@@ -130,10 +132,10 @@ def on_tokens(make: Callable[[], list[nn.Module]], length: int = RECORDS) -> Net
 
 
 LAYERS = {
-    "linear of the trainer": Network(lambda: models.linear((6,), CLASSES), numbers(6)),
-    "mlp of the trainer": Network(lambda: models.mlp((6,), CLASSES), numbers(6)),
-    "cnn of the trainer": Network(lambda: models.cnn((16, 16), CLASSES), numbers(16, 16)),
-    "colour cnn of the trainer": Network(lambda: models.cnn((3, 20, 20), CLASSES),
+    "linear of the trainer": Network(lambda: factories.linear_model((6,), CLASSES), numbers(6)),
+    "mlp of the trainer": Network(lambda: factories.mlp_model((6,), CLASSES), numbers(6)),
+    "cnn of the trainer": Network(lambda: factories.cnn_model((16, 16), CLASSES), numbers(16, 16)),
+    "colour cnn of the trainer": Network(lambda: factories.cnn_model((3, 20, 20), CLASSES),
                                          numbers(3, 20, 20)),
     "mlp": layered(lambda: [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU()], 6),
     "no biases": layered(lambda: [nn.Linear(6, 8, bias=False), nn.Tanh()], 6),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dpaudit.trainer.engine import Automatic, Clipping, Flat, PerLayer, PerSampleLoss
-from dpaudit.trainer.engine.batches import Batch, count, part
-from dpaudit.trainer.engine.clipping import SHRINK
+from dpaudit.trainer.engine.batch_structure import Batch, count_records, slice_records
+from dpaudit.trainer.engine.clipping import ROUNDING_MARGIN
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PerRecord:
 
 
 def _cut(clip_norm: float, norm: float) -> float:
-    return min(1.0, SHRINK * clip_norm / norm) if norm else 1.0
+    return min(1.0, ROUNDING_MARGIN * clip_norm / norm) if norm else 1.0
 
 
 def _rows(values: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def clipped_record(gradient: dict[str, Tensor], clipping: Clipping) -> dict[str,
         case Flat(clip_norm):
             factors = [_cut(clip_norm, norm)] * len(gradient)
         case Automatic(clip_norm, stability):
-            factors = [SHRINK * clip_norm / (norm + stability)] * len(gradient)
+            factors = [ROUNDING_MARGIN * clip_norm / (norm + stability)] * len(gradient)
         case PerLayer(clip_norms):
             norms = [float(g.norm()) for g in gradient.values()]
             factors = [
@@ -82,8 +82,8 @@ def per_record(model: nn.Module, loss: PerSampleLoss, batch: Batch) -> PerRecord
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rows: list[list[Tensor]] = []
     losses = []
-    for record in range(count(batch)):
-        (own,) = loss(model, part(batch, record, record + 1))
+    for record in range(count_records(batch)):
+        (own,) = loss(model, slice_records(batch, record, record + 1))
         found = torch.autograd.grad(own, list(named.values()), allow_unused=True)
         rows.append([
             torch.zeros_like(p, dtype=torch.float64) if g is None else g.double()

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpaudit.trainer.engine import Automatic, Clipping, Flat, PerLayer
-from dpaudit.trainer.engine.clipping import SHRINK, clip_factors, finite_records
-from dpaudit.trainer.engine.forms import Dense
+from dpaudit.trainer.engine.clipping import ROUNDING_MARGIN, clip_factors, finite_records
+from dpaudit.trainer.engine.gradient_forms import DenseGradients
 from dpaudit.vocabulary.errors import InvalidArgument
 
 CLIP_NORMS = st.floats(1e-3, 1e3)
-NEARLY = 1 - 2 * (1 - SHRINK)  # of the clip norm; no more is given away
+NEARLY = 1 - 2 * (1 - ROUNDING_MARGIN)  # of the clip norm; no more is given away
 SIZES = st.floats(1e-30, 1e30)
 SQUARES = st.lists(
     st.lists(st.floats(0.0, 1e60), min_size=3, max_size=3), min_size=1, max_size=5
@@ -41,7 +41,7 @@ def clippings(parameters: int, clip_norm: float) -> list[Clipping]:
 @given(SIZES, CLIP_NORMS, st.integers(1, 400))
 @settings(max_examples=200)
 def test_no_row_is_longer_than_the_clip_norm(size: float, clip_norm: float, width: int) -> None:
-    row = Dense(torch.full((1, width), size, dtype=torch.float32))
+    row = DenseGradients(torch.full((1, width), size, dtype=torch.float32))
     factors = clip_factors(row.square_norms().sqrt(), clip_norm)
     kept = row.only(factors > 0)  # a norm beyond float32 gives 0, and 0 times infinity is NaN
     assert kept.weighted(factors[factors > 0]).double().norm() <= clip_norm
@@ -50,7 +50,7 @@ def test_no_row_is_longer_than_the_clip_norm(size: float, clip_norm: float, widt
 @given(st.floats(0.1, 10))
 @settings(max_examples=20)
 def test_a_row_inside_the_clip_norm_is_left_alone(size: float) -> None:
-    row = Dense(torch.full((1, 4), size, dtype=torch.float32))
+    row = DenseGradients(torch.full((1, 4), size, dtype=torch.float32))
     factors = clip_factors(row.square_norms().sqrt(), 2 * size * 1.001)
     assert torch.equal(row.weighted(factors), row.values[0])
 
@@ -77,7 +77,7 @@ def test_a_factor_is_at_most_one_and_cuts_at_the_clip_norm(norm: float, clip_nor
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 def test_what_is_not_finite_never_passes(norm: float) -> None:
     norms = torch.tensor([1.0, norm, 0.0], dtype=torch.float64)
-    assert clip_factors(norms, 0.5).tolist() == [pytest.approx(0.5 * SHRINK), 0.0, 1.0]
+    assert clip_factors(norms, 0.5).tolist() == [pytest.approx(0.5 * ROUNDING_MARGIN), 0.0, 1.0]
     squares = [torch.ones(3, dtype=torch.float64), norms, norms.flip(0)]
     assert finite_records(squares).tolist() == [True, False, True]
 
@@ -152,4 +152,4 @@ def test_a_clip_norm_too_few_is_refused() -> None:
 
 
 def test_no_more_than_a_hair_of_the_clip_norm_is_given_away() -> None:
-    assert 1 - 1e-5 <= SHRINK < 1
+    assert 1 - 1e-5 <= ROUNDING_MARGIN < 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpaudit.trainer.engine import Engine, Flat, PerSampleLoss
-from dpaudit.trainer.engine.batches import Batch
+from dpaudit.trainer.engine.batch_structure import Batch
 from tests.trainer.engine.networks import RECORDS, labels
 from tests.trainer.engine.oracle import per_record, relative_gap
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.engine.independence import require_independent_records
-from dpaudit.trainer.models import cnn, linear, mlp
-from dpaudit.trainer.repair import fix
+from dpaudit.trainer.models.factories import cnn_model, fix, linear_model, mlp_model
 from dpaudit.trainer.run import cross_entropies
 from dpaudit.vocabulary.errors import InvalidArgument
 
@@ -29,9 +28,9 @@ class MeanOfBatch(nn.Module):
 @pytest.mark.parametrize(
     ("shape", "model"),
     [
-        ((6,), linear((6,), 3)),
-        ((6,), mlp((6,), 3)),
-        ((20, 20), cnn((20, 20), 3)),
+        ((6,), linear_model((6,), 3)),
+        ((6,), mlp_model((6,), 3)),
+        ((20, 20), cnn_model((20, 20), 3)),
         ((6,), nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Dropout(0.5))),
         ((4, 8, 8), nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4))),
     ],

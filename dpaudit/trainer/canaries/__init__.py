@@ -1,0 +1,1 @@
+"""Canaries of a training run: their inclusion bits, directions, files and observations."""

@@ -1,0 +1,355 @@
+"""Compact forms of per-record gradients: norms and weighted sums without writing them out.
+
+A layer's gradient of one record is a sum of few outer products, or is nonzero in few rows of
+an embedding table. Its norm, and the sum over records after scaling, cost much less than the
+gradients themselves.
+
+References:
+    Goodfellow (2015), arXiv:1510.01799; Li et al. (2022), arXiv:2110.05679; Bu et al.
+    (2023), arXiv:2210.00038.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+FLOAT32_ROUNDING = 2.0**-21
+"""Relative rounding of float32 sums, added so that no norm is too small.
+
+The T^2 inner products of a Gram matrix may cancel, so that only their rounding remains. It is
+at most about this fraction of (sum_t |r_t| |c_t|)^2."""
+
+RECORDS_AT_ONCE = 64
+COLUMNS_AT_ONCE = 1024
+
+
+class GradientForm(Protocol):
+    """Protocol of the per-record gradients g_1, ..., g_n of one parameter."""
+
+    def square_norms(self) -> Tensor:
+        """Return upper bounds on |g_i|^2, tight up to rounding.
+
+        Returns:
+            Shape ``(records,)``, float64. Never below the true value, so that clipping is safe.
+        """
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return sum_i c_i g_i.
+
+        Args:
+            factors: The factors c_i, shape ``(records,)``.
+
+        Returns:
+            The sum in the parameter's shape.
+        """
+
+    def dense(self) -> Tensor:
+        """Return the gradients themselves, shape ``(records, *parameter)``."""
+
+    def only(self, which: Tensor) -> GradientForm:
+        """Return the gradients of some records.
+
+        Args:
+            which: Mask of shape ``(records,)``.
+
+        Returns:
+            The selected gradients, in the order of the batch.
+        """
+
+    def grouped(self, rows: int) -> GradientForm:
+        """Return one gradient per record where ``rows`` consecutive gradients belong to one record.
+
+        Args:
+            rows: Gradients per record, which are added.
+
+        Returns:
+            Gradients of ``records // rows`` records.
+        """
+
+    def joined(self, others: Sequence[Self]) -> GradientForm:
+        """Return the sum with further gradients of the same parameter.
+
+        Args:
+            others: Gradients in the same form, for the same records.
+
+        Returns:
+            Per-record sums; a norm of the result is that of the sum.
+        """
+
+
+def square_norms_of_rows(values: Tensor) -> Tensor:
+    """Return the squared norm of each ``values[i]``, rounded up.
+
+    A long row is summed in parts, as the rounding error of a float32 sum grows with its length.
+
+    Args:
+        values: Shape ``(records, ...)``.
+
+    Returns:
+        Shape ``(records,)``, float64; infinite where float32 overflows.
+    """
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
+    whole = rows.shape[1] // COLUMNS_AT_ONCE * COLUMNS_AT_ONCE
+    parts: Tensor = torch.linalg.vector_norm(
+        rows[:, :whole].reshape(len(rows), whole // COLUMNS_AT_ONCE, COLUMNS_AT_ONCE), dim=2
+    )
+    rest: Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1)
+    return (parts.double().square().sum(dim=1) + rest.double().square()) * (1 + FLOAT32_ROUNDING)
+
+
+def _merge_rows(values: Tensor, rows: int) -> Tensor:
+    """Return (records * rows, T, ...) as (records, rows * T, ...)."""
+    _, length, *rest = values.shape
+    return values.reshape(-1, rows * length, *rest)
+
+
+@dataclass(frozen=True)
+class DenseGradients:
+    """Gradients written out.
+
+    Attributes:
+        values: Shape ``(records, *parameter)``.
+    """
+
+    values: Tensor
+
+    def square_norms(self) -> Tensor:
+        """Return squared norms of the rows."""
+        return square_norms_of_rows(self.values)
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return the factors times the matrix of gradients."""
+        rows = self.values.reshape(len(self.values), math.prod(self.values.shape[1:]))
+        return (factors.to(self.values.dtype) @ rows).view(self.values.shape[1:])
+
+    def dense(self) -> Tensor:
+        """Return the values as they are."""
+        return self.values
+
+    def only(self, which: Tensor) -> DenseGradients:
+        """Return the selected rows."""
+        return DenseGradients(self.values[which])
+
+    def grouped(self, rows: int) -> DenseGradients:
+        """Return sums of consecutive rows."""
+        return DenseGradients(self.values.reshape(-1, rows, *self.values.shape[1:]).sum(dim=1))
+
+    def joined(self, others: Sequence[DenseGradients]) -> DenseGradients:
+        """Return elementwise sums."""
+        return DenseGradients(sum((other.values for other in others), start=self.values))
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """Gradients g = sum_t r_t c_t^T of a matrix, as of a linear layer at T positions.
+
+    Two ways give the norm. Written out, g has p d entries. By Gram matrices,
+
+        |g|^2 = sum_{s,t} (r_s . r_t) (c_s . c_t),
+
+    which takes T^2 inner products of lengths p and d. The cheaper way is used.
+
+    Attributes:
+        rows: The r_t, shape ``(records, T, p)``.
+        columns: The c_t, shape ``(records, T, d)``; the parameter has shape ``(p, d)``.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    @property
+    def _by_inner_products(self) -> bool:
+        """Whether Gram matrices cost less than the p d entries of a gradient: T (p + d) <= p d."""
+        terms, p, d = self.rows.shape[1], self.rows.shape[2], self.columns.shape[2]
+        return terms * (p + d) <= p * d
+
+    @cached_property
+    def _written_out(self) -> Tensor:
+        """The gradients, shape ``(records, p, d)``; computed once."""
+        return torch.bmm(self.rows.mT, self.columns)
+
+    def square_norms(self) -> Tensor:
+        """Return squared norms by the cheaper of the two ways."""
+        if not self._by_inner_products:
+            return square_norms_of_rows(self._written_out)
+        if self.rows.shape[1] == 1:  # |r c^T| = |r| |c|
+            lengths: Tensor = torch.linalg.vector_norm(self.rows.squeeze(1), dim=1)
+            lengths = lengths * torch.linalg.vector_norm(self.columns.squeeze(1), dim=1)
+            return lengths.double().square() * (1 + FLOAT32_ROUNDING)
+        # products[s, t] = (r_s . r_t) (c_s . c_t); their sum is |g|^2.
+        products = torch.bmm(self.rows, self.rows.mT).mul_(torch.bmm(self.columns, self.columns.mT))
+        # The diagonal holds |r_t|^2 |c_t|^2, which gives the scale of the rounding error.
+        lengths = products.diagonal(dim1=1, dim2=2).double().clamp(min=0.0).sqrt()
+        rounding = FLOAT32_ROUNDING * lengths.sum(dim=1).square()
+        return products.sum(dim=(1, 2)).double().clamp(min=0.0) + rounding
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return sum_{i,t} c_i r_it c_it^T as one matrix product over records and positions."""
+        if "_written_out" in self.__dict__:
+            return DenseGradients(self._written_out).weighted(factors)
+        rows, columns = self.rows, self.columns
+        each = factors.to(rows.dtype)[:, None, None]
+        if rows.shape[2] <= columns.shape[2]:  # scale the smaller factor
+            rows = rows * each
+        else:
+            columns = columns * each
+        return rows.flatten(0, 1).mT @ columns.flatten(0, 1)
+
+    def dense(self) -> Tensor:
+        """Return the gradients written out."""
+        return self._written_out
+
+    def only(self, which: Tensor) -> GradientForm:
+        """Return the selected records; written-out gradients stay so, for equal rounding."""
+        if "_written_out" in self.__dict__:
+            return DenseGradients(self._written_out[which])
+        return OuterProducts(self.rows[which], self.columns[which])
+
+    def grouped(self, rows: int) -> OuterProducts:
+        """Return forms in which the positions of consecutive rows are one record's."""
+        return OuterProducts(_merge_rows(self.rows, rows), _merge_rows(self.columns, rows))
+
+    def joined(self, others: Sequence[OuterProducts]) -> OuterProducts:
+        """Return forms whose positions are those of all uses, one after the other."""
+        return OuterProducts(
+            torch.cat([self.rows, *(other.rows for other in others)], dim=1),
+            torch.cat([self.columns, *(other.columns for other in others)], dim=1),
+        )
+
+
+@dataclass(frozen=True)
+class EmbeddingRows:
+    """Gradients of an embedding table, nonzero only in the rows that were looked up.
+
+    Attributes:
+        index: Row of each look-up, shape ``(records, T)``.
+        values: Gradient that each look-up adds to its row, shape ``(records, T, d)``.
+        size: Number of rows of the table.
+    """
+
+    index: Tensor
+    values: Tensor
+    size: int
+
+    @cached_property
+    def _touched(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Record, table row and summed gradient of each (record, row) that was looked up."""
+        records, width = len(self.index), self.values.shape[2]
+        start = torch.arange(records, device=self.index.device)[:, None] * self.size
+        # A row that one record looks up several times has one gradient, the sum: the key of
+        # (record, row) is record * size + row.
+        keys, place = torch.unique(self.index + start, return_inverse=True)
+        sums = self.values.new_zeros(len(keys), width)
+        sums.index_add_(0, place.flatten(), self.values.reshape(-1, width))
+        return keys // self.size, keys % self.size, sums
+
+    def square_norms(self) -> Tensor:
+        """Return squared norms, after repeated look-ups of a row are added."""
+        record, _, sums = self._touched
+        squares = square_norms_of_rows(sums)
+        return squares.new_zeros(len(self.index)).index_add_(0, record, squares)
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return the scaled rows, added into a table of zeros."""
+        record, row, sums = self._touched
+        total = sums.new_zeros(self.size, sums.shape[1])
+        return total.index_add_(0, row, sums * factors.to(sums.dtype)[record, None])
+
+    def dense(self) -> Tensor:
+        """Return one table per record."""
+        record, row, sums = self._touched
+        values = sums.new_zeros(len(self.index), self.size, sums.shape[1])
+        values[record, row] = sums
+        return values
+
+    def only(self, which: Tensor) -> EmbeddingRows:
+        """Return the look-ups of the selected records."""
+        return EmbeddingRows(self.index[which], self.values[which], self.size)
+
+    def grouped(self, rows: int) -> EmbeddingRows:
+        """Return forms in which the look-ups of consecutive rows are one record's."""
+        return EmbeddingRows(
+            _merge_rows(self.index, rows), _merge_rows(self.values, rows), self.size
+        )
+
+    def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows:
+        """Return forms with the look-ups of all uses, one after the other."""
+        return EmbeddingRows(
+            torch.cat([self.index, *(other.index for other in others)], dim=1),
+            torch.cat([self.values, *(other.values for other in others)], dim=1),
+            self.size,
+        )
+
+
+@dataclass(frozen=True)
+class SumOfForms:
+    """Sum of forms of different kinds, as of a table that is also used as a matrix.
+
+    Attributes:
+        forms: Gradients of the same parameter and records.
+    """
+
+    forms: tuple[GradientForm, ...]
+
+    def square_norms(self) -> Tensor:
+        """Return squared norms of the sums, which are written out for few records at a time.
+
+        Where the forms cancel, the rounding of each remains; an upper bound on it is added.
+        """
+        each = torch.stack([form.square_norms().sqrt() for form in self.forms])
+        rounding = FLOAT32_ROUNDING * each.sum(dim=0).square()
+        place = torch.arange(len(rounding), device=rounding.device)
+        parts = [
+            square_norms_of_rows(self.only((place >= at) & (place < at + RECORDS_AT_ONCE)).dense())
+            for at in range(0, len(rounding), RECORDS_AT_ONCE)
+        ]
+        return torch.cat([rounding[:0], *parts]) + rounding
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return the sum of the forms' weighted sums."""
+        first, *others = (form.weighted(factors) for form in self.forms)
+        return sum(others, start=first)
+
+    def dense(self) -> Tensor:
+        """Return the sum of the forms, written out."""
+        first, *others = (form.dense() for form in self.forms)
+        return sum(others, start=first)
+
+    def only(self, which: Tensor) -> SumOfForms:
+        """Return the selected records of each form."""
+        return SumOfForms(tuple(form.only(which) for form in self.forms))
+
+    def grouped(self, rows: int) -> SumOfForms:
+        """Return each form with consecutive rows added."""
+        return SumOfForms(tuple(form.grouped(rows) for form in self.forms))
+
+    def joined(self, others: Sequence[SumOfForms]) -> SumOfForms:
+        """Return the sum over all forms of all sums."""
+        return SumOfForms((*self.forms, *(form for other in others for form in other.forms)))
+
+
+def merge_forms(forms: Sequence[GradientForm]) -> GradientForm:
+    """Return the sum of the gradients of several uses of one parameter.
+
+    The norm must be that of the sum, not a sum of norms. Uses of one kind become one form of
+    that kind: outer products and look-ups are concatenated along the positions.
+
+    Args:
+        forms: One form per use, at least one, all for the same records.
+
+    Returns:
+        One form of the per-record sums.
+    """
+    first = forms[0]
+    if len(forms) == 1:
+        return first
+    if all(type(form) is type(first) for form in forms):
+        return first.joined(forms[1:])
+    return SumOfForms(tuple(forms))

@@ -1,0 +1,1 @@
+"""Built-in models, their evaluation, and replacements for layers that mix records."""

@@ -1,0 +1,1 @@
+"""Noise of a private step: keystreams, Gaussian draws, noise on a grid, prefetching."""

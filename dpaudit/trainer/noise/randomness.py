@@ -1,0 +1,239 @@
+"""Random numbers from an AES-256-CTR keystream, addressed by purpose and step.
+
+Secure mode draws a fresh key from the operating system in every process and never stores it.
+So a resumed run cannot use the same noise again. Seeded mode derives the key from a seed: a
+reproducible stream, for tests. The address of a block is its purpose, its step and a counter:
+no two draws share a block.
+
+A stream belongs to the process that made it. In a forked child it would repeat the parent's
+noise, and a copy would repeat the original's; both are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from enum import Enum
+from typing import NoReturn, SupportsIndex
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from dpaudit.vocabulary.errors import ForkedSession
+from dpaudit.vocabulary.ledger import Randomness
+
+AES_BLOCK_BYTES = 16
+
+
+class Purpose(Enum):
+    """What a stream is used for; each purpose has a separate stream."""
+
+    GRADIENT_NOISE = 1
+    RECORD_SAMPLING = 2
+    CANARY_SAMPLING = 3
+    CANARY_COINS = 4
+    CANARY_LABELS = 5
+    COUNT_NOISE = 6
+    MODEL = 7
+    DROPOUT = 8
+    RECORD_ORDER = 9
+    FURTHER_BITS = 10
+    """Keys of the streams that continue a draw whose first bits do not decide it."""
+    DEVICE_KEY = 11
+    """Keys of streams that are made on the tensor's own device."""
+    USER_ROWS = 12
+    CANARY_DIRECTIONS = 13
+
+
+def forked_session_error(what: str, how: str) -> ForkedSession:
+    """Return the error of an object with a key that left its process.
+
+    Args:
+        what: The object, as a noun phrase.
+        how: What happened to it, as a verb phrase.
+
+    Returns:
+        The error, which names the remedy.
+    """
+    return ForkedSession(
+        f"{what} {how}: it must stay in the process that made it, as two releases with one "
+        "noise reveal their difference; call make_private in each process"
+    )
+
+
+class NotCopyable:
+    """Base class that refuses copies and pickling, which would repeat noise."""
+
+    description = "this object"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise forked_session_error(self.description, "was copied or pickled")
+
+
+class Keystream(NotCopyable):
+    """Random words that depend on the key, the purpose and the step alone.
+
+    Args:
+        key: 32 bytes.
+        randomness: Whether the key is secure or derived from a seed, for the ledger.
+    """
+
+    description = "a keystream"
+
+    def __init__(self, key: bytes, randomness: Randomness) -> None:
+        self._key = key
+        self._process = os.getpid()
+        self.randomness = randomness
+
+    @classmethod
+    def secure(cls) -> Keystream:
+        """Return a stream with a fresh key of the operating system."""
+        return cls(os.urandom(32), Randomness.SECURE)
+
+    @classmethod
+    def seeded(cls, seed: int) -> Keystream:
+        """Return the reproducible stream of a seed, for tests.
+
+        Args:
+            seed: Any whole number.
+
+        Returns:
+            A stream whose key is a hash of the seed.
+        """
+        # The prefix separates these keys from other hashes of the same number.
+        return cls(hashlib.sha256(f"dpaudit seed {seed}".encode()).digest(), Randomness.SEEDED)
+
+    @classmethod
+    def of(cls, seed: int | None) -> Keystream:
+        """Return the stream of ``seed``, or a secure one.
+
+        Args:
+            seed: A whole number; None for a fresh key of the operating system.
+
+        Returns:
+            A seeded or a secure stream.
+        """
+        return cls.secure() if seed is None else cls.seeded(seed)
+
+    @property
+    def key(self) -> bytes:
+        """The key, for the processes that train together; it must never be stored."""
+        self.require_own_process()
+        return self._key
+
+    def require_own_process(self) -> None:
+        """Refuse a process that inherited the stream by a fork.
+
+        Raises:
+            ForkedSession: If this process is a fork of the one that made the stream.
+        """
+        if os.getpid() != self._process:
+            raise forked_session_error(self.description, "was used in a forked process")
+
+    def words(self, purpose: Purpose, step: int, count: int) -> NDArray[np.uint64]:
+        """Return uniform 64-bit words.
+
+        Args:
+            purpose: Address in the stream, together with ``step``.
+            step: Number of the step, from 0.
+            count: Number of words.
+
+        Returns:
+            Shape ``(count,)``, uint64.
+        """
+        return np.frombuffer(self.bits(purpose, step, 8 * count), dtype="<u8")
+
+    def bits(self, purpose: Purpose, step: int, count: int) -> bytearray:
+        """Return uniform bytes.
+
+        Args:
+            purpose: Address in the stream, together with ``step``.
+            step: Number of the step, from 0.
+            count: Number of bytes.
+
+        Returns:
+            ``count`` bytes.
+        """
+        found = bytearray(count)
+        self.reader(purpose, step)(found)
+        return found
+
+    def reader(
+        self, purpose: Purpose, step: int, start: int = 0
+    ) -> Callable[[bytearray | memoryview], None]:
+        """Return a function that fills zeroed buffers with consecutive bytes of a stream.
+
+        Args:
+            purpose: Address in the stream, together with ``step``.
+            step: Number of the step, from 0.
+            start: Position of the first byte.
+
+        Returns:
+            A function that fills a buffer of zeros; each call continues where the last one ended.
+
+        Raises:
+            ForkedSession: If this process is a fork of the one that made the stream.
+        """
+        self.require_own_process()
+        block, within = divmod(start, AES_BLOCK_BYTES)
+        # 2 + 6 bytes of address, then 8 bytes of block counter, which AES-CTR increments.
+        address = struct.pack(">H", purpose.value) + step.to_bytes(6, "big")
+        mode = modes.CTR(address + block.to_bytes(8, "big"))
+        cipher = Cipher(algorithms.AES256(self._key), mode).encryptor()
+        cipher.update(bytes(within))
+
+        def fill(buffer: bytearray | memoryview) -> None:
+            cipher.update_into(buffer, buffer)  # encrypted zeros are the keystream itself
+
+        return fill
+
+    def coins(self, purpose: Purpose, step: int, count: int, bias: float) -> NDArray[np.bool_]:
+        """Return independent coins; coin i depends on the key, the purpose, the step and i alone.
+
+        Args:
+            purpose: Address in the stream, together with ``step``.
+            step: Number of the step, from 0.
+            count: Number of coins.
+            bias: Probability of True, in [0, 1]; rounded down to a multiple of 2^-64.
+
+        Returns:
+            Shape ``(count,)``.
+        """
+        if bias == 1:  # its threshold 2^64 does not fit 64 bits
+            return np.ones(count, dtype=np.bool_)
+        threshold = np.uint64(int(bias * 2**64))
+        return np.asarray(self.words(purpose, step, count) < threshold)
+
+    def normals(self, purpose: Purpose, step: int, count: int) -> NDArray[np.float64]:
+        """Return draws of N(0, 1) in float64, by Box and Muller's transform.
+
+        The uniforms have 53 bits, so the tails reach 8.6 standard deviations.
+
+        Args:
+            purpose: Address in the stream, together with ``step``.
+            step: Number of the step, from 0.
+            count: Number of draws.
+
+        Returns:
+            Shape ``(count,)``.
+        """
+        words = self.words(purpose, step, 2 * ((count + 1) // 2))
+        uniforms = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        radius, angle = np.sqrt(-2 * np.log(uniforms[::2])), 2 * np.pi * uniforms[1::2]
+        draws = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return np.asarray(draws[:count])
+
+    def seed_for(self, purpose: Purpose, step: int = 0) -> int:
+        """Return a 63-bit seed for random numbers that protect no secret.
+
+        Args:
+            purpose: Address in the stream, together with ``step``.
+            step: Number of the step, from 0.
+
+        Returns:
+            A whole number in [0, 2^63).
+        """
+        return int(self.words(purpose, step, 1)[0] >> np.uint64(1))

@@ -1,0 +1,1 @@
+"""Training sessions: settings, ledger, privacy budget, checkpoints and change detection."""

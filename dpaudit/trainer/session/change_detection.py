@@ -1,0 +1,207 @@
+"""Detection of changes of a model between private steps: what is released must be what steps made.
+
+After each step a fingerprint of every tensor of the model is kept: parameters, buffers, and
+whatever else its ``state_dict`` holds. A fingerprint is the sum of all 64-bit words modulo
+2^64, and a sample of them with weights by position. It costs one pass over the weights. It
+detects writes that bypass version counters (``.data``, NumPy views). A change that was undone
+bit for bit is accepted, as when averaged weights are swapped in for an evaluation and out
+again.
+
+Before a step, version counters, addresses and the sample are compared; if one differs, the
+fingerprint decides. At a checkpoint and at the end the fingerprint is always compared. Of the
+optimizer's state only version counters, addresses and samples are kept, as it is not swapped.
+
+This is no cryptographic digest: a change can be hidden on purpose. Checkpoints and the sealed
+model have SHA-256 digests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dpaudit.trainer.distributed import is_sharded
+
+WORD_BYTES = 8
+SAMPLED_WORDS = 256  # words of each tensor that are compared before every step
+
+Fingerprint = dict[str, tuple[object, ...]]
+"""Type, shape, sum of words and weighted sample of each named tensor."""
+
+ChangeMarks = dict[str, tuple[object, ...]]
+"""What an ordinary write to a tensor changes: address, version counter, type and sample."""
+
+
+class ChangeDetector:
+    """Compares a model's state with its state after the last step.
+
+    Args:
+        modules: The watched modules, by a prefix for the names of their tensors.
+        optimizer: An optimizer whose state is watched too.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], optimizer: Optimizer) -> None:
+        self._modules, self._optimizer = modules, optimizer
+        self._noted: Fingerprint = {}
+        self._marks: ChangeMarks = {}
+        self._optimizer_marks: ChangeMarks = {}
+        self._offset = 0  # position of the sample, moved after each step
+
+    def note(self, *, frozen: bool = False) -> None:
+        """Accept the present state as the result of what is recorded.
+
+        Args:
+            frozen: Accept changes of trainable tensors only, as a step makes them. A changed frozen
+                parameter is then reported as a change.
+        """
+        self._offset += 1
+        content = _words(_tensors(self._modules))
+        samples = _samples(content, self._offset)
+        now = _fingerprint(content, samples)
+        kept = self._untrained(now) if frozen else {}
+        self._noted = {**now, **kept}
+        self._marks = {} if kept else _marks(content, samples)
+        self._optimizer_marks = self._state()
+
+    def changed(self, *, thoroughly: bool) -> tuple[str, ...]:
+        """Return the names of tensors that differ from the accepted state.
+
+        Args:
+            thoroughly: Compare every word; else only where version counters, addresses or samples
+                differ.
+
+        Returns:
+            Names of tensors; and ``the optimizer's state`` if that differs.
+        """
+        moved = () if self._state() == self._optimizer_marks else ("the optimizer's state",)
+        content = _words(_tensors(self._modules))
+        samples = _samples(content, self._offset)
+        if not thoroughly and _marks(content, samples) == self._marks:
+            return moved
+        now, noted = _fingerprint(content, samples), self._noted
+        return (*(name for name in {**noted, **now} if noted.get(name) != now.get(name)), *moved)
+
+    def _state(self) -> ChangeMarks:
+        """Return the marks of the optimizer's state."""
+        content = _words(_state_of(self._optimizer))
+        return _marks(content, _samples(content, self._offset))
+
+    def _untrained(self, now: Fingerprint) -> Fingerprint:
+        """Return the accepted fingerprints of frozen parameters that have changed since."""
+        frozen = {
+            prefix + name
+            for prefix, module in self._modules.items()
+            for name, parameter in module.named_parameters()
+            if not parameter.requires_grad and not prefix
+        }
+        noted = self._noted
+        return {n: noted[n] for n in frozen if n in noted and noted[n] != now.get(n)}
+
+
+TensorWords = dict[str, tuple[Tensor, Tensor]]
+"""Each named tensor, and its content as 64-bit words."""
+
+
+def _words(tensors: Iterator[tuple[str, Tensor]]) -> TensorWords:
+    """Return each tensor with its content as 64-bit words."""
+    return {name: (tensor, words_of_tensor(tensor)) for name, tensor in tensors}
+
+
+def _samples(content: TensorWords, offset: int) -> list[int]:
+    """Return the weighted sum of some words of each tensor, evenly spread from an offset on."""
+    return _values([_sum_of_some(words, offset) for _, words in content.values()])
+
+
+def _fingerprint(content: TensorWords, samples: list[int]) -> Fingerprint:
+    """Return type, shape, sum of words and sample of each tensor."""
+    sums = _values([words.sum() for _, words in content.values()])
+    parts = zip(content.items(), sums, samples, strict=True)
+    return {
+        name: (tensor.dtype, tensor.shape, total, sample)
+        for (name, (tensor, _)), total, sample in parts
+    }
+
+
+def _marks(content: TensorWords, samples: list[int]) -> ChangeMarks:
+    """Return address, version counter, type and sample of each tensor."""
+    return {
+        name: (tensor.data_ptr(), _version(tensor), tensor.dtype, sample)
+        for (name, (tensor, _)), sample in zip(content.items(), samples, strict=True)
+    }
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """Yield this rank's part of every tensor of modules and of what they save, each once."""
+    seen: set[int] = set()
+    for prefix, module in modules.items():
+        named = (*module.named_parameters(), *module.named_buffers())
+        for name, tensor in (*named, *module.state_dict(keep_vars=True).items()):
+            if isinstance(tensor, Tensor) and id(tensor) not in seen and not tensor.is_meta:
+                seen.add(id(tensor))
+                yield prefix + name, _own(tensor)
+
+
+def _state_of(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of an optimizer's state by number of the parameter and name."""
+    for number, state in enumerate(optimizer.state.values()):
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                yield f"{number}.{name}", _own(value)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor, which shares its version counter."""
+    own = tensor.detach()  # shares the version counter
+    return own.to_local() if is_sharded(own) else own  # type: ignore[attr-defined]
+
+
+def _version(tensor: Tensor) -> int:
+    """Return a tensor's version counter; -1 for an inference tensor, which has none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _values(sums: list[Tensor]) -> list[int]:
+    """Return the sums as numbers, in one transfer: on a GPU each would wait for the device."""
+    return torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
+
+
+def words_of_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor's content as 64-bit words.
+
+    Args:
+        tensor: Any tensor, sparse ones included.
+
+    Returns:
+        Shape ``(words,)``, int64; the last word is padded with zeros.
+    """
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    octets = tensor.contiguous().view(-1).view(torch.uint8)
+    missing = -len(octets) % WORD_BYTES
+    if missing:
+        octets = torch.cat([octets, octets.new_zeros(missing)])
+    elif octets.storage_offset() % WORD_BYTES:  # a view of words must be aligned to words
+        octets = octets.clone()
+    return octets.view(torch.int64)
+
+
+def _sum_of_some(words: Tensor, offset: int) -> Tensor:
+    """Return the sum of about ``SAMPLED_WORDS`` words, each times a weight of its position."""
+    # The offset moves by one per step, so that every word is sampled once in ``stride`` steps.
+    stride = max(1, len(words) // SAMPLED_WORDS)
+    some = words[offset % stride :: stride]
+    return (some * _weights(words.device)[: len(some)]).sum()
+
+
+@cache
+def _weights(device: torch.device) -> Tensor:
+    """Return fixed odd random weights: a change of one sampled word changes the sum."""
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.randint(-(2**62), 2**62, (2 * SAMPLED_WORDS,), generator=generator) * 2 + 1
+    return odd.to(device)
