@@ -1,1 +1,1 @@
-"""Policy and verdict: pure functions of evidence that was read elsewhere."""
+"""Policies and verdicts: pure functions of evidence that workflow/gate has read and verified."""

@@ -1,28 +1,40 @@
-"""What the policy demands of the claim."""
+"""Rules of the policy section ``claim``: epsilon, adjacency, unit, releases, sampling, scope."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dpaudit.gate.evidence import Declared
-from dpaudit.gate.outcomes import decided, unknown
+from dpaudit.gate.evidence import DeclaredClaim
 from dpaudit.gate.policy import ClaimPolicy
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.ledger import Randomness
+from dpaudit.vocabulary.privacy_terms import ReleaseScope
 from dpaudit.vocabulary.rounding import round_up
-from dpaudit.vocabulary.unit import Released
-from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
+from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, decided_outcome, inconclusive_outcome
 
-RELEASED = {
-    Released.EVERY_STEP: "the release of every step",
-    Released.FINAL_MODEL: "the release of the final model alone",
+RELEASE_SCOPE_WORDS = {
+    ReleaseScope.EVERY_STEP: "the release of every step",
+    ReleaseScope.FINAL_MODEL: "the release of the final model alone",
 }
-NO_LEDGER = "the claim is declared, and no ledger shows it: judge a run, or leave out [claim]"
+DECLARED_WITHOUT_LEDGER = (
+    "the claim is declared and no ledger supports it: evaluate a run, or remove [claim]"
+)
 
 
-def claim_rules(policy: ClaimPolicy, claim: Claim | Declared) -> Iterator[RuleOutcome]:
-    """Yield the outcome of each rule of the section ``claim``."""
-    if isinstance(claim, Declared):
+def evaluate_claim_rules(
+    policy: ClaimPolicy, claim: Claim | DeclaredClaim
+) -> Iterator[RuleOutcome]:
+    """Evaluate the rules of the section ``claim``.
+
+    Args:
+        policy: The section.
+        claim: A claim that was computed from a ledger; or a declared one, which can fail a rule
+            but never passes one.
+
+    Yields:
+        One outcome per rule.
+    """
+    if isinstance(claim, DeclaredClaim):
         yield from _declared_rules(policy, claim)
         return
     yield _max_epsilon(policy, claim)
@@ -30,7 +42,7 @@ def claim_rules(policy: ClaimPolicy, claim: Claim | Declared) -> Iterator[RuleOu
     yield _unit(policy, claim)
     yield _released(policy, claim)
     yield _sampling(policy, claim)
-    yield decided(
+    yield decided_outcome(
         "claim.require_secure_randomness",
         claim.randomness is Randomness.SECURE or not policy.require_secure_randomness,
         f"randomness was {claim.randomness.value}",
@@ -38,12 +50,16 @@ def claim_rules(policy: ClaimPolicy, claim: Claim | Declared) -> Iterator[RuleOu
     yield _left_out(policy, claim)
 
 
-def _declared_rules(policy: ClaimPolicy, claim: Declared) -> Iterator[RuleOutcome]:
-    """Yield what can be said of a number: that it is too large, never that it is true."""
+def _declared_rules(policy: ClaimPolicy, claim: DeclaredClaim) -> Iterator[RuleOutcome]:
+    """Yield what a declared number allows: FAIL if it is too large, never PASS."""
     too_large = not claim.epsilon <= policy.max_epsilon and claim.delta == policy.delta
     stated = f"epsilon {claim.epsilon:g} at delta {claim.delta:g} is declared"
-    why = f"{stated}, the policy allows {policy.max_epsilon:g}" if too_large else NO_LEDGER
-    outcome = Outcome.VIOLATED if too_large else Outcome.INCONCLUSIVE
+    why = (
+        f"{stated}, the policy allows {policy.max_epsilon:g}"
+        if too_large
+        else DECLARED_WITHOUT_LEDGER
+    )
+    outcome = Outcome.FAIL if too_large else Outcome.INCONCLUSIVE
     yield RuleOutcome("claim.max_epsilon", outcome, why)
     for rule in (
         "adjacency",
@@ -51,19 +67,19 @@ def _declared_rules(policy: ClaimPolicy, claim: Declared) -> Iterator[RuleOutcom
         "released",
         "sampling",
         "require_secure_randomness",
-        "may_leave_out",
+        "allow_unaccounted",
     ):
-        yield unknown(f"claim.{rule}", NO_LEDGER)
+        yield inconclusive_outcome(f"claim.{rule}", DECLARED_WITHOUT_LEDGER)
 
 
 def _max_epsilon(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
     if (claim.delta, claim.accountant) != (policy.delta, policy.accountant):
-        return unknown(
+        return inconclusive_outcome(
             "claim.max_epsilon",
-            f"the claim is at delta {claim.delta:g} by {claim.accountant}, the policy asks for "
+            f"the claim is at delta {claim.delta:g} by {claim.accountant}, the policy demands "
             f"delta {policy.delta:g} by {policy.accountant}",
         )
-    return decided(
+    return decided_outcome(
         "claim.max_epsilon",
         claim.epsilon.upper <= policy.max_epsilon,
         f"epsilon is at most {round_up(claim.epsilon.upper)} at delta {claim.delta:g} "
@@ -72,7 +88,7 @@ def _max_epsilon(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
 
 
 def _adjacency(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
-    return decided(
+    return decided_outcome(
         "claim.adjacency",
         claim.adjacency is policy.adjacency,
         f"the claim is for {claim.adjacency.value}, the policy demands {policy.adjacency.value}",
@@ -80,7 +96,7 @@ def _adjacency(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
 
 
 def _unit(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
-    """Demand the very unit: neither of two units implies the other at the same epsilon.
+    """Require the exact unit: neither of two units implies the other at the same epsilon.
 
     Of k records that a user may have, epsilon for one record bounds about k times epsilon
     for the user. Epsilon for a user is for adding or removing all of their records, which no
@@ -88,22 +104,22 @@ def _unit(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
     """
     why = f"the claim protects one {claim.unit.value}, the policy demands one {policy.unit.value}"
     if claim.unit is not policy.unit:
-        why += ": train with that unit, or set claim.unit if the project promises another"
-    return decided("claim.unit", claim.unit is policy.unit, why)
+        why += ": train with that unit, or set claim.unit if the project claims another"
+    return decided_outcome("claim.unit", claim.unit is policy.unit, why)
 
 
 def _released(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
-    return decided(
+    return decided_outcome(
         "claim.released",
         claim.released.covers(policy.released),
-        f"the claim covers {RELEASED[claim.released]}, the policy demands "
-        f"{RELEASED[policy.released]}",
+        f"the claim covers {RELEASE_SCOPE_WORDS[claim.released]}, the policy demands "
+        f"{RELEASE_SCOPE_WORDS[policy.released]}",
     )
 
 
 def _sampling(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
     allowed = ", ".join(sampling.value for sampling in policy.sampling)
-    return decided(
+    return decided_outcome(
         "claim.sampling",
         claim.sampling in policy.sampling,
         f"sampling was {claim.sampling.value}, allowed is {allowed}",
@@ -111,9 +127,8 @@ def _sampling(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
 
 
 def _left_out(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
-    left_out = [item for item in claim.leaves_out if item not in policy.may_leave_out]
-    return decided(
-        "claim.may_leave_out",
-        not left_out,
-        f"the claim leaves out {', '.join(left_out) or 'nothing that it may not'}",
-    )
+    left_out = [item for item in claim.unaccounted if item not in policy.allow_unaccounted]
+    why = "the claim leaves nothing unaccounted that the policy does not allow"
+    if left_out:
+        why = f"the claim does not account for {', '.join(left_out)}"
+    return decided_outcome("claim.allow_unaccounted", not left_out, why)

@@ -1,4 +1,4 @@
-"""What the gate is told of a run: claims, measurements, and what it books."""
+"""Evidence that the rules of a policy are evaluated on: claims, measurements, recorded figures."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import NamedTuple
 import msgspec
 
 from dpaudit.vocabulary.audit import AttackReport, AuditReport, MembershipResult, TprAtFpr
-from dpaudit.vocabulary.baseline import AttackRate, Baseline, rates_of
+from dpaudit.vocabulary.baseline import AttackRate, Baseline, measured_rates
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.errors import require_delta, require_positive
-from dpaudit.vocabulary.tolerance import same_number
+from dpaudit.vocabulary.rounding import same_number
 
 
-class Declared(msgspec.Struct, frozen=True):
-    """An epsilon and delta that somebody states; no ledger stands behind them."""
+class DeclaredClaim(msgspec.Struct, frozen=True):
+    """An epsilon and a delta that the user declares, without a ledger that supports them.
+
+    Attributes:
+        epsilon: The declared upper bound, in nats, above 0.
+        delta: The declared delta, in (0, 1).
+    """
 
     epsilon: float
     delta: float
@@ -26,123 +31,136 @@ class Declared(msgspec.Struct, frozen=True):
         require_delta("delta", self.delta)
 
 
-class Stated(NamedTuple):
-    """What a claim of either kind says.
+class ClaimFigures(NamedTuple):
+    """The figures of a claim of either kind.
 
     Attributes:
-        epsilon: At most this, by whoever the policy asks.
-        delta: At this delta.
-        ledger_head: Of the ledger behind it; empty where there is none.
-        least: At most this, by the sharpest accountant: what measurements must not exceed,
-            or the ledger is not true.
+        epsilon: Upper bound by the policy's accountant, in nats.
+        delta: The delta of both upper bounds.
+        ledger_head: Head of the ledger that the claim is computed from; empty if declared.
+        sharpest: Upper bound by the sharpest accountant. If a valid lower bound exceeds it, the
+            ledger is not true.
     """
 
     epsilon: float
     delta: float
     ledger_head: str
-    least: float
+    sharpest: float
 
     @property
-    def by(self) -> str:
-        """Who says ``least``."""
-        return "the claim" if self.least == self.epsilon else "its ledger, by the pld accountant,"
+    def source(self) -> str:
+        """The source of ``sharpest``, for messages."""
+        return "the claim" if self.sharpest == self.epsilon else "its ledger (pld accountant)"
 
 
-class Source(Enum):
-    """Where a measurement is, and what makes it anew."""
+class ReportSource(Enum):
+    """The file that holds a measurement, and the command that writes it."""
 
     AUDIT = "audit"
     ATTACK = "attack"
 
     @property
     def file(self) -> str:
-        """The name of the file in a run directory."""
+        """Name of the file in a run directory."""
         return f"{self.value}.json"
 
     @property
     def command(self) -> str:
-        """What writes the file."""
+        """The command that writes the file."""
         return f"dpaudit {self.value} RUN"
 
 
-class Measured(NamedTuple):
-    """One attack and the file that it is in."""
+class MembershipEvidence(NamedTuple):
+    """The result of one membership attack, and the file that holds it.
 
-    source: Source
+    Attributes:
+        source: The file.
+        result: The attack's result.
+    """
+
+    source: ReportSource
     result: MembershipResult
 
     def rate_at(self, fpr: float) -> TprAtFpr | None:
-        """Return its rate at a false-positive rate; None where it was not evaluated there."""
+        """Find the rate at a false-positive rate.
+
+        Args:
+            fpr: The false-positive rate.
+
+        Returns:
+            The true-positive rate with its interval; None where the attack was not evaluated at
+            ``fpr``.
+        """
         same = (one for one in self.result.tpr_at_fpr if same_number(one.fpr, fpr))
         return next(same, None)
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is known of what is judged; what is None was not measured.
+    """All evidence on one run, or on measurements without a run; None means not measured.
 
     Attributes:
-        claim: By a ledger, or declared.
-        sharpest: Of the same ledger, by the sharpest accountant at the same delta; None: the
-            claim itself.
-        audit: What was measured: lower bounds, membership.
-        attack: Further membership attacks.
-        conformance: Whether the trainer does what it claims.
-        booked: The run's own figures, as a later run would be compared with them.
+        claim: Computed from a ledger, or declared.
+        sharpest: Claim of the same ledger by the sharpest accountant at the same delta; None:
+            ``claim`` itself.
+        audit: Lower bounds and membership attacks of ``dpaudit audit``.
+        attack: Further membership attacks, of ``dpaudit attack``.
+        conformance: Result of the conformance check of the trainer.
+        recorded: The run's own figures, as a later run would be compared with them.
         model_digest: SHA-256 of the model, by the ledger's seal; empty without a run.
         missing: Names of lower bounds that a complete audit of the run holds, and ``audit``
             lacks.
-        missing_attacks: Names of membership attacks that it lacks.
-        doubts: Why a lower bound is no evidence that the claim is true, by its name.
+        missing_attacks: Names of membership attacks that ``audit`` lacks.
+        doubts: Pairs of a bound's name and the reason why it cannot support the claim.
     """
 
-    claim: Claim | Declared
+    claim: Claim | DeclaredClaim
     sharpest: Claim | None = None
     audit: AuditReport | None = None
     attack: AttackReport | None = None
     conformance: ConformanceResult | None = None
-    booked: Baseline | None = None
+    recorded: Baseline | None = None
     model_digest: str = ""
     missing: tuple[str, ...] = ()
     missing_attacks: tuple[str, ...] = ()
     doubts: tuple[tuple[str, str], ...] = ()
 
     @property
-    def stated(self) -> Stated:
-        """What is claimed, whoever claims it."""
+    def claim_figures(self) -> ClaimFigures:
+        """The figures of the claim, whether declared or computed from a ledger."""
         match self.claim:
             case Claim(epsilon=epsilon, delta=delta, ledger_head=head):
                 least = epsilon if self.sharpest is None else self.sharpest.epsilon
-                return Stated(epsilon.upper, delta, head, min(epsilon.upper, least.upper))
-            case Declared(epsilon=epsilon, delta=delta):
-                return Stated(epsilon, delta, "", epsilon)
+                return ClaimFigures(epsilon.upper, delta, head, min(epsilon.upper, least.upper))
+            case DeclaredClaim(epsilon=epsilon, delta=delta):
+                return ClaimFigures(epsilon, delta, "", epsilon)
 
     @property
-    def measured(self) -> tuple[Measured, ...]:
-        """Every attack on this very run, with the file that it is in; also what is no evidence."""
+    def measured(self) -> tuple[MembershipEvidence, ...]:
+        """Every attack on the present ledger, with its file; inconclusive ones are included."""
         return tuple(
-            Measured(source, result)
+            MembershipEvidence(source, result)
             for source, report in self._reports
-            if report.ledger_head == self.stated.ledger_head
+            if report.ledger_head == self.claim_figures.ledger_head
             for result in report.membership
         )
 
     @property
-    def attacks(self) -> tuple[Measured, ...]:
-        """Every attack on this very run that is evidence, whatever it could see."""
+    def attacks(self) -> tuple[MembershipEvidence, ...]:
+        """Every attack on the present ledger that is not inconclusive."""
         return tuple(one for one in self.measured if one.result.inconclusive is None)
 
     @property
     def rates(self) -> tuple[AttackRate, ...]:
-        """Every true-positive rate that was measured on this very run."""
-        return rates_of(one.result for one in self.measured)
+        """Every true-positive rate that was measured on the present ledger."""
+        return measured_rates(one.result for one in self.measured)
 
     @property
-    def silent(self) -> tuple[str, ...]:
-        """Why further attacks that were made are no evidence: of another ledger, or nothing."""
+    def inconclusive_reasons(self) -> tuple[str, ...]:
+        """Reasons why attacks are no evidence: they are of another ledger, or inconclusive."""
         stale = [
             f"{source.file} is of another state of the ledger: {source.command}"
             for source, report in self._reports
-            if report.ledger_head != self.stated.ledger_head
+            if report.ledger_head != self.claim_figures.ledger_head
         ]
         nothing = [
             f"{one.result.attack}: {one.result.inconclusive}"
@@ -153,11 +171,13 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def current_audit(self) -> AuditReport | None:
-        """The audit, if it is of this very ledger."""
-        current = self.audit is not None and self.audit.ledger_head == self.stated.ledger_head
+        """The audit if it is of the present ledger, else None."""
+        current = (
+            self.audit is not None and self.audit.ledger_head == self.claim_figures.ledger_head
+        )
         return self.audit if current else None
 
     @property
-    def _reports(self) -> tuple[tuple[Source, AuditReport | AttackReport], ...]:
-        reports = ((Source.AUDIT, self.audit), (Source.ATTACK, self.attack))
+    def _reports(self) -> tuple[tuple[ReportSource, AuditReport | AttackReport], ...]:
+        reports = ((ReportSource.AUDIT, self.audit), (ReportSource.ATTACK, self.attack))
         return tuple((source, report) for source, report in reports if report is not None)

@@ -1,4 +1,4 @@
-"""What a project demands of a run; unknown keys are refused."""
+"""The policy of a project: demands on claim, audit and regressions; unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import date
 
 import msgspec
 
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import BoundKind
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
@@ -18,16 +17,16 @@ from dpaudit.vocabulary.errors import (
     require_positive,
 )
 from dpaudit.vocabulary.ledger import Sampling
-from dpaudit.vocabulary.unit import Released, Unit
+from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency, ReleaseScope, Unit
 
-RULES = (
+RULE_NAMES = (
     "claim.max_epsilon",
     "claim.adjacency",
     "claim.unit",
     "claim.released",
     "claim.sampling",
     "claim.require_secure_randomness",
-    "claim.may_leave_out",
+    "claim.allow_unaccounted",
     "audit.evidence",
     "audit.require_conformance",
     "audit.lower_bound",
@@ -38,25 +37,25 @@ RULES = (
     "regression.max_tpr_increase",
     "regression.max_lower_bound_increase",
 )
-"""Every rule that a verdict may hold; of ``audit.max_tpr_at_fpr``, one a rate."""
+"""Every rule that a verdict may hold; of ``audit.max_tpr_at_fpr``, one per rate."""
 
-LONGEST_WAIVER = 3650
+MAX_WAIVER_DAYS = 3650
 """The largest ``waiver_max_days``, in days."""
 
 
 class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the claim must say.
+    """Demands on the claim.
 
     Attributes:
-        max_epsilon: The claim's upper end may not lie above it.
-        delta: The delta at which epsilon counts.
-        accountant: Whose upper bound counts.
-        adjacency: Which data sets must count as neighbours.
-        unit: What neighbouring data sets must differ by.
-        released: Which releases the claim must cover.
-        sampling: Which kinds of sampling are allowed.
-        require_secure_randomness: Refuse runs whose noise a seed reproduces.
-        may_leave_out: What the claim may leave out.
+        max_epsilon: Largest allowed upper bound of the claim, in nats.
+        delta: The delta at which epsilon is computed.
+        accountant: The accountant whose upper bound counts.
+        adjacency: The adjacency that the claim must have.
+        unit: The unit of privacy: what neighboring data sets differ by.
+        released: The releases that the claim must cover.
+        sampling: The kinds of sampling that are allowed.
+        require_secure_randomness: Whether runs whose noise a seed reproduces fail.
+        allow_unaccounted: Uses of the records that the claim need not account for.
         dataset_size: Number of records, if it is public; a delta above its inverse is a
             warning.
     """
@@ -66,10 +65,10 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     accountant: str = "pld"
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
     unit: Unit = Unit.RECORD
-    released: Released = Released.EVERY_STEP
+    released: ReleaseScope = ReleaseScope.EVERY_STEP
     sampling: tuple[Sampling, ...] = (Sampling.POISSON, Sampling.FULL_BATCH)
     require_secure_randomness: bool = True
-    may_leave_out: tuple[str, ...] = ()
+    allow_unaccounted: tuple[str, ...] = ()
     dataset_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -77,22 +76,23 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         require_delta("claim.delta", self.delta)
         if not self.sampling:
             raise InvalidArgument("claim.sampling", [], "a list of at least one kind")
-        if self.accountant not in {"naive", "rdp", "pld"}:
-            raise InvalidArgument("claim.accountant", self.accountant, "naive, rdp or pld")
+        if self.accountant not in SAMPLING_ACCOUNTANTS:
+            allowed = f"one of {', '.join(SAMPLING_ACCOUNTANTS)}"
+            raise InvalidArgument("claim.accountant", self.accountant, allowed)
         if self.dataset_size is not None:
             require_count("claim.dataset_size", self.dataset_size)
 
 
 class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the audit must show.
+    """Demands on measurements.
 
     Attributes:
         confidence: Least joint confidence of the audit's bounds.
-        count: Kinds of lower bound whose excess over the claim violates; another kind's
-            excess leaves the run inconclusive.
+        count: Kinds of lower bound whose excess over the claim is a FAIL; the excess of
+            another kind is INCONCLUSIVE.
         require_conformance: Demand that the trainer's steps were tested for conformance.
-        min_power_epsilon: The audit counts only if a true epsilon this far above the claim
-            would have been seen 95 times in 100.
+        min_power_epsilon: The audit counts only if a true epsilon this far above the claim is
+            detectable at 95% power.
         max_tpr_at_fpr: Largest true-positive rate of any attack, by false-positive rate;
             the upper end of its interval counts.
     """
@@ -109,7 +109,7 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise InvalidArgument("audit.count", [], "a list of at least one kind of bound")
         if len({_number(fpr) for fpr in self.max_tpr_at_fpr}) < len(self.max_tpr_at_fpr):
             given = ", ".join(self.max_tpr_at_fpr)
-            raise InvalidArgument("audit.max_tpr_at_fpr", given, "one limit a rate")
+            raise InvalidArgument("audit.max_tpr_at_fpr", given, "one limit per rate")
         if self.min_power_epsilon is not None:
             require_positive("audit.min_power_epsilon", self.min_power_epsilon)
         for fpr, tpr in self.max_tpr_at_fpr.items():
@@ -119,12 +119,12 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class RegressionPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How much worse than its baseline a run may be; what is None is not compared.
+    """Allowed increases over the baseline; None means not compared.
 
     Attributes:
-        max_epsilon_increase: Of the claim's upper end.
+        max_epsilon_increase: Of the claim's upper bound, in nats.
         max_tpr_increase: Of each attack's true-positive rate, upper end against upper end.
-        max_lower_bound_increase: Of each of the audit's lower bounds on epsilon.
+        max_lower_bound_increase: Of each of the audit's lower bounds on epsilon, in nats.
     """
 
     max_epsilon_increase: float | None = None
@@ -142,10 +142,13 @@ class RegressionPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One rule that need not hold, why, and the last day (in UTC) on which it need not.
+    """A rule that need not hold until a given day.
 
-    ``rule`` is a rule's name, such as ``audit.max_tpr_at_fpr.0.01``; or the key, or section,
-    that several rules come from.
+    Attributes:
+        rule: Name of a rule, such as ``audit.max_tpr_at_fpr.0.01``; or the key or section that
+            several rules come from.
+        reason: Why the rule is waived; not empty.
+        expires: The last day, in UTC, on which the rule is waived.
     """
 
     rule: str
@@ -154,23 +157,23 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def __post_init__(self) -> None:
         if not self.reason.strip():
-            raise InvalidArgument("waiver.reason", self.reason, "some words")
-        if not any(self.covers(rule) or _is_of(self.rule, rule) for rule in RULES):
-            raise InvalidArgument("waiver.rule", self.rule, f"one of {', '.join(RULES)}")
+            raise InvalidArgument("waiver.reason", self.reason, "a reason that is not empty")
+        if not any(self.covers(rule) or _is_of(self.rule, rule) for rule in RULE_NAMES):
+            raise InvalidArgument("waiver.rule", self.rule, f"one of {', '.join(RULE_NAMES)}")
 
     def covers(self, rule: str) -> bool:
-        """Return whether ``rule`` is the named one, or one that comes from it."""
+        """Return whether ``rule`` is the waived rule, or comes from the waived key or section."""
         return rule == self.rule or rule.startswith(f"{self.rule}.")
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All demands; without a section nothing of its kind is demanded.
+    """A project's policy; a section that is absent demands nothing.
 
     Attributes:
-        claim: What the claim must say.
-        audit: What the audit must show.
-        regression: How much worse than its baseline a run may be.
-        waiver: Rules that need not hold for a time.
+        claim: Demands on the claim.
+        audit: Demands on measurements.
+        regression: Allowed increases over the baseline.
+        waiver: Rules that need not hold until a given day.
         waiver_max_days: How far ahead, in days, a waiver may expire.
     """
 
@@ -182,8 +185,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def __post_init__(self) -> None:
         require_count("waiver_max_days", self.waiver_max_days)
-        if self.waiver_max_days > LONGEST_WAIVER:
-            allowed = f"at most {LONGEST_WAIVER} days"
+        if self.waiver_max_days > MAX_WAIVER_DAYS:
+            allowed = f"at most {MAX_WAIVER_DAYS} days"
             raise InvalidArgument("waiver_max_days", self.waiver_max_days, allowed)
 
     @property
@@ -193,7 +196,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def _is_of(rule: str, key: str) -> bool:
-    """Return whether ``rule`` is one of those that ``key`` makes, one a rate."""
+    """Return whether ``rule`` is one of those that ``key`` makes, one per false-positive rate."""
     return key == "audit.max_tpr_at_fpr" and 0 < _number(rule.removeprefix(f"{key}.")) < 1
 
 

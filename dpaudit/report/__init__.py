@@ -1,1 +1,1 @@
-"""What people read: HTML and text made from a run's evidence."""
+"""Reports and verdicts as text, HTML and other formats, written from a run's evidence."""

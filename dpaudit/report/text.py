@@ -1,26 +1,45 @@
-"""Results for the terminal and for programs: text and JSON."""
+"""Results as text for the terminal and as JSON for programs."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import UTC
 
 import msgspec
 
-from dpaudit.report.words import RELEASED, UNITS, guarantee_in_words, mechanism_in_words
+from dpaudit.report.descriptions import (
+    RELEASE_DESCRIPTIONS,
+    UNIT_DESCRIPTIONS,
+    guarantee_in_words,
+    mechanism_in_words,
+)
 from dpaudit.vocabulary import SCHEMA_VERSION
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.answers import DeltaAnswer, Explanation, NoiseAnswer, RiskAnswer
-from dpaudit.vocabulary.audit import AuditReport, AuditResult
-from dpaudit.vocabulary.claim import EpsilonAnswer
+from dpaudit.vocabulary.audit import (
+    AttackReport,
+    AuditReport,
+    AuditResult,
+    ClassGuesses,
+    MembershipResult,
+    TprAtFpr,
+)
+from dpaudit.vocabulary.claim import (
+    DeltaAnswer,
+    EpsilonAnswer,
+    Explanation,
+    NoiseAnswer,
+    RiskAnswer,
+)
 from dpaudit.vocabulary.conformance import ConformanceResult
-from dpaudit.vocabulary.estimators import ClassGuesses
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.privacy_terms import Adjacency
 from dpaudit.vocabulary.rounding import round_down, round_up
+from dpaudit.vocabulary.verdict import PastRun
 
 
 class EpsilonAnswers(msgspec.Struct, frozen=True):
-    """The JSON of several accountants side by side."""
+    """Results of several accountants for one mechanism, written as one JSON document."""
 
     results: tuple[EpsilonAnswer, ...]
     mechanism: Mechanism
@@ -28,76 +47,130 @@ class EpsilonAnswers(msgspec.Struct, frozen=True):
 
 
 def as_json(value: msgspec.Struct) -> str:
-    """Return indented JSON."""
+    """Encode a result as JSON.
+
+    Args:
+        value: The result.
+
+    Returns:
+        JSON indented by two blanks, in UTF-8 characters.
+    """
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def epsilon_text(
     mechanism: Mechanism, sampling: Sampling | None, answers: Sequence[EpsilonAnswer]
 ) -> str:
-    """Return a table of what each accountant says, by each of its methods."""
+    """Format epsilon by accountant and method as a table.
+
+    Args:
+        mechanism: What was released.
+        sampling: How batches were drawn; None where the mechanism defines it.
+        answers: At least one, all at the same delta.
+
+    Returns:
+        A heading with the terms of the bounds, and one row per method.
+    """
     first = answers[0]
     terms = [
         f"delta {first.delta:g}",
         f"neighbours: {first.adjacency.value}",
-        f"unit: {UNITS[first.unit]}",
-        RELEASED[first.released],
+        f"unit: {UNIT_DESCRIPTIONS[first.unit]}",
+        RELEASE_DESCRIPTIONS[first.released],
     ]
     if sampling is not None:
         terms.append(f"sampling: {sampling.value}")
     heading = [mechanism_in_words(mechanism), ", ".join(terms), ""]
-    rows = [("accountant", "method", "epsilon at least", "epsilon at most")]
+    rows = [("accountant", "method", "epsilon: lower bound", "upper bound")]
     for one in answers:
         for method, bound in one.methods.items():
             least = round_down(bound.lower) if bound.lower > 0 else "-"
             rows.append((one.accountant, method, least, round_up(bound.upper)))
-    return "\n".join(heading + table(rows))
+    return "\n".join(heading + table_lines(rows))
 
 
 def guarantee_text(mechanism: Mechanism, answers: Sequence[EpsilonAnswer]) -> str:
-    """Return the statement in plain words, and how its numbers were come by."""
+    """Format the guarantee of the last answer, then the method and errors of each interval.
+
+    Args:
+        mechanism: What was released.
+        answers: At least one; an answer without an explanation adds no lines.
+
+    Returns:
+        Paragraphs separated by empty lines.
+    """
     parts = [guarantee_in_words(mechanism, answers[-1])]
     parts += [explanation_text(one.explanation) for one in answers if one.explanation]
     return "\n\n".join(parts)
 
 
 def explanation_text(explanation: Sequence[Explanation]) -> str:
-    """Return each direction's interval, its method, and the errors inside it."""
+    """Format the interval, the method and the error budget of each direction.
+
+    Args:
+        explanation: One entry per direction of the neighbouring relation.
+
+    Returns:
+        A line per direction, followed by its errors in delta, rounded up.
+    """
     lines = []
     for one in explanation:
-        which = f"the record {one.direction}: " if one.direction else ""
-        lines.append(f"{which}{one.method}, from {one.lower:.10g} to {one.upper:.10g}")
-        lines += [f"  {name}: {round_up(size)} of delta" for name, size in one.budget.items()]
+        which = f"record {one.direction}: " if one.direction else ""
+        lines.append(f"{which}{one.method}, interval {one.lower:.10g} to {one.upper:.10g}")
+        lines += [f"  {name}: error in delta {round_up(size)}" for name, size in one.budget.items()]
     return "\n".join(lines)
 
 
 def delta_text(answer: DeltaAnswer, sampling: Sampling | None) -> str:
-    """Return the interval of delta at an epsilon."""
+    """Format the interval of delta at a given epsilon.
+
+    Args:
+        answer: The computed interval.
+        sampling: How batches were drawn; None where the mechanism defines it.
+
+    Returns:
+        A heading with the mechanism, and one line with both bounds.
+    """
     return "\n".join(
         [
             *_heading(answer.mechanism, answer.adjacency, sampling),
-            f"at epsilon {answer.epsilon:g}, delta is at least {round_down(answer.delta.lower)} "
-            f"and at most {round_up(answer.delta.upper)} ({answer.accountant} accountant)",
+            f"delta at epsilon {answer.epsilon:g}: lower bound {round_down(answer.delta.lower)}, "
+            f"upper bound {round_up(answer.delta.upper)} ({answer.accountant} accountant)",
         ]
     )
 
 
 def noise_text(answer: NoiseAnswer) -> str:
-    """Return the noise multiplier, in all of its digits, and what it costs."""
+    """Format a calibrated noise multiplier and the epsilon that it gives.
+
+    Args:
+        answer: The result of the calibration.
+
+    Returns:
+        The noise multiplier with all digits, so that it can be copied, and its upper bound.
+    """
     return "\n".join(
         [
             f"noise multiplier {answer.noise_multiplier!r}",
-            f"{mechanism_in_words(answer.mechanism)} costs an epsilon of at most "
+            f"{mechanism_in_words(answer.mechanism)}: upper bound on epsilon "
             f"{round_up(answer.epsilon.upper)} at delta {answer.delta:g} "
             f"({answer.accountant} accountant, {answer.adjacency.value}); "
-            f"asked for was {answer.target_epsilon:g}",
+            f"target {answer.target_epsilon:g}",
         ]
     )
 
 
 def risk_text(answer: RiskAnswer, sampling: Sampling | None) -> str:
-    """Return what the best attacker can do, as a table and two numbers."""
-    rows = [("false-positive rate", "true-positive rate at least", "at most")]
+    """Format the bounds on any attacker: a table of rates, the advantage and the accuracy.
+
+    Args:
+        answer: The computed bounds.
+        sampling: How batches were drawn; None where the mechanism defines it.
+
+    Returns:
+        Lines for the terminal; upper bounds are rounded up and lower bounds down.
+    """
+    rows = [("false-positive rate", "true-positive rate: lower bound", "upper bound")]
     rows += [
         (f"{fpr:g}", round_down(tpr.lower), round_up(tpr.upper))
         for fpr, tpr in zip(answer.fpr, answer.tpr, strict=True)
@@ -105,11 +178,11 @@ def risk_text(answer: RiskAnswer, sampling: Sampling | None) -> str:
     return "\n".join(
         [
             *_heading(answer.mechanism, answer.adjacency, sampling),
-            "The best attacker, who knows every record but one and all that was released:",
-            *table(rows),
-            "advantage (true- less false-positive rate) at most "
+            "The best attacker, who knows all other records and all releases:",
+            *table_lines(rows),
+            "upper bound on the advantage (true-positive minus false-positive rate): "
             f"{round_up(answer.advantage.upper)}",
-            "accuracy on a record that is in half of the time at most "
+            "upper bound on the accuracy for a record included with probability 1/2: "
             f"{round_up(answer.accuracy.upper)}",
         ]
     )
@@ -123,7 +196,14 @@ def _heading(mechanism: Mechanism, adjacency: Adjacency, sampling: Sampling | No
 
 
 def audit_text(report: AuditReport) -> str:
-    """Return what was measured, in words."""
+    """Format the measurements of an audit: accuracy, attacks and lower bounds.
+
+    Args:
+        report: The audit; a line says so where it has no lower bound.
+
+    Returns:
+        Lines for the terminal, with the assumptions and the power below each bound.
+    """
     lines = []
     if report.heldout_accuracy is not None:
         lines.append(f"held-out accuracy {report.heldout_accuracy:.1%}")
@@ -135,46 +215,48 @@ def audit_text(report: AuditReport) -> str:
         )
         lines += [
             f"  true-positive rate at FPR {rate.fpr:g}: {rate.tpr:.3g}, "
-            f"between {round_down(rate.interval.lower)} and {round_up(rate.interval.upper)}"
+            f"interval {round_down(rate.interval.lower)} to {round_up(rate.interval.upper)}"
             for rate in attack.tpr_at_fpr
         ]
         if attack.unresolved:
-            unseen = ", ".join(f"{rate:g}" for rate in attack.unresolved)
-            lines.append(f"  too few non-members to see an FPR of {unseen}")
+            rates = ", ".join(f"{rate:g}" for rate in attack.unresolved)
+            lines.append(f"  too few non-members for an FPR of {rates}")
         if attack.inconclusive is not None:
             lines.append(f"  inconclusive: {attack.inconclusive}")
     if not report.bounds:
         lines.append("no lower bound on epsilon: the run has no canaries (train with --canaries)")
     for bound in report.bounds:
         lines.append(
-            f"epsilon is at least {round_down(bound.epsilon_lower)} at delta {bound.delta:g} "
+            f"lower bound on epsilon {round_down(bound.epsilon_lower)} at delta {bound.delta:g} "
             f"[{bound.kind.value}, confidence {bound.confidence:.5g}]"
         )
         lines.append(f"  {bound.name}; {bound.method}")
         if bound.guesses:
-            lines.append(f"  {bound.correct} of {bound.guesses} guesses right on {_read(bound)}")
+            lines.append(
+                f"  {bound.correct} of {bound.guesses} guesses correct on {_scored_in_words(bound)}"
+            )
         else:
-            lines.append(f"  {_read(bound)}; threshold: {bound.thresholds}")
-        lines.append(f"  assumes {bound.assumes}")
+            lines.append(f"  {_scored_in_words(bound)}; threshold: {bound.thresholds}")
+        lines.append(f"  assumptions: {bound.assumes}")
         if bound.states:
-            lines.append(f"  states that {bound.states}")
+            lines.append(f"  conclusion: {bound.states}")
         if bound.inconclusive is not None:
             lines.append(f"  inconclusive: {bound.inconclusive}")
         if bound.detectable_epsilon is not None:
             lines.append(
-                f"  power: a true epsilon of {round_up(bound.detectable_epsilon)} would have been "
-                "seen above the claim 95 times in 100"
+                f"  power: a true epsilon of {round_up(bound.detectable_epsilon)} is detectable "
+                "at 95% power"
             )
         elif bound.greatest_epsilon is not None:
             lines.append(
-                "  power: not known; had every guess been right, epsilon would be at least "
+                "  power: not known; with all guesses correct, the lower bound is "
                 f"{round_down(bound.greatest_epsilon)}"
             )
     return "\n".join(lines)
 
 
-def _read(bound: AuditResult) -> str:
-    """Return what was scored, in words."""
+def _scored_in_words(bound: AuditResult) -> str:
+    """Return the number of scored canaries or records."""
     if isinstance(bound.estimator, ClassGuesses):
         counts = bound.estimator
         return f"{counts.members} members and {counts.nonmembers} non-members"
@@ -182,11 +264,18 @@ def _read(bound: AuditResult) -> str:
 
 
 def conformance_text(result: ConformanceResult) -> str:
-    """Return the verdict, then each finding with what it saw and what it could have seen."""
+    """Format the verdict, then each finding with its observation and its power.
+
+    Args:
+        result: Findings of the conformance tests.
+
+    Returns:
+        Lines for the terminal.
+    """
     lines = [
         result.verdict.value,
-        f"(a trainer that does what it claims is convicted with probability {result.level:g} "
-        "at most)",
+        f"(a trainer that implements its claim is rejected with a probability of at most "
+        f"{result.level:g})",
     ]
     for finding in result.findings:
         p_value = "" if finding.p_value is None else f" (p = {finding.p_value:.3g})"
@@ -198,10 +287,123 @@ def conformance_text(result: ConformanceResult) -> str:
     return "\n".join(lines)
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the rows in columns as wide as they need."""
+def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align the cells of each column at the left.
+
+    Args:
+        rows: At least one row; all have the same number of cells.
+
+    Returns:
+        One line per row, without blanks at its end.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+# Membership inference attacks as a table for the terminal.
+
+
+def attack_text(report: AttackReport) -> str:
+    """Format one row per attack, then the assumptions and limits of the rates.
+
+    Args:
+        report: At least one attack.
+
+    Returns:
+        Lines for the terminal.
+    """
+    rates = sorted({rate.fpr for one in report.membership for rate in one.tpr_at_fpr})
+    heading = ("attack", "AUC", "best accuracy", *(f"TPR at {100 * rate:g}% FPR" for rate in rates))
+    rows = [heading, *(_attack_row(one, rates) for one in report.membership)]
+    return "\n".join([report.attacked, "", *table_lines(rows), "", *_attack_notes(report)])
+
+
+def _attack_row(one: MembershipResult, rates: list[float]) -> tuple[str, ...]:
+    by_rate = {rate.fpr: rate for rate in one.tpr_at_fpr}
+    figures = (f"{one.auc:.3f}", f"{one.balanced_accuracy:.3f}")
+    return (one.attack, *figures, *(_rate_cell(by_rate.get(rate)) for rate in rates))
+
+
+def _rate_cell(rate: TprAtFpr | None) -> str:
+    if rate is None:
+        return "-"
+    ends = (round_down(100 * rate.interval.lower), round_up(100 * rate.interval.upper))
+    return f"{100 * rate.tpr:.3g}% ({ends[0]} to {ends[1]})"
+
+
+def _attack_notes(report: AttackReport) -> list[str]:
+    first = report.membership[0]
+    lines = [
+        f"{first.members} members, {first.nonmembers} non-members; intervals at confidence "
+        f"{report.confidence:g} each; assumptions: {first.assumes}"
+    ]
+    if first.unresolved:
+        rates = ", ".join(f"{100 * rate:g}%" for rate in first.unresolved)
+        needed = round(1 / min(first.unresolved))
+        lines.append(f"too few non-members for an FPR of {rates}: at least {needed} are needed")
+    lines += [
+        f"INCONCLUSIVE: {one.attack}: {one.inconclusive}"
+        for one in report.membership
+        if one.inconclusive
+    ]
+    return lines
+
+
+# Past verdicts as a table for the terminal.
+
+HISTORY_HEADING = (
+    *("evaluated", "run", "outcome", "epsilon, upper bound", "lower bound", "delta"),
+    *("TPR, upper bound", "accuracy", "steps"),
+)
+HISTORY_NOTE = (
+    "times in UTC; TPR: of the strongest attack, upper end of its interval; -: not measured"
+)
+
+
+def history_text(runs: Sequence[PastRun]) -> str:
+    """Format past verdicts as a table.
+
+    Args:
+        runs: Past verdicts, the oldest first.
+
+    Returns:
+        One row per verdict, and a note on the columns.
+    """
+    rows = [HISTORY_HEADING, *(_history_row(past) for past in runs)]
+    return "\n".join([*table_lines(rows), "", HISTORY_NOTE])
+
+
+def _history_row(past: PastRun) -> tuple[str, ...]:
+    return (
+        f"{past.judged.astimezone(UTC):%Y-%m-%d %H:%M}",
+        printable_name(past.run),
+        past.outcome.value,
+        round_up(past.epsilon_upper),
+        "-" if past.epsilon_lower is None else round_down(past.epsilon_lower),
+        f"{past.delta:g}",
+        "-" if past.tpr is None else f"{round_up(past.tpr)} at FPR {past.fpr:g}",
+        "-" if past.accuracy is None else f"{past.accuracy:.1%}",
+        str(past.steps),
+    )
+
+
+def printable_name(name: str) -> str:
+    """Replace characters that are not printable by U+FFFD; an empty name becomes "unnamed"."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name) or "unnamed"
+
+
+# Strings of a run, such as its name, as one printable line.
+
+# Terminal control characters, characters that change the text direction, and characters that
+# XML or UTF-8 cannot hold.
+UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def one_line(text: str) -> str:
+    """Collapse white space to single blanks and replace unprintable characters by U+FFFD."""
+    return UNPRINTABLE.sub("\ufffd", " ".join(text.split()))

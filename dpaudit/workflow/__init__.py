@@ -1,1 +1,1 @@
-"""What each command does, without its words: joins trainer, accountants, attacks and gate."""
+"""The action of each command: joins trainer, accountants, attacks, gate and report."""

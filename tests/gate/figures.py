@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dpaudit.vocabulary.adjacency import Adjacency
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
-from dpaudit.vocabulary.baseline import AttackRate, Baseline, Booked
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.baseline import AttackRate, Baseline, ReleaseCount
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 CLAIM = Claim(
     epsilon=Bound(2.97, 2.99),
@@ -36,13 +35,13 @@ BOUND = AuditResult(
     detectable_epsilon=5.0,
     refutes_epsilon=3.0,
 )
-STEP = Booked("gradient sum", PoissonSampled(Gaussian(1.1), 0.01), 1000)
-COUNT = Booked("record count", Gaussian(20.0), 1)
+STEP = ReleaseCount("gradient sum", PoissonSampled(Gaussian(1.1), 0.01), 1000)
+COUNT = ReleaseCount("record count", Gaussian(20.0), 1)
 RUN = Baseline(
     run="before",
     claim=CLAIM,
     clip_norm=0.5,
-    booked=(STEP, COUNT),
+    recorded=(STEP, COUNT),
     schedule_fixed_in_advance=True,
     versions={"torch": "2"},
     bounds=(BOUND,),

@@ -8,7 +8,7 @@ import pytest
 from places import ROOT
 
 from dpaudit.vocabulary.errors import InvalidArgument
-from dpaudit.workflow.policies import read_policy
+from dpaudit.workflow.gate.policy_sources import read_policy
 
 GOOD = "[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n"
 
@@ -40,10 +40,10 @@ def test_pyproject_holds_the_policy_under_tool_dpaudit(tmp_path: Path) -> None:
         (GOOD + "[regression]\nmax_epsilon_increase = nan\n", "max_epsilon_increase"),
         (GOOD + "[regression]\nmax_tpr_increase = -0.1\n", "max_tpr_increase"),
         (GOOD + "[regression]\nmax_tpr = 0.1\n", "max_tpr"),
-        (GOOD + "[regression]\n", "regression must be a section with one of"),
+        (GOOD + "[regression]\n", r"regression in .*dpaudit.toml:4 must be a section with one of"),
         (GOOD + "sampling = []\n", "sampling"),
         (GOOD + "[audit]\ncount = []\n", "count"),
-        (GOOD + '[audit]\nmax_tpr_at_fpr = { "0.1" = 0.2, "0.10" = 0.3 }\n', "one limit a rate"),
+        (GOOD + '[audit]\nmax_tpr_at_fpr = { "0.1" = 0.2, "0.10" = 0.3 }\n', "one limit per rate"),
         (GOOD + '[[waiver]]\nrule = "claim.max_epsilon"\nreason = "why"\n', "expires"),
         (GOOD + '[[waiver]]\nrule = "claim.max"\nreason = "why"\nexpires = 2027-01-31\n', "rule"),
         (GOOD + '[[waiver]]\nrule = "audit"\nreason = " "\nexpires = 2027-01-31\n', "reason"),

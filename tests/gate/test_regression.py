@@ -10,17 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dpaudit.gate.causes import Effect, differences
-from dpaudit.gate.evidence import Declared, Evidence
-from dpaudit.gate.judge import judge
+from dpaudit.gate.evidence import DeclaredClaim, Evidence
 from dpaudit.gate.policy import ClaimPolicy, Policy, RegressionPolicy
-from dpaudit.vocabulary.adjacency import Adjacency
+from dpaudit.gate.policy_evaluation import evaluate_policy
+from dpaudit.gate.run_differences import EpsilonEffect, find_differences
 from dpaudit.vocabulary.audit import AuditReport, BoundKind, MembershipResult, TprAtFpr
-from dpaudit.vocabulary.baseline import Baseline, Booked
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.baseline import Baseline, ReleaseCount
 from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
-from dpaudit.vocabulary.unit import Released
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, ReleaseScope
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome
 from tests.gate.figures import BOUND, CLAIM, COUNT, RUN
 
@@ -41,8 +39,8 @@ def audit(tpr: Bound, lower: float = 1.0, attack: str = "loss") -> AuditReport:
 def judged(
     now: Baseline, measured: AuditReport | None, baseline: Baseline | None = RUN
 ) -> dict[str, RuleOutcome]:
-    evidence = Evidence(claim=now.claim, audit=measured, booked=now)
-    rules = judge(POLICY, evidence, baseline, today=TODAY).rules
+    evidence = Evidence(claim=now.claim, audit=measured, recorded=now)
+    rules = evaluate_policy(POLICY, evidence, baseline, today=TODAY).rules
     return {rule.rule.removeprefix("regression."): rule for rule in rules}
 
 
@@ -56,7 +54,7 @@ def with_epsilon(upper: float) -> Baseline:
 def test_the_same_run_is_no_regression() -> None:
     rules = judged(RUN, SAME)
     assert list(rules) == ["max_epsilon_increase", "max_tpr_increase", "max_lower_bound_increase"]
-    assert {rule.outcome for rule in rules.values()} == {Outcome.HOLDS}
+    assert {rule.outcome for rule in rules.values()} == {Outcome.PASS}
 
 
 @given(st.floats(1e-3, 100))
@@ -64,16 +62,16 @@ def test_epsilon_may_grow_by_what_is_allowed_and_no_more(upper: float) -> None:
     rule = judged(with_epsilon(upper), SAME)["max_epsilon_increase"]
     grown = upper - CLAIM.epsilon.upper
     if grown > 0.1 + 1e-5:
-        assert rule.outcome is Outcome.VIOLATED
+        assert rule.outcome is Outcome.FAIL
     if grown < 0.1:
-        assert rule.outcome is Outcome.HOLDS
+        assert rule.outcome is Outcome.PASS
 
 
 def test_the_cause_of_a_growth_is_named() -> None:
-    noisy = Booked("gradient sum", PoissonSampled(Gaussian(0.8), 0.01), 1000)
-    now = replace(with_epsilon(5.0), booked=(noisy, COUNT))
+    noisy = ReleaseCount("gradient sum", PoissonSampled(Gaussian(0.8), 0.01), 1000)
+    now = replace(with_epsilon(5.0), recorded=(noisy, COUNT))
     rule = judged(now, SAME)["max_epsilon_increase"]
-    assert rule.outcome is Outcome.VIOLATED
+    assert rule.outcome is Outcome.FAIL
     assert "noise multiplier (gradient sum) was 1.1, is 0.8: raises epsilon" in rule.why
 
 
@@ -83,8 +81,8 @@ def test_the_cause_of_a_growth_is_named() -> None:
         {"delta": 1e-6},
         {"accountant": "rdp"},
         {"adjacency": Adjacency.REPLACE_ONE},
-        {"released": Released.FINAL_MODEL},
-        {"takes_as_public": ("the labels",)},
+        {"released": ReleaseScope.FINAL_MODEL},
+        {"assumed_public": ("the labels",)},
         {"unit": "user"},
     ],
 )
@@ -96,9 +94,9 @@ def test_claims_of_different_things_cannot_be_compared(changes: dict[str, object
 @pytest.mark.parametrize(
     ("tpr", "outcome"),
     [
-        (Bound(0.0, 0.04), Outcome.HOLDS),
+        (Bound(0.0, 0.04), Outcome.PASS),
         (Bound(0.03, 0.05), Outcome.INCONCLUSIVE),
-        (Bound(0.041, 0.05), Outcome.VIOLATED),
+        (Bound(0.041, 0.05), Outcome.FAIL),
     ],
 )
 def test_growth_of_an_attack_is_told_from_chance(tpr: Bound, outcome: Outcome) -> None:
@@ -115,7 +113,7 @@ def test_what_was_measured_for_the_baseline_alone_is_inconclusive(
     assert judged(RUN, measured)["max_tpr_increase"].outcome is Outcome.INCONCLUSIVE
 
 
-@pytest.mark.parametrize(("lower", "outcome"), [(1.5, "HOLDS"), (1.51, "VIOLATED")])
+@pytest.mark.parametrize(("lower", "outcome"), [(1.5, "PASS"), (1.51, "FAIL")])
 def test_a_lower_bound_may_grow_by_what_is_allowed(lower: float, outcome: str) -> None:
     rules = judged(RUN, audit(Bound(0.005, 0.03), lower))
     assert rules["max_lower_bound_increase"].outcome.value == outcome
@@ -136,7 +134,7 @@ def test_a_baseline_without_measurements_is_no_yardstick_for_them() -> None:
 def test_a_seeded_run_or_one_that_leaves_out_more_is_no_match_for_its_baseline() -> None:
     for changes in (
         {"randomness": Randomness.SEEDED},
-        {"leaves_out": ("hyperparameter-tuning",)},
+        {"unaccounted": ("hyperparameter-tuning",)},
     ):
         now = replace(RUN, claim=replace(CLAIM, **changes))
         assert judged(now, SAME)["max_epsilon_increase"].outcome is Outcome.INCONCLUSIVE
@@ -161,8 +159,8 @@ def test_of_two_bounds_or_rates_of_one_name_the_worse_one_counts() -> None:
         membership=(high, *audit(Bound(0.0, 0.01)).membership),
     )
     rules = judged(RUN, twice)
-    assert rules["max_lower_bound_increase"].outcome is Outcome.VIOLATED
-    assert rules["max_tpr_increase"].outcome is Outcome.VIOLATED
+    assert rules["max_lower_bound_increase"].outcome is Outcome.FAIL
+    assert rules["max_tpr_increase"].outcome is Outcome.FAIL
 
 
 def test_an_attack_that_the_baseline_does_not_know_cannot_be_compared() -> None:
@@ -173,15 +171,15 @@ def test_an_attack_that_the_baseline_does_not_know_cannot_be_compared() -> None:
 
 def test_a_baseline_that_no_section_asks_for_is_not_passed_over() -> None:
     policy = Policy(claim=ClaimPolicy(max_epsilon=3.0, delta=1e-5))
-    evidence = Evidence(claim=CLAIM, booked=RUN)
-    assert judge(policy, evidence, None, today=TODAY).outcome is Outcome.HOLDS
-    assert judge(policy, evidence, RUN, today=TODAY).outcome is Outcome.INCONCLUSIVE
+    evidence = Evidence(claim=CLAIM, recorded=RUN)
+    assert evaluate_policy(policy, evidence, None, today=TODAY).outcome is Outcome.PASS
+    assert evaluate_policy(policy, evidence, RUN, today=TODAY).outcome is Outcome.INCONCLUSIVE
 
 
 def test_without_a_baseline_or_a_run_nothing_can_be_told() -> None:
     assert judged(RUN, SAME, None)["baseline"].outcome is Outcome.INCONCLUSIVE
-    evidence = Evidence(claim=Declared(2.0, 1e-5), audit=SAME)
-    (rule,) = judge(POLICY, evidence, RUN, today=TODAY).rules
+    evidence = Evidence(claim=DeclaredClaim(2.0, 1e-5), audit=SAME)
+    (rule,) = evaluate_policy(POLICY, evidence, RUN, today=TODAY).rules
     assert rule.outcome is Outcome.INCONCLUSIVE
 
 
@@ -207,7 +205,7 @@ def test_a_rate_at_a_lower_confidence_says_what_to_repeat(confidence: float) -> 
 
 def test_claims_whose_deltas_differ_in_the_last_digits_are_compared() -> None:
     near = replace(RUN, claim=replace(CLAIM, delta=math.nextafter(1e-5, 1.0)))
-    assert judged(near, SAME)["max_epsilon_increase"].outcome is Outcome.HOLDS
+    assert judged(near, SAME)["max_epsilon_increase"].outcome is Outcome.PASS
 
 
 @pytest.mark.parametrize(
@@ -225,6 +223,6 @@ def test_data_and_model_are_causes(changes: dict[str, object], cause: str) -> No
     after = replace(
         before, **{name: {**getattr(before, name), **new} for name, new in changes.items()}
     )
-    (found,) = differences(before, after)
+    (found,) = find_differences(before, after)
     assert found.cause == cause
-    assert found.effect is Effect.NONE
+    assert found.effect is EpsilonEffect.NONE

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dpaudit.gate.claim_rules import claim_rules
-from dpaudit.gate.evidence import Declared, Evidence
+from dpaudit.gate.claim_rules import evaluate_claim_rules
+from dpaudit.gate.evidence import DeclaredClaim, Evidence
 from dpaudit.gate.policy import ClaimPolicy, Policy
-from dpaudit.gate.warnings import delta_warning, smallest_dataset, warnings_on
+from dpaudit.gate.policy_evaluation import delta_warning, smallest_dataset, verdict_warnings
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.mechanism import (
     Composed,
@@ -21,7 +21,7 @@ from dpaudit.vocabulary.mechanism import (
     Repeated,
     SampledWithoutReplacement,
 )
-from dpaudit.vocabulary.unit import Released, Unit
+from dpaudit.vocabulary.privacy_terms import ReleaseScope, Unit
 from dpaudit.vocabulary.verdict import Outcome
 from tests.gate.figures import CLAIM, RUN
 from tests.gate.test_waivers import LAST
@@ -29,7 +29,7 @@ from tests.gate.test_waivers import LAST
 
 def outcomes(policy: ClaimPolicy, **changes: object) -> dict[str, Outcome]:
     claim = replace(CLAIM, **changes)
-    return {rule.rule: rule.outcome for rule in claim_rules(policy, claim)}
+    return {rule.rule: rule.outcome for rule in evaluate_claim_rules(policy, claim)}
 
 
 @pytest.mark.parametrize("promised", Unit)
@@ -37,23 +37,25 @@ def outcomes(policy: ClaimPolicy, **changes: object) -> dict[str, Outcome]:
 def test_only_the_promised_unit_passes(promised: Unit, protected: Unit) -> None:
     policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, unit=promised)
     found = outcomes(policy, unit=protected)["claim.unit"]
-    assert (found is Outcome.HOLDS) == (promised is protected)
+    assert (found is Outcome.PASS) == (promised is protected)
 
 
-@pytest.mark.parametrize("promised", Released)
-@pytest.mark.parametrize("covered", Released)
+@pytest.mark.parametrize("promised", ReleaseScope)
+@pytest.mark.parametrize("covered", ReleaseScope)
 def test_a_claim_for_every_step_covers_the_final_model_and_not_the_reverse(
-    promised: Released, covered: Released
+    promised: ReleaseScope, covered: ReleaseScope
 ) -> None:
     policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, released=promised)
     found = outcomes(policy, released=covered)["claim.released"]
-    uncovered = (promised, covered) == (Released.EVERY_STEP, Released.FINAL_MODEL)
-    assert found is (Outcome.VIOLATED if uncovered else Outcome.HOLDS)
+    uncovered = (promised, covered) == (ReleaseScope.EVERY_STEP, ReleaseScope.FINAL_MODEL)
+    assert found is (Outcome.FAIL if uncovered else Outcome.PASS)
 
 
 def test_a_declared_claim_says_neither() -> None:
     policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5)
-    found = {rule.rule: rule.outcome for rule in claim_rules(policy, Declared(2.0, 1e-5))}
+    found = {
+        rule.rule: rule.outcome for rule in evaluate_claim_rules(policy, DeclaredClaim(2.0, 1e-5))
+    }
     assert found["claim.unit"] is found["claim.released"] is Outcome.INCONCLUSIVE
 
 
@@ -72,14 +74,14 @@ def test_the_public_size_is_the_policys_or_the_mechanisms() -> None:
     nested = Composed((Repeated(sampled, 3), PoissonSampled(Gaussian(1.0), 0.1)))
     assert smallest_dataset(nested) == 500
     assert smallest_dataset(Gaussian(1.0)) is None
-    booked = replace(RUN, booked=(replace(RUN.booked[0], mechanism=sampled),))
-    evidence = Evidence(claim=replace(CLAIM, delta=1e-2), booked=booked)
+    recorded = replace(RUN, recorded=(replace(RUN.recorded[0], mechanism=sampled),))
+    evidence = Evidence(claim=replace(CLAIM, delta=1e-2), recorded=recorded)
     stated = Policy(claim=ClaimPolicy(max_epsilon=3.0, delta=1e-2, dataset_size=50))
     unstated = Policy(claim=ClaimPolicy(max_epsilon=3.0, delta=1e-2))
-    assert not list(warnings_on((), stated, evidence, LAST))
-    (warning,) = warnings_on((), unstated, evidence, LAST)
+    assert not list(verdict_warnings((), stated, evidence, LAST))
+    (warning,) = verdict_warnings((), unstated, evidence, LAST)
     assert "500 records" in warning
-    (warning,) = warnings_on((), unstated, Evidence(claim=Declared(1.0, 1e-2)), LAST)
+    (warning,) = verdict_warnings((), unstated, Evidence(claim=DeclaredClaim(1.0, 1e-2)), LAST)
     assert "unless the data set is very small" in warning
 
 

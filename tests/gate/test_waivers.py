@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpaudit.gate.policy import Policy, Waiver
-from dpaudit.gate.waivers import unused, waive
+from dpaudit.gate.policy_evaluation import apply_waivers, unused_waivers
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
 
@@ -22,14 +22,14 @@ def rule(name: str, outcome: Outcome) -> RuleOutcome:
 
 
 def verdict(rules: list[RuleOutcome], today: date, *waivers: Waiver) -> Verdict:
-    return Verdict(tuple(waive(rules, Policy(waiver=waivers or (WAIVER,)), today)), "h")
+    return Verdict(tuple(apply_waivers(rules, Policy(waiver=waivers or (WAIVER,)), today)), "h")
 
 
-@pytest.mark.parametrize("outcome", [Outcome.VIOLATED, Outcome.INCONCLUSIVE])
+@pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.INCONCLUSIVE])
 def test_a_waived_rule_does_not_count_and_is_still_told(outcome: Outcome) -> None:
-    rules = [rule("claim.sampling", Outcome.HOLDS), rule("audit.max_tpr_at_fpr.0.01", outcome)]
+    rules = [rule("claim.sampling", Outcome.PASS), rule("audit.max_tpr_at_fpr.0.01", outcome)]
     found = verdict(rules, LAST)
-    assert found.outcome is Outcome.HOLDS
+    assert found.outcome is Outcome.PASS
     _, one = found.rules
     assert one.outcome is outcome
     assert one.waived is not None
@@ -40,19 +40,19 @@ def test_a_waived_rule_does_not_count_and_is_still_told(outcome: Outcome) -> Non
 def test_a_waiver_holds_through_its_last_day_and_is_a_violation_after(
     days: int, outcome: Outcome
 ) -> None:
-    rules = [rule("audit.max_tpr_at_fpr.0.01", outcome), rule("claim.sampling", Outcome.HOLDS)]
+    rules = [rule("audit.max_tpr_at_fpr.0.01", outcome), rule("claim.sampling", Outcome.PASS)]
     found = verdict(rules, LAST + timedelta(days))
     if days > 0:
-        assert found.outcome is Outcome.VIOLATED
+        assert found.outcome is Outcome.FAIL
         assert found.rules[0].waived is None
         assert "expired on 2027-01-31" in found.rules[-1].why
     else:
-        assert found.outcome is Outcome.HOLDS
+        assert found.outcome is Outcome.PASS
         assert len(found.rules) == 2
 
 
 def test_where_every_rule_is_waived_nothing_was_shown() -> None:
-    rules = [rule("audit.max_tpr_at_fpr.0.01", Outcome.VIOLATED)]
+    rules = [rule("audit.max_tpr_at_fpr.0.01", Outcome.FAIL)]
     assert verdict(rules, LAST).outcome is Outcome.INCONCLUSIVE
 
 
@@ -60,19 +60,19 @@ def test_where_every_rule_is_waived_nothing_was_shown() -> None:
     "name", ["claim.max_epsilon", "audit.max_tpr_at_fprs", "audit.lower_bound"]
 )
 def test_other_rules_count_as_ever(name: str) -> None:
-    assert verdict([rule(name, Outcome.VIOLATED)], LAST).outcome is Outcome.VIOLATED
+    assert verdict([rule(name, Outcome.FAIL)], LAST).outcome is Outcome.FAIL
 
 
 def test_a_rule_that_holds_needs_no_waiver() -> None:
-    assert verdict([rule("audit.max_tpr_at_fpr.0.1", Outcome.HOLDS)], LAST).rules[0].waived is None
+    assert verdict([rule("audit.max_tpr_at_fpr.0.1", Outcome.PASS)], LAST).rules[0].waived is None
 
 
 def test_of_two_waivers_the_one_in_force_counts_and_the_expired_one_fails() -> None:
     old = Waiver(rule=WAIVER.rule, reason="old", expires=LAST - timedelta(400))
-    found = verdict([rule("audit.max_tpr_at_fpr.0.1", Outcome.VIOLATED)], LAST, old, WAIVER)
+    found = verdict([rule("audit.max_tpr_at_fpr.0.1", Outcome.FAIL)], LAST, old, WAIVER)
     assert found.rules[0].waived is not None
     assert found.rules[0].waived.reason == "ticket 123"
-    assert found.outcome is Outcome.VIOLATED
+    assert found.outcome is Outcome.FAIL
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_a_waiver_of_no_rule_is_refused(name: str) -> None:
 def test_a_waiver_that_reaches_too_far_waives_nothing(most: int, ahead: int) -> None:
     rules = [rule("audit.max_tpr_at_fpr.0.01", Outcome.INCONCLUSIVE)]
     policy = Policy(waiver=(WAIVER,), waiver_max_days=most)
-    first, *rest = waive(rules, policy, LAST - timedelta(ahead))
+    first, *rest = apply_waivers(rules, policy, LAST - timedelta(ahead))
     assert first.waived is None
     assert [(one.rule, one.outcome) for one in rest] == [
-        ("waiver.audit.max_tpr_at_fpr", Outcome.VIOLATED)
+        ("waiver.audit.max_tpr_at_fpr", Outcome.FAIL)
     ]
     assert f"{ahead} days from now" in rest[0].why
-    (still,) = waive(rules, policy, LAST - timedelta(most))
+    (still,) = apply_waivers(rules, policy, LAST - timedelta(most))
     assert still.waived is not None
 
 
@@ -117,9 +117,9 @@ def test_a_waiver_that_nothing_needs_is_listed() -> None:
     used = Waiver(rule="claim.sampling", reason="known", expires=LAST)
     held = Waiver(rule="claim.unit", reason="was", expires=LAST)
     expired = Waiver(rule="audit", reason="old", expires=LAST - timedelta(1))
-    rules = [rule("claim.sampling", Outcome.VIOLATED), rule("claim.unit", Outcome.HOLDS)]
+    rules = [rule("claim.sampling", Outcome.FAIL), rule("claim.unit", Outcome.PASS)]
     policy = Policy(waiver=(used, held, expired, WAIVER))
-    assert unused(rules, policy, LAST) == (held, WAIVER)
+    assert unused_waivers(rules, policy, LAST) == (held, WAIVER)
 
 
 @pytest.mark.parametrize("days", [0, -1, 3651, 10**12])

@@ -10,35 +10,42 @@ from typing import Any
 
 import msgspec
 
-from dpaudit.gate.causes import Difference, Effect
-from dpaudit.gate.comparison import Cost
+from dpaudit.gate.run_differences import DifferenceCost, EpsilonEffect, RunDifference
 from dpaudit.report.evidence import (
-    CanaryScores,
-    Curve,
+    CanaryScoreHistogram,
+    ComparisonEvidence,
+    EpsilonCurve,
     ProfilePoint,
-    RatePoint,
-    Refused,
+    RefusedAccountant,
     ReportEvidence,
-    TwoRuns,
+    RunFacts,
+    TradeoffPoint,
 )
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.answers import Explanation
 from dpaudit.vocabulary.audit import (
     AttackReport,
     AuditReport,
     AuditResult,
     BoundKind,
+    GuessCount,
     MembershipResult,
+    OneRun,
     TprAtFpr,
 )
-from dpaudit.vocabulary.basis import Basis, Override, PolicyLayer
-from dpaudit.vocabulary.bound import Bound
-from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
-from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
-from dpaudit.vocabulary.estimators import Guessed, OneRun
-from dpaudit.vocabulary.history import PastRun
+from dpaudit.vocabulary.claim import Claim, EpsilonAnswer, Explanation
+from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
 from dpaudit.vocabulary.ledger import Randomness, Sampling
-from dpaudit.vocabulary.verdict import OnInconclusive, Outcome, RuleOutcome, Verdict, Waived
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
+from dpaudit.vocabulary.verdict import (
+    AppliedWaiver,
+    InconclusiveHandling,
+    Outcome,
+    PastRun,
+    PolicyOverride,
+    PolicySource,
+    RuleOutcome,
+    Verdict,
+    VerdictBasis,
+)
 
 HEAD = "5f2b" * 16
 DELTA = 1e-5
@@ -55,8 +62,8 @@ def make_claim() -> Claim:
         releases=101,
         ledger_head=HEAD,
         dpaudit_version="0.1.0",
-        leaves_out=("hyperparameter-tuning",),
-        takes_as_public=("feature shape", "label set", "hyper-parameters"),
+        unaccounted=("hyperparameter-tuning",),
+        assumed_public=("feature shape", "label set", "hyper-parameters"),
     )
 
 
@@ -106,7 +113,7 @@ def make_audit() -> AuditReport:
             greatest_epsilon=6.5,
             refutes_epsilon=2.985,
             inconclusive="its scores rank no better than chance",
-            estimator=OneRun((Guessed(100, 90),)),
+            estimator=OneRun((GuessCount(100, 90),)),
         ),
         AuditResult(
             name="gradient canaries, every step",
@@ -187,14 +194,14 @@ def make_attack_report() -> AttackReport:
 
 
 def make_conformance() -> ConformanceResult:
-    def finding(check: str, name: str, outcome: Outcome) -> Finding:
-        return Finding(
+    def finding(check: str, name: str, outcome: Outcome) -> ConformanceFinding:
+        return ConformanceFinding(
             check=check,
             name=name,
             outcome=outcome,
-            tested="a step with and without one record, drawn by its own coin; 6 replays",
-            why="one record moved the sum by 0.999996 C at most",
-            power="anything above 1.00002 C would be seen",
+            tested="a step with and without one record, sampled by the trainer; 6 replays",
+            why="one record moved the sum by at most 0.999996 C",
+            power="a movement above 1.00002 C is detectable",
             p_value=0.2093,
             level=5.9e-6,
             norm=0.999996,
@@ -207,7 +214,7 @@ def make_conformance() -> ConformanceResult:
             noise_multiplier=1.2, clip_norm=1.0, sampling_rate=0.1, steps=100, update_scale=1.0
         ),
         findings=(
-            finding("replay", "ordinary", Outcome.HOLDS),
+            finding("replay", "ordinary", Outcome.PASS),
             finding("noise", "scale of each group", Outcome.INCONCLUSIVE),
         ),
         level=1e-4,
@@ -236,15 +243,15 @@ def make_history() -> tuple[PastRun, ...]:
         )
 
     return (
-        past(1, "1" * 64, Outcome.HOLDS, 2.5),
-        past(2, "2" * 64, Outcome.VIOLATED, 4.2),
+        past(1, "1" * 64, Outcome.PASS, 2.5),
+        past(2, "2" * 64, Outcome.FAIL, 4.2),
         past(3, "3" * 64, Outcome.INCONCLUSIVE, 2.9),
-        past(4, HEAD, Outcome.HOLDS, 2.98461),
+        past(4, HEAD, Outcome.PASS, 2.98461),
     )
 
 
-def make_canary_scores() -> CanaryScores:
-    return CanaryScores(
+def make_canary_scores() -> CanaryScoreHistogram:
+    return CanaryScoreHistogram(
         "gradient canaries, every step",
         tuple(-3 + 0.5 * i for i in range(13)),
         (0, 1, 4, 20, 60, 90, 120, 110, 60, 25, 8, 2),
@@ -255,8 +262,8 @@ def make_canary_scores() -> CanaryScores:
 def make_verdict() -> Verdict:
     return Verdict(
         (
-            RuleOutcome("claim.max_epsilon", Outcome.HOLDS, "2.985 is at most 3"),
-            RuleOutcome("claim.may_leave_out", Outcome.HOLDS, "tuning may be left out"),
+            RuleOutcome("claim.max_epsilon", Outcome.PASS, "2.985 is at most 3"),
+            RuleOutcome("claim.allow_unaccounted", Outcome.PASS, "tuning may be left out"),
             RuleOutcome(
                 "audit.min_power_epsilon",
                 Outcome.INCONCLUSIVE,
@@ -264,14 +271,14 @@ def make_verdict() -> Verdict:
             ),
             RuleOutcome(
                 "audit.max_tpr_at_fpr.0.01",
-                Outcome.VIOLATED,
+                Outcome.FAIL,
                 "the true-positive rate is at most 0.03, the policy allows 0.02",
-                Waived("known outliers, ticket 123", date(2027, 1, 31)),
+                AppliedWaiver("known outliers, ticket 123", date(2027, 1, 31)),
             ),
         ),
         HEAD,
         run="digits-eps3",
-        inconclusive=OnInconclusive.WARN,
+        inconclusive=InconclusiveHandling.WARN,
         measured="9d" * 32,
         claim=make_claim(),
         basis=make_basis(),
@@ -279,12 +286,12 @@ def make_verdict() -> Verdict:
     )
 
 
-def make_basis() -> Basis:
-    return Basis(
+def make_basis() -> VerdictBasis:
+    return VerdictBasis(
         policy_digest="ab" * 32,
         project_digest="ab" * 32,
-        layers=(PolicyLayer("dpaudit.toml", "cd" * 32),),
-        overrides=(Override("--inconclusive", "warn", "command line"),),
+        layers=(PolicySource("dpaudit.toml", "cd" * 32),),
+        overrides=(PolicyOverride("--inconclusive", "warn", "command line"),),
         model_digest="ef" * 32,
         dpaudit_version="0.1.0",
         judged=datetime(2026, 11, 29, 12, 30, tzinfo=UTC),
@@ -303,7 +310,7 @@ def make_evidence() -> ReportEvidence:
         ),
         answers=make_answers(),
         curves=tuple(
-            Curve(name, steps, tuple(end * (n / 100) ** power for n in steps))
+            EpsilonCurve(name, steps, tuple(end * (n / 100) ** power for n in steps))
             for name, (end, power) in shapes.items()
         ),
         profile=tuple(
@@ -314,9 +321,9 @@ def make_evidence() -> ReportEvidence:
         ),
         audit=make_audit(),
         verdict=make_verdict(),
-        refused=(Refused("zcdp", "no concentrated privacy is known of sampled steps"),),
+        refused=(RefusedAccountant("zcdp", "no concentrated privacy is known of sampled steps"),),
         tradeoff=tuple(
-            RatePoint(fpr, Bound(fpr, min(1.0, max(fpr, 1.02 * fpr**0.4))))
+            TradeoffPoint(fpr, Bound(fpr, min(1.0, max(fpr, 1.02 * fpr**0.4))))
             for fpr in (0.0, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
         ),
         canaries=make_canary_scores(),
@@ -324,6 +331,12 @@ def make_evidence() -> ReportEvidence:
         conformance=make_conformance(),
         history=make_history(),
         project_digest=make_basis().policy_digest,
+        facts=RunFacts(
+            written=datetime(2026, 11, 30, 9, 15, tzinfo=UTC),
+            data="digits (test fraction 0.2, split seed 0)",
+            model="mlp, trained with sgd",
+            model_digest="ef" * 32,
+        ),
     )
 
 
@@ -333,12 +346,15 @@ def bare_evidence() -> ReportEvidence:
     return ReportEvidence(full.run, full.claim, full.mechanism_in_words, (), (), ())
 
 
-def make_two_runs() -> TwoRuns:
+def make_two_runs() -> ComparisonEvidence:
     before, causes = (
         make_evidence(),
         (
-            Cost(Difference("noise multiplier (gradient sum)", "2", "1.2", Effect.RAISES), 4.18),
-            Cost(Difference("version of torch", "2.10", "2.11", Effect.NONE)),
+            DifferenceCost(
+                RunDifference("noise multiplier (gradient sum)", "2", "1.2", EpsilonEffect.RAISES),
+                4.18,
+            ),
+            DifferenceCost(RunDifference("version of torch", "2.10", "2.11", EpsilonEffect.NONE)),
         ),
     )
     after = msgspec.structs.replace(
@@ -350,7 +366,7 @@ def make_two_runs() -> TwoRuns:
         audit=make_audit(),
         canaries=make_canary_scores(),
     )
-    return TwoRuns(before, after, causes)
+    return ComparisonEvidence(before, after, causes)
 
 
 def filled_with(value: Any, payload: str) -> Any:

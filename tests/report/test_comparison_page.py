@@ -8,19 +8,19 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from dpaudit.report.evidence import TwoRuns
-from dpaudit.report.page_comparison import Row, render_both
+from dpaudit.report.evidence import ComparisonEvidence
+from dpaudit.report.report_pages import ComparedRow, comparison_page
 from dpaudit.vocabulary.audit import AuditReport
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
-from tests.report.inert import assert_inert
-from tests.report.parsed import Page
+from tests.report.active_content import assert_inert
+from tests.report.html_parser import Page
 from tests.report.samples import (
     bare_evidence,
     make_evidence,
     make_membership,
     make_two_runs,
 )
-from tests.report.undrawn import undrawn
+from tests.report.stub_figures import undrawn
 
 SECTIONS = ["differences", "claim", "curves", "audit", "canaries", "membership", "gate"]
 
@@ -28,7 +28,7 @@ SECTIONS = ["differences", "claim", "curves", "audit", "canaries", "membership",
 @pytest.fixture(scope="module")
 def html() -> str:
     """The one page of this module whose figures are drawn."""
-    return render_both(make_two_runs())
+    return comparison_page(make_two_runs())
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def quick(html: str) -> Iterator[None]:
         yield
 
 
-def text_of(runs: TwoRuns) -> str:
-    return Page(render_both(runs)).text
+def text_of(runs: ComparisonEvidence) -> str:
+    return Page(comparison_page(runs)).text
 
 
 def test_the_page_is_inert_and_its_sections_are_in_order(html: str, page: Page) -> None:
@@ -55,13 +55,13 @@ def test_both_are_named_and_judged_at_the_top(page: Page) -> None:
     top = page.text[: page.text.index("What differs")]
     assert "A: digits-eps3 and B: digits-eps4" in top
     assert "INCONCLUSIVE (a warning only: --inconclusive warn" in top
-    assert "not judged yet" in top
+    assert "no policy evaluated" in top
 
 
 def test_each_cause_says_what_it_does_and_what_it_costs_by_itself(page: Page) -> None:
     assert "noise multiplier (gradient sum)A: 2B: 1.2raises epsilon" in page.text
-    assert "by itself, epsilon at most: 4.18" in page.text
-    assert "version of torchA: 2.10B: 2.11leaves epsilon as it is–not priced" in page.text
+    assert "epsilon with this change alone, upper bound: 4.18" in page.text
+    assert "version of torchA: 2.10B: 2.11leaves epsilon as it is–not computed" in page.text
 
 
 def test_figures_are_overlaid_or_beside_each_other_each_with_words(page: Page) -> None:
@@ -77,33 +77,33 @@ def test_ids_are_distinct(page: Page) -> None:
 
 
 def test_claims_of_different_things_are_said_not_to_compare(page: Page) -> None:
-    assert "These claims do not compare: they are of different delta" in page.text
-    same = TwoRuns(make_evidence(), make_evidence(), ())
+    assert "These claims do not compare: they differ in delta" in page.text
+    same = ComparisonEvidence(make_evidence(), make_evidence(), ())
     assert "do not compare" not in text_of(same)
 
 
 def test_what_differs_is_marked_in_words_too(page: Page) -> None:
-    assert "Epsilon at most (differs)A: 2.985B: 4.2" in page.text
+    assert "Epsilon, upper bound (differs)A: 2.985B: 4.2" in page.text
     assert "AccountantA: pldB: pld" in page.text
 
 
 def test_what_one_run_lacks_is_not_measured() -> None:
-    runs = TwoRuns(make_evidence(), bare_evidence(), ())
+    runs = ComparisonEvidence(make_evidence(), bare_evidence(), ())
     text = text_of(runs)
     assert "B: not measured" in text
     assert text.count("Not measured.") == 3  # audit, canaries, ROC of B
-    assert "Nothing that the ledgers book differs" in text
+    assert "The ledgers do not differ in anything that they record" in text
 
 
 def test_two_bare_runs_say_that_nothing_was_measured() -> None:
-    text = text_of(TwoRuns(bare_evidence(), bare_evidence(), ()))
+    text = text_of(ComparisonEvidence(bare_evidence(), bare_evidence(), ()))
     for words in (
-        "Epsilon against steps was not measured",
-        "No privacy profile was measured",
+        "Epsilon against steps was not computed",
+        "No privacy profile was computed",
         "No trade-off curve was computed",
         "No lower bound on epsilon was measured on either run",
         "No true-positive rate was measured on either run",
-        "Neither run was judged",
+        "No policy was evaluated on either run",
     ):
         assert words in text
 
@@ -114,21 +114,21 @@ def test_bounds_of_one_name_at_different_deltas_are_not_put_side_by_side() -> No
     head = make_evidence().claim.ledger_head
     audits = [AuditReport(head, 0.95, (one,), ()) for one in (bound, other)]
     runs = [msgspec.structs.replace(bare_evidence(), audit=audit) for audit in audits]
-    text = text_of(TwoRuns(*runs, ()))
+    text = text_of(ComparisonEvidence(*runs, ()))
     assert "at delta 1e-05) (differs)A: 0.9042B: not measured" in text
     assert "at delta 0.0001) (differs)A: not measuredB: 0.9042" in text
 
 
 def test_a_row_differs_where_its_words_do() -> None:
-    assert Row("x", "1", "2").differs
-    assert not Row("x", "1", "1").differs
+    assert ComparedRow("x", "1", "2").differs
+    assert not ComparedRow("x", "1", "1").differs
 
 
 def test_a_run_of_two_ledgers_is_refused() -> None:
     claim = msgspec.structs.replace(make_evidence().claim, ledger_head="other")
     stale = msgspec.structs.replace(make_evidence(), claim=claim)
     with pytest.raises(IntegrityError, match="other"):
-        render_both(TwoRuns(bare_evidence(), stale, ()))
+        comparison_page(ComparisonEvidence(bare_evidence(), stale, ()))
 
 
 def test_nan_is_never_shown() -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from dpaudit.gate.causes import differences
-from dpaudit.gate.comparison import Comparison, Cost
-from dpaudit.report.comparison_text import comparison_text
+from dpaudit.gate.run_differences import DifferenceCost, RunComparison, find_differences
+from dpaudit.report.verdicts.text import comparison_text
 from dpaudit.vocabulary.baseline import Baseline
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.vocabulary.privacy_terms import Bound
 from tests.gate.figures import CLAIM, RUN
 
 
 def told(after: Baseline, epsilon: float | None = None) -> str:
-    costs = tuple(Cost(one, epsilon) for one in differences(RUN, after))
-    return comparison_text(Comparison(before=RUN, after=after, costs=costs))
+    costs = tuple(DifferenceCost(one, epsilon) for one in find_differences(RUN, after))
+    return comparison_text(RunComparison(before=RUN, after=after, costs=costs))
 
 
 def test_upper_ends_are_rounded_up_and_lower_bounds_down() -> None:
@@ -31,14 +30,14 @@ def test_what_one_run_lacks_was_not_measured() -> None:
 
 
 def test_a_cause_says_what_it_costs_where_that_is_known() -> None:
-    after = replace(RUN, booked=(replace(RUN.booked[0], times=7), RUN.booked[1]))
+    after = replace(RUN, recorded=(replace(RUN.recorded[0], times=7), RUN.recorded[1]))
     assert "steps (gradient sum) was 1000, is 7: lowers epsilon" in told(after)
-    assert "by itself: epsilon at most 1.235" in told(after, 1.23401)
+    assert "with this change alone: upper bound on epsilon 1.235" in told(after, 1.23401)
     assert "by itself" not in told(after)
 
 
 def test_runs_that_do_not_differ_say_so() -> None:
-    assert told(RUN).endswith("nothing differs")
+    assert told(RUN).endswith("no differences")
 
 
 def test_no_name_steers_the_terminal() -> None:

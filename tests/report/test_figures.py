@@ -9,11 +9,17 @@ from itertools import islice
 import msgspec
 import pytest
 
-from dpaudit.report import figure_membership, figures
-from dpaudit.report.evidence import CanaryScores, Curve, ProfilePoint, RatePoint, ReportEvidence
-from dpaudit.report.figure_svg import alone, styles
-from dpaudit.report.page_figures import figures_of_run
-from dpaudit.vocabulary.bound import Bound
+from dpaudit.report import membership_figures, privacy_figures
+from dpaudit.report.evidence import (
+    CanaryScoreHistogram,
+    EpsilonCurve,
+    ProfilePoint,
+    ReportEvidence,
+    TradeoffPoint,
+)
+from dpaudit.report.page_figures import run_figures
+from dpaudit.report.svg_figure import line_styles, standalone_svg
+from dpaudit.vocabulary.privacy_terms import Bound
 from tests.report.samples import (
     make_audit,
     make_canary_scores,
@@ -35,7 +41,7 @@ GEOMETRY = {"id", "d", "x", "y", "width", "height", "href", "viewBox", "patternU
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, str]:
-    return {name: str(svg) for name, svg in figures_of_run(make_evidence()).items()}
+    return {name: str(svg) for name, svg in run_figures(make_evidence()).items()}
 
 
 def test_the_full_evidence_has_every_figure(drawn: dict[str, str]) -> None:
@@ -57,20 +63,20 @@ def test_lines_keep_their_colours_and_text_follows_the_page(drawn: dict[str, str
 
 
 def test_the_same_evidence_is_drawn_the_same(drawn: dict[str, str]) -> None:
-    again = figure_membership.canary_scores(
+    again = membership_figures.draw_canary_scores(
         make_canary_scores(), label=ET.fromstring(drawn["canaries"]).get("aria-label", "")
     )
     assert again == drawn["canaries"]
 
 
 def test_a_picture_alone_names_its_namespace_and_a_font(drawn: dict[str, str]) -> None:
-    root = ET.fromstring(alone(drawn["audit"]))
+    root = ET.fromstring(standalone_svg(drawn["audit"]))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.get("font-family") == "sans-serif"
 
 
 def test_twenty_styles_in_a_row_differ() -> None:
-    assert len(set(islice(styles(), 20))) == 20
+    assert len(set(islice(line_styles(), 20))) == 20
 
 
 def test_no_attack_is_drawn_in_the_colour_of_the_claim() -> None:
@@ -80,14 +86,14 @@ def test_no_attack_is_drawn_in_the_colour_of_the_claim() -> None:
         for i in range(4)
         for attack in make_membership()
     )
-    svg = figure_membership.tradeoff(evidence.tradeoff, many, label="x")
+    svg = membership_figures.draw_tradeoff(evidence.tradeoff, many, label="x")
     assert svg.count('stroke="#d55e00"') == 3  # the limit, its hatching, its place in the legend
 
 
 def test_two_figures_side_by_side_have_axes_as_long_as_each_other() -> None:
     bounds = make_audit().bounds
     short, long = (
-        figures.audit_bounds(bounds, claimed, 1e-5, label="x", furthest=8.0)
+        privacy_figures.draw_audit_bounds(bounds, claimed, 1e-5, label="x", furthest=8.0)
         for claimed in (3.0, 8.0)
     )
     ticks = [[text.text for text in ET.fromstring(svg).iter("text")] for svg in (short, long)]
@@ -98,7 +104,7 @@ def test_two_figures_side_by_side_have_axes_as_long_as_each_other() -> None:
     ("counts", "expected"), [((0, 4, 0), (1, 2)), ((2, 0, 2), (0, 1)), ((1, 1, 3), (2, 3))]
 )
 def test_the_middle_of_a_histogram_is_the_bin_that_holds_the_median(counts, expected) -> None:
-    assert figure_membership.middle((0, 1, 2, 3), counts) == expected
+    assert membership_figures.median_bin((0, 1, 2, 3), counts) == expected
 
 
 def extreme() -> ReportEvidence:
@@ -116,15 +122,15 @@ def extreme() -> ReportEvidence:
     return msgspec.structs.replace(
         make_evidence(),
         claim=msgspec.structs.replace(make_claim(), epsilon=Bound(0, 0)),
-        curves=(Curve("pld", (1,), (0.0,)), Curve("rdp", (1, 2), (1.0, math.inf))),
+        curves=(EpsilonCurve("pld", (1,), (0.0,)), EpsilonCurve("rdp", (1, 2), (1.0, math.inf))),
         profile=(ProfilePoint(1e-5, Bound(0, 0)),),
-        tradeoff=(RatePoint(0.0, Bound(0, 0)), RatePoint(1.0, Bound(1, 1))),
+        tradeoff=(TradeoffPoint(0.0, Bound(0, 0)), TradeoffPoint(1.0, Bound(1, 1))),
         audit=msgspec.structs.replace(make_audit(), bounds=(bound,), membership=(attack,)),
         attack=None,
-        canaries=CanaryScores("one", (0.0, 1.0), (1,), (0,)),
+        canaries=CanaryScoreHistogram("one", (0.0, 1.0), (1,), (0,)),
         history=make_evidence().history[:1],
     )
 
 
 def test_extreme_evidence_can_be_drawn() -> None:
-    assert set(figures_of_run(extreme())) == FIGURES
+    assert set(run_figures(extreme())) == FIGURES

@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from dpaudit.report import figure_membership, figure_past_runs, figures
-from dpaudit.report.evidence import Curve
-from dpaudit.report.html import render
-from dpaudit.report.page_comparison import render_both
-from tests.report.inert import assert_inert, elements, shape
+from dpaudit.report import history_figures, membership_figures, privacy_figures
+from dpaudit.report.evidence import EpsilonCurve
+from dpaudit.report.report_pages import comparison_page, report_page
+from tests.report.active_content import assert_inert, elements, shape
 from tests.report.payloads import PAYLOADS
 from tests.report.samples import (
     DELTA,
@@ -27,11 +26,11 @@ from tests.report.samples import (
     make_history,
     make_two_runs,
 )
-from tests.report.undrawn import undrawn
+from tests.report.stub_figures import undrawn
 
 PAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], str]]] = {
-    "one": (make_evidence, render),
-    "both": (make_two_runs, render_both),
+    "one": (make_evidence, report_page),
+    "both": (make_two_runs, comparison_page),
 }
 
 
@@ -122,25 +121,25 @@ def _named(values: Sequence[Any], field: str) -> list[Any]:
 
 
 FIGURES: dict[str, Callable[[], str]] = {
-    "steps": lambda: figures.epsilon_against_steps(
-        [Curve(payload, (1, 2), (1.0, 2.0)) for payload in PAYLOADS], label="x"
+    "steps": lambda: privacy_figures.draw_epsilon_over_steps(
+        [EpsilonCurve(payload, (1, 2), (1.0, 2.0)) for payload in PAYLOADS], label="x"
     ),
-    "profiles": lambda: figures.privacy_profiles(
+    "profiles": lambda: privacy_figures.draw_privacy_profiles(
         [(payload, make_evidence().profile[:3], make_claim()) for payload in PAYLOADS], label="x"
     ),
-    "bounds": lambda: figures.audit_bounds(
+    "bounds": lambda: privacy_figures.draw_audit_bounds(
         _named(make_audit().bounds, "name"), 3.0, DELTA, label="x"
     ),
-    "tradeoff": lambda: figure_membership.tradeoff(
+    "tradeoff": lambda: membership_figures.draw_tradeoff(
         make_evidence().tradeoff, _named(make_attack_report().membership, "attack"), label="x"
     ),
-    "tradeoffs": lambda: figure_membership.tradeoffs(
+    "tradeoffs": lambda: membership_figures.draw_tradeoffs(
         [(payload, make_evidence().tradeoff) for payload in PAYLOADS], label="x"
     ),
-    "canaries": lambda: figure_membership.canary_scores(
+    "canaries": lambda: membership_figures.draw_canary_scores(
         filled_with(make_canary_scores(), PAYLOADS[0]), label="x"
     ),
-    "history": lambda: figure_past_runs.past_runs(_named(make_history(), "run"), label="x"),
+    "history": lambda: history_figures.draw_past_runs(_named(make_history(), "run"), label="x"),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from ledgers import STEPS, Begin, header
 
 from dpaudit.runs.directory import RunDirectory, create_run
-from dpaudit.runs.files import write_toml
+from dpaudit.runs.file_io import write_toml
 from dpaudit.runs.ledger_file import LedgerWriter
 from dpaudit.vocabulary.settings import (
     CanarySettings,

@@ -9,12 +9,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from dpaudit.report.verdicts.formats import FORMATS
-from dpaudit.report.verdicts.json import verdict_json
-from dpaudit.report.verdicts.judged import Judged, shown_rules
-from dpaudit.report.verdicts.printable import one_line
+from dpaudit.report.text import one_line
+from dpaudit.report.verdicts import VERDICT_FORMATS, verdict_json
+from dpaudit.report.verdicts.gate_result import GateResult, shown_rules
 from dpaudit.vocabulary.verdict import RuleOutcome, Verdict
-from tests.report.verdicts.reading import READERS, Line
+from tests.report.verdicts.format_readers import READERS, Line
 from tests.report.verdicts.verdicts import loaded_policy, verdicts
 
 
@@ -28,20 +27,20 @@ def line_of(rule: RuleOutcome) -> Line:
 
 
 def test_every_format_has_a_reader() -> None:
-    assert set(READERS) == set(FORMATS)
+    assert set(READERS) == set(VERDICT_FORMATS)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", VERDICT_FORMATS)
 @settings(max_examples=60)
 @given(verdict=verdicts)
 def test_what_is_read_is_the_verdict(name: str, verdict: Verdict) -> None:
-    written = FORMATS[name](Judged(verdict, loaded_policy(), Path.cwd()))
+    written = VERDICT_FORMATS[name](GateResult(verdict, loaded_policy(), Path.cwd()))
     read = READERS[name](written)
     assert read.outcome == verdict.outcome.value
     assert read.exit_code == verdict.exit_code
     rules = verdict.rules if name == "json" else shown_rules(verdict)
     expected = [line_of(rule) for rule in rules]
-    shown = [line for line in expected if read.whole or line.label != "HOLDS"]
+    shown = [line for line in expected if read.whole or line.label != "PASS"]
     assert [line._replace(name=visible(line.name)) for line in read.lines] == shown
 
 

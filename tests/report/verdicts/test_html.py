@@ -9,11 +9,11 @@ import sys
 import html5lib
 import pytest
 
-from dpaudit.report.verdicts.formats import FORMATS
+from dpaudit.report.verdicts import VERDICT_FORMATS
 from dpaudit.report.verdicts.html import verdict_html
 from dpaudit.vocabulary.errors import MissingExtra
 from dpaudit.vocabulary.verdict import RuleOutcome
-from tests.report.verdicts.verdicts import HOLDS, NASTY, VIOLATED, WAIVED, judged
+from tests.report.verdicts.verdicts import FAIL, NASTY, PASS, WAIVED, judged
 
 OURS = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "section", "footer"),
@@ -24,7 +24,7 @@ OURS = {
 
 @pytest.mark.parametrize("text", NASTY)
 def test_foreign_words_make_no_element_and_no_attribute(text: str) -> None:
-    rule = RuleOutcome(text, VIOLATED.outcome, text)
+    rule = RuleOutcome(text, FAIL.outcome, text)
     page = html5lib.parse(
         verdict_html(judged(rule, WAIVED, run=text).verdict), namespaceHTMLElements=False
     )
@@ -34,7 +34,7 @@ def test_foreign_words_make_no_element_and_no_attribute(text: str) -> None:
 
 
 def test_the_policy_of_the_page_lets_in_its_style_alone() -> None:
-    page = html5lib.parse(verdict_html(judged(HOLDS).verdict), namespaceHTMLElements=False)
+    page = html5lib.parse(verdict_html(judged(PASS).verdict), namespaceHTMLElements=False)
     style = str(page.find(".//style").text)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     (policy,) = [
@@ -46,12 +46,12 @@ def test_the_policy_of_the_page_lets_in_its_style_alone() -> None:
         "base-uri 'none'",
         "form-action 'none'",
     ]
-    assert "--violated" in style
+    assert "--fail" in style
 
 
 def test_without_jinja2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for name in ("dpaudit.report.page", "dpaudit.report.verdicts.html"):
+    for name in ("dpaudit.report.page_template", "dpaudit.report.verdicts.html"):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingExtra, match=r"pip install 'dpaudit\[report\]'"):
-        FORMATS["html"](judged(HOLDS))
+        VERDICT_FORMATS["html"](judged(PASS))

@@ -8,30 +8,29 @@ from typing import Any
 
 import pytest
 
-from dpaudit.gate.layers import Layer, LoadedPolicy, put_together
-from dpaudit.gate.policy import RULES
-from dpaudit.report.verdicts.judged import Judged
-from dpaudit.report.verdicts.rule_words import RULE_WORDS, key_of
-from dpaudit.report.verdicts.sarif import verdict_sarif
+from dpaudit.gate.policy import RULE_NAMES
+from dpaudit.gate.policy_layers import LoadedPolicy, PolicyLayer, merge_layers
+from dpaudit.report.verdicts.gate_result import GateResult
+from dpaudit.report.verdicts.sarif import RULE_DESCRIPTIONS, rule_key, verdict_sarif
 from dpaudit.vocabulary.verdict import Verdict
-from tests.report.verdicts.reading import sarif_schema
+from tests.report.verdicts.format_readers import sarif_schema
 from tests.report.verdicts.verdicts import (
-    HOLDS,
+    FAIL,
+    PASS,
     UNKNOWN,
-    VIOLATED,
     WAIVED,
     judged,
     loaded_policy,
 )
 
 
-def run_of(one: Judged) -> Any:
+def run_of(one: GateResult) -> Any:
     (run,) = json.loads(verdict_sarif(one))["runs"]
     return run
 
 
 def physical(loaded: LoadedPolicy, root: Path) -> Any:
-    one = Judged(Verdict((VIOLATED,), "head"), loaded, root)
+    one = GateResult(Verdict((FAIL,), "head"), loaded, root)
     sarif_schema().validate(json.loads(verdict_sarif(one)))
     (result,) = run_of(one)["results"]
     (location,) = result["locations"]
@@ -39,19 +38,21 @@ def physical(loaded: LoadedPolicy, root: Path) -> Any:
 
 
 def test_every_rule_has_its_words_and_no_other() -> None:
-    assert set(RULE_WORDS) == {*RULES, "waiver", "policy"}
-    assert [rule["id"] for rule in run_of(judged())["tool"]["driver"]["rules"]] == list(RULE_WORDS)
+    assert set(RULE_DESCRIPTIONS) == {*RULE_NAMES, "waiver", "policy"}
+    assert [rule["id"] for rule in run_of(judged())["tool"]["driver"]["rules"]] == list(
+        RULE_DESCRIPTIONS
+    )
 
 
 def test_a_rule_is_of_its_key() -> None:
-    assert [key_of(rule) for rule in RULES] == list(RULES)
-    assert key_of("audit.max_tpr_at_fpr.0.001") == "audit.max_tpr_at_fpr"
-    assert key_of("waiver.claim.max_epsilon") == "waiver"
-    assert key_of("claim.max_epsilons") is None
+    assert [rule_key(rule) for rule in RULE_NAMES] == list(RULE_NAMES)
+    assert rule_key("audit.max_tpr_at_fpr.0.001") == "audit.max_tpr_at_fpr"
+    assert rule_key("waiver.claim.max_epsilon") == "waiver"
+    assert rule_key("claim.max_epsilons") is None
 
 
 def test_rules_that_do_not_hold_are_results() -> None:
-    results = run_of(judged(HOLDS, VIOLATED, UNKNOWN, WAIVED))["results"]
+    results = run_of(judged(PASS, FAIL, UNKNOWN, WAIVED))["results"]
     assert [(one["ruleId"], one["kind"], one["level"]) for one in results] == [
         ("claim.max_epsilon", "fail", "error"),
         ("audit.max_tpr_at_fpr", "fail", "error"),
@@ -102,24 +103,26 @@ def test_a_key_that_a_variable_sets_points_at_the_file_and_names_the_variable(
     tmp_path: Path,
 ) -> None:
     lines = {"claim": 1, "claim.delta": 2}
-    file = Layer(str(tmp_path / "dpaudit.toml"), {"claim": {"delta": 1e-5}}, lines)
-    variable = Layer("$DPAUDIT_POLICY_CLAIM_MAX_EPSILON", {"claim": {"max_epsilon": 3.0}}, {})
-    loaded = put_together([file, variable])
+    file = PolicyLayer(str(tmp_path / "dpaudit.toml"), {"claim": {"delta": 1e-5}}, lines)
+    variable = PolicyLayer("$DPAUDIT_POLICY_CLAIM_MAX_EPSILON", {"claim": {"max_epsilon": 3.0}}, {})
+    loaded = merge_layers([file, variable])
     location = physical(loaded, tmp_path)
     assert location == {"artifactLocation": {"uri": "dpaudit.toml", "uriBaseId": "%SRCROOT%"}}
-    one = Judged(Verdict((VIOLATED,), "head"), loaded, tmp_path)
+    one = GateResult(Verdict((FAIL,), "head"), loaded, tmp_path)
     (logical,) = run_of(one)["results"][0]["locations"][0]["logicalLocations"]
     assert logical["fullyQualifiedName"] == "$DPAUDIT_POLICY_CLAIM_MAX_EPSILON: claim.max_epsilon"
 
 
 def test_a_policy_without_a_file_has_a_logical_location_alone(tmp_path: Path) -> None:
-    option = Layer("--set claim.max_epsilon", {"claim": {"max_epsilon": 3.0, "delta": 0.1}}, {})
-    assert physical(put_together([option]), tmp_path) is None
+    option = PolicyLayer(
+        "--set claim.max_epsilon", {"claim": {"max_epsilon": 3.0, "delta": 0.1}}, {}
+    )
+    assert physical(merge_layers([option]), tmp_path) is None
 
 
 @pytest.mark.parametrize("missing", ["tool", "results"])
 def test_the_schema_refuses_what_is_no_log(missing: str) -> None:
-    log = json.loads(verdict_sarif(judged(VIOLATED)))
+    log = json.loads(verdict_sarif(judged(FAIL)))
     (run,) = log["runs"]
     run[missing] = None
     assert not sarif_schema().is_valid(log)

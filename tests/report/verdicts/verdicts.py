@@ -9,13 +9,20 @@ from pathlib import Path
 import msgspec
 from hypothesis import strategies as st
 
-from dpaudit.gate.layers import Layer, LoadedPolicy, put_together
-from dpaudit.gate.lines import key_lines
-from dpaudit.gate.policy import RULES
-from dpaudit.report.verdicts.judged import Judged
-from dpaudit.vocabulary.basis import Basis, Override, PolicyLayer
-from dpaudit.vocabulary.unit import Released, Unit
-from dpaudit.vocabulary.verdict import OnInconclusive, Outcome, RuleOutcome, Verdict, Waived
+from dpaudit.gate.policy import RULE_NAMES
+from dpaudit.gate.policy_layers import LoadedPolicy, PolicyLayer, key_lines, merge_layers
+from dpaudit.report.verdicts.gate_result import GateResult
+from dpaudit.vocabulary.privacy_terms import ReleaseScope, Unit
+from dpaudit.vocabulary.verdict import (
+    AppliedWaiver,
+    InconclusiveHandling,
+    Outcome,
+    PolicyOverride,
+    PolicySource,
+    RuleOutcome,
+    Verdict,
+    VerdictBasis,
+)
 from tests.report.samples import make_basis, make_claim
 
 POLICY = """\
@@ -47,8 +54,8 @@ NASTY = (
     "\x00\x01\x1b[31m\x7f\x85\x9b\u2028\ufffe\uffff",
     "not utf-8: \udcff",
     "名前 \u202e اسم 🎲 \u200b",
-    "HOLDS: not at all",
-    "WAIVED  VIOLATED  HOLDS",
+    "PASS: not at all",
+    "WAIVED  FAIL  PASS",
     "&lt;b&gt; &#64;user &amp;",
     "- x\n* y\n1. z",
     "word " * 200,
@@ -56,24 +63,26 @@ NASTY = (
 )
 
 words = st.sampled_from(NASTY) | st.text()
-waivers = st.none() | st.builds(Waived, words, st.dates(date(2020, 1, 1), date(2100, 1, 1)))
-names = st.sampled_from((*RULES, "audit.max_tpr_at_fpr.0.001", "waiver.claim.sampling")) | words
+waivers = st.none() | st.builds(AppliedWaiver, words, st.dates(date(2020, 1, 1), date(2100, 1, 1)))
+names = (
+    st.sampled_from((*RULE_NAMES, "audit.max_tpr_at_fpr.0.001", "waiver.claim.sampling")) | words
+)
 rules = st.builds(RuleOutcome, names, st.sampled_from(Outcome), words, waivers)
 claims = st.builds(
     lambda unit, released, public, left_out: msgspec.structs.replace(
-        make_claim(), unit=unit, released=released, takes_as_public=public, leaves_out=left_out
+        make_claim(), unit=unit, released=released, assumed_public=public, unaccounted=left_out
     ),
     st.sampled_from(Unit),
-    st.sampled_from(Released),
+    st.sampled_from(ReleaseScope),
     st.lists(words, max_size=2).map(tuple),
     st.lists(words, max_size=2).map(tuple),
 )
 bases = st.builds(
-    Basis,
+    VerdictBasis,
     policy_digest=st.sampled_from(("ab" * 32, "cd" * 32)),
     project_digest=st.sampled_from(("", "ab" * 32)),
-    layers=st.lists(st.builds(PolicyLayer, words, words), max_size=2).map(tuple),
-    overrides=st.lists(st.builds(Override, words, words, words), max_size=2).map(tuple),
+    layers=st.lists(st.builds(PolicySource, words, words), max_size=2).map(tuple),
+    overrides=st.lists(st.builds(PolicyOverride, words, words, words), max_size=2).map(tuple),
     model_digest=words,
     dpaudit_version=words,
     judged=st.datetimes(timezones=st.just(UTC)),
@@ -83,7 +92,7 @@ verdicts = st.builds(
     st.lists(rules, max_size=5).map(tuple),
     ledger_head=words,
     run=words,
-    inconclusive=st.sampled_from(OnInconclusive),
+    inconclusive=st.sampled_from(InconclusiveHandling),
     basis=st.none() | bases,
     warnings=st.lists(words, max_size=2).map(tuple),
     claim=st.none() | claims,
@@ -91,21 +100,21 @@ verdicts = st.builds(
 
 
 def loaded_policy(source: str = "dpaudit.toml", text: str = POLICY) -> LoadedPolicy:
-    return put_together([Layer(source, tomllib.loads(text), key_lines(text))])
+    return merge_layers([PolicyLayer(source, tomllib.loads(text), key_lines(text))])
 
 
-def judged(*rules: RuleOutcome, run: str = "runs", warn: bool = False) -> Judged:
-    wish = OnInconclusive.WARN if warn else OnInconclusive.FAIL
+def judged(*rules: RuleOutcome, run: str = "runs", warn: bool = False) -> GateResult:
+    wish = InconclusiveHandling.WARN if warn else InconclusiveHandling.FAIL
     verdict = Verdict(rules, "5f2b" * 16, run, wish, basis=make_basis())
-    return Judged(verdict, loaded_policy(), Path.cwd())
+    return GateResult(verdict, loaded_policy(), Path.cwd())
 
 
-HOLDS = RuleOutcome("claim.sampling", Outcome.HOLDS, "sampling was poisson")
-VIOLATED = RuleOutcome("claim.max_epsilon", Outcome.VIOLATED, "epsilon is at most 4, allowed is 3")
+PASS = RuleOutcome("claim.sampling", Outcome.PASS, "sampling was poisson")
+FAIL = RuleOutcome("claim.max_epsilon", Outcome.FAIL, "epsilon is at most 4, allowed is 3")
 UNKNOWN = RuleOutcome("audit.max_tpr_at_fpr.0.01", Outcome.INCONCLUSIVE, "no attack on this run")
 WAIVED = RuleOutcome(
     "audit.evidence",
     Outcome.INCONCLUSIVE,
     "the run was not audited",
-    Waived("audited by hand", date(2027, 1, 31)),
+    AppliedWaiver("audited by hand", date(2027, 1, 31)),
 )

@@ -1,0 +1,259 @@
+"""Descriptions of mechanisms, guarantees, claims and presets for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dpaudit
+from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
+from dpaudit.vocabulary.mechanism import (
+    ZCDP,
+    ApproximateDP,
+    BandedMatrixFactorization,
+    Composed,
+    DiscreteGaussian,
+    DiscreteLaplace,
+    ElementaryMechanism,
+    Exponential,
+    Gaussian,
+    Laplace,
+    Mechanism,
+    NegativeBinomialTrials,
+    PoissonSampled,
+    PoissonTrials,
+    PureDP,
+    RandomAllocation,
+    RandomizedResponse,
+    Repeated,
+    SampledWithoutReplacement,
+    Selected,
+    TreeAggregation,
+    TrialCount,
+    TruncatedPoisson,
+)
+from dpaudit.vocabulary.privacy_terms import Adjacency, ReleaseScope, Unit
+from dpaudit.vocabulary.rounding import round_down, round_up
+from dpaudit.vocabulary.settings import HYPERPARAMETER_TUNING, Preset
+
+
+def mechanism_in_words(mechanism: Mechanism) -> str:
+    """Describe a mechanism as a phrase.
+
+    Args:
+        mechanism: The mechanism, with all that it composes.
+
+    Returns:
+        A phrase such as "100 times a Gaussian (noise multiplier 2) on Poisson samples (rate
+        0.01)".
+    """
+    match mechanism:
+        case Repeated(inner, times):
+            phrase = mechanism_in_words(inner)
+            return phrase if times == 1 else f"{times} times {phrase}"
+        case Composed(mechanisms):
+            return ", and ".join(mechanism_in_words(part) for part in mechanisms)
+        case Selected(inner, trials):
+            return f"the best of {_trials_in_words(trials)} of [{mechanism_in_words(inner)}]"
+        case PoissonSampled() | TruncatedPoisson() | SampledWithoutReplacement():
+            return f"{mechanism_in_words(mechanism.mechanism)} {_sampling_in_words(mechanism)}"
+        case RandomAllocation(inner, steps):
+            return (
+                f"a pass of {steps} times {mechanism_in_words(inner)}, "
+                "each record in one of them at random"
+            )
+        case TreeAggregation(inner, steps):
+            return f"prefix sums of {steps} batches by a tree of {mechanism_in_words(inner)}"
+        case BandedMatrixFactorization(inner, steps, bands, rate):
+            return (
+                f"{steps} steps of {bands} bands of {mechanism_in_words(inner)} "
+                f"(sampling rate {rate:g})"
+            )
+        case _:
+            return _elementary_in_words(mechanism)
+
+
+def _sampling_in_words(
+    mechanism: PoissonSampled | TruncatedPoisson | SampledWithoutReplacement,
+) -> str:
+    match mechanism:
+        case PoissonSampled(_, rate):
+            return f"on Poisson samples (rate {rate:g})"
+        case TruncatedPoisson(_, rate, size, largest):
+            return (
+                f"on Poisson samples (rate {rate:g} of {size} records) truncated to {largest} "
+                "records"
+            )
+        case SampledWithoutReplacement(_, batch, size):
+            return f"on {batch} of {size} records drawn without replacement"
+
+
+def _elementary_in_words(mechanism: ElementaryMechanism) -> str:
+    match mechanism:
+        case Gaussian(noise_multiplier):
+            return f"a Gaussian (noise multiplier {noise_multiplier:g})"
+        case Laplace(scale, sensitivity):
+            return f"Laplace noise (scale {scale:g}, sensitivity {sensitivity:g})"
+        case DiscreteGaussian(scale, sensitivity):
+            return f"a discrete Gaussian (scale {scale:g}, sensitivity {sensitivity})"
+        case DiscreteLaplace(scale, sensitivity):
+            return f"discrete Laplace noise (scale {scale:g}, sensitivity {sensitivity})"
+        case RandomizedResponse(truth_probability, categories):
+            return (
+                f"randomized response (truth with probability {truth_probability:g}, "
+                f"{categories} categories)"
+            )
+        case Exponential(epsilon):
+            return f"the exponential mechanism (epsilon {epsilon:g})"
+        case PureDP(epsilon):
+            return f"a mechanism that is {epsilon:g}-DP"
+        case ApproximateDP(epsilon, delta):
+            return f"a mechanism that is ({epsilon:g}, {delta:g})-DP"
+        case ZCDP(rho):
+            return f"a mechanism that is {rho:g}-zCDP"
+
+
+def _trials_in_words(trials: TrialCount) -> str:
+    match trials:
+        case PoissonTrials(mean):
+            return f"a Poisson number (mean {mean:g})"
+        case NegativeBinomialTrials(shape, success):
+            return f"a negative binomial number (shape {shape:g}, success {success:g})"
+
+
+NOT_COVERED = (
+    "It does not cover other releases about the same records, choices that were based on them "
+    "(hyper-parameters, features, early stopping), or a mechanism that differs from the one above."
+)
+
+
+def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
+    """State the guarantee of an answer, and what it does not cover.
+
+    Args:
+        mechanism: What was released.
+        answer: Epsilon of the mechanism, with the terms that it holds under.
+
+    Returns:
+        Two sentences; epsilon is rounded up.
+    """
+    neighbours = {
+        Adjacency.ADD_OR_REMOVE_ONE: "one {unit} added or removed",
+        Adjacency.REPLACE_ONE: "one {unit} replaced by another",
+        Adjacency.ZERO_OUT: "one {unit} replaced by one that contributes nothing",
+    }[answer.adjacency].format(unit=answer.unit.value)
+    sampled = f", batches drawn by {answer.sampling.value} sampling" if answer.sampling else ""
+    return (
+        f"Guarantee: the outputs of {mechanism_in_words(mechanism)}{sampled}, on two data sets "
+        f"that differ by {neighbours}, are indistinguishable up to epsilon "
+        f"{round_up(answer.epsilon.upper)} and delta {answer.delta:g} "
+        f"({answer.accountant} accountant, dpaudit {dpaudit.__version__}). {NOT_COVERED}"
+    )
+
+
+UNIT_DESCRIPTIONS = {Unit.RECORD: "one record", Unit.USER: "one user with all of their records"}
+RELEASE_DESCRIPTIONS = {
+    ReleaseScope.EVERY_STEP: "every step may be published",
+    ReleaseScope.FINAL_MODEL: "the final model alone may be published",
+}
+
+
+def claim_in_words(claim: Claim) -> str:
+    """State a claim with its terms as one sentence.
+
+    Args:
+        claim: The claim.
+
+    Returns:
+        The sentence; epsilon is rounded up.
+    """
+    return (
+        f"At delta {claim.delta:g}, epsilon is at most {round_up(claim.epsilon.upper)} for "
+        f"{UNIT_DESCRIPTIONS[claim.unit]} ({claim.adjacency.value}, {claim.accountant} accountant, "
+        f"{claim.sampling.value} sampling, {claim.randomness.value} randomness, "
+        f"{claim.releases} releases; {RELEASE_DESCRIPTIONS[claim.released]})."
+    )
+
+
+def spent_epsilon_in_words(epsilon: float) -> str:
+    """Return the epsilon spent so far, rounded up, for a progress bar."""
+    return f"epsilon at most {round_up(epsilon)}"
+
+
+def bound_against_claim_in_words(bound: AuditResult, claimed_epsilon: float) -> str:
+    """State whether a lower bound contradicts a claim.
+
+    Args:
+        bound: The lower bound; a NaN contradicts the claim.
+        claimed_epsilon: The claimed upper bound at the same delta.
+
+    Returns:
+        One clause, without a period.
+    """
+    if not bound.epsilon_lower <= claimed_epsilon:
+        return (
+            f"the claimed epsilon of {claimed_epsilon:g} is contradicted by the lower bound "
+            f"{round_down(bound.epsilon_lower)} ({bound.kind.value})"
+        )
+    return f"the claimed epsilon of {claimed_epsilon:g} is not contradicted; this is no proof"
+
+
+def stop_reason_in_words(
+    step: int, noise_factor: float, epsilon: float, delta: float, confidence: float
+) -> str:
+    """State why a sequential audit stopped a run.
+
+    Args:
+        step: Number of steps taken.
+        noise_factor: Upper bound on the share of the claimed noise that was added.
+        epsilon: Lower bound on epsilon after the last planned step with that noise.
+        delta: Delta of this epsilon.
+        confidence: Joint confidence of the tests at all steps.
+
+    Returns:
+        One clause, without a period.
+    """
+    return (
+        f"stopped after step {step}: the canaries show less than {round_up(noise_factor)} of the "
+        f"claimed noise (conditional, confidence {confidence:g} at every step at once); by its "
+        f"last step, the lower bound on epsilon would be {round_down(epsilon)} at delta {delta:g}"
+    )
+
+
+# Descriptions of the presets.
+
+PRESET_WARNING = (
+    "Each preset was tuned on the records that it names. Tuning costs privacy: the claim of a\n"
+    f"run from a preset does not account for {HYPERPARAMETER_TUNING!r}."
+)
+
+
+def presets_in_words(presets: Mapping[str, Preset]) -> str:
+    """Describe the settings, the data set and the source of each preset.
+
+    Args:
+        presets: Presets by name, in the order of the output.
+
+    Returns:
+        One paragraph per preset, then the warning about the cost of tuning.
+    """
+    return "\n\n".join(
+        [*(_preset_in_words(name, preset) for name, preset in presets.items()), PRESET_WARNING]
+    )
+
+
+def _preset_in_words(name: str, preset: Preset) -> str:
+    model = preset.model
+    averaged = model.average_decay is not None
+    return "\n".join(
+        (
+            f"{name}  for {preset.data}",
+            f"  epsilon {preset.target_epsilon:g} at delta {preset.delta:g}; clip norm "
+            f"{preset.clip_norm:g}; expected batch {preset.batch_size} of {preset.dataset_size} "
+            f"records, {preset.epochs:g} epochs",
+            f"  model {model.model}; {model.optimizer}, learning rate {model.learning_rate:g}, "
+            f"momentum {model.momentum:g}"
+            + (f", weights averaged with decay {model.average_decay:g}" if averaged else ""),
+            f"  from {preset.source}",
+        )
+    )

@@ -1,0 +1,546 @@
+"""Claims of runs, and epsilon, delta, noise and risk of mechanisms and settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import dpaudit
+from dpaudit.accountants import answers, calibrate, pld
+from dpaudit.accountants.answers import claim_from_ledger, compute_epsilon, require_accountable
+from dpaudit.accountants.importers import from_dp_event, from_opacus
+from dpaudit.accountants.registry import find_accountant
+from dpaudit.accountants.schedules import coin_sampling, training_mechanism
+from dpaudit.files.documents import read_json_document
+from dpaudit.files.regular_files import InputFile
+from dpaudit.gate.policy_evaluation import delta_warning, smallest_dataset
+from dpaudit.runs.directory import RunDirectory, open_run
+from dpaudit.runs.file_io import read_json
+from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, NoiseAnswer, RiskAnswer
+from dpaudit.vocabulary.errors import (
+    IntegrityError,
+    InvalidArgument,
+    require_count,
+    require_delta,
+    require_positive,
+)
+from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, Sampling
+from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism
+from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency, Unit
+from dpaudit.vocabulary.settings import PrivacySettings
+from dpaudit.vocabulary.verdict import Verdict
+
+# The claim of a finished run, and the cost of training settings before anything is trained.
+#
+# No torch.
+
+CLAIM_ACCOUNTANT = "pld"
+
+
+def claim_delta(run: RunDirectory) -> float:
+    """Return the delta that a run was made for: that of its settings, or else of its claim.
+
+    Args:
+        run: The run; it may be unfinished.
+
+    Returns:
+        The delta.
+
+    Raises:
+        InvalidArgument: If the run has neither settings nor a claim.
+    """
+    if run.config.exists():
+        return run.read_config().privacy.delta
+    if run.claim.exists():
+        return read_json(run.claim, Claim).delta
+    raise InvalidArgument(
+        "run", str(run.path), "one with settings or a claim, as no policy sets a delta"
+    )
+
+
+def require_current_verdict(run: RunDirectory, verdict: Verdict) -> None:
+    """Refuse a verdict on other measurements than those that are in the run now.
+
+    Args:
+        run: The run.
+        verdict: A verdict on it.
+
+    Raises:
+        IntegrityError: If a measurement was made, changed or removed since the verdict.
+    """
+    if verdict.measured != run.measured():
+        raise IntegrityError(
+            f"{run.verdict} is older than the newest measurement: dpaudit gate {run.path} again"
+        )
+
+
+def require_claim_of_ledger(run: RunDirectory, ledger: PrivacyLedger) -> None:
+    """Refuse a claim.json that differs from the claim recomputed from the ledger.
+
+    Epsilon may differ by a relative 1e-6, as the last digits depend on the machine.
+
+    Args:
+        run: The run whose claim is compared.
+        ledger: Its ledger, sealed.
+
+    Raises:
+        IntegrityError: If the claim is of another ledger, or states another epsilon.
+    """
+    written = read_json(run.claim, Claim)
+    again = claim_from_ledger(ledger, written.delta, written.accountant)
+    same_ends = math.isclose(
+        written.epsilon.upper, again.epsilon.upper, rel_tol=1e-6
+    ) and math.isclose(written.epsilon.lower, again.epsilon.lower, rel_tol=1e-6)
+    rest = msgspec.structs.replace(
+        written, epsilon=again.epsilon, dpaudit_version=again.dpaudit_version
+    )
+    if not same_ends or rest != again:
+        raise IntegrityError(
+            f"{run.claim} does not match its ledger: restore both from one copy of the run"
+        )
+
+
+# The cost of training settings, before anything is trained.
+
+PROGRESS_POINTS = 20
+
+
+def planned_mechanism(privacy: PrivacySettings, steps: int | None = None) -> Mechanism:
+    """Return the mechanism of a run under given settings.
+
+    Args:
+        privacy: The settings.
+        steps: Number of steps that are taken; None: all.
+
+    Returns:
+        The composed steps, and the noisy count of records if the expected batch size is not
+        public.
+    """
+    training = training_mechanism(
+        sampling=coin_sampling(privacy.sampling_rate),
+        sampling_rate=privacy.sampling_rate,
+        noise_multiplier=privacy.noise_multiplier,
+        steps=privacy.steps if steps is None else steps,
+    )
+    parts: tuple[Mechanism, ...] = (training,)
+    if privacy.expected_batch_size is None:
+        parts = (*parts, Gaussian(privacy.count_noise_multiplier))
+    return Composed(parts)
+
+
+def planned_epsilon(privacy: PrivacySettings, steps: int | None = None) -> float:
+    """Compute an upper bound on epsilon after some steps, by the PLD accountant.
+
+    Args:
+        privacy: The settings.
+        steps: Number of steps that are taken; None: all.
+
+    Returns:
+        The upper bound at the settings' delta, in nats.
+    """
+    mechanism = planned_mechanism(privacy, steps)
+    return pld.profile(mechanism).epsilon(delta=privacy.delta).upper
+
+
+def with_calibrated_noise(privacy: PrivacySettings, target_epsilon: float) -> PrivacySettings:
+    """Find the least noise multiplier that keeps epsilon at most ``target_epsilon``.
+
+    Args:
+        privacy: The settings; their noise multiplier is ignored.
+        target_epsilon: Largest allowed epsilon at the settings' delta, in nats.
+
+    Returns:
+        The settings with the noise multiplier that was found.
+
+    Raises:
+        InvalidArgument: If no noise meets the target.
+    """
+
+    def with_noise(noise: float) -> PrivacySettings:
+        return msgspec.structs.replace(privacy, noise_multiplier=noise)
+
+    found = calibrate.noise_multiplier(
+        lambda noise: planned_mechanism(with_noise(noise)),
+        target_epsilon=target_epsilon,
+        delta=privacy.delta,
+    )
+    return with_noise(found.value)
+
+
+def epsilon_progress(privacy: PrivacySettings) -> Callable[[int], float]:
+    """Return a function that bounds epsilon by the number of completed steps.
+
+    Exact accounting at every step would cost more than the steps. Epsilon is computed at about
+    ``PROGRESS_POINTS`` milestones; between two of them, the later one is an upper bound.
+
+    Args:
+        privacy: The settings.
+
+    Returns:
+        A function from the number of completed steps to an upper bound, in nats.
+    """
+    every = max(1, privacy.steps // PROGRESS_POINTS)
+    known: dict[int, float] = {}
+
+    def spent(done: int) -> float:
+        milestone = min(privacy.steps, -(-done // every) * every)
+        if milestone not in known:
+            known[milestone] = planned_epsilon(privacy, milestone)
+        return known[milestone]
+
+    return spent
+
+
+def planned_claim(privacy: PrivacySettings, delta: float, accountant: str) -> Claim:
+    """Compute the claim that a run under given settings will make.
+
+    Args:
+        privacy: The settings.
+        delta: The delta of the claim, in (0, 1).
+        accountant: Name of the accountant.
+
+    Returns:
+        The claim, with an empty ledger head.
+
+    Raises:
+        InvalidArgument: If ``delta`` or ``accountant`` is not allowed.
+        UnsupportedMechanism: If the accountant does not cover the mechanism.
+    """
+    mechanism = planned_mechanism(privacy)
+    sampling = coin_sampling(privacy.sampling_rate)
+    adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    return Claim(
+        epsilon=compute_epsilon(accountant, mechanism, delta, adjacency, sampling).epsilon,
+        delta=delta,
+        accountant=accountant,
+        adjacency=adjacency,
+        sampling=sampling,
+        randomness=Randomness.SECURE if privacy.seed is None else Randomness.SEEDED,
+        releases=privacy.steps,
+        ledger_head="",
+        dpaudit_version=dpaudit.__version__,
+        unaccounted=privacy.unaccounted,
+    )
+
+
+# Requests of ``dpaudit epsilon``, ``delta``, ``risk`` and ``noise``, and their results.
+#
+# A request comes from rates and steps, from sizes and epochs, from a run's ledger, or from the
+# file of another library.
+
+UNFINISHED_CAVEAT = "the run is not finished: this is the epsilon spent so far"
+POISSON_CAVEAT = (
+    "an Opacus history does not record how batches were drawn: this holds for Poisson sampling only"
+)
+
+
+class ExternalFormat(Enum):
+    """The library that wrote a file."""
+
+    OPACUS = "opacus"
+    """The history of an Opacus accountant, or its state_dict."""
+
+    DP_EVENT = "dp-event"
+    """The named tuple of a dp_accounting event."""
+
+
+@dataclass(frozen=True)
+class PricingRequest:
+    """A mechanism, and the statement whose cost is computed.
+
+    Attributes:
+        mechanism: What was released.
+        delta: The delta of the statement.
+        adjacency: Which data sets are neighbors.
+        sampling: How batches were drawn; None where the mechanism alone determines it.
+        caveat: A limitation of the result that the reader must know; None: there is none.
+        unit: The unit of privacy: what neighbors differ by.
+    """
+
+    mechanism: Mechanism
+    delta: float
+    adjacency: Adjacency
+    sampling: Sampling | None
+    caveat: str | None = None
+    unit: Unit = Unit.RECORD
+
+
+def request_for_run(path: Path, delta: float | None) -> PricingRequest:
+    """Build the request for a run's ledger.
+
+    Args:
+        path: The run; it may be unfinished, in which case the request has a caveat.
+        delta: The delta of the statement; None: the run's own.
+
+    Returns:
+        The request, with the adjacency, sampling and unit of the ledger.
+
+    Raises:
+        IntegrityError: If the ledger is missing, damaged or altered, if another file of the run
+            contradicts it, or if it records no release yet.
+        InvalidArgument: If ``delta`` is out of range, or is None and the run has none.
+    """
+    run = open_run(path)
+    ledger = run.read_unfinished()
+    if ledger.seal is not None or run.claim.exists():
+        run.read_finished()  # a run that has ended must have its seal and its sealed files
+    if not ledger.releases:
+        raise IntegrityError(f"{run.ledger} records no release yet")
+    require_accountable(ledger)
+    at = claim_delta(run) if delta is None else delta
+    require_delta("delta", at)
+    header = ledger.header
+    caveat = None if ledger.seal is not None else UNFINISHED_CAVEAT
+    return PricingRequest(
+        ledger.mechanism, at, header.adjacency, header.sampling, caveat, header.unit
+    )
+
+
+def request_for_file(
+    source: ExternalFormat,
+    path: Path,
+    *,
+    adjacency: Adjacency,
+    noise_set_for: Adjacency,
+    delta: float,
+) -> PricingRequest:
+    """Build the request for the JSON file of another library.
+
+    Args:
+        source: The library that wrote the file.
+        path: The file.
+        adjacency: Which data sets are neighbors.
+        noise_set_for: The adjacency that the file's noise multipliers refer to.
+        delta: The delta of the statement, in (0, 1).
+
+    Returns:
+        The request. An Opacus history does not record how batches were drawn: Poisson
+        sampling is assumed, with a caveat.
+
+    Raises:
+        InvalidArgument: If the file cannot be read, is no JSON, or is not what ``source`` writes.
+        UnsupportedMechanism: If it holds an event that has no counterpart here.
+    """
+    require_delta("delta", delta)
+    document = _read_json(path)
+    match source:
+        case ExternalFormat.OPACUS:
+            mechanism = from_opacus(document)
+            return PricingRequest(mechanism, delta, adjacency, Sampling.POISSON, POISSON_CAVEAT)
+        case ExternalFormat.DP_EVENT:
+            mechanism = from_dp_event(document, adjacency=adjacency, noise_set_for=noise_set_for)
+            return PricingRequest(mechanism, delta, adjacency, None)
+
+
+def _read_json(path: Path) -> Any:
+    # msgspec refuses Infinity, which an event may hold (a Poisson number of trials).
+    return read_json_document(InputFile(path, "FILE"))
+
+
+def request_for_plan(
+    *,
+    rate: tuple[float, int],
+    noise_multiplier: float,
+    sampling: Sampling,
+    adjacency: Adjacency,
+    delta: float,
+) -> PricingRequest:
+    """Build the request for a training plan.
+
+    Args:
+        rate: The sampling rate and the number of steps.
+        noise_multiplier: Noise standard deviation divided by the clip norm.
+        sampling: How batches are drawn.
+        adjacency: Which data sets are neighbors.
+        delta: The delta of the statement, in (0, 1).
+
+    Returns:
+        The request.
+
+    Raises:
+        InvalidArgument: If an argument is out of range.
+    """
+    require_delta("delta", delta)
+    sampling_rate, steps = rate
+    mechanism = training_mechanism(
+        sampling=sampling,
+        sampling_rate=sampling_rate,
+        noise_multiplier=noise_multiplier,
+        steps=steps,
+        adjacency=adjacency,
+    )
+    return PricingRequest(mechanism, delta, adjacency, sampling)
+
+
+def epsilon_answers(request: PricingRequest, accountant: str) -> tuple[EpsilonAnswer, ...]:
+    """Compute epsilon by one accountant, or by all.
+
+    Args:
+        request: The mechanism and the statement.
+        accountant: Name of the accountant, or ``all``.
+
+    Returns:
+        One result per accountant.
+
+    Raises:
+        InvalidArgument: If there is no such accountant.
+        UnsupportedMechanism: If an accountant does not cover the mechanism.
+    """
+    names = SAMPLING_ACCOUNTANTS if accountant == "all" else (accountant,)
+    return tuple(
+        compute_epsilon(
+            name,
+            request.mechanism,
+            request.delta,
+            request.adjacency,
+            request.sampling,
+            request.unit,
+        )
+        for name in names
+    )
+
+
+def delta_warnings(request: PricingRequest, dataset_size: int | None) -> Iterator[str]:
+    """Warn if delta is too large for the data set.
+
+    Args:
+        request: The mechanism and the statement.
+        dataset_size: Number of records, if it is public; None: that of the mechanism, if it
+            fixes one.
+
+    Returns:
+        At most one message.
+    """
+    size = dataset_size or smallest_dataset(request.mechanism)
+    return delta_warning(request.delta, size)
+
+
+def with_explanations(
+    request: PricingRequest, results: tuple[EpsilonAnswer, ...]
+) -> tuple[EpsilonAnswer, ...]:
+    """Add to the PLD accountant's result how it was computed.
+
+    Args:
+        request: The mechanism and the statement.
+        results: Results for that request.
+
+    Returns:
+        The results, in the same order; those of other accountants are unchanged.
+    """
+    return tuple(
+        msgspec.structs.replace(
+            one,
+            explanation=answers.explain_epsilon(
+                request.mechanism, request.delta, request.adjacency
+            ),
+        )
+        if one.accountant == "pld"
+        else one
+        for one in results
+    )
+
+
+def delta_answer(request: PricingRequest, epsilon: float) -> DeltaAnswer:
+    """Compute the interval of delta for a given epsilon; the request's delta is ignored."""
+    return answers.compute_delta(epsilon, request.mechanism, request.adjacency)
+
+
+def risk_answer(request: PricingRequest, fpr: tuple[float, ...]) -> RiskAnswer:
+    """Compute the success of the best possible attacker.
+
+    Args:
+        request: The mechanism and its adjacency; delta is ignored.
+        fpr: False-positive rates at which the true-positive rate is bounded.
+
+    Returns:
+        Upper bounds on the attacker's success.
+    """
+    return answers.compute_risk(request.mechanism, request.adjacency, fpr)
+
+
+def noise_answer(
+    *,
+    rate: tuple[float, int],
+    sampling: Sampling,
+    adjacency: Adjacency,
+    target_epsilon: float,
+    delta: float,
+    accountant: str,
+) -> NoiseAnswer:
+    """Find the least noise multiplier whose epsilon is at most a target.
+
+    Args:
+        rate: The sampling rate and the number of steps.
+        sampling: How batches are drawn.
+        adjacency: Which data sets are neighbors.
+        target_epsilon: Largest allowed epsilon, in nats, above 0.
+        delta: The delta of the target, in (0, 1).
+        accountant: Name of the accountant.
+
+    Returns:
+        The noise multiplier, and its epsilon, which was computed and meets the target.
+
+    Raises:
+        InvalidArgument: If an argument is out of range, or if no noise meets the target.
+        UnsupportedMechanism: If the accountant does not cover the mechanism.
+    """
+    require_positive("target_epsilon", target_epsilon)
+    require_delta("delta", delta)
+    sampling_rate, steps = rate
+
+    def build(noise_multiplier: float) -> Mechanism:
+        return training_mechanism(
+            sampling=sampling,
+            sampling_rate=sampling_rate,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+            adjacency=adjacency,
+        )
+
+    found = calibrate.noise_multiplier(
+        build,
+        target_epsilon=target_epsilon,
+        delta=delta,
+        adjacency=adjacency,
+        accountant=find_accountant(accountant).profile,
+    )
+    return NoiseAnswer(
+        noise_multiplier=found.value,
+        target_epsilon=target_epsilon,
+        delta=delta,
+        epsilon=found.epsilon,
+        accountant=accountant,
+        adjacency=adjacency,
+        mechanism=build(found.value),
+        dpaudit_version=dpaudit.__version__,
+    )
+
+
+def schedule_from_sizes(dataset_size: int, batch_size: int, epochs: float) -> tuple[float, int]:
+    """Compute the sampling rate B/N and the number of steps ceil(E N / B).
+
+    Args:
+        dataset_size: Number of records N, which becomes public.
+        batch_size: Expected batch size B, at most N.
+        epochs: Number of epochs E, above 0.
+
+    Returns:
+        The sampling rate, in (0, 1], and the number of steps.
+
+    Raises:
+        InvalidArgument: If an argument is out of range.
+    """
+    require_count("dataset_size", dataset_size)
+    require_count("batch_size", batch_size)
+    require_positive("epochs", epochs)
+    if batch_size > dataset_size:
+        raise InvalidArgument(
+            "batch_size", batch_size, f"at most the dataset_size of {dataset_size}"
+        )
+    return batch_size / dataset_size, math.ceil(epochs * dataset_size / batch_size)

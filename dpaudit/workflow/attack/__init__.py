@@ -1,0 +1,1 @@
+"""Membership inference attacks on runs, on model files and on data, and their evaluation."""

@@ -1,0 +1,1 @@
+"""Canary files, lower bounds from canaries, and conformance checks of trainers."""

@@ -1,0 +1,181 @@
+"""Check the conformance of a run's trainer, or of the user's own, and write the result."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dpaudit.accountants.answers import claim_from_ledger
+from dpaudit.attacks.conformance import MakeTrainer, Record, check, conformance_result
+from dpaudit.attacks.conformance.provenance import check_provenance
+from dpaudit.files.archives import read_npz
+from dpaudit.files.documents import read_toml_document
+from dpaudit.files.regular_files import DATA_LIMIT, SETTINGS_LIMIT, InputFile
+from dpaudit.files.user_code import import_object
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.file_io import PRIVATE, read_optional_json, write_json
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
+from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.settings import Progress
+from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
+
+REPLAY_RECORDS = 256
+"""Number of a run's records that are replayed; a step on more records behaves the same."""
+
+
+def check_run_conformance(
+    run: RunDirectory,
+    claim: StepClaim | None = None,
+    probes: Path | None = None,
+    progress: Progress | None = None,
+) -> ConformanceResult:
+    """Check the trainer that a finished run's settings describe, and the run's claim.
+
+    The result is written into the run. The weights are not read: the check is that this
+    trainer, under these settings, does what it claims.
+
+    Args:
+        run: A finished run.
+        claim: The claim on each step; None: that of the settings.
+        probes: An .npz with the arrays x and y: records to replay, as the trained part of the
+            model takes them; None: such as are made from the run's records.
+        progress: Receives each finished check.
+
+    Returns:
+        The result, with each finding.
+
+    Raises:
+        IntegrityError: If the run is unfinished, or a file is missing or altered.
+        InvalidArgument: If the run's data are gone, or the probes are no such file.
+    """
+    from dpaudit.trainer.conformance_trainers import RunTrainerFactory  # noqa: PLC0415 - torch
+    from dpaudit.trainer.run import prepare_run  # noqa: PLC0415
+
+    ledger = run.read_finished()
+    bench = RunTrainerFactory.of(prepare_run(run.read_config()))
+    step_claim = claim or bench.claim()
+    records, given = bench.records(REPLAY_RECORDS), _probes(probes)
+    result = check(bench, step_claim, records=records, probes=given, progress=progress)
+    findings = list(result.findings)
+    stated = read_optional_json(run.claim, Claim) or _own_claim(run, ledger)
+    findings += check_provenance(ledger, stated, steps=step_claim)
+    return _written(run, conformance_result(step_claim, findings, ledger.head))
+
+
+def _own_claim(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
+    return claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)
+
+
+def _written(run: RunDirectory, result: ConformanceResult) -> ConformanceResult:
+    write_json(run.conformance, result, PRIVATE)
+    return result
+
+
+def check_trainer_factory(
+    name: str,
+    claim: StepClaim,
+    records: Path | None,
+    run: RunDirectory | None = None,
+    probes: Path | None = None,
+    progress: Progress | None = None,
+) -> ConformanceResult:
+    """Check the trainer that ``package.module:make_trainer`` makes.
+
+    The result is written into ``run``, if there is one. Then its ledger is compared with the
+    claim, too. Nothing shows that this trainer made the run.
+
+    Args:
+        name: ``package.module:make_trainer``.
+        claim: The claim on each step.
+        records: An .npz with the arrays x and y; None: the attribute ``records`` of the module
+            of ``make_trainer``.
+        run: A finished run that the trainer is claimed to have made.
+        probes: An .npz with the arrays x and y: records to replay; None: probes are made.
+        progress: Receives each finished check.
+
+    Returns:
+        The result, with each finding.
+
+    Raises:
+        InvalidArgument: If there is no such trainer, or there are no records.
+        IntegrityError: If the run is unfinished, or a file is missing or altered.
+    """
+    ledger = None if run is None else run.read_finished()  # before the check, which takes minutes
+    module, make_trainer = _found(name)
+    given = _probes(probes)
+    found = _records(module, records)
+    result = check(make_trainer, claim, records=found, probes=given, progress=progress)
+    if run is None or ledger is None:
+        return result
+    stated = read_optional_json(run.claim, Claim) or _own_claim(run, ledger)
+    findings = [*result.findings, *check_provenance(ledger, stated, steps=claim)]
+    return _written(run, conformance_result(claim, findings, ledger.head))
+
+
+def read_step_claim(path: Path) -> StepClaim:
+    """Read the claim on each step from a TOML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InvalidArgument: If there is no such file, or it holds no such claim.
+    """
+    content = read_toml_document(InputFile(path, "claim", SETTINGS_LIMIT))
+    try:
+        return msgspec.convert(content, StepClaim)
+    except (ValueError, ArithmeticError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidArgument("claim", str(path), f"a claim in TOML: {error}") from error
+
+
+def _found(name: str) -> tuple[Any, MakeTrainer]:
+    allowed = "a run, or package.module:make_trainer that can be imported"
+    make_trainer: MakeTrainer = import_object("trainer", name, allowed)
+    _require_records_and_seed(name, make_trainer)
+    return sys.modules[name.partition(":")[0]], make_trainer
+
+
+def _require_records_and_seed(name: str, make_trainer: Any) -> None:
+    if not callable(make_trainer):
+        raise InvalidArgument("trainer", name, "a function of (records, seed)")
+    try:
+        signature = inspect.signature(make_trainer)
+    except (TypeError, ValueError):  # C code without a signature
+        return
+    try:
+        signature.bind((), 0)
+    except TypeError as error:
+        allowed = f"a function of (records, seed); its signature is {signature}"
+        raise InvalidArgument("trainer", name, allowed) from error
+
+
+def _records(module: Any, path: Path | None) -> list[Record]:
+    if path is not None:
+        return _pairs("records", path)
+    found = getattr(module, "records", None)
+    if found is None:
+        raise InvalidArgument("records", None, "given by --records, or beside make_trainer")
+    return list(found)
+
+
+def _probes(path: Path | None) -> list[Record] | None:
+    return None if path is None else _pairs("probes", path)
+
+
+def _pairs(name: str, path: Path) -> list[Record]:
+    """Read the records of an .npz with the arrays x and y of equal length."""
+    arrays = read_npz(InputFile(path, name, DATA_LIMIT))
+    shapes = {key: array.shape[:1] for key, array in arrays.items() if key in ("x", "y")}
+    if len(shapes) < 2 or shapes["x"] != shapes["y"] or not shapes["x"]:
+        allowed = "an .npz with the arrays x and y, of as many records"
+        raise InvalidArgument(name, sorted(arrays), allowed)
+    return list(zip(arrays["x"], arrays["y"], strict=True))

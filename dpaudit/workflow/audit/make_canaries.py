@@ -1,0 +1,255 @@
+"""Make canaries: one file for the trainer, one for the auditor alone.
+
+``NAME.npz`` holds the included canaries only. ``NAME.secret.npz`` holds all canaries with their
+inclusion bits. The ids do not depend on the bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpaudit.attacks.canaries import (
+    CanaryAssignment,
+    LabelledRecords,
+    SecretSentences,
+    assign_canaries,
+    blank,
+    make_secrets,
+    mislabelled,
+    out_of_distribution,
+)
+from dpaudit.files.documents import read_text
+from dpaudit.files.regular_files import GIB, InputFile
+from dpaudit.runs.directory import AUDITOR_DIGEST_ARRAY, COUNT_ARRAY
+from dpaudit.runs.file_io import (
+    PRIVATE,
+    require_new_file,
+    sha256,
+    write_bytes,
+    write_secret_arrays,
+)
+from dpaudit.trainer.data import load_dataset
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
+from dpaudit.vocabulary.settings import DataSettings
+from dpaudit.workflow.audit.external_scores import (
+    AuditorCanaries,
+    CanaryArrays,
+    auditor_path_beside,
+)
+
+CanaryMaker = Callable[[LabelledRecords, int, np.random.Generator], LabelledRecords]
+
+INPUT_CANARY_MAKERS: dict[str, CanaryMaker] = {
+    "mislabelled": mislabelled,
+    "blank": blank,
+    "out-of-distribution": out_of_distribution,
+}
+
+
+def make_input_canaries(
+    kind: str,
+    count: int,
+    data: DataSettings,
+    out: Path,
+    *,
+    training_file: Path | None,
+    make: CanaryMaker,
+) -> AuditorCanaries:
+    """Make canaries from held-out records, draw their inclusion bits and write both files.
+
+    Args:
+        kind: Name of the kind of canary.
+        count: Number of canaries.
+        data: The records; canaries are made from held-out ones.
+        out: The trainer's file, ``NAME.npz``.
+        training_file: Where to write all training records with the included canaries among
+            them; None: nowhere.
+        make: Makes canaries from records.
+
+    Returns:
+        All canaries with their bits.
+
+    Raises:
+        InvalidArgument: If there are fewer held-out records than canaries, or if a file exists
+            or cannot be written.
+    """
+    require_count("count", count)
+    _require_new(out, training_file)
+    split = load_dataset(data)
+    if count > len(split.heldout):
+        allowed = f"at most the {len(split.heldout)} held-out records"
+        raise InvalidArgument("count", count, allowed)
+    rng = _unpredictable()
+    chosen = np.zeros(len(split.heldout), np.bool_)
+    chosen[rng.permutation(len(split.heldout))[:count]] = True
+    base = LabelledRecords(split.heldout.features[chosen], split.heldout.labels[chosen])
+    assignment = assign_canaries(make(base, len(split.classes), rng), rng)
+    canaries = _write(kind, assignment, _input_arrays, out)
+    if training_file is not None:
+        train, trained = split.train, assignment.trained
+        mixed = rng.permutation(len(train) + len(trained))
+        write_secret_arrays(
+            training_file,
+            x=np.concatenate([train.features, trained.features])[mixed],
+            y=np.concatenate([train.labels, trained.labels])[mixed],
+        )
+    return canaries
+
+
+def make_secret_canaries(
+    count: int, out: Path, *, references: int, template: str, text: Path | None,
+    training_file: Path | None,
+) -> AuditorCanaries:  # fmt: skip
+    """Make sentences with secrets, draw their inclusion bits and write both files.
+
+    Args:
+        count: Number of sentences.
+        out: The trainer's file, ``NAME.npz``.
+        references: Number of further sentences, never trained on, to rank secrets among.
+        template: Template of a sentence.
+        text: Training text, one record per line; None: there is none.
+        training_file: Where to write the lines of ``text`` with the included sentences among
+            them; None: nowhere.
+
+    Returns:
+        All sentences with their bits.
+
+    Raises:
+        InvalidArgument: If an argument is out of range, or if a file exists or cannot be
+            written.
+    """
+    _require_new(out, training_file)
+    lines = [] if text is None else _lines(text)
+    rng = _unpredictable()
+    assignment = assign_canaries(
+        make_secrets(count, rng, references=references, template=template), rng
+    )
+    canaries = _write("secrets", assignment, _secret_arrays, out)
+    if training_file is not None:
+        together = [*lines, *assignment.trained.sentences]
+        mixed = [together[i] for i in rng.permutation(len(together))]
+        write_bytes(training_file, ("\n".join(mixed) + "\n").encode(), PRIVATE)
+    return canaries
+
+
+def _lines(text: Path) -> list[str]:
+    return read_text(InputFile(text, "text", GIB)).splitlines()
+
+
+def make_dummy_canaries(count: int, out: Path) -> AuditorCanaries:
+    """Draw the inclusion bits of gradient canaries for your own training loop.
+
+    Args:
+        count: Number of canaries.
+        out: The trainer's file, ``NAME.npz``, which gets the numbers of the included canaries.
+
+    Returns:
+        The numbers of all canaries with their bits.
+
+    Raises:
+        InvalidArgument: If a file exists or cannot be written.
+    """
+    _require_new(out, None)
+    assignment = assign_canaries(np.arange(count), _unpredictable())
+    return _write("dummy", assignment, lambda numbers: {"numbers": numbers}, out)
+
+
+def _write(
+    kind: str, assignment: CanaryAssignment[Any], describe: Callable[..., CanaryArrays], out: Path
+) -> AuditorCanaries:
+    salt = np.frombuffer(
+        os.urandom(32), dtype=np.uint8
+    )  # so that a digest of the file confirms no guess
+    everything = describe(assignment.canaries) | {
+        "ids": np.array(assignment.ids), "included": assignment.included, "kind": np.array(kind),
+    }  # fmt: skip
+    write_secret_arrays(auditor_path_beside(out), salt=salt, **everything)
+    trained = describe(assignment.trained)
+    # With the references, a trainer could exclude sentences from its guesses.
+    trained.pop("references", None)
+    # A ledger that records this file before training fixes the bits, which are in the other file.
+    fixed = {
+        COUNT_ARRAY: np.array(len(assignment.ids)),
+        AUDITOR_DIGEST_ARRAY: np.array(sha256(auditor_path_beside(out))),
+    }
+    write_secret_arrays(
+        out, ids=np.array(assignment.trained_ids), kind=np.array(kind), **fixed, **trained
+    )
+    return AuditorCanaries(kind, assignment.ids, assignment.included, everything)
+
+
+def _require_new(out: Path, training_file: Path | None) -> None:
+    """Refuse existing files, before any bit is drawn."""
+    if out.suffix != ".npz":
+        raise InvalidArgument("output", str(out), "a file with the suffix .npz")
+    own = (out, auditor_path_beside(out))
+    if training_file in own:
+        allowed = "another file than the canaries'"
+        raise InvalidArgument("training_file", str(training_file), allowed)
+    for path in (*own, *([] if training_file is None else [training_file])):
+        if os.path.lexists(path):
+            raise InvalidArgument("output", str(path), "a file that does not exist yet")
+        require_new_file("output", path)
+
+
+def _input_arrays(records: LabelledRecords) -> CanaryArrays:
+    return {"x": records.features, "y": records.labels}
+
+
+def _secret_arrays(secrets: SecretSentences) -> CanaryArrays:
+    return {
+        "sentences": np.array(secrets.sentences, dtype=np.str_),
+        "references": np.array(secrets.references, dtype=np.str_),
+        "space": np.array(secrets.space),
+    }
+
+
+def _unpredictable() -> np.random.Generator:
+    """Return a generator with a seed from the operating system: bits must be unpredictable."""
+    return np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
+
+
+# Canaries crafted against a model in a file.
+
+
+def crafted_canary_maker(
+    checkpoint: Path, factory: str | None, *, trust_model_code: bool = False
+) -> CanaryMaker:
+    """Return a function that crafts adversarial canaries against a model in a file.
+
+    Args:
+        checkpoint: The model's file.
+        factory: ``package.module:factory`` of the model, where its file needs one.
+        trust_model_code: Whether code in the file may run.
+
+    Returns:
+        The function, for ``make_input_canaries``. It raises ``InvalidArgument`` if torch cannot
+        differentiate the model.
+    """
+
+    from dpaudit.attacks.canaries.torch_canaries import adversarial_records  # noqa: PLC0415 - torch
+    from dpaudit.attacks.membership.target_models.model_files import open_model  # noqa: PLC0415
+    from dpaudit.attacks.membership.target_models.torch_model import TorchModel  # noqa: PLC0415
+    from dpaudit.attacks.membership.target_models.torch_program import (  # noqa: PLC0415
+        TorchProgram,
+    )
+
+    def make(records: LabelledRecords, classes: int, rng: np.random.Generator) -> LabelledRecords:
+        shape = records.features.shape[1:]
+        model = open_model(
+            checkpoint,
+            factory=factory,
+            shape=shape,
+            classes=classes,
+            trust_model_code=trust_model_code,
+        )
+        if not isinstance(model, TorchModel | TorchProgram):
+            raise InvalidArgument("checkpoint", str(checkpoint), "a torch model")
+        return adversarial_records(mislabelled(records, classes, rng), model.call)
+
+    return make

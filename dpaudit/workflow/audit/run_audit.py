@@ -1,0 +1,371 @@
+"""Measure a finished run: membership inference, and lower bounds from its canaries."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from msgspec.structs import replace
+from torch import nn
+
+from dpaudit.accountants.answers import claim_from_ledger
+from dpaudit.attacks import membership
+from dpaudit.attacks.one_run import CanaryObservations, FinalIterate, audit_input_canaries
+from dpaudit.attacks.one_run.gradient_canary_audits import (
+    FINAL_ITERATE,
+    CanaryDesign,
+    plan_audits,
+)
+from dpaudit.attacks.one_run.guess_audits import result_without_evidence
+from dpaudit.runs.directory import RunDirectory, read_canary_file_record
+from dpaudit.runs.file_io import PRIVATE, read_arrays, sha256, write_json
+from dpaudit.trainer.canaries.run_canaries import NO_INPUT_CANARIES, RunCanaries, sampled_canaries
+from dpaudit.trainer.data import load_dataset
+from dpaudit.trainer.models.factories import evaluate_model, load_trained_model
+from dpaudit.trainer.run import heldout_records
+from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind, MembershipResult
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_open_unit
+from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger, Randomness
+from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
+from dpaudit.vocabulary.settings import NoProgress, Progress
+from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
+from dpaudit.workflow.audit.audit_plan import (
+    VIEWS,
+    FailureShares,
+    claim_covers_canaries,
+    claimed_steps,
+    plan_final_iterate_audits,
+    recorded_steps,
+    simulation_seed,
+)
+from dpaudit.workflow.audit.external_scores import (
+    ScoreAuditSettings,
+    audit_canary_model,
+    audit_canary_scores,
+    auditor_path,
+)
+
+# Audit a run on a canary file of ``dpaudit canaries make``.
+
+UNRECORDED_COINS_ASSUMPTION = (
+    "that the coins were tossed before training and the included canaries were trained on, which "
+    "the run's ledger does not record"
+)
+OTHER_ADJACENCY_ASSUMPTION = (
+    "that leaving a canary out changes no more than the claim's neighbours differ by"
+)
+OTHER_UNIT_ASSUMPTION = "that each canary is a unit of the claim by itself, with no other records"
+MODEL_SCORES_ASSUMPTION = (
+    "that the scores are those of the run's model, which their file does not show"
+)
+
+
+@dataclass(frozen=True)
+class CanaryScoring:
+    """Canaries of a canary file, and how they are scored.
+
+    Attributes:
+        canaries: The canary file; the auditor's file is beside it.
+        scores: File with one score per canary; None: the run's own model scores them.
+        model: ``package.module:factory`` of the run's model.
+        checkpoint: The model's file, if it is outside of the run: it must be the run's own.
+    """
+
+    canaries: Path
+    scores: Path | None = None
+    model: str | None = None
+    checkpoint: Path | None = None
+
+
+def audit_canary_file(
+    run: RunDirectory,
+    ledger: PrivacyLedger,
+    claim: Claim,
+    canary_scoring: CanaryScoring,
+    confidence: float,
+) -> AuditReport:
+    """Audit the canaries of a canary file against the claim of a run.
+
+    Args:
+        run: A finished run.
+        ledger: Its ledger.
+        claim: Its claim.
+        canary_scoring: The canary file, and how the canaries are scored.
+        confidence: Probability with which the lower bound holds.
+
+    Returns:
+        The audit, with the digests of the files that were read.
+
+    Raises:
+        IntegrityError: If the canary file is missing or broken, or is not the one that the
+            run's ledger records.
+        InvalidArgument: If scores or model cannot be used, or the model is not the run's.
+    """
+    secret = auditor_path(canary_scoring.canaries)
+    digest = sha256(secret)
+    recorded = read_canary_file_record(run, ledger)
+    if recorded is not None and recorded.secret_sha256 != digest:
+        raise IntegrityError(
+            f"{secret} is not the auditor's file of the canaries that {run.path} was trained on: "
+            "give that file, its ledger holds the digest"
+        )
+    settings = ScoreAuditSettings(claim.delta, confidence, claim.epsilon.upper)
+    files = {"canaries": digest}
+    if canary_scoring.scores is not None:
+        files["scores"] = sha256(canary_scoring.scores)
+        report = audit_canary_scores(canary_scoring.canaries, canary_scoring.scores, settings)
+    else:
+        model = _own_model(run, ledger, canary_scoring.checkpoint)
+        files["model"] = sha256(model)
+        report = audit_canary_model(canary_scoring.canaries, model, canary_scoring.model, settings)
+    assumed = [
+        *([] if recorded else [UNRECORDED_COINS_ASSUMPTION]),
+        *([MODEL_SCORES_ASSUMPTION] if canary_scoring.scores is not None else []),
+        *([] if claim.adjacency is Adjacency.ADD_OR_REMOVE_ONE else [OTHER_ADJACENCY_ASSUMPTION]),
+        *([] if claim.unit is Unit.RECORD else [OTHER_UNIT_ASSUMPTION]),
+    ]
+    fixed = recorded is not None and claim_covers_canaries(ledger.header)
+    bounds = tuple(_against(bound, claim, assumed, fixed=fixed) for bound in report.bounds)
+    return replace(report, ledger_head=ledger.head, bounds=bounds, files=files)
+
+
+def _against(bound: AuditResult, claim: Claim, assumed: list[str], *, fixed: bool) -> AuditResult:
+    """Return a bound with its assumptions on this run; CERTIFIED only if the coins are recorded."""
+    return replace(
+        bound,
+        kind=bound.kind if fixed else BoundKind.CONDITIONAL,
+        assumes="; ".join([bound.assumes, *assumed]),
+        refutes_epsilon=claim.epsilon.upper,
+    )
+
+
+def _own_model(run: RunDirectory, ledger: PrivacyLedger, checkpoint: Path | None) -> Path:
+    """Return the run's model, or ``checkpoint`` if it is a copy of it."""
+    assert ledger.seal is not None
+    digest = ledger.seal.files.get(run.model.name)
+    if digest is None:
+        raise InvalidArgument("run", str(run.path), "one with a model, or give --scores")
+    if checkpoint is None:
+        return run.model
+    if sha256(checkpoint) != digest:
+        raise InvalidArgument(
+            "checkpoint", str(checkpoint), "the model whose digest is in the run's ledger"
+        )
+    return checkpoint
+
+
+SEEDED_COINS_ASSUMPTION = "that the seed was not chosen for its coins, which are not secret"
+
+
+def audit_run(
+    run: RunDirectory,
+    *,
+    confidence: float,
+    view: str = "every-step",
+    canary_scoring: CanaryScoring | None = None,
+    progress: Progress | None = None,
+) -> AuditReport:
+    """Measure a finished run, write the audit into it and return it.
+
+    The failure probability 1 - ``confidence`` is split among the kinds of canaries, so that all
+    lower bounds hold together.
+
+    Args:
+        run: A finished run. For your own training loop, its gradient canaries are measured, and
+            the canaries in ``canary_scoring``; without settings, membership of records is not.
+        confidence: Probability with which all bounds hold together, in (0, 1).
+        view: What is read of gradient canaries: ``every-step``, or the ``final-iterate`` alone.
+        canary_scoring: Canaries of ``dpaudit canaries make``, with their scores or a factory of
+            the run's model; None: there are none, or they are not audited.
+        progress: Receives each finished part of the audit.
+
+    Returns:
+        Lower bounds with assumptions and power, and membership inference by loss.
+
+    Raises:
+        IntegrityError: If the run is unfinished, or a file is missing or altered.
+        InvalidArgument: If the run's data are gone or changed their form, or there is nothing
+            to measure.
+    """
+    require_open_unit("confidence", confidence)
+    ledger = run.read_finished()
+    canaries = _canaries_of(run, ledger, canary_scoring)
+    claim = claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)
+    shares = FailureShares.of(
+        gradient=canaries.has_gradient_canaries,
+        inputs=len(canaries.inputs) > 0,
+        canary_file=canary_scoring is not None or read_canary_file_record(run, ledger) is not None,
+    )
+    progress = progress or NoProgress()
+    progress.start("auditing", 3)
+    found = _Found()
+    if canaries.has_gradient_canaries:
+        level = 1 - shares.gradient * (1 - confidence)
+        found += _of_gradients(run, ledger, claim, canaries, level, VIEWS[view])
+    progress.advance()
+    if run.config.exists():
+        level = 1 - shares.inputs * (1 - confidence)
+        found += _of_model(run, claim, canaries, confidence, level)
+    progress.advance()
+    found = dataclasses.replace(found, bounds=_as_sure_as_coins(found.bounds, ledger))
+    files: dict[str, str] = {}
+    if canary_scoring is not None:
+        level = 1 - shares.canary_file * (1 - confidence)
+        theirs = audit_canary_file(run, ledger, claim, canary_scoring, level)
+        found += _Found(theirs.bounds, theirs.membership)
+        files = theirs.files
+    progress.advance()
+    report = AuditReport(
+        ledger_head=ledger.head,
+        confidence=confidence,
+        bounds=found.bounds,
+        membership=found.membership,
+        heldout_accuracy=found.heldout_accuracy,
+        unseen_steps=found.unseen_steps,
+        files=files,
+    )
+    write_json(run.audit, report, PRIVATE)
+    return report
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The measurements so far."""
+
+    bounds: tuple[AuditResult, ...] = ()
+    membership: tuple[MembershipResult, ...] = ()
+    heldout_accuracy: float | None = None
+    unseen_steps: int = 0
+
+    def __add__(self, more: _Found) -> _Found:
+        accuracy = self.heldout_accuracy
+        return _Found(
+            (*self.bounds, *more.bounds),
+            (*self.membership, *more.membership),
+            more.heldout_accuracy if accuracy is None else accuracy,
+            self.unseen_steps + more.unseen_steps,
+        )
+
+
+def _canaries_of(
+    run: RunDirectory, ledger: PrivacyLedger, canary_scoring: CanaryScoring | None
+) -> RunCanaries:
+    """Return the run's own canaries; none if only canaries of a file are scored."""
+    if run.config.exists() or run.secret_canaries.exists():
+        return RunCanaries.read(run)
+    if canary_scoring is not None:
+        return RunCanaries(np.zeros(0, np.bool_), NO_INPUT_CANARIES, np.zeros(0, np.bool_))
+    if read_canary_file_record(run, ledger) is not None:
+        raise InvalidArgument(
+            "canaries", None, "given with --canaries FILE, beside --scores or --model: the run "
+            "was trained on canaries of dpaudit canaries make",
+        )  # fmt: skip
+    raise InvalidArgument(
+        "run",
+        str(run.path),
+        "one of dpaudit train, or one with make_private(canaries=GradientCanaries(...)) "
+        "or canary_file=; to audit other canaries, give --canaries and --scores; without canaries, "
+        "measure its model by dpaudit attack",
+    )
+
+
+def _of_model(
+    run: RunDirectory, claim: Claim, canaries: RunCanaries, confidence: float, level: float
+) -> _Found:
+    """Measure membership inference by loss, and the bound from input canaries."""
+    split = load_dataset(run.read_config().data)
+    model = load_trained_model(run, split)
+    heldout = evaluate_model(model, heldout_records(run, split))
+    # In the order of the losses. Losses of many records can round to 0; confidences do not.
+    of_members = evaluate_model(model, split.train).confidences
+    scores = membership.MembershipScores(of_members, heldout.confidences)
+    attack = membership.evaluate("loss threshold", scores, confidence=confidence)
+    found: tuple[AuditResult, ...] = ()
+    if len(canaries.inputs):
+        found = (_input_bound(model, canaries, claim.delta, level),)
+    return _Found(found, (attack,), heldout.accuracy)
+
+
+def _input_bound(
+    model: nn.Module, canaries: RunCanaries, delta: float, confidence: float
+) -> AuditResult:
+    """Return the bound from mislabelled records; equal scores for all are no evidence."""
+    scores = evaluate_model(model, canaries.inputs).confidences
+    if np.ptp(scores) == 0:
+        return result_without_evidence(len(scores), delta=delta, confidence=confidence)
+    included = canaries.inputs_included
+    return audit_input_canaries(scores, included, delta=delta, confidence=confidence)
+
+
+def _of_gradients(
+    run: RunDirectory,
+    ledger: PrivacyLedger,
+    claim: Claim,
+    canaries: RunCanaries,
+    confidence: float,
+    observed: str,
+) -> _Found:
+    arrays = read_arrays(run.observations)
+    observations, steps = arrays["rows"].astype(np.float64), recorded_steps(ledger, GRADIENT_SUM)
+    if len(steps) != len(observations):
+        raise IntegrityError(
+            f"{run.observations} holds {len(observations)} steps, the ledger {len(steps)}"
+        )
+    # A step that was interrupted after its noise was drawn has no observation. The others are
+    # compared with the claim on their own steps, which cost no more than all steps.
+    shown = np.isfinite(observations).all(axis=1)
+    unseen = int((~shown).sum())
+    observations, steps = observations[shown], [steps[i] for i in np.flatnonzero(shown)]
+    joined = sampled_canaries(arrays)
+    joined = None if joined is None else joined[shown]
+    if not steps:
+        return _Found(unseen_steps=unseen)
+    claimed = claimed_steps(steps, epsilon=claim.epsilon.upper, delta=claim.delta)
+    included = canaries.gradient_included
+    # Canaries that are directions in the parameters interfere with the records' gradients.
+    design = CanaryDesign(len(included), not canaries.in_separate_coordinates, joined is not None)
+    seed = simulation_seed(ledger)
+    every_step = CanaryObservations(observations, included, claimed.steps, joined)
+    if observed == FINAL_ITERATE:
+        last = FinalIterate(observations.sum(axis=0), included)
+        final = plan_final_iterate_audits(design, claimed, confidence=confidence, seed=seed)
+        results = [audit.result(last) for audit in final]
+    else:
+        every = plan_audits(design, claimed, confidence=confidence, seed=seed)
+        results = [audit.result(every_step) for audit in every]
+    against = tuple(replace(one, refutes_epsilon=claim.epsilon.upper) for one in results)
+    return _Found(against, unseen_steps=unseen)
+
+
+def _as_sure_as_coins(
+    bounds: tuple[AuditResult, ...], ledger: PrivacyLedger
+) -> tuple[AuditResult, ...]:
+    """Return the bounds; if the coins came from a seed, CERTIFIED becomes CONDITIONAL."""
+    if ledger.header.randomness is not Randomness.SEEDED:
+        return bounds
+    return tuple(
+        replace(
+            bound, kind=BoundKind.CONDITIONAL, assumes=f"{bound.assumes}; {SEEDED_COINS_ASSUMPTION}"
+        )
+        if bound.kind is BoundKind.CERTIFIED
+        else bound
+        for bound in bounds
+    )
+
+
+def claimed_epsilon(run: RunDirectory) -> float:
+    """Return the upper bound of the claim of a finished run, at the run's own delta.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The upper bound, in nats.
+
+    Raises:
+        IntegrityError: If the run is unfinished, or a file is missing or altered.
+    """
+    return claim_from_ledger(run.read_finished(), claim_delta(run), CLAIM_ACCOUNTANT).epsilon.upper

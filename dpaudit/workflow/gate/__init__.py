@@ -1,0 +1,1 @@
+"""Load policies, verify evidence, evaluate runs, and record verdicts and baselines."""

@@ -1,0 +1,1 @@
+"""Data of reports and comparisons, and export to MLflow and TensorBoard."""

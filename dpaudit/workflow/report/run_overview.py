@@ -1,0 +1,166 @@
+"""Collect the state of one run or of all runs of a folder; needs no torch and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from dpaudit.accountants.answers import claim_from_ledger
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.file_io import read_json, read_optional_json
+from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
+from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.run_overview import (
+    LedgerSummary,
+    RunFile,
+    RunList,
+    RunOverview,
+    RunState,
+    RunSummary,
+)
+from dpaudit.vocabulary.verdict import Verdict
+from dpaudit.workflow.account import (
+    CLAIM_ACCOUNTANT,
+    claim_delta,
+    require_claim_of_ledger,
+    require_current_verdict,
+)
+from dpaudit.workflow.gate.verdict_history import count_steps
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Reader:
+    """Reads the parts of one run and collects what fails.
+
+    ``damaged`` is set by what an intact run never has; a verdict that is out of date, or an
+    epsilon without a bound, is a problem of an intact run.
+    """
+
+    problems: list[str]
+    damaged: bool = False
+
+    def read(self, part: Callable[[], T], *, of_intact_run: bool = False) -> T | None:
+        """Return what ``part`` returns, or None if it fails."""
+        try:
+            return part()
+        except (DpauditError, OSError) as error:
+            self.problems.append(str(error))
+            self.damaged |= not of_intact_run
+            return None
+
+
+def list_runs(folder: Path) -> RunList:
+    """Summarize every run in a folder, or one run.
+
+    Args:
+        folder: A folder of run directories, or a run directory.
+
+    Returns:
+        One summary per run, by name; other folders are left out.
+
+    Raises:
+        InvalidArgument: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InvalidArgument("folder", str(folder), "a folder of runs that exists")
+    found = [folder] if RunDirectory(folder).ledger.exists() else sorted(folder.iterdir())
+    runs = (RunDirectory(path) for path in found)
+    return RunList(tuple(describe_run(run).summary for run in runs if run.ledger.exists()))
+
+
+def describe_run(run: RunDirectory) -> RunOverview:
+    """Collect settings, ledger, files, claim and verdict of a run in any state.
+
+    Epsilon is recomputed from the ledger. The files of a finished run are verified.
+
+    Args:
+        run: The run; it may be unfinished or damaged.
+
+    Returns:
+        All parts that can be read, and one message for each of the others.
+    """
+    reader = _Reader([])
+    config = reader.read(run.read_config) if run.config.exists() else None
+    ledger = reader.read(lambda: _ledger(run))
+    claim, verdict = None, None
+    if ledger is not None and ledger.seal is not None:
+        claim = reader.read(lambda: _verified_claim(run, ledger))
+    if ledger is not None:
+        verdict = reader.read(lambda: _current_verdict(run, ledger), of_intact_run=True)
+    shown = claim
+    if shown is None and ledger is not None and ledger.releases and not reader.damaged:
+        shown = reader.read(lambda: _claim_so_far(run, ledger), of_intact_run=True)
+    problems = tuple(dict.fromkeys(reader.problems))
+    return RunOverview(
+        summary=RunSummary(
+            run=run.name,
+            state=_state(ledger, reader),
+            problem="; ".join(problems),
+            steps=None if ledger is None else count_steps(ledger),
+            planned_steps=None if config is None else config.privacy.steps,
+            epsilon_upper=None if shown is None else shown.epsilon.upper,
+            delta=None if shown is None else shown.delta,
+            outcome=None if verdict is None else verdict.outcome,
+        ),
+        settings=config,
+        ledger=None if ledger is None else _summary(ledger),
+        files=tuple(
+            RunFile(path.name, path.stat().st_size)
+            for path in sorted(run.all_files)
+            if path.is_file()
+        ),
+        claim=claim,
+        verdict=verdict,
+        problems=problems,
+    )
+
+
+def _state(ledger: PrivacyLedger | None, reader: _Reader) -> RunState:
+    if ledger is None or reader.damaged:
+        return RunState.DAMAGED
+    return RunState.UNFINISHED if ledger.seal is None else RunState.FINISHED
+
+
+def _ledger(run: RunDirectory) -> PrivacyLedger:
+    """Return the ledger; the files of a finished run are those that it was sealed with."""
+    ledger = run.read_unfinished()
+    return ledger if ledger.seal is None else run.read_finished()
+
+
+def _verified_claim(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
+    require_claim_of_ledger(run, ledger)
+    return read_json(run.claim, Claim)
+
+
+def _claim_so_far(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
+    return claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)
+
+
+def _current_verdict(run: RunDirectory, ledger: PrivacyLedger) -> Verdict | None:
+    verdict = read_optional_json(run.verdict, Verdict)
+    if verdict is None:
+        return None
+    if verdict.ledger_head != ledger.head:
+        raise IntegrityError(f"{run.verdict} is of another ledger: run dpaudit gate {run.path}")
+    require_current_verdict(run, verdict)
+    return verdict
+
+
+def _summary(ledger: PrivacyLedger) -> LedgerSummary:
+    header = ledger.header
+    return LedgerSummary(
+        releases=len(ledger.releases),
+        adjacency=header.adjacency,
+        unit=header.unit,
+        sampling=header.sampling,
+        randomness=header.randomness,
+        clip_norm=header.clip_norm,
+        unaccounted=ledger.unaccounted,
+        head=ledger.head,
+        mechanism=ledger.mechanism if ledger.releases else None,
+    )

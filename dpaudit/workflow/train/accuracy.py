@@ -1,0 +1,98 @@
+"""Held-out accuracy of a finished run, or of the newest checkpoint of an unfinished one."""
+
+from __future__ import annotations
+
+from safetensors.torch import load_model
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from dpaudit.files.regular_files import DATA_LIMIT, InputFile, open_input
+from dpaudit.report.run_status import MeasuredAccuracy
+from dpaudit.runs.checkpoints import complete_checkpoints, read_newest_progress
+from dpaudit.runs.directory import RunDirectory
+from dpaudit.trainer.data import DatasetSplit, load_dataset
+from dpaudit.trainer.models.factories import evaluate_model, load_trained_model, make_model
+from dpaudit.trainer.run import heldout_records
+from dpaudit.vocabulary.errors import DpauditError, IntegrityError
+
+
+def heldout_accuracy(run: RunDirectory, split: DatasetSplit) -> float:
+    """Compute the released model's accuracy on held-out records, which no claim protects.
+
+    Args:
+        run: A finished run.
+        split: Its data.
+
+    Returns:
+        The share of correct predictions, in [0, 1].
+
+    Raises:
+        IntegrityError: If the model is missing, broken, or of another architecture.
+    """
+    model = load_trained_model(run, split)
+    return evaluate_model(model, heldout_records(run, split)).accuracy
+
+
+class CheckpointAccuracy:
+    """Measures each new checkpoint once, on held-out records, which no claim protects.
+
+    Args:
+        run: A run with settings; it may be unfinished.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._split: DatasetSplit | None = None
+        self._tried: int | None = None
+        self._newest: MeasuredAccuracy | None = None
+        self._failed = ""
+
+    def newest(self, final_steps: int | None) -> tuple[MeasuredAccuracy | None, str]:
+        """Return the newest accuracy, and why a newer one could not be measured.
+
+        Args:
+            final_steps: Number of steps of a run whose final weights exist; None for one that is
+                still training, whose newest complete checkpoint is measured.
+
+        Returns:
+            The accuracy, None before the first checkpoint; and an error message, empty if there was
+            no error.
+        """
+        try:
+            steps = self._checkpointed() if final_steps is None else final_steps
+            if steps is not None and steps != self._tried:
+                self._tried = steps
+                self._newest = MeasuredAccuracy(self._accuracy(final_steps, steps), steps)
+                self._failed = ""
+        # The trainer may remove a checkpoint while it is read; the next call reads a newer one.
+        except (DpauditError, OSError) as error:
+            self._failed = str(error)
+        return self._newest, self._failed
+
+    def _checkpointed(self) -> int | None:
+        progress = read_newest_progress(self._run.checkpoints)
+        return None if progress is None else progress.steps_done
+
+    def _accuracy(self, final_steps: int | None, steps: int) -> float:
+        if self._split is None:
+            self._split = load_dataset(self._run.read_config().data)
+        if final_steps is not None:
+            return heldout_accuracy(self._run, self._split)
+        model = _checkpointed_model(self._run, self._split)
+        return evaluate_model(model, heldout_records(self._run, self._split)).accuracy
+
+
+def _checkpointed_model(run: RunDirectory, split: DatasetSplit) -> nn.Module:
+    """Return the model that would be released at the newest checkpoint: averaged, if configured."""
+    config, folder = run.read_config(), complete_checkpoints(run.checkpoints)[-1]
+    model = make_model(config.model.model, split.shape, len(split.classes), seed=0)
+    averaged = config.model.average_decay is not None
+    filled: nn.Module = AveragedModel(model) if averaged else model
+    weights = folder / f"{'average' if averaged else 'model'}.safetensors"
+    with open_input(InputFile(weights, limit=DATA_LIMIT)):
+        pass  # checks that it is a regular file; safetensors opens it by its path
+    try:
+        load_model(filled, weights)
+    except Exception as error:  # safetensors and torch raise various types
+        raise IntegrityError(f"{folder} is gone, broken, or of another model: {error}") from error
+    return filled.module if isinstance(filled, AveragedModel) else filled
