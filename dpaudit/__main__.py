@@ -1,6 +1,6 @@
 """``python -m dpaudit`` is the ``dpaudit`` command."""
 
-from dpaudit.cli.main import main
+from dpaudit.cli.entry_point import main
 
 if __name__ == "__main__":
     main()

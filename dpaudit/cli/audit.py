@@ -1,6 +1,4 @@
-"""``dpaudit audit``: what a run, or any model with canaries, really gives away."""
-
-# ruff: noqa: E501  the options are read as a table: one option a line
+"""Commands that audit a run or a trainer, and that make canaries."""
 
 from __future__ import annotations
 
@@ -9,13 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpaudit.cli.options import OUTPUT, TRUST_MODEL_CODE, emit, format_option, with_options
-from dpaudit.files.writing import PRIVATE
+from dpaudit.cli.commands import Choice, Command, Group
+from dpaudit.cli.options import (
+    OUTPUT,
+    TRUST_MODEL_CODE,
+    InputPath,
+    OutputPath,
+    format_option,
+    require_option,
+    with_options,
+    write_result,
+)
+from dpaudit.cli.printing import print_text, printable_path, progress_bars
+from dpaudit.files.regular_files import DATA_LIMIT, PRIVATE
 
 if TYPE_CHECKING:
     from dpaudit.vocabulary.audit import AuditReport
-    from dpaudit.workflow.auditing_planted import Scored
-    from dpaudit.workflow.auditing_scores import ScoreAudit
+    from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
+    from dpaudit.workflow.audit.external_scores import ScoreAuditSettings
+    from dpaudit.workflow.audit.run_audit import CanaryScoring
+
+
+# ruff: noqa: E501  the options are read as a table: one option a line
+
 
 PATH = click.Path(path_type=Path)
 VIEWS = ("every-step", "final-iterate")
@@ -23,36 +37,38 @@ VIEWS = ("every-step", "final-iterate")
 # fmt: off
 AUDIT_OPTIONS = (
     click.argument("run", metavar="[RUN]", required=False, type=PATH),
-    click.option("--canaries", type=PATH, help="Made by dpaudit canaries make; with --scores or --checkpoint, of a RUN --scores or --model."),
-    click.option("--scores", type=PATH, help="A .csv, .parquet or .npz: id and score of every canary; without --canaries, score and member."),
-    click.option("--checkpoint", type=PATH, help="Score the canaries by this model's losses: .safetensors or a state_dict in .pt (both with --model), .onnx, .skops, or a program (.pt, .pt2; --trust-model-code)."),
+    click.option("--canaries", type=PATH, help="Canary file of dpaudit canaries make; with --scores or --checkpoint, or with a RUN and --scores or --model."),
+    click.option("--scores", type=InputPath(".csv", DATA_LIMIT), help="Scores, .csv, .parquet or .npz, or - for CSV from standard input: id and score of every canary; without --canaries, score and member."),
+    click.option("--checkpoint", type=PATH, help="Model whose losses score the canaries: .safetensors or a state_dict in .pt (both with --model), .onnx, .skops, or a program (.pt, .pt2; --trust-model-code)."),
     TRUST_MODEL_CODE,
-    click.option("--model", help="package.module:factory of the weights in --checkpoint, or of a RUN's model."),
-    click.option("--delta", type=float, default=1e-5, show_default=True, help="A RUN has its own."),
-    click.option("--claim-epsilon", type=float, help="The claim that scores are held against.  [default: none; a RUN has its own]"),
-    click.option("--view", type=click.Choice(VIEWS), default=VIEWS[0], show_default=True, help="What of a RUN's gradient canaries is read: all steps, or their sum, as plain SGD at one learning rate ships it."),
-    click.option("--confidence", type=float, default=0.95, show_default=True, help="Probability with which all lower bounds hold together."),
-    click.option("--plot", type=PATH, help="Draw the bounds against the claim into this .svg."),
+    click.option("--model", help="package.module:factory for the weights in --checkpoint or in RUN."),
+    click.option("--delta", type=float, default=1e-5, show_default=True, help="Delta of the bounds. Not with a RUN, which has a delta."),
+    click.option("--claim-epsilon", type=float, help="Claimed epsilon to compare with the bounds. Not with a RUN, which has a claim.  [default: none]"),
+    click.option("--view", type=Choice(VIEWS), default=VIEWS[0], show_default=True, help="Observations of the gradient canaries of a RUN: all steps, or their sum, which an attacker sees if only the last model of plain SGD with a constant learning rate is released."),
+    click.option("--confidence", type=float, default=0.95, show_default=True, help="Joint confidence of all lower bounds."),
+    click.option("--plot", type=PATH, help="Write a plot of the bounds and the claim: .svg."),
     format_option("text", "json"),
     OUTPUT,
 )
 # fmt: on
 
 
-@click.command()
+@click.command("audit", cls=Command)
 @with_options(AUDIT_OPTIONS)
-def audit(**options: Any) -> None:
-    """Attack RUN: membership inference, and lower bounds on epsilon from its canaries.
+def audit_command(**options: Any) -> None:
+    """Compute lower bounds on epsilon from canaries or scores.
 
-    Without a RUN: canaries that another framework trained on, or scores alone. What is found
-    comes from the training records and is not covered by any claim.
+    With a RUN, runs membership inference and evaluates the canaries of the run. Without a
+    RUN, evaluates canaries that another framework was trained with, or scores alone. The
+    results are computed from the training records and are not covered by any claim.
 
     \b
     dpaudit audit runs/mnist
     dpaudit audit runs/mine --canaries canaries.npz --scores scores.csv
     dpaudit audit runs/mine --canaries canaries.npz --model net:make
     dpaudit audit --canaries canaries.npz --scores scores.csv --claim-epsilon 3
-    dpaudit audit --canaries canaries.npz --checkpoint model.safetensors --model net:make
+    dpaudit audit --canaries canaries.npz --checkpoint model.safetensors \\
+                  --model net:make
     dpaudit audit --scores scores.csv --claim-epsilon 4
     """
     from dpaudit.report import text
@@ -62,27 +78,33 @@ def audit(**options: Any) -> None:
         _plot(report, claimed, options)
     said = text.as_json(report) if options["format_"] == "json" else text.audit_text(report)
     whole = "\n".join([said, *further]) if options["format_"] == "text" else said
-    emit(whole, options["output"], mode=PRIVATE)
+    write_result(whole, options["output"], mode=PRIVATE)
 
 
-Found = tuple["AuditReport", float | None, list[str]]
-"""The report, what was claimed, and what else is to be said in text."""
+AuditOutput = tuple["AuditReport", float | None, list[str]]
+"""The report, the claimed epsilon, and further lines of text."""
 
 
-def _run(options: dict[str, Any]) -> Found:
+def _run(options: dict[str, Any]) -> AuditOutput:
     from dpaudit.runs.directory import open_run
-    from dpaudit.workflow.auditing import audit_run, claimed_epsilon
+    from dpaudit.workflow.audit.run_audit import audit_run, claimed_epsilon
 
     run = open_run(options["run"])
-    report = audit_run(
-        run, confidence=options["confidence"], view=options["view"], planted=_scored(options)
-    )
+    canary_scoring = _scored(options)
+    with progress_bars() as progress:
+        report = audit_run(
+            run,
+            confidence=options["confidence"],
+            view=options["view"],
+            canary_scoring=canary_scoring,
+            progress=progress,
+        )
     return report, claimed_epsilon(run), []
 
 
-def _scored(options: dict[str, Any]) -> Scored | None:
-    """Return the canaries beside a RUN's own, and what scores them; None where none are given."""
-    from dpaudit.workflow.auditing_planted import Scored
+def _scored(options: dict[str, Any]) -> CanaryScoring | None:
+    """Return the canary file and the source of its scores; None if no file is given."""
+    from dpaudit.workflow.audit.run_audit import CanaryScoring
 
     canaries, scores = options["canaries"], options["scores"]
     checkpoint, model = options["checkpoint"], options["model"]
@@ -95,27 +117,27 @@ def _scored(options: dict[str, Any]) -> Scored | None:
         raise click.UsageError(
             "a RUN's --canaries go with one of --scores and --model, the factory of its model"
         )
-    return Scored(canaries, scores, model, checkpoint)
+    return CanaryScoring(canaries, scores, model, checkpoint)
 
 
-def _others(options: dict[str, Any]) -> Found:
-    from dpaudit.workflow import auditing_scores
-    from dpaudit.workflow.auditing_scores import ScoreAudit
+def _others(options: dict[str, Any]) -> AuditOutput:
+    from dpaudit.workflow.audit import external_scores
+    from dpaudit.workflow.audit.external_scores import ScoreAuditSettings
 
-    asked = ScoreAudit(options["delta"], options["confidence"], options["claim_epsilon"])
+    asked = ScoreAuditSettings(options["delta"], options["confidence"], options["claim_epsilon"])
     scores, canaries, checkpoint = (options[n] for n in ("scores", "canaries", "checkpoint"))
     further: list[str] = []
     if canaries is None:
         if scores is None or checkpoint is not None:
             raise click.UsageError("give a RUN, --scores, or --canaries with scores or a model")
-        report = auditing_scores.audit_score_file(scores, asked)
+        report = external_scores.audit_score_file(scores, asked)
     elif (scores is None) == (checkpoint is None):
         raise click.UsageError("--canaries goes with one of --scores and --checkpoint")
     elif scores is not None:
-        report = auditing_scores.audit_canary_scores(canaries, scores, asked)
+        report = external_scores.audit_canary_scores(canaries, scores, asked)
         further += _exposed(canaries, scores)
     else:
-        report = auditing_scores.audit_canary_model(
+        report = external_scores.audit_canary_model(
             canaries,
             checkpoint,
             options["model"],
@@ -125,18 +147,18 @@ def _others(options: dict[str, Any]) -> Found:
     return report, asked.claimed_epsilon, [*_against_claim(report, asked), *further]
 
 
-def _against_claim(report: AuditReport, asked: ScoreAudit) -> list[str]:
-    from dpaudit.report.words import against_claim_in_words
+def _against_claim(report: AuditReport, asked: ScoreAuditSettings) -> list[str]:
+    from dpaudit.report.descriptions import bound_against_claim_in_words
 
     if asked.claimed_epsilon is None:
         return []
-    return [against_claim_in_words(report.bounds[0], asked.claimed_epsilon)]
+    return [bound_against_claim_in_words(report.bounds[0], asked.claimed_epsilon)]
 
 
 def _exposed(canaries: Path, scores: Path) -> list[str]:
-    from dpaudit.workflow.auditing_scores import exposures
+    from dpaudit.workflow.audit.external_scores import secret_exposures
 
-    bits = exposures(canaries, scores)
+    bits = secret_exposures(canaries, scores)
     if bits is None:
         return []
     return [
@@ -145,8 +167,9 @@ def _exposed(canaries: Path, scores: Path) -> list[str]:
 
 
 def _plot(report: AuditReport, claimed: float | None, options: dict[str, Any]) -> None:
-    from dpaudit.files.writing import write_output
-    from dpaudit.report.figures import alone, audit_bounds
+    from dpaudit.files.regular_files import write_output
+    from dpaudit.report.privacy_figures import draw_audit_bounds
+    from dpaudit.report.svg_figure import standalone_svg
     from dpaudit.vocabulary.errors import InvalidArgument
 
     if options["plot"].suffix != ".svg":
@@ -154,5 +177,197 @@ def _plot(report: AuditReport, claimed: float | None, options: dict[str, Any]) -
     if not report.bounds:
         raise InvalidArgument("plot", "no lower bound", "for an audit with canaries")
     delta = report.bounds[0].delta
-    drawn = audit_bounds(report.bounds, claimed, delta, label="lower bounds on epsilon")
-    write_output(options["plot"], alone(drawn).encode(), PRIVATE, "plot")
+    drawn = draw_audit_bounds(report.bounds, claimed, delta, label="lower bounds on epsilon")
+    write_output(options["plot"], standalone_svg(drawn).encode(), PRIVATE, "plot")
+
+
+# ``dpaudit canaries``: canary files for any framework.
+
+# ruff: noqa: E501  the options are read as a table: one option a line
+
+
+CANARY_KINDS = ("mislabelled", "blank", "out-of-distribution", "crafted", "secrets", "dummy")
+
+# fmt: off
+MAKE_OPTIONS = (
+    click.option("--kind", type=Choice(CANARY_KINDS), default="mislabelled", show_default=True, help="Records, sentences with a secret, or indices of dummy parameters."),
+    click.option("--count", type=int, default=1000, show_default=True, help="Number of canaries, included and excluded."),
+    click.option("--data", default="digits", show_default=True, help="Records; canaries are made from held-out ones."),
+    click.option("--label", help="Column of the label in a table.  [default: label, else the last]"),
+    click.option("--checkpoint", type=PATH, help="Torch model that crafted canaries are optimized against."),
+    TRUST_MODEL_CODE,
+    click.option("--model", help="package.module:factory for the weights in --checkpoint."),
+    click.option("--template", help="Sentence with {secret} and, optionally, {user}."),
+    click.option("--references", type=int, default=1000, show_default=True, help="Number of further sentences, never trained on, to rank secrets among."),
+    click.option("--text", type=PATH, help="Training text that secrets are mixed into, one record per line."),
+    click.option("--training-file", type=PATH, help="Write all training records with the included canaries to this file."),
+    click.option("-o", "--output", type=OutputPath(), default=Path("canaries.npz"), show_default=True, help="File of the trainer; the auditor's file is NAME.secret.npz beside it."),
+)
+# fmt: on
+
+
+@click.group("canaries", cls=Group)
+def canaries_group() -> None:
+    """Make canary files for training in any framework."""
+
+
+@canaries_group.command()
+@with_options(MAKE_OPTIONS)
+def make(**options: Any) -> None:
+    """Make canaries, each included with probability 1/2.
+
+    The trainer's file holds the included canaries alone. Keep the auditor's file secret
+    from the trainer. dpaudit audit evaluates them.
+
+    \b
+    dpaudit canaries make --kind mislabelled --data mnist.npz \\
+                          --training-file train.npz
+    dpaudit audit --canaries canaries.npz --scores scores.csv --claim-epsilon 3
+    """
+    planted = _MAKERS.get(options["kind"], _inputs)(options)
+    print_text(
+        f"wrote {printable_path(options['output'])}: {int(planted.included.sum())} of {len(planted.ids)} "
+        f"{planted.kind} canaries are included; all of them with their bits: {printable_path(_secret(options['output']))}"
+    )
+
+
+def _secret(path: Path) -> Path:
+    from dpaudit.workflow.audit.external_scores import auditor_path_beside
+
+    return auditor_path_beside(path)
+
+
+def _inputs(options: dict[str, Any]) -> Any:
+    from dpaudit.vocabulary.settings import DataSettings
+    from dpaudit.workflow.audit.make_canaries import INPUT_CANARY_MAKERS, make_input_canaries
+
+    data = DataSettings(source=options["data"], label=options["label"])
+    if options["kind"] == "crafted":
+        from dpaudit.workflow.audit.make_canaries import crafted_canary_maker
+
+        make = crafted_canary_maker(
+            require_option("checkpoint", options["checkpoint"]),
+            options["model"],
+            trust_model_code=options["trust_model_code"],
+        )
+    else:
+        make = INPUT_CANARY_MAKERS[options["kind"]]
+    return make_input_canaries(
+        options["kind"],
+        options["count"],
+        data,
+        options["output"],
+        training_file=options["training_file"],
+        make=make,
+    )
+
+
+def _secrets(options: dict[str, Any]) -> Any:
+    from dpaudit.attacks.canaries import TEMPLATE
+    from dpaudit.workflow.audit.make_canaries import make_secret_canaries
+
+    return make_secret_canaries(
+        options["count"],
+        options["output"],
+        references=options["references"],
+        template=options["template"] or TEMPLATE,
+        text=options["text"],
+        training_file=options["training_file"],
+    )
+
+
+def _dummies(options: dict[str, Any]) -> Any:
+    from dpaudit.workflow.audit.make_canaries import make_dummy_canaries
+
+    return make_dummy_canaries(options["count"], options["output"])
+
+
+_MAKERS = {"secrets": _secrets, "dummy": _dummies}
+
+
+# ``dpaudit conformance``: test a trainer against its claimed mechanism.
+
+
+@click.command("conformance", cls=Command)
+@click.argument("trainer", metavar="RUN|pkg.mod:make_trainer")
+@click.option(
+    "--claim",
+    type=click.Path(path_type=Path),
+    help="TOML file with the claimed parameters of each step.  [default: the settings of RUN]",
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    help="Records for make_trainer: an .npz file with the arrays x and y.",
+)
+@click.option(
+    "--probes",
+    type=click.Path(path_type=Path),
+    help="Records to replay instead of the usual probes, for example with gradients above the "
+    "clip norm: an .npz file with the arrays x and y.",
+)
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="Run that make_trainer wrote: its ledger is tested against the claim, too, and the "
+    "result is written into it, for dpaudit gate.",
+)
+@format_option("text", "json")
+@OUTPUT
+@click.pass_context
+def conformance_command(
+    ctx: click.Context,
+    trainer: str,
+    claim: Path | None,
+    records: Path | None,
+    probes: Path | None,
+    run: Path | None,
+    format_: str,
+    output: Path | None,
+) -> None:
+    """Test the steps of a trainer against its claim.
+
+    Replays steps, and tests noise and sampling statistically. Exit code: 0 no deviation was
+    detected, 1 the trainer deviates from its claim, 3 inconclusive.
+
+    \b
+    dpaudit conformance runs/mnist
+    dpaudit conformance my_package.training:make_trainer --claim claim.toml \\
+                        --records records.npz
+    """
+    from dpaudit.report import text
+
+    result = _checked(trainer, claim, records, probes, run)
+    write_result(
+        text.as_json(result) if format_ == "json" else text.conformance_text(result),
+        output,
+        mode=PRIVATE,
+        outcomes=format_ == "text",
+    )
+    ctx.exit(result.exit_code)
+
+
+def _checked(
+    trainer: str,
+    claim: Path | None,
+    records: Path | None,
+    probes: Path | None,
+    run: Path | None,
+) -> ConformanceResult:
+    from dpaudit.runs.directory import open_run
+    from dpaudit.workflow.audit.conformance_check import (
+        check_run_conformance,
+        check_trainer_factory,
+        read_step_claim,
+    )
+
+    asked: StepClaim | None = None if claim is None else read_step_claim(claim)
+    if ":" in trainer and not Path(trainer).exists():
+        made = None if run is None else open_run(run)
+        stated = require_option("claim", asked)
+        with progress_bars() as progress:
+            return check_trainer_factory(trainer, stated, records, made, probes, progress)
+    if run is not None:
+        raise click.UsageError("--run goes with make_trainer: a RUN has its own trainer")
+    with progress_bars() as progress:
+        return check_run_conformance(open_run(Path(trainer)), asked, probes, progress)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from dpaudit.cli.printing import say
-from dpaudit.files.writing import PUBLIC, write_output
+from dpaudit.cli.commands import Choice
+from dpaudit.cli.printing import print_text
+from dpaudit.files.regular_files import DOCUMENT_LIMIT, MIB, PUBLIC, write_output
 from dpaudit.vocabulary.errors import InvalidArgument
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 T = TypeVar("T")
+
+STANDARD_STREAM = "-"
+"""Standard input or standard output, in place of a file."""
 
 RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 
@@ -24,33 +30,115 @@ OUTPUT = click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Write to this file instead of standard output.",
+    help="Write to this file; - is standard output, the default.",
 )
 
 
 TRUST_MODEL_CODE = click.option(
     "--trust-model-code",
     is_flag=True,
-    help="Run a --checkpoint that is a program (TorchScript, torch.export); it gets limits.",
+    help="Run a --checkpoint that is a program (TorchScript, torch.export), with resource limits.",
 )
 
 
-def format_option(*formats: str) -> Callable[[Command], Command]:
+class InputPath(click.Path):
+    """A file to read; ``-`` is standard input, copied to a private temporary file first.
+
+    Args:
+        suffix: Suffix of the temporary file, which determines the format.
+        limit: Largest size of standard input in bytes.
+    """
+
+    def __init__(self, suffix: str, limit: int = DOCUMENT_LIMIT) -> None:
+        super().__init__(path_type=Path)
+        self.suffix, self.limit = suffix, limit
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of the file.
+
+        Args:
+            value: Text of the command line or of a variable.
+            param: The option or argument.
+            ctx: The context of the command; the temporary file is removed when it closes.
+
+        Returns:
+            A ``Path``.
+
+        Raises:
+            BadParameter: If standard input is closed, too long, or read by another option.
+        """
+        if str(value) != STANDARD_STREAM or ctx is None or ctx.resilient_parsing:
+            return super().convert(value, param, ctx)
+        reader = ctx.meta.setdefault("dpaudit.standard_input", param)
+        if reader is not param or sys.stdin is None:
+            self.fail("standard input can be read once, and is not closed", param, ctx)
+        folder = tempfile.TemporaryDirectory(prefix="dpaudit-")  # for its owner alone
+        ctx.call_on_close(folder.cleanup)
+        path = Path(folder.name) / f"standard-input{self.suffix}"
+        rest = self.limit
+        with path.open("xb") as file:
+            while part := sys.stdin.buffer.read(min(MIB, rest + 1)):
+                rest -= len(part)
+                if rest < 0:
+                    self.fail(f"standard input has more than {self.limit} bytes", param, ctx)
+                file.write(part)
+        return path
+
+
+class OutputPath(click.Path):
+    """A file to write; ``-`` is refused, as the command prints other text there."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of the file.
+
+        Args:
+            value: Text of the command line or of a variable, or the default.
+            param: The option.
+            ctx: The context of the command.
+
+        Returns:
+            A ``Path``.
+
+        Raises:
+            BadParameter: If ``value`` is ``-``.
+        """
+        if str(value) == STANDARD_STREAM:
+            self.fail("name a file: this command writes no file to standard output", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def format_option(*formats: str) -> Callable[[Function], Function]:
     """Return the option ``--format``, text by default."""
     return click.option(
         "--format",
         "format_",
-        type=click.Choice(formats),
+        type=Choice(formats),
         default=formats[0],
         show_default=True,
-        help="How to print the result.",
+        help="Format of the result.",
     )
 
 
-def emit(text: str, output: Path | None, *, mode: int = PUBLIC) -> None:
-    """Print ``text``, or write it to ``output``; ``mode`` is PRIVATE for what secrets are in."""
-    if output is None:
-        say(text)
+def write_result(
+    text: str, output: Path | None, *, mode: int = PUBLIC, outcomes: bool = False
+) -> None:
+    """Print a result on standard output, or write it to a file.
+
+    Args:
+        text: The result, without a newline at its end.
+        output: The file; None or ``-`` for standard output.
+        mode: Permissions of a new file: PRIVATE for results that contain secrets.
+        outcomes: Whether PASS, FAIL and INCONCLUSIVE are coloured on a terminal.
+
+    Raises:
+        InvalidArgument: If ``output`` is a file that the command reads, or one of a run.
+        InputOutputError: If the disk is full or fails.
+    """
+    if output is None or str(output) == STANDARD_STREAM:
+        print_text(text, outcomes=outcomes)
         return
     _require_no_loss(output)
     write_output(output, f"{text}\n".encode(errors="backslashreplace"), mode)
@@ -69,7 +157,7 @@ def _require_no_loss(output: Path) -> None:
     if place.name in POLICY_FILES and os.path.exists(place):
         raise InvalidArgument("output", str(output), "another file than a policy")
     run = RunDirectory(place.parent)
-    if os.path.exists(run.ledger) and place in run.own_files:
+    if os.path.exists(run.ledger) and place in run.all_files:
         raise InvalidArgument("output", str(output), "another file than a run's own")
 
 
@@ -78,11 +166,11 @@ def _is_same(path: Path, output: Path) -> bool:
 
 
 def with_options(
-    options: Sequence[Callable[[Command], Command]],
-) -> Callable[[Command], Command]:
+    options: Sequence[Callable[[Function], Function]],
+) -> Callable[[Function], Function]:
     """Return one decorator for many options, in the order in which help shows them."""
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: Function) -> Function:
         for option in reversed(options):
             command = option(command)
         return command
@@ -101,8 +189,8 @@ def was_given(ctx: click.Context, parameter: str) -> bool:
     return source is not None and source.name in {"COMMANDLINE", "ENVIRONMENT"}
 
 
-def required(parameter: str, value: T | None) -> T:
-    """Return ``value``, or say which option is missing."""
+def require_option(parameter: str, value: T | None) -> T:
+    """Return ``value``; raise a usage error that names the option if it is None."""
     if value is None:
         raise click.UsageError(f"missing option {option_name(parameter)}")
     return value

@@ -12,7 +12,18 @@ import pytest
 from calling import Call, Called
 from without_extras import skip_if_asked_for
 
-from dpaudit.cli.main import _run
+from dpaudit.cli.entry_point import _run
+
+
+@pytest.fixture(autouse=True)
+def _forget_modules_of_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Drop modules that a test imported from its folder: the next test's have the same names."""
+    before = set(sys.modules)
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]
 
 
 @pytest.fixture

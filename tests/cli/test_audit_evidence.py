@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from calling import Call
 
-from dpaudit.cli.main import _run
+from dpaudit.cli.entry_point import _run
 
 POLICY = """
 [claim]
@@ -143,7 +143,7 @@ def test_a_bound_that_is_gone_leaves_the_audit_incomplete(
         (with_bound("gradient canaries", detectable_epsilon=0.01), "detectable_epsilon"),
         (with_bound("gradient canaries", greatest_epsilon=99.0), "greatest_epsilon"),
         (with_bound("input canaries", greatest_epsilon=9.0), "greatest_epsilon"),
-        (with_bound("input canaries", name="another"), "no audit of this run makes"),
+        (with_bound("input canaries", name="another"), "no audit of this run has"),
         (other_factor("ranks", None), "noise_factor"),
         (other_factor("claimed curve", 0.7), "noise_factor"),
         (with_estimator("rates by", hits=1), "epsilon_lower"),
@@ -244,7 +244,7 @@ def test_no_other_file_of_a_run_names_a_key_twice(
     policy.write_text(POLICY)
     assert call("gate", audited, "--policy", policy).code == 0
     kept = (audited / name).read_text()
-    (audited / name).write_text(kept.replace("{", '{"schema_version": "1.0",', 1))
+    (audited / name).write_text(kept.replace("{", '{"schema_version": "2.0",', 1))
     try:
         result = call("report", audited)
         assert result.code == 4
@@ -265,7 +265,7 @@ def test_a_rate_without_its_counts_is_no_evidence(gate: Callable[..., Any], lost
 
     result = gate(edit)
     assert result.code == 3
-    assert "lack the counts that they follow from" in result.out
+    assert "lack the counts that they are computed from" in result.out
 
 
 @pytest.mark.parametrize("kept", [[], ["another attack"]])

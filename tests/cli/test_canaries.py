@@ -99,7 +99,7 @@ def test_coins_of_a_seed_certify_nothing(call: Call, tmp_path: Path) -> None:
     assert call("train", *asked, "--out", run).code == 0
     result = call("audit", run)
     assert "certified" not in result.out
-    assert "which are no secret" in result.out
+    assert "which are not secret" in result.out
 
 
 def test_scores_of_every_canary_make_a_certified_bound(
@@ -138,7 +138,7 @@ def test_scores_alone_are_conditional_on_a_random_split(call: Call, tmp_path: Pa
         (lambda f: f.assign(score=0.0), "one value for all"),
         (lambda f: f.assign(score=np.nan), "finite"),
         (lambda f: f.assign(score="high"), "numbers"),
-        (lambda f: f.assign(member=0), "coins"),
+        (lambda f: f.assign(member=0), "bits"),
         (lambda f: f.drop(columns="id"), "id and score"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_model_is_audited_and_canaries_are_crafted_against_it(
     sure = ("--confidence", 1 - 1e-9)
     result = call("audit", "--canaries", "c.npz", *model, "--claim-epsilon", 1, *sure)
     assert result.code == 0  # the model was never trained on the canaries
-    assert "epsilon is at least 0 " in result.out
+    assert "lower bound on epsilon 0 " in result.out
 
 
 @pytest.mark.parametrize(
@@ -243,4 +243,4 @@ def test_a_score_file_without_a_row_says_so(call: Call, tmp_path: Path) -> None:
     for command in (("gate", "--claim-epsilon", "4"), ("attack",), ("audit",)):
         result = call(*command, "--scores", path)
         assert result.code == 2
-        assert "a row for each record" in result.err
+        assert "one row per record" in result.err

@@ -24,7 +24,7 @@ def test_the_json_of_one_accountant_has_the_promised_fields(call: Call, accounta
     answer = json.loads(result.out)
     assert result.code == 0
     check_schema("epsilon", answer)
-    assert answer["schema_version"] == "1.0"
+    assert answer["schema_version"] == "2.0"
     assert answer["accountant"] == accountant
     assert answer["adjacency"] == "add-or-remove-one"
     assert answer["delta"] == 1e-5

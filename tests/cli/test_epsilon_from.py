@@ -45,7 +45,7 @@ def test_an_opacus_history_comes_with_what_it_does_not_say(call: Call, history: 
     result = call("epsilon", "--from", "opacus", history, *arguments)
     assert result.code == 0
     assert result.err.count("\n") == 1
-    assert "does not say how batches were drawn" in result.err
+    assert "does not record how batches were drawn" in result.err
     assert json.loads(result.out)["sampling"] == "poisson"
 
 

@@ -146,10 +146,11 @@ def test_without_its_library_it_says_which_extra_to_install(
     code = (
         f"import sys; sys.modules[{library!r}] = None\n"
         f"sys.argv = ['dpaudit', 'export', {tool!r}, {str(trained)!r}, *{options!r}]\n"
-        "from dpaudit.cli.main import main; main()"
+        "from dpaudit.cli.entry_point import main; main()"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    assert result.stderr == f"dpaudit: {library} is not installed: pip install 'dpaudit[{tool}]'\n"
+    expected = f"dpaudit: error DPA601: {library} is not installed: pip install 'dpaudit[{tool}]'\n"
+    assert result.stderr == expected

@@ -14,13 +14,13 @@ from calling import Call
 from ledgers import finished_run, header, step_release, unfinished_run, write_model
 from places import ROOT
 
-from dpaudit.accountants.answers import claim_of
+from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.files import read_json, sha256, write_json
+from dpaudit.runs.file_io import read_json, sha256, write_json
 from dpaudit.runs.ledger_file import LedgerWriter
-from dpaudit.runs.ledger_lines import line_of
+from dpaudit.runs.ledger_format import encode_line
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.ledger import Randomness, Resumed
+from dpaudit.vocabulary.ledger import Randomness, ResumeEntry
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -105,10 +105,10 @@ def test_the_torn_seal_of_an_older_version_is_completed(call: Call, tmp_path: Pa
     run.model.write_bytes(b"weights")
     seal = b'{"entry":{"files":{"model.safetensors":"'
     whole = run.ledger.read_bytes()
-    with LedgerWriter.resume(run.ledger, Resumed(4, Randomness.SECURE)) as writer:
-        from dpaudit.runs.crosscheck import seal_of
+    with LedgerWriter.resume(run.ledger, ResumeEntry(4, Randomness.SECURE)) as writer:
+        from dpaudit.runs.consistency import expected_seal
 
-        line, _ = line_of(seal_of(run, run.read_ledger()), writer._end.head)
+        line, _ = encode_line(expected_seal(run, run.read_ledger()), writer._end.head)
     resumed = run.ledger.read_bytes()
     for end in (len(seal), len(seal) + 30):  # the digest is not all there
         run.ledger.write_bytes(resumed + line[:end])
@@ -135,7 +135,7 @@ def _older_model(run: RunDirectory) -> None:
 def _no_observations(run: RunDirectory) -> None:
     """As dpaudit train leaves it, which always writes them."""
     run.observations.unlink()
-    run.config.write_text("schema_version = '1.0'\n")
+    run.config.write_text("schema_version = '2.0'\n")
 
 
 def _without_its_end(run: RunDirectory) -> None:
@@ -144,12 +144,12 @@ def _without_its_end(run: RunDirectory) -> None:
 
 
 def _a_further_release(run: RunDirectory) -> None:
-    with LedgerWriter.resume(run.ledger, Resumed(4, Randomness.SECURE)) as writer:
-        writer.book(step_release(4))
+    with LedgerWriter.resume(run.ledger, ResumeEntry(4, Randomness.SECURE)) as writer:
+        writer.record_release(step_release(4))
 
 
 def _a_torn_release(run: RunDirectory) -> None:
-    line, _ = line_of(step_release(4), run.read_ledger().head)
+    line, _ = encode_line(step_release(4), run.read_ledger().head)
     run.ledger.write_bytes(run.ledger.read_bytes() + line[:-9])
 
 
@@ -170,7 +170,7 @@ def test_a_run_that_has_steps_to_take_is_to_be_resumed(
 
 def test_a_run_that_is_being_written_is_left_alone(call: Call, tmp_path: Path) -> None:
     run = unfinished_run(tmp_path / "run")
-    with LedgerWriter.resume(run.ledger, Resumed(4, Randomness.SECURE)):
+    with LedgerWriter.resume(run.ledger, ResumeEntry(4, Randomness.SECURE)):
         result = call("finish", run.path)
     assert result.code == 2
     assert "another process" in result.err
@@ -307,7 +307,7 @@ def test_finish_needs_no_torch(run: RunDirectory) -> None:
     code = (
         f"import sys; sys.argv = {arguments!r}; sys.modules['torch'] = None\n"
         "sys.modules['safetensors'] = None\n"
-        "from dpaudit.cli.main import main\nmain()\n"
+        "from dpaudit.cli.entry_point import main\nmain()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -317,18 +317,18 @@ def test_finish_needs_no_torch(run: RunDirectory) -> None:
 
 
 def test_what_was_declared_enters_the_claim(call: Call, tmp_path: Path) -> None:
-    from dpaudit.vocabulary.ledger import DeclaredChange
+    from dpaudit.vocabulary.ledger import ChangeEntry
 
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    with LedgerWriter.create(run.ledger, header(leaves_out=("tuning",))) as writer:
-        writer.book(step_release(0))
-        writer.declare(DeclaredChange("pruned", 1))
+    with LedgerWriter.create(run.ledger, header(unaccounted=("tuning",))) as writer:
+        writer.record_release(step_release(0))
+        writer.declare(ChangeEntry("pruned", 1))
         write_model(run, 1)
         writer.end({run.model.name: sha256(run.model)})
     assert call("finish", run.path, "--delta", "1e-5").code == 0
     changed = "model changed outside of the recorded steps at step 1: pruned"
-    assert claim_of(run.read_finished(), 1e-5, "pld").leaves_out == ("tuning", changed)
+    assert claim_from_ledger(run.read_finished(), 1e-5, "pld").unaccounted == ("tuning", changed)
     policy = tmp_path / "policy.toml"
     limit = '[claim]\nmax_epsilon = 100.0\ndelta = 1e-5\nmay_leave_out = ["tuning"{}]\n'
     policy.write_text(limit.format(""))

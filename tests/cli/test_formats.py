@@ -7,19 +7,20 @@ import pty
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ET
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from dpaudit.report.verdicts.github import EVIDENCE
+from dpaudit.report.verdicts.github import EVIDENCE_TITLE
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.verdict import Verdict
 from tests.cli.installed import dpaudit, script
-from tests.report.verdicts.reading import READERS, Line, Read, commands
+from tests.report.verdicts.format_readers import READERS, Line, Read, commands
 
-TIME = re.compile(r"\d\d:\d\d:\d\d UTC")  # when it was judged
+TIME = re.compile(r"\d\d:\d\d:\d\d UTC|time=\"[\d.]+\"")  # when, and how long it took
 
 # A rule of each kind: violated, holding, waived, and one that cannot be told.
 POLICY = """\
@@ -58,19 +59,19 @@ def expected(project: Path, whole: bool) -> list[Line]:
         Line("WAIVED" if rule.waived else rule.outcome.value, rule.rule, rule.outcome.value)
         for rule in verdict_of(project).rules
     ]
-    assert {line.label for line in lines} == {"VIOLATED", "HOLDS", "INCONCLUSIVE", "WAIVED"}
-    return [line for line in lines if whole or line.label != "HOLDS"]
+    assert {line.label for line in lines} == {"FAIL", "PASS", "INCONCLUSIVE", "WAIVED"}
+    return [line for line in lines if whole or line.label != "PASS"]
 
 
 def check(project: Path, read: Read) -> None:
-    assert (read.outcome, read.exit_code) == ("VIOLATED", ExitCode.VIOLATED)
+    assert (read.outcome, read.exit_code) == ("FAIL", ExitCode.FAIL)
     assert read.lines == expected(project, read.whole)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_each_format_says_what_the_verdict_says(project: Path, name: str) -> None:
     done = dpaudit(project, "gate", "run", "--format", name)
-    assert (done.code, done.err) == (ExitCode.VIOLATED, "")
+    assert (done.code, done.err) == (ExitCode.FAIL, "")
     check(project, READERS[name](done.out.removesuffix("\n")))
 
 
@@ -79,7 +80,7 @@ def test_annotations_name_the_lines_of_the_policy(project: Path) -> None:
     policy = ("--policy", "../dpaudit.toml")
     done = dpaudit(project / "models", "gate", "../run", *policy, "--format", "github")
     *found, evidence = commands(done.out.split("\n")[1:-1])
-    assert evidence.properties == {"title": EVIDENCE}
+    assert evidence.properties == {"title": EVIDENCE_TITLE}
     assert [(one.name, one.properties["file"], one.properties["line"]) for one in found] == [
         ("error", "dpaudit.toml", "2"),
         ("notice", "dpaudit.toml", "5"),
@@ -90,17 +91,27 @@ def test_annotations_name_the_lines_of_the_policy(project: Path) -> None:
 def test_a_file_gets_what_standard_output_would_have_got(project: Path) -> None:
     printed = dpaudit(project, "gate", "run", "--format", "junit")
     done = dpaudit(project, "gate", "run", "--format", "junit", "-o", "junit.xml")
-    assert (done.code, done.out, done.err) == (ExitCode.VIOLATED, "", "")
+    assert (done.code, done.out, done.err) == (ExitCode.FAIL, "", "")
     one, other = (TIME.sub("", text) for text in ((project / "junit.xml").read_text(), printed.out))
     assert one == other
+
+
+def test_times_in_junit_are_measured(project: Path) -> None:
+    """Reading and recomputing the evidence takes longer than any of the rules."""
+    root = ET.fromstring(dpaudit(project, "gate", "run", "--format", "junit").out)
+    assert root.tag == "testsuites"
+    total = float(str(root.get("time")))
+    cases = [float(str(case.get("time"))) for case in root.iter("testcase")]
+    assert total > sum(cases) > 0
+    assert len(set(cases)) > 1
 
 
 def test_the_step_summary_is_added_to_and_never_replaced(project: Path) -> None:
     summary = project / "summary.md"
     summary.write_text("# Build\n")
     done = dpaudit(project, "gate", "run", GITHUB_STEP_SUMMARY=str(summary))
-    assert done.code == ExitCode.VIOLATED
-    assert done.out.startswith("VIOLATED (1 of 2 rules of audit waived)\n")
+    assert done.code == ExitCode.FAIL
+    assert done.out.startswith("FAIL (1 of 2 rules of audit waived)\n")
     before, heading, after = summary.read_text(encoding="utf-8").partition("## dpaudit: ")
     assert before.startswith("# Build\n")
     check(project, READERS["markdown"](heading + after.removesuffix("\n")))
@@ -116,7 +127,7 @@ def test_a_summary_that_cannot_be_written_is_said_in_a_line(project: Path) -> No
 @pytest.mark.parametrize("name", ["text", "html"])
 def test_a_terminal_of_few_letters_changes_no_outcome(project: Path, name: str) -> None:
     done = dpaudit(project, "gate", "run", "--format", name, PYTHONIOENCODING="ascii")
-    assert (done.code, done.err) == (ExitCode.VIOLATED, "")
+    assert (done.code, done.err) == (ExitCode.FAIL, "")
     check(project, READERS[name](done.out.removesuffix("\n")))
 
 
@@ -132,8 +143,8 @@ def test_no_colour_even_on_a_terminal_where_none_is_wished_for(project: Path) ->
     os.close(theirs)
     shown = os.read(ours, 10_000).decode()
     os.close(ours)
-    assert done.returncode == ExitCode.VIOLATED
-    assert shown.startswith("VIOLATED (1 of 2 rules of audit waived)\r\n")
+    assert done.returncode == ExitCode.FAIL
+    assert shown.startswith("FAIL (1 of 2 rules of audit waived)\r\n")
     assert "\x1b" not in shown
 
 

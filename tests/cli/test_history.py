@@ -20,13 +20,13 @@ from places import ROOT
 
 from dpaudit.gate.policy import ClaimPolicy, Policy
 from dpaudit.runs.directory import open_run
-from dpaudit.runs.files import read_json, write_json
-from dpaudit.runs.history import FILE, read_history
+from dpaudit.runs.file_io import read_json, write_json
+from dpaudit.runs.history_database import DATABASE_NAME, read_history
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
 from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
-from dpaudit.workflow.histories import largest_lower, remember_verdict
-from dpaudit.workflow.judging import Judging, judge_run
+from dpaudit.workflow.gate.run_evaluation import GateSettings, evaluate_run
+from dpaudit.workflow.gate.verdict_history import largest_lower_bound, record_verdict
 
 Judged = Callable[..., Path]
 SCHEMA = ROOT / "dpaudit" / "vocabulary" / "schemas" / "history.json"
@@ -40,7 +40,9 @@ def runs(tmp_path: Path) -> Path:
 
 
 def judge(run: Path, most: float = 10.0) -> None:
-    judge_run(open_run(run), Judging(Policy(claim=ClaimPolicy(max_epsilon=most, delta=1e-5))))
+    evaluate_run(
+        open_run(run), GateSettings(Policy(claim=ClaimPolicy(max_epsilon=most, delta=1e-5)))
+    )
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def judged(trained: Path, runs: Path) -> Judged:
 
 @pytest.fixture(scope="session")
 def audited(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dpaudit.workflow.auditing import audit_run
+    from dpaudit.workflow.audit.run_audit import audit_run
 
     run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("audited") / "run"))
     audit_run(open_run(run), confidence=0.95)
@@ -81,8 +83,8 @@ def test_every_judged_run_is_taken_up_once_in_the_order_of_time(
     assert (result.code, result.err) == (0, "")
     rows = result.out.splitlines()[1:3]
     assert [row.split()[:4] for row in rows] == [
-        ["1970-01-03", "00:00", "earlier", "VIOLATED"],
-        ["1970-01-10", "00:00", "later", "HOLDS"],
+        ["1970-01-03", "00:00", "earlier", "FAIL"],
+        ["1970-01-10", "00:00", "later", "PASS"],
     ]
     assert call("history", runs).out == result.out
 
@@ -96,7 +98,7 @@ def test_its_json_is_valid_and_says_what_the_run_says(
     (past,) = said["runs"]
     claim, audit = json.loads((run / "claim.json").read_text()), read_json(audited, AuditReport)
     assert past["epsilon_upper"] == pytest.approx(claim["epsilon"]["upper"], rel=1e-9)
-    assert (past["delta"], past["steps"], past["outcome"]) == (1e-5, 30, "HOLDS")
+    assert (past["delta"], past["steps"], past["outcome"]) == (1e-5, 30, "PASS")
     assert past["ledger_head"] == claim["ledger_head"] == audit.ledger_head
     assert past["epsilon_lower"] == max(bound.epsilon_lower for bound in audit.bounds)
     rates = [rate for result in audit.membership for rate in result.tpr_at_fpr]
@@ -132,7 +134,7 @@ def test_only_a_lower_bound_that_holds_at_the_claims_delta_counts(
     audit = read_json(audited, AuditReport)
     bound = msgspec.structs.replace(audit.bounds[0], kind=kind, delta=delta, epsilon_lower=7.0)
     holds = kind is BoundKind.CONDITIONAL and delta > 9e-6  # last digits aside
-    assert largest_lower((bound,), 1e-5) == (7.0 if holds else None)
+    assert largest_lower_bound((bound,), 1e-5) == (7.0 if holds else None)
 
 
 def test_an_audit_that_was_altered_is_not_remembered(
@@ -178,7 +180,7 @@ def test_an_altered_run_is_named_and_left_out_and_the_others_are_shown(
             (bad / "audit.json").write_text("not JSON")
     result = call("history", runs)
     assert result.code == 4
-    assert result.err.startswith("bad is not taken up: ")
+    assert result.err.startswith("bad was not imported: ")
     assert result.err.count("\n") == 1
     assert [past.run for past in read_history(runs)] == ["good"]
     assert "good" in result.out
@@ -196,15 +198,15 @@ def test_a_place_that_is_no_folder_of_runs_exits_2(
 ) -> None:
     assert call("history", tmp_path / "nowhere").code == 2
     assert call("history", trained).code == 2
-    assert not (trained / FILE).exists()
+    assert not (trained / DATABASE_NAME).exists()
 
 
 def test_a_broken_history_exits_4(call: Call, runs: Path, judged: Judged) -> None:
     judged("one")
-    (runs / FILE).write_bytes(b"nothing that was ever written here" * 50)
+    (runs / DATABASE_NAME).write_bytes(b"nothing that was ever written here" * 50)
     result = call("history", runs)
     assert result.code == 4
-    assert FILE in result.err
+    assert DATABASE_NAME in result.err
 
 
 @pytest.mark.parametrize("name", ["course.svg", "course.png"])
@@ -221,7 +223,7 @@ def test_a_picture_of_no_known_kind_is_refused_before_anything_is_written(
 ) -> None:
     judged("one")
     assert call("history", runs, "--plot", tmp_path / "course.pdf").code == 2
-    assert not (runs / FILE).exists()
+    assert not (runs / DATABASE_NAME).exists()
 
 
 def test_what_the_gate_remembers_is_not_taken_up_again(
@@ -229,24 +231,24 @@ def test_what_the_gate_remembers_is_not_taken_up_again(
 ) -> None:
     run = open_run(judged("one"))
     verdict = read_json(run.verdict, Verdict)
-    past = remember_verdict(runs, run, verdict)
+    past = record_verdict(runs, run, verdict)
     assert past.outcome is verdict.outcome
     assert read_after(call, runs) == (past,)
 
 
 def test_a_verdict_on_another_ledger_is_not_remembered(runs: Path, judged: Judged) -> None:
     run = open_run(judged("one"))
-    other = Verdict((RuleOutcome("claim.max_epsilon", Outcome.HOLDS, "small"),), "00" * 32)
+    other = Verdict((RuleOutcome("claim.max_epsilon", Outcome.PASS, "small"),), "00" * 32)
     with pytest.raises(IntegrityError, match="another ledger"):
-        remember_verdict(runs, run, other)
-    assert not (runs / FILE).exists()
+        record_verdict(runs, run, other)
+    assert not (runs / DATABASE_NAME).exists()
 
 
 def test_it_imports_neither_torch_nor_pandas(runs: Path, judged: Judged) -> None:
     judged("one")
     code = (
         f"import sys; sys.argv = ['dpaudit', 'history', {str(runs)!r}]\n"
-        "from dpaudit.cli.main import main\n"
+        "from dpaudit.cli.entry_point import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n"
         "    heavy = ('torch', 'pandas', 'matplotlib')\n"
         "    print('LOADED', end.code, [m for m in heavy if m in sys.modules])"

@@ -107,7 +107,7 @@ def test_recorded_canaries_are_evidence_for_the_run(call: Call) -> None:
     assert set(report["files"]) == {"canaries", "scores"}
     assert report["ledger_head"]
     code, rules = judged(call)
-    assert (code, rules["audit.lower_bound"]["outcome"]) == (0, "HOLDS")
+    assert (code, rules["audit.lower_bound"]["outcome"]) == (0, "PASS")
 
 
 def test_the_runs_own_model_scores_them(call: Call) -> None:
@@ -122,7 +122,7 @@ def test_the_runs_own_model_scores_them(call: Call) -> None:
     content = Path("copy.safetensors").read_bytes()
     Path("copy.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     result = call(*told, "--checkpoint", "copy.safetensors")
-    assert (result.code, "ledger holds the digest" in result.err) == (2, True)
+    assert (result.code, "digest is in the run" in result.err) == (2, True)
 
 
 def test_canaries_that_nobody_recorded_pass_nothing_and_contradict(call: Call) -> None:
@@ -143,7 +143,7 @@ def test_a_leak_of_recorded_canaries_contradicts_the_claim(call: Call) -> None:
     scores = write_scores(leak=50.0)
     assert call("audit", "run", "--canaries", "canaries.npz", "--scores", scores).code == 0
     code, rules = judged(call)
-    assert (code, rules["audit.lower_bound"]["outcome"]) == (1, "VIOLATED")
+    assert (code, rules["audit.lower_bound"]["outcome"]) == (1, "FAIL")
 
 
 def test_other_canaries_than_the_recorded_ones_are_refused(call: Call) -> None:
@@ -201,13 +201,13 @@ def test_canaries_that_are_not_among_the_records_are_refused() -> None:
         with pytest.raises(InvalidArgument, match="canar"):
             train(data, canary_file="canaries.npz")
         shutil.rmtree("run")
-    with pytest.raises(InvalidArgument, match="looked for among them"):
+    with pytest.raises(InvalidArgument, match="canaries must be among them"):
         train(list(zip(x, y, strict=True)), canary_file="canaries.npz")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_records_of_another_precision_or_in_a_dict_hold_them(dtype: torch.dtype) -> None:
-    from dpaudit.trainer.canary_file import CanaryFile
+    from dpaudit.trainer.canaries.canary_file import CanaryFile
 
     x, y = columns()
     planted_file = CanaryFile.read(Path("canaries.npz"))
@@ -265,7 +265,7 @@ def write_attack(members: int, nonmembers: int) -> Path:
     return Path("attack.csv")
 
 
-@pytest.mark.parametrize(("size", "outcome"), [(3000, "HOLDS"), (40, "INCONCLUSIVE")])
+@pytest.mark.parametrize(("size", "outcome"), [(3000, "PASS"), (40, "INCONCLUSIVE")])
 def test_scores_of_an_attack_are_bound_to_the_run(call: Call, size: int, outcome: str) -> None:
     train()
     assert call("attack", "run", "--scores", write_attack(size, size)).code == 0
@@ -300,29 +300,29 @@ def test_a_run_of_your_own_loop_satisfies_every_key_of_the_audit(call: Call) -> 
     assert call("attack", run, "--scores", write_attack(4000, 4000)).code == 0
     conforming(run)
     code, rules = judged(call, EVERY_KEY)
-    assert {name: rule["outcome"] for name, rule in rules.items()} == dict.fromkeys(rules, "HOLDS")
+    assert {name: rule["outcome"] for name, rule in rules.items()} == dict.fromkeys(rules, "PASS")
     assert code == 0
 
 
 def conforming(run: Path) -> None:
     """Write the result of a test of the run's trainer, as ``dpaudit conformance --run`` does."""
     from dpaudit.runs.directory import open_run
-    from dpaudit.runs.files import write_json
-    from dpaudit.vocabulary.conformance import ConformanceResult, Finding, StepClaim
+    from dpaudit.runs.file_io import write_json
+    from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
     from dpaudit.vocabulary.verdict import Outcome
 
     directory = open_run(run)
     claim = StepClaim(
         noise_multiplier=2.0, clip_norm=1.0, sampling_rate=0.05, steps=8, update_scale=-1 / 600
     )
-    finding = Finding(
-        check="replay", name="huge", outcome=Outcome.HOLDS, tested="t", why="w", power="p"
+    finding = ConformanceFinding(
+        check="replay", name="huge", outcome=Outcome.PASS, tested="t", why="w", power="p"
     )
     result = ConformanceResult(
         claim=claim,
         findings=(finding,),
         level=1e-4,
-        verdict=Outcome.HOLDS,
+        verdict=Outcome.PASS,
         ledger_head=directory.read_finished().head,
     )
     write_json(directory.conformance, result)

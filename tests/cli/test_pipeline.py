@@ -68,11 +68,11 @@ def test_the_pipeline_ends_with_holds_and_exit_code_0(
     assert call("audit", run_copy, "--confidence", "0.999").code == 0
     check_schema("audit", run_copy / "audit.json")
     result = call("gate", run_copy, "--policy", policy(more="[audit]\n"))
-    assert (result.code, result.out.split()[0]) == (0, "HOLDS")
+    assert (result.code, result.out.split()[0]) == (0, "PASS")
     check_schema("verdict", run_copy / "verdict.json")
     assert call("report", run_copy).code == 0
     page = (run_copy / "report.html").read_text()
-    assert "HOLDS" in page
+    assert "PASS" in page
     assert "<script" not in page
 
 
@@ -81,7 +81,7 @@ def test_a_violated_policy_exits_1_and_says_why(
 ) -> None:
     result = call("gate", run_copy, "--policy", policy(most=0.01))
     assert result.code == 1
-    assert result.out.startswith("VIOLATED")
+    assert result.out.startswith("FAIL")
     assert "the policy allows 0.01" in result.out
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from dpaudit.cli.printing import escaped, named
+from dpaudit.cli.printing import escaped, printable_path
 from dpaudit.vocabulary.errors import ExitCode
 from tests.cli.installed import run, script
 
@@ -38,7 +38,7 @@ def test_nothing_prints_elsewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_printed_on_one_line_and_json_stays_json(name: str) -> None:
-    shown = named(name)
+    shown = printable_path(name)
     assert not RAW & set(shown)
     assert "\n" not in shown
     text = json.dumps({"name": name}, ensure_ascii=False)
@@ -105,7 +105,7 @@ def test_a_violated_policy_stays_one_where_the_pipe_closes_late(project: Path) -
     )
     assert done.code == 0  # of cat
     (project / "dpaudit.toml").write_text("[claim]\nmax_epsilon = 0.01\ndelta = 1e-5\n")
-    assert run([script(), "gate", "run"], project).code == ExitCode.VIOLATED
+    assert run([script(), "gate", "run"], project).code == ExitCode.FAIL
 
 
 @COMMANDS
@@ -123,8 +123,8 @@ def test_a_full_device_is_5_and_one_line(project: Path, command: tuple[str, ...]
 def test_a_closed_stream_is_no_file_of_the_run(project: Path, closed: str) -> None:
     command = f"exec {closed}>&-; exec {script()} gate run"
     done = run(["sh", "-c", command], project)
-    assert done.code == (ExitCode.IO if closed == "1" else ExitCode.HOLDS)
-    assert run([script(), "gate", "run"], project).code == ExitCode.HOLDS
+    assert done.code == (ExitCode.IO if closed == "1" else ExitCode.PASS)
+    assert run([script(), "gate", "run"], project).code == ExitCode.PASS
 
 
 @pytest.mark.parametrize("device", ["/dev/full", "nowhere/x", "x" * 300])
@@ -136,11 +136,11 @@ def test_an_output_that_cannot_be_written_is_one_line(project: Path, device: str
 
 def test_an_interrupt_is_130(project: Path) -> None:
     code = (
-        "import sys, dpaudit.gate.judge\n"
+        "import sys, dpaudit.gate.policy_evaluation\n"
         "def stop(*_, **__): raise KeyboardInterrupt\n"
-        "dpaudit.gate.judge.judge = stop\n"
+        "dpaudit.gate.policy_evaluation.evaluate_policy = stop\n"
         "sys.argv = ['dpaudit', 'gate', 'run']\n"
-        "from dpaudit.cli.main import main; main()"
+        "from dpaudit.cli.entry_point import main; main()"
     )
     done = run([sys.executable, "-c", code], project)
     assert (done.code, done.err) == (ExitCode.INTERRUPTED, "dpaudit: interrupted\n")

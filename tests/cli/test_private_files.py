@@ -85,8 +85,8 @@ def test_every_file_of_a_checkpoint_is_private(tmp_path: Path) -> None:
     import torch
 
     from dpaudit.runs.checkpoints import Progress
-    from dpaudit.trainer.checkpoint import write_checkpoint
-    from dpaudit.trainer.observations import Observation
+    from dpaudit.trainer.canaries.run_canaries import Observation
+    from dpaudit.trainer.session.checkpoint import write_checkpoint
 
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(net.parameters())

@@ -14,21 +14,22 @@ import numpy as np
 import pytest
 from calling import Call
 
-from dpaudit.report.evidence import Refused
+from dpaudit.report.evidence import RefusedAccountant
 from dpaudit.runs.directory import RunDirectory, open_run
-from dpaudit.runs.files import read_arrays, read_json, write_json
-from dpaudit.runs.history import remember
+from dpaudit.runs.file_io import read_arrays, read_json, write_json
+from dpaudit.runs.history_database import insert_verdict
 from dpaudit.vocabulary.audit import AttackReport
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
-from dpaudit.vocabulary.history import PastRun
 from dpaudit.vocabulary.ledger import RenyiBudget
 from dpaudit.vocabulary.mechanism import Gaussian, TruncatedPoisson
-from dpaudit.workflow import reporting
-from dpaudit.workflow.canary_scores import canary_scores
-from tests.report.inert import assert_inert
-from tests.report.parsed import Page
+from dpaudit.vocabulary.settings import NoProgress
+from dpaudit.vocabulary.verdict import PastRun
+from dpaudit.workflow.report import run_evidence
+from dpaudit.workflow.report.run_evidence import canary_score_histogram
+from tests.report.active_content import assert_inert
+from tests.report.html_parser import Page
 from tests.report.samples import made_attack, make_conformance, make_history
-from tests.report.undrawn import undrawn
+from tests.report.stub_figures import undrawn
 
 
 @pytest.fixture(autouse=True)
@@ -45,16 +46,18 @@ def test_a_run_as_it_was_trained_shows_all_that_its_files_tell(run_copy: Path, c
     result = call("report", run_copy)
     assert (result.code, result.out) == (0, f"wrote {run_copy / 'report.html'}\n")
     text = text_of(run_copy / "report.html")
-    assert "if it is true, no attacker lies above it" in text
-    assert "Gradient canaries, every step." in text
-    assert "not judged yet" in text
-    assert "The trainer's steps were not tested" in text
+    assert "An interval wholly inside the hatched area contradicts the claim" in text
+    assert "Scores of the canaries: gradient canaries, every step." in text
+    assert "no policy evaluated" in text
+    assert "The trainer was not tested" in text
+    assert "(test fraction 0.2, split seed 0)" in text
+    assert "Report written20" in text
     assert_inert((run_copy / "report.html").read_text())
 
 
 def test_the_bins_count_every_canary_once_and_by_its_coin(run_copy: Path) -> None:
     run = open_run(run_copy)
-    scores = canary_scores(run, run.read_finished())
+    scores = canary_score_histogram(run, run.read_finished())
     included = read_arrays(run.secret_canaries)["gradient_included"]
     assert scores is not None
     assert sum(scores.included) == included.sum()
@@ -68,7 +71,7 @@ def test_without_canaries_nothing_is_scored(run_copy: Path, name: str) -> None:
     run = open_run(run_copy)
     ledger = run.read_finished()
     Path(getattr(run, name)).unlink()
-    assert canary_scores(run, ledger) is None
+    assert canary_score_histogram(run, ledger) is None
 
 
 def test_what_lies_in_the_run_is_shown_where_it_is_of_this_ledger(
@@ -81,8 +84,8 @@ def test_what_lies_in_the_run_is_shown_where_it_is_of_this_ledger(
     write_json(run.conformance, msgspec.structs.replace(make_conformance(), ledger_head=head))
     assert call("report", run_copy).code == 0
     text = text_of(run.report)
-    assert "Attacked beside the audit: this run" in text
-    assert "anything above 1.00002 C would be seen" in text
+    assert "Further attacks, beside those of the audit: this run" in text
+    assert "a movement above 1.00002 C is detectable" in text
     write_json(run.attack, msgspec.structs.replace(attack, ledger_head="0" * 64))
     assert call("report", run_copy).code == 0
     assert "attack.json is of another state of the ledger" in text_of(run.report)
@@ -99,14 +102,14 @@ def test_a_claim_that_is_not_its_ledgers_is_refused(run_copy: Path, call: Call) 
     write_json(path, better)
     result = call("report", run_copy)
     assert result.code == 4
-    assert "not what its ledger says" in result.err
+    assert "does not match its ledger" in result.err
 
 
 def test_past_runs_are_shown(run_copy: Path, call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
     for number, past in enumerate(make_history()):
-        remember(folder, past, evidence=str(number))
+        insert_verdict(folder, past, evidence=str(number))
     out = tmp_path / "page.html"
     assert call("report", run_copy, "--history", folder, "-o", out).code == 0
     assert "digits-2" in text_of(out)
@@ -120,14 +123,14 @@ def test_two_runs_stand_side_by_side(run_copy: Path, call: Call, tmp_path: Path)
     assert (result.code, result.out) == (0, f"wrote {out}\n")
     text = text_of(out)
     assert "A: run and B: other" in text
-    assert "Nothing that the ledgers book differs" in text
+    assert "The ledgers do not differ in anything that they record" in text
     assert_inert(out.read_text())
 
 
 def test_the_card_is_printed_or_written(run_copy: Path, call: Call, tmp_path: Path) -> None:
     printed = call("report", run_copy, "--format", "model-card")
     assert printed.code == 0
-    assert printed.out.startswith("**Privacy.** At delta 1e-05, epsilon is at most")
+    assert printed.out.startswith("**Privacy.** Upper bound on epsilon: ")
     out = tmp_path / "card.md"
     assert call("report", run_copy, "--format", "model-card", "-o", out).code == 0
     assert out.read_text() == printed.out
@@ -158,11 +161,11 @@ def test_what_cannot_be_done_is_refused(
 def test_an_accountant_that_refuses_says_why(trained: Path) -> None:
     claim = read_json(RunDirectory(trained).claim, Claim)
     cut = TruncatedPoisson(Gaussian(2.0), 0.1, 1000, 150)
-    answers = {name: reporting._answer(name, cut, claim) for name in ("naive", "rdp")}
+    answers = {name: run_evidence._answer(name, cut, claim) for name in ("naive", "rdp")}
     assert isinstance(answers["rdp"], EpsilonAnswer)
-    assert isinstance(answers["naive"], Refused)
+    assert isinstance(answers["naive"], RefusedAccountant)
     assert "largest_batch" in answers["naive"].why
-    assert reporting._curve("naive", [(1, cut)], claim).steps == ()
+    assert run_evidence._curve("naive", [(1, cut)], claim).steps == ()
 
 
 def test_of_a_schedule_chosen_on_the_way_the_claim_alone_is_told(trained: Path) -> None:
@@ -172,17 +175,17 @@ def test_of_a_schedule_chosen_on_the_way_the_claim_alone_is_told(trained: Path) 
         schedule_fixed_in_advance=False,
         budget=RenyiBudget(3.0, 1e-5, (2.0, 4.0)),
     )
-    known = reporting.gather(open_run(trained))
+    known = run_evidence.gather_evidence(open_run(trained))
     bare = msgspec.structs.replace(known, answers=(), curves=(), profile=(), tradeoff=())
     adaptive = msgspec.structs.replace(ledger, header=header)
-    assert reporting._priced(bare, adaptive) == bare
-    assert reporting._priced(bare, ledger) == known
+    assert run_evidence._priced(bare, adaptive, NoProgress()) == bare
+    assert run_evidence._priced(bare, ledger, NoProgress()) == known
 
 
 def test_a_report_does_not_import_torch(trained: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from dpaudit.cli.main import _run\n"
+        "from dpaudit.cli.entry_point import _run\n"
         f"sys.argv = ['dpaudit', 'report', {str(trained)!r}, '-o', 'x.html']\n"
         "assert _run() == 0\n"
         "sys.exit(10 if 'torch' in sys.modules else 0)\n"

@@ -25,7 +25,7 @@ sampling_rate = 0.25
 steps = 24
 update_scale = -0.008333333333333333
 """
-OWN = "tests.attacks.conformance.plain:Plain"
+OWN = "tests.attacks.conformance.reference_trainer:Plain"
 
 
 class Place(NamedTuple):
@@ -105,6 +105,8 @@ WRITTEN: dict[str, Callable[[Place], list[Any]]] = {
     "mechanism": lambda at: [at.json("epsilon", *PRICED, *DELTA)["mechanism"]],
     "noise": lambda at: [at.json("noise", *PLAN, *DELTA, "--target-epsilon", "2")],
     "policy": lambda at: [policy(at)],
+    "run-list": lambda at: [at.json("run", "list", at.folder)],
+    "run-show": lambda at: [at.json("run", "show", at.run)],
     "tradeoff": lambda at: [at.json("tradeoff", *PRICED, "--fpr", "0.1")],
     "verdict": lambda at: [at.json("gate", *claimed_scores(at))],
 }

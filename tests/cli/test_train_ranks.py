@@ -53,7 +53,7 @@ def test_two_ranks_resume_a_run_that_both_left(tmp_path: Path) -> None:
         "    honest(self, folder)\n"
         "    if self.steps == 4: raise KeyboardInterrupt\n"
         "Private.checkpoint = dies\n"
-        "from dpaudit.cli.main import main\n"
+        "from dpaudit.cli.entry_point import main\n"
         "main()\n"
     )
     (tmp_path / "dies.py").write_text(program)

@@ -18,8 +18,7 @@ from calling import Call
 from safetensors.torch import load_file
 
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.vocabulary.presets import PRESETS, TUNED
-from dpaudit.vocabulary.settings import RunConfig
+from dpaudit.vocabulary.settings import HYPERPARAMETER_TUNING, PRESETS, RunConfig
 
 QUICK = "[privacy]\nnoise_multiplier = 2.0\nsteps = 2\n"
 
@@ -203,8 +202,8 @@ def test_a_preset_sets_everything_but_the_records(
     assert config.model == msgspec.structs.replace(preset.model, model="linear")
     claim = json.loads((out / "claim.json").read_text())
     assert 2.9 < claim["epsilon"]["upper"] <= preset.target_epsilon
-    assert claim["leaves_out"] == [TUNED]
-    assert f"preset {name}" in claim["takes_as_public"]
+    assert claim["unaccounted"] == [HYPERPARAMETER_TUNING]
+    assert f"preset {name}" in claim["assumed_public"]
 
 
 def test_a_file_may_name_the_preset_and_stands_above_it(
@@ -219,7 +218,7 @@ def test_a_file_may_name_the_preset_and_stands_above_it(
     config = settings_of(out)
     assert (config.preset, config.model.model) == ("mnist-scattering", "scattering")
     assert (config.privacy.sampling_rate, config.privacy.steps) == (0.1, 1)
-    assert config.privacy.leaves_out == (TUNED, "an earlier run")
+    assert config.privacy.unaccounted == (HYPERPARAMETER_TUNING, "an earlier run")
     assert 7 < json.loads((out / "claim.json").read_text())["epsilon"]["upper"] <= 8
 
 
@@ -270,7 +269,7 @@ def test_presets_are_listed_with_their_source_and_what_their_claim_leaves_out(ca
         assert f"{name} for {preset.data}" in words
         assert f"learning rate {preset.model.learning_rate:g}" in words
         assert preset.source in words
-    assert TUNED in words
+    assert HYPERPARAMETER_TUNING in words
     assert "arXiv" in words
 
 
@@ -282,7 +281,7 @@ def test_a_claim_from_a_preset_does_not_pass_where_nothing_may_be_left_out(
     assert call("train", *plan, "--out", out).code == 0
     policy.write_text("[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n")
     assert call("gate", out, "--policy", policy).code == 1
-    policy.write_text(f"{policy.read_text()}may_leave_out = ['{TUNED}']\n")
+    policy.write_text(f"{policy.read_text()}allow_unaccounted = ['{HYPERPARAMETER_TUNING}']\n")
     assert call("gate", out, "--policy", policy).code == 0
 
 
@@ -300,7 +299,7 @@ def test_a_run_on_features_is_audited_like_any_other(
 def test_listing_presets_loads_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['dpaudit', 'train', '--list-presets']\n"
-        "try:\n    from dpaudit.cli.main import main; main()\n"
+        "try:\n    from dpaudit.cli.entry_point import main; main()\n"
         "finally:\n    print([m for m in ('torch', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

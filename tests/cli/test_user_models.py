@@ -73,7 +73,7 @@ def test_a_factory_without_arguments_is_trained(call: Call, small_data: Path, mo
     [
         ("sequential", "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
         ("raises", "FileNotFoundError: [Errno 2] no weights: 'weights.bin'"),
-        ("needs", "it takes (shape, classes, width)"),
+        ("needs", "its signature is (shape, classes, width)"),
         ("other", "(2, 5)"),
         ("flat", "(2,)"),
         ("nothing", "a factory that returns a torch.nn.Module"),

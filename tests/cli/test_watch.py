@@ -17,8 +17,8 @@ from calling import Call
 from places import ROOT
 from rich.console import Console
 
-from dpaudit.report import watch_screen
-from dpaudit.report.watch_text import Glimpse, Limit, Measured, Stage
+from dpaudit.report import live_screen
+from dpaudit.report.run_status import EpsilonLimit, MeasuredAccuracy, RunStage, RunStatus
 
 NAMES = (
     *("run", "steps", "epsilon spent", "epsilon left", "epsilon at the end"),
@@ -47,7 +47,7 @@ def test_a_finished_run_is_shown_once_with_its_claim(call: Call, trained: Path) 
     assert result.code == 0
     assert result.out.count("\n") == 1
     assert "small, finished; steps 30 of 30; " in result.out
-    assert f"epsilon at the end at most {claimed(trained):.3f}"[:-1] in result.out
+    assert f"epsilon at the end upper bound {claimed(trained):.3f}"[:-1] in result.out
     # Of a secure run, whose noise is fresh: the figure is that of this run.
     assert re.search(r"held-out accuracy \d+\.\d% after step 30", result.out)
 
@@ -140,7 +140,7 @@ def test_the_policy_of_the_working_directory_sets_the_limit(
 def test_an_unfinished_run_without_a_checkpoint_is_watched_without_torch(unfinished: Path) -> None:
     code = (
         f"import sys; sys.argv = ['dpaudit', 'watch', {str(unfinished)!r}, '--once']\n"
-        "from dpaudit.cli.main import main\n"
+        "from dpaudit.cli.entry_point import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n"
         "    print('LOADED', end.code, [m for m in ('torch', 'rich') if m in sys.modules])"
     )
@@ -150,18 +150,20 @@ def test_an_unfinished_run_without_a_checkpoint_is_watched_without_torch(unfinis
     assert result.stdout.endswith("LOADED 0 []\n"), result.stderr
 
 
-SEEN = Glimpse(
+SEEN = RunStatus(
     run="[red]mnist[/red]",
-    stage=Stage.TRAINING,
+    stage=RunStage.TRAINING,
     steps_done=50,
     steps=100,
     delta=1e-5,
     spent=1.23456,
     projected=3.5,
-    limit=Limit(3.0, "the policy's"),
-    accuracy=Measured(0.971, 40),
+    limit=EpsilonLimit(3.0, "the policy's"),
+    accuracy=MeasuredAccuracy(0.971, 40),
 )
-DONE = Glimpse(run="mnist", stage=Stage.FINISHED, steps_done=100, steps=100, delta=1e-5, spent=2.0)
+DONE = RunStatus(
+    run="mnist", stage=RunStage.FINISHED, steps_done=100, steps=100, delta=1e-5, spent=2.0
+)
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, colours: bool) -> str:
@@ -173,7 +175,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, colours: bool) -> str:
     terminal = Console(
         file=screen, force_terminal=True, color_system="standard", width=100, legacy_windows=False
     )
-    watch_screen.show(iter([SEEN, DONE]), terminal)
+    live_screen.show_live(iter([SEEN, DONE]), terminal)
     return screen.getvalue()
 
 
@@ -181,7 +183,7 @@ def test_a_terminal_shows_one_picture_over_the_last(monkeypatch: pytest.MonkeyPa
     screen = drawn(monkeypatch, colours=True)
     assert "[red]mnist[/red], training" in screen  # a name is no markup
     assert screen.count("━") > 50  # a bar each
-    assert "at most 1.235 at delta 1e-05" in screen
+    assert "upper bound 1.235 at delta 1e-05" in screen
     assert "97.1% after step 40" in screen
     first, _, last = screen.partition("mnist, finished")
     assert "\x1b[1A" in first.partition("training")[2]  # back to the top, and over it

@@ -11,7 +11,8 @@ from calling import Call
 
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.settings import PrivacySettings
-from dpaudit.workflow import judging, plans
+from dpaudit.workflow import account
+from dpaudit.workflow.gate import run_evaluation
 
 
 def test_a_bug_of_ours_exits_70_and_says_so(
@@ -20,7 +21,7 @@ def test_a_bug_of_ours_exits_70_and_says_so(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(judging, "judge", broken)
+    monkeypatch.setattr(run_evaluation, "evaluate_policy", broken)
     policy = tmp_path / "dpaudit.toml"
     policy.write_text("[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n")
     result = call("gate", trained, "--policy", policy)
@@ -35,7 +36,7 @@ def test_code_that_ends_the_process_is_no_success(
     def ends(*_: object, **__: object) -> None:
         sys.exit(asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(judging, "judge", ends)
+    monkeypatch.setattr(run_evaluation, "evaluate_policy", ends)
     policy = tmp_path / "dpaudit.toml"
     policy.write_text("[claim]\nmax_epsilon = 3.0\ndelta = 1e-5\n")
     result = call("gate", trained, "--policy", policy)
@@ -55,12 +56,12 @@ def test_the_budget_on_the_progress_bar_rises_and_ends_at_the_claim() -> None:
     privacy = PrivacySettings(
         sampling_rate=0.1, noise_multiplier=2.0, clip_norm=1.0, steps=50, delta=1e-5
     )
-    spent = plans.spent_so_far(privacy)
+    spent = account.epsilon_progress(privacy)
     shown = [spent(done) for done in range(1, 51)]
     assert shown == sorted(shown)
     for done in (1, 13, 50):
-        assert spent(done) >= plans.upper_epsilon(privacy, done)
-    assert spent(50) == plans.upper_epsilon(privacy)
+        assert spent(done) >= account.planned_epsilon(privacy, done)
+    assert spent(50) == account.planned_epsilon(privacy)
 
 
 def test_help_names_every_command(call: Call) -> None:
@@ -76,3 +77,11 @@ def test_a_command_that_does_not_exist_exits_2_in_one_line(call: Call) -> None:
     assert result.code == 2
     assert result.err.count("\n") == 1
     assert "certify" in result.err
+
+
+@pytest.mark.parametrize("arguments", [(), ("run",)])
+def test_a_group_without_a_command_prints_its_help(call: Call, arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
+    assert result.code == ExitCode.USAGE
+    assert result.err.startswith("Usage: dpaudit")
+    assert len(result.err.splitlines()) > 5

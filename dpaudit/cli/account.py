@@ -1,0 +1,368 @@
+"""``dpaudit epsilon``, ``delta``, ``noise`` and ``tradeoff``: accounting of runs and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dpaudit.cli.commands import Choice, Command
+from dpaudit.cli.options import (
+    OUTPUT,
+    InputPath,
+    format_option,
+    option_name,
+    require_option,
+    was_given,
+    with_options,
+    write_result,
+)
+from dpaudit.cli.printing import print_message
+from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.privacy_terms import ACCOUNTANTS, SAMPLING_ACCOUNTANTS, Adjacency
+
+if TYPE_CHECKING:
+    from dpaudit.workflow.account import PricingRequest
+
+
+# Options that name the mechanism: a run, another library's file, or a plan.
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PLAN_OPTIONS = (
+    "sampling_rate",
+    "noise_multiplier",
+    "steps",
+    "dataset_size",
+    "batch_size",
+    "epochs",
+    "sampling",
+    "adjacency",
+)
+"""The options that a run has values for."""
+
+FILE_OPTIONS = tuple(name for name in PLAN_OPTIONS if name != "adjacency")
+"""The options that another library's file has values for."""
+
+NOISE_OPTION = click.option(
+    "--noise-multiplier",
+    type=float,
+    help="Standard deviation of the noise divided by the clip norm.",
+)
+
+PLANNED_SAMPLING = (Sampling.POISSON, Sampling.FULL_BATCH, Sampling.SHUFFLED)
+SCHEDULE_OPTIONS = (
+    click.option("--sampling-rate", type=float, help="Probability that a record is in a batch."),
+    click.option("--steps", type=int, help="Number of noisy steps."),
+    click.option("--dataset-size", type=int, help="Number of records N, assumed to be public."),
+    click.option("--batch-size", type=int, help="Batch size B: the sampling rate is B/N."),
+    click.option(
+        "--epochs", type=float, help="Number of epochs E: the number of steps is ceil(E N/B)."
+    ),
+    click.option(
+        "--sampling",
+        type=Choice([sampling.value for sampling in PLANNED_SAMPLING]),
+        default=Sampling.POISSON.value,
+        show_default=True,
+        help="How batches are drawn; shuffled batches get no amplification.",
+    ),
+    click.option(
+        "--adjacency",
+        type=Choice([adjacency.value for adjacency in Adjacency]),
+        default=Adjacency.ADD_OR_REMOVE_ONE.value,
+        show_default=True,
+        help="Which data sets are neighbours.",
+    ),
+)
+
+SOURCE_OPTIONS = (
+    click.argument("run", metavar="[RUN|FILE]", required=False, type=InputPath(".json")),
+    click.option(
+        "--from",
+        "source",
+        type=Choice(["opacus", "dp-event"]),
+        help="Format of FILE: JSON of an Opacus history or of a dp_accounting event. FILE may be "
+        "-, standard input.",
+    ),
+    click.option(
+        "--noise-set-for",
+        type=Choice([Adjacency.ADD_OR_REMOVE_ONE.value, Adjacency.REPLACE_ONE.value]),
+        default=Adjacency.ADD_OR_REMOVE_ONE.value,
+        show_default=True,
+        help="Neighbours whose sensitivity the noise multipliers of a dp-event refer to.",
+    ),
+)
+
+
+def pricing_options(command: Function) -> Function:
+    """Add the options that name the mechanism: a run, a file, or a plan with its noise."""
+    return with_options([*SOURCE_OPTIONS, NOISE_OPTION, *SCHEDULE_OPTIONS])(command)
+
+
+def schedule_options(command: Function) -> Function:
+    """Add the options of a plan without a noise multiplier."""
+    return with_options(SCHEDULE_OPTIONS)(command)
+
+
+def pricing_request(ctx: click.Context, *, delta: float | None) -> PricingRequest:
+    """Return the request that the options describe; ``delta`` None: the run's own."""
+    from dpaudit.workflow import account
+
+    given: dict[str, Any] = ctx.params
+    run, source = given["run"], given["source"]
+    if was_given(ctx, "noise_set_for") and source != "dp-event":
+        raise click.UsageError("--noise-set-for is for --from dp-event")
+    if source is not None:
+        _refuse_given(ctx, "FILE", FILE_OPTIONS)
+        if run is None:
+            raise click.UsageError(f"--from {source} needs a FILE")
+        return account.request_for_file(
+            account.ExternalFormat(source),
+            run,
+            adjacency=Adjacency(given["adjacency"]),
+            noise_set_for=Adjacency(given["noise_set_for"]),
+            delta=require_option("delta", delta),
+        )
+    if run is not None:
+        _refuse_given(ctx, "RUN", PLAN_OPTIONS)
+        return account.request_for_run(run, delta)
+    return account.request_for_plan(
+        rate=schedule_of_options(ctx),
+        noise_multiplier=require_option("noise_multiplier", given["noise_multiplier"]),
+        sampling=Sampling(given["sampling"]),
+        adjacency=Adjacency(given["adjacency"]),
+        delta=require_option("delta", delta),
+    )
+
+
+def schedule_of_options(ctx: click.Context) -> tuple[float, int]:
+    """Return the sampling rate and the number of steps, given or from sizes and epochs."""
+    from dpaudit.workflow import account
+
+    given: dict[str, Any] = ctx.params
+    sampling_rate, steps = given["sampling_rate"], given["steps"]
+    by_sizes = {name: given[name] for name in ("dataset_size", "batch_size", "epochs")}
+    if all(value is None for value in by_sizes.values()):
+        if given["sampling"] == Sampling.FULL_BATCH.value and sampling_rate is None:
+            sampling_rate = 1.0
+        return require_option("sampling_rate", sampling_rate), require_option("steps", steps)
+    if sampling_rate is not None or steps is not None:
+        raise click.UsageError(
+            "give --sampling-rate and --steps, or --dataset-size, --batch-size and --epochs"
+        )
+    size, batch, passes = (require_option(name, value) for name, value in by_sizes.items())
+    return account.schedule_from_sizes(int(size), int(batch), float(passes))
+
+
+def _refuse_given(ctx: click.Context, what: str, options: tuple[str, ...]) -> None:
+    given = [name for name in options if name in ctx.params and was_given(ctx, name)]
+    if given:
+        raise click.UsageError(f"{what} has its own {option_name(given[0])}: give one or the other")
+
+
+@click.command(cls=Command)
+@pricing_options
+@click.option("--delta", type=float, help="Delta of the guarantee.  [default: that of RUN]")
+@click.option(
+    "--accountant",
+    type=Choice(["all", *ACCOUNTANTS]),
+    default="all",
+    show_default=True,
+    help="Accountant; zcdp and gdp support no sampling.",
+)
+@click.option(
+    "--explain", is_flag=True, help="Print the method of the interval and its error budget."
+)
+@format_option("text", "json")
+@OUTPUT
+@click.pass_context
+def epsilon(
+    ctx: click.Context,
+    /,
+    delta: float | None,
+    accountant: str,
+    explain: bool,
+    format_: str,
+    output: Path | None,
+    **_: Any,
+) -> None:
+    """Compute epsilon of a run, a training plan or FILE.
+
+    Prints a lower and an upper bound by each accountant. FILE is the history of another
+    library; --from names its format.
+
+    \b
+    dpaudit epsilon --sampling-rate 0.01 --noise-multiplier 1 --steps 1000 \\
+                    --delta 1e-5
+    dpaudit epsilon --dataset-size 60000 --batch-size 256 --epochs 60 \\
+                    --noise-multiplier 1.1 --delta 1e-5
+    dpaudit epsilon runs/digits
+    dpaudit epsilon --from opacus history.json --delta 1e-5
+    """
+    # Heavy imports stay inside the command that needs them.
+    from dpaudit.report import text
+    from dpaudit.workflow import account
+
+    question = pricing_request(ctx, delta=delta)
+    answers = account.epsilon_answers(question, accountant)
+    if explain:
+        answers = account.with_explanations(question, answers)
+    if question.caveat is not None:
+        print_message(question.caveat)
+    for warning in account.delta_warnings(question, ctx.params["dataset_size"]):
+        print_message(f"warning: {warning}")
+    if format_ == "text":
+        shown = text.epsilon_text(question.mechanism, question.sampling, answers)
+        if explain:
+            shown += "\n\n" + text.guarantee_text(question.mechanism, answers)
+    elif accountant == "all":
+        shown = text.as_json(text.EpsilonAnswers(answers, question.mechanism))
+    else:
+        shown = text.as_json(answers[0])
+    write_result(shown, output)
+
+
+# ``dpaudit delta``: the delta at an epsilon.
+
+PLACEHOLDER_DELTA = 1e-5  # a request has one; delta and tradeoff do not use it
+
+
+@click.command(cls=Command)
+@pricing_options
+@click.option("--epsilon", type=float, required=True, help="Epsilon of the guarantee, in nats.")
+@click.option(
+    "--explain", is_flag=True, help="Print the method of the interval and its error budget."
+)
+@format_option("text", "json")
+@OUTPUT
+@click.pass_context
+def delta(
+    ctx: click.Context,
+    /,
+    epsilon: float,
+    explain: bool,
+    format_: str,
+    output: Path | None,
+    **_: Any,
+) -> None:
+    """Compute delta for a given epsilon.
+
+    Prints a lower and an upper bound by the PLD accountant, for a run, a training plan or
+    FILE.
+
+    \b
+    dpaudit delta --sampling-rate 0.01 --noise-multiplier 1 --steps 1000 \\
+                  --epsilon 2
+    dpaudit delta runs/digits --epsilon 1
+    """
+    from dpaudit.report import text
+    from dpaudit.workflow import account
+
+    question = pricing_request(ctx, delta=PLACEHOLDER_DELTA)
+    answer = account.delta_answer(question, epsilon)
+    if question.caveat is not None:
+        print_message(question.caveat)
+    if format_ == "json":
+        shown = text.as_json(answer)
+    else:
+        shown = text.delta_text(answer, question.sampling)
+        if explain:
+            shown += "\n\n" + text.explanation_text(answer.explanation)
+    write_result(shown, output)
+
+
+# ``dpaudit noise``: the smallest noise multiplier for a target epsilon.
+
+
+@click.command(cls=Command)
+@schedule_options
+@click.option(
+    "--target-epsilon", type=float, required=True, help="Largest epsilon allowed, in nats."
+)
+@click.option("--delta", type=float, required=True, help="Delta of the guarantee.")
+@click.option(
+    "--accountant",
+    type=Choice(SAMPLING_ACCOUNTANTS),
+    default="pld",
+    show_default=True,
+    help="Accountant whose upper bound must meet the target.",
+)
+@format_option("text", "json")
+@OUTPUT
+@click.pass_context
+def noise(
+    ctx: click.Context,
+    /,
+    target_epsilon: float,
+    delta: float,
+    accountant: str,
+    sampling: str,
+    adjacency: str,
+    format_: str,
+    output: Path | None,
+    **_: Any,
+) -> None:
+    """Compute the noise multiplier for a target epsilon.
+
+    The upper bound on epsilon of the printed noise multiplier was computed and meets the
+    target.
+
+    \b
+    dpaudit noise --sampling-rate 0.01 --steps 1000 --target-epsilon 2 \\
+                  --delta 1e-5
+    dpaudit noise --dataset-size 60000 --batch-size 256 --epochs 60 \\
+                  --target-epsilon 3 --delta 1e-5
+    """
+    from dpaudit.report import text
+    from dpaudit.workflow import account
+
+    answer = account.noise_answer(
+        rate=schedule_of_options(ctx),
+        sampling=Sampling(sampling),
+        adjacency=Adjacency(adjacency),
+        target_epsilon=target_epsilon,
+        delta=delta,
+        accountant=accountant,
+    )
+    write_result(text.as_json(answer) if format_ == "json" else text.noise_text(answer), output)
+
+
+# ``dpaudit tradeoff``: bounds on any attacker.
+
+
+@click.command(cls=Command)
+@pricing_options
+@click.option(
+    "--fpr",
+    multiple=True,
+    type=float,
+    default=(0.001, 0.01, 0.1),
+    show_default=True,
+    help="False-positive rate of the attacker. Repeatable.",
+)
+@format_option("text", "json")
+@OUTPUT
+@click.pass_context
+def tradeoff(
+    ctx: click.Context, /, fpr: tuple[float, ...], format_: str, output: Path | None, **_: Any
+) -> None:
+    """Compute bounds on any membership-inference attacker.
+
+    The attacker knows all records but one. Prints bounds on the true-positive rate at each
+    false-positive rate, and upper bounds on advantage and accuracy.
+
+    \b
+    dpaudit tradeoff --sampling-rate 0.01 --noise-multiplier 1 --steps 1000
+    dpaudit tradeoff runs/digits --fpr 0.0001 --fpr 0.01
+    """
+    from dpaudit.report import text
+    from dpaudit.workflow import account
+
+    question = pricing_request(ctx, delta=PLACEHOLDER_DELTA)
+    answer = account.risk_answer(question, tuple(sorted(fpr)))
+    if question.caveat is not None:
+        print_message(question.caveat)
+    shown = text.as_json(answer) if format_ == "json" else text.risk_text(answer, question.sampling)
+    write_result(shown, output)
