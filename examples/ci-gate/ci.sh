@@ -1,6 +1,5 @@
 #!/bin/sh
-# What CI runs, here and there: every check is run and printed, and the first failure's exit
-# code is what is left.
+# The steps of every CI service. All checks run; the exit code is that of the first failure.
 set -u
 cd "$(dirname "$0")"
 mkdir -p reports
@@ -13,7 +12,7 @@ check() {
 
 rm -rf runs/ci
 check python train.py runs/ci
-[ "$failed" -eq 0 ] || exit "$failed" # there is no run to judge
+[ "$failed" -eq 0 ] || exit "$failed" # no run, no checks
 check python -m pytest -q --tb=short --dpaudit-run runs/ci --junitxml reports/pytest.xml
 check dpaudit gate runs/ci --policy dpaudit.toml --baseline baseline.json
 check dpaudit gate runs/ci --policy dpaudit.toml --baseline baseline.json \

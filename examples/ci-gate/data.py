@@ -1,4 +1,4 @@
-"""Synthetic records, in place of the private ones: two noisy classes, made from a seed."""
+"""Synthetic records instead of private ones: two noisy classes from a seed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def make_records(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def training_records() -> tuple[Tensor, Tensor]:
-    """Return the records that the model is trained on."""
+    """Return the training records."""
     return make_records(seed=1)
 
 
 def heldout_records() -> tuple[Tensor, Tensor]:
-    """Return others like them."""
+    """Return held-out records of the same distribution."""
     return make_records(seed=2)

@@ -1,4 +1,4 @@
-"""Every setting of the training that privacy depends on, and the claim that follows from them."""
+"""Every setting that privacy depends on, and the claim."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the training; ``noise_multiplier`` is over ``clip_norm``."""
+    """Settings of the training; the noise's deviation is ``noise_multiplier * clip_norm``."""
 
     noise_multiplier: float = 1.5
     clip_norm: float = 1.0

@@ -1,4 +1,4 @@
-"""What CI holds the training to: pytest --dpaudit-run runs/ci"""
+"""The privacy tests of CI: pytest --dpaudit-run runs/ci"""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CLAIM = StepClaim(
     steps=SETTINGS.steps,
     update_scale=-SETTINGS.learning_rate / SETTINGS.expected_batch_size,
 )
-SCORED = 400  # of the members, and of the others
-# Takes seconds; the default sees smaller faults.
+SCORED = 400  # members, and as many non-members
+# Takes seconds; the default detects smaller faults.
 EFFORT = Effort(noise_samples=30_000, sampler_steps=180, replays=1)
 
 Record = tuple[Any, Any]
@@ -47,7 +47,7 @@ class Trainer:
         self.sampled: list[int] = []
 
     def step(self) -> NDArray[np.float64]:
-        """Take a step; return all that leaves it, in one row."""
+        """Take a step; return all released values in one row."""
         batch = next(self._batches)
         self.sampled = batch[2].tolist()
         released = take_step(self._private, batch)
@@ -60,7 +60,7 @@ class Trainer:
 
 
 def as_dataset(records: Sequence[Record]) -> Batch:
-    """Return features, labels and places; there may be no record at all."""
+    """Return features, labels and indices; the data set may be empty."""
     features = np.array([x for x, _ in records], dtype=np.float32).reshape(-1, FEATURES)
     labels = np.array([y for _, y in records], dtype=np.int64)
     return torch.from_numpy(features), torch.from_numpy(labels), torch.arange(len(records))
@@ -75,15 +75,15 @@ def test_every_step_does_what_is_claimed() -> None:
     assert_conforms(Trainer, CLAIM, records=all_records(), effort=EFFORT)
 
 
-def test_the_run_spends_no_more_than_is_allowed(dpaudit_run: RunDirectory) -> None:
+def test_epsilon_is_within_the_limit(dpaudit_run: RunDirectory) -> None:
     assert_epsilon_at_most(dpaudit_run, MAX_EPSILON, delta=SETTINGS.delta)
 
 
-def test_the_run_keeps_the_policy(dpaudit_run: RunDirectory) -> None:
+def test_the_run_passes_the_policy(dpaudit_run: RunDirectory) -> None:
     assert_policy_holds(dpaudit_run, "dpaudit.toml", "baseline.json")
 
 
-def test_the_model_does_not_tell_who_trained_it(dpaudit_run: RunDirectory) -> None:
+def test_membership_inference_is_within_the_limit(dpaudit_run: RunDirectory) -> None:
     model = make_model()
     load_model(model, dpaudit_run.model)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Trains a model under differential privacy into a run directory: python train.py runs/ci"""
+"""Train a model with differential privacy into a run directory: python train.py runs/ci"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dpaudit.trainer import Private, make_private
 
 Batch = tuple[Tensor, ...]
-"""Features, labels, and whatever else a data set holds of each record."""
+"""Features, labels, and any further arrays with one row per record."""
 
 
 def make_model() -> nn.Module:
@@ -31,7 +31,7 @@ def per_sample_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def begin(ledger: Path | None = None, seed: int | None = None) -> Private:
-    """Return what takes the steps; a seed is for tests alone."""
+    """Return the private trainer; a seed is for tests only."""
     model = make_model()
     return make_private(
         model,
@@ -51,9 +51,9 @@ def batches(private: Private, dataset: Batch) -> Iterator[Batch]:
 
 
 def take_step(private: Private, batch: Batch) -> dict[str, Tensor]:
-    """Take a step on a batch; return, by name, everything made of its records that leaves it.
+    """Take a step on a batch; return, by name, every value computed from its records.
 
-    This alone is logged. test_privacy.py checks that it all has the noise that is claimed.
+    Only these values are logged. test_privacy.py checks that each has the claimed noise.
     """
     before = weights(private.model)
     private.step(per_sample_loss, batch)
@@ -66,14 +66,14 @@ def weights(model: nn.Module) -> Tensor:
 
 
 def accuracy(model: nn.Module) -> float:
-    """Return the accuracy on held-out records, which are nobody's secret here."""
+    """Return the accuracy on held-out records, which are public here."""
     features, labels = heldout_records()
     with torch.no_grad():
         return float((model(features).argmax(1) == labels).float().mean())
 
 
 def main(run: Path) -> None:
-    """Train, log a row a step, and leave a finished run."""
+    """Train, log one row per step, and write a finished run."""
     private = begin(run / "ledger.jsonl")
     with (run / "metrics.csv").open("w", newline="") as file:
         for number, batch in enumerate(batches(private, training_records())):
