@@ -29,9 +29,9 @@ from side_by_side.tables import table, titled
 
 from dpaudit.accountants import calibrate
 from dpaudit.attacks import bounds
-from dpaudit.attacks.one_run.guesses import SHARES, Guesses
+from dpaudit.attacks.one_run.registration import GUESS_SHARES, Guesses
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Repeated
-from dpaudit.workflow.families import family
+from dpaudit.workflow.audit.audit_plan import claimed_family
 
 Array = NDArray[np.float64]
 
@@ -128,7 +128,7 @@ def draw_scores(
 
 
 def cells(claim: Steps, m: int, rng: np.random.Generator, true_factor: float) -> dict[str, int]:
-    """Return the counts that ``tv_visible`` takes, which are binomial."""
+    """Return the counts that ``tv_known_batches`` takes, which are binomial."""
     inside = int(rng.binomial(int(rng.binomial(m, 0.5)) * claim.steps, claim.sampling_rate))
     outside = m * claim.steps - inside
     alarm = float(ndtr(-1 / (true_factor * claim.noise_multiplier)))
@@ -144,7 +144,7 @@ class Bounds:
     def __init__(self, claim: Steps, m: int) -> None:
         self.claim, self.m = claim, m
         steps = [(claim.sampling_rate, claim.noise_multiplier)] * claim.steps
-        self.family = family(steps, DELTA)
+        self.family = claimed_family(steps, DELTA)
         self.guesses = {
             "Steinke": self._best(self.steinke),
             ("f-DP" if claim.sampling_rate == 1 else "curve"): self._best(self.gaussian_curve),
@@ -154,7 +154,7 @@ class Bounds:
         """Choose how many are guessed by simulating the claim, before a score is read."""
         rng = np.random.default_rng(0)
         audits = [draw_scores(self.claim, self.m, rng) for _ in range(20)]
-        choices = [Guesses(max(1, int(share * self.m))) for share in SHARES]
+        choices = [Guesses(max(1, int(share * self.m))) for share in GUESS_SHARES]
         average = {g: int(np.mean([g.correct(*a) for a in audits])) for g in choices}
         return max(choices, key=lambda guesses: bound(guesses.count, average[guesses]))
 
@@ -190,12 +190,12 @@ class Bounds:
 
     @cache  # noqa: B019
     def tv_rank(self, correct: int) -> float:
-        return bounds.tv_rank(
+        return bounds.tv_all_guesses(
             canaries=self.m, correct=correct, confidence=CONFIDENCE, family=self.family
         ).epsilon
 
     def tv_visible(self, counts: dict[str, int]) -> float:
-        return bounds.tv_visible(
+        return bounds.tv_known_batches(
             **counts, noise_multiplier=self.claim.noise_multiplier, confidence=CONFIDENCE,
             family=self.family,
         ).epsilon  # fmt: skip
@@ -208,7 +208,7 @@ class Bounds:
             "members": scores[bits], "nonmembers": scores[~bits], "delta": DELTA,
             "confidence": CONFIDENCE,
         }  # fmt: skip
-        band = {"thresholds": bounds.Band()}
+        band = {"thresholds": bounds.ConfidenceBand()}
         return {
             "Steinke": self.steinke(*by_sign["Steinke"]),
             "f-DP": self.gaussian_curve(*by_sign["f-DP"]),

@@ -24,11 +24,15 @@ from typing import Any
 from side_by_side.tables import table, titled
 
 import dpaudit
-from dpaudit.attacks.membership.battery import ALONE, ATTACKS
+from dpaudit.attacks.membership.attack_registry import ATTACKS, REFERENCE_FREE_ATTACKS
 from dpaudit.vocabulary.audit import MembershipResult
 from dpaudit.vocabulary.settings import DataSettings
-from dpaudit.workflow.attacking import AttackSettings, judged, targets_of
-from dpaudit.workflow.populations import population
+from dpaudit.workflow.attack.model_attacks import (
+    AttackSettings,
+    evaluate_attacks,
+    load_population,
+    train_targets,
+)
 
 REFERENCES = (1, 4, 16, 32)
 FPR = 0.001
@@ -42,13 +46,13 @@ def measure(data: str, asked: AttackSettings, counts: tuple[int, ...]) -> list[d
     """Return a row for each attack and number of references, and the CPU seconds of each step."""
     start = time.process_time()
     source = DataSettings(source=data)
-    records, classes = population(source, most=asked.records, seed=asked.seed)
-    cases = targets_of(records, classes, asked)
+    records, classes = load_population(source, max_records=asked.records, seed=asked.seed)
+    cases = train_targets(records, classes, asked)
     rows = [{"step": "training and signals", "cpu_seconds": time.process_time() - start}]
     for count in counts:
         start = time.process_time()
         some = [case.with_references(count) for case in cases]
-        found = judged(some, asked, data).report.membership
+        found = evaluate_attacks(some, asked, data).report.membership
         cpu = time.process_time() - start
         rows += [_row(one, count) for one in found]
         rows.append({"step": f"attacks with {count} references", "cpu_seconds": cpu})
@@ -60,7 +64,7 @@ def _row(one: MembershipResult, references: int) -> dict[str, Any]:
     rate = next((rate for rate in one.tpr_at_fpr if rate.fpr == FPR), None)
     return {
         "attack": one.attack,
-        "references": 0 if one.attack in ALONE else references,
+        "references": 0 if one.attack in REFERENCE_FREE_ATTACKS else references,
         "auc": one.auc,
         "tpr": rate and rate.tpr,
         "interval": rate and [rate.interval.lower, rate.interval.upper],
@@ -76,7 +80,13 @@ def show(rows: list[dict[str, Any]], counts: tuple[int, ...]) -> str:
     attacks = list(dict.fromkeys(row["attack"] for row in measured))
     cells = {(row["attack"], row["references"]): _cell(row) for row in measured}
     lines = [
-        (str(count), *(cells.get((name, 0 if name in ALONE else count), "-") for name in attacks))
+        (
+            str(count),
+            *(
+                cells.get((name, 0 if name in REFERENCE_FREE_ATTACKS else count), "-")
+                for name in attacks
+            ),
+        )
         for count in counts
     ]
     seconds = [(row["step"], f"{row['cpu_seconds']:.0f}") for row in rows if "step" in row]

@@ -30,8 +30,8 @@ from side_by_side.tables import table, titled
 
 import dpaudit
 from dpaudit.runs.directory import open_run
-from dpaudit.trainer.data import load
-from dpaudit.workflow.training import heldout_accuracy
+from dpaudit.trainer.data import load_dataset
+from dpaudit.workflow.train.accuracy import heldout_accuracy
 
 DATA = Path(os.environ.get("DPAUDIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FILES = {
@@ -56,7 +56,7 @@ def run(preset: str, seed: int, options: list[str]) -> dict[str, float]:
         trained = open_run(out)  # the command prints fewer digits than a mean needs
         return {
             "seed": seed,
-            "accuracy": 100 * heldout_accuracy(trained, load(trained.read_config().data)),
+            "accuracy": 100 * heldout_accuracy(trained, load_dataset(trained.read_config().data)),
             "epsilon": json.loads(trained.claim.read_text())["epsilon"]["upper"],
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,

@@ -26,11 +26,15 @@ from numpy.typing import NDArray
 from side_by_side.tables import table, titled
 
 from dpaudit.attacks import bounds
-from dpaudit.attacks.bounds.fixed_sizes import is_rejected
+from dpaudit.attacks.bounds.fixed_class_sizes import is_rejected
 from dpaudit.attacks.one_run import audit_random_split, audit_scores
-from dpaudit.attacks.one_run.guesses import Guesses
-from dpaudit.attacks.one_run.random_split import guess, register_split
-from dpaudit.attacks.one_run.scored import centred_ranks, register_share
+from dpaudit.attacks.one_run.registration import Guesses
+from dpaudit.attacks.one_run.score_file_audit import (
+    centred_ranks,
+    guess_classes,
+    register_class_share,
+    register_guess_count,
+)
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
 
 Array = NDArray[np.float64]
@@ -93,7 +97,7 @@ def split(scores: Scores, sizes: tuple[int, int], claim: float | None, repetitio
     member = np.arange(sum(sizes)) < sizes[0]
     share = 1.0
     if claim is not None:
-        share = register_split(
+        share = register_class_share(
             members=sizes[0], nonmembers=sizes[1], epsilon=claim, delta=DELTA,
             confidence=CONFIDENCE,
         )  # fmt: skip
@@ -102,7 +106,7 @@ def split(scores: Scores, sizes: tuple[int, int], claim: float | None, repetitio
         drawn = scores.draw(rng, member)
         false.append(
             is_rejected(
-                guess(drawn, member, share), epsilon=scores.epsilon, delta=DELTA,
+                guess_classes(drawn, member, share), epsilon=scores.epsilon, delta=DELTA,
                 confidence=CONFIDENCE,
             )
         )  # fmt: skip
@@ -143,7 +147,7 @@ def coins(scores: Scores, canaries: int, claim: float | None, repetitions: int) 
 def _refuted_by_coins(drawn: Array, member: Bits, claim: float | None, epsilon: float) -> bool:
     canaries = guesses = len(drawn)
     if claim is not None:
-        guesses = register_share(
+        guesses = register_guess_count(
             canaries=canaries, epsilon=claim, delta=DELTA, confidence=CONFIDENCE
         )
     correct = Guesses(guesses).correct(centred_ranks(drawn), member)

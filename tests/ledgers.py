@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dpaudit.accountants.answers import claim_of
+from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.runs.checkpoints import MARKER, PROGRESS, Progress
-from dpaudit.runs.directory import RunDirectory, create_run
-from dpaudit.runs.files import write_arrays, write_json
+from dpaudit.runs.directory import RunDirectory, create_run, seal_run
+from dpaudit.runs.file_io import write_arrays, write_json
 from dpaudit.runs.ledger_file import LedgerWriter
-from dpaudit.runs.sealing import seal_run
-from dpaudit.vocabulary.adjacency import Adjacency
-from dpaudit.vocabulary.bound import Bound
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.ledger import BookedRelease, LedgerHeader, Randomness, Sampling
+from dpaudit.vocabulary.ledger import LedgerHeader, Randomness, ReleaseEntry, Sampling
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 STEPS = 40
 
@@ -27,7 +25,7 @@ Begin = Callable[..., tuple[RunDirectory, LedgerWriter]]
 
 
 def book_step(writer: LedgerWriter, step: int) -> None:
-    writer.book(BookedRelease("gradient sum", PoissonSampled(Gaussian(1.5), 0.1), step))
+    writer.record_release(ReleaseEntry("gradient sum", PoissonSampled(Gaussian(1.5), 0.1), step))
 
 
 def header(**changes: object) -> LedgerHeader:
@@ -61,11 +59,11 @@ def claim(releases: int, **changes: object) -> Claim:
 
 def finish(run: RunDirectory, writer: LedgerWriter) -> None:
     """Write the claim that the ledger bears out, and seal it, as the trainer would."""
-    seal_run(run, writer, claim_of(run.read_ledger(), 1e-5, "pld"))
+    seal_run(run, writer, claim_from_ledger(run.read_ledger(), 1e-5, "pld"))
 
 
-def step_release(step: int) -> BookedRelease:
-    return BookedRelease("gradient sum", PoissonSampled(Gaussian(1.5), 0.1), step)
+def step_release(step: int) -> ReleaseEntry:
+    return ReleaseEntry("gradient sum", PoissonSampled(Gaussian(1.5), 0.1), step)
 
 
 def write_model(run: RunDirectory, releases: int | str, name: str = "00" * 16) -> None:
@@ -90,7 +88,7 @@ def unfinished_run(path: Path, releases: int = 4) -> RunDirectory:
     run = create_run(path)
     with LedgerWriter.create(run.ledger, header()) as writer:
         for step in range(releases):
-            writer.book(step_release(step))
+            writer.record_release(step_release(step))
     return run
 
 
@@ -99,7 +97,7 @@ def finished_run(path: Path, releases: int = 4) -> RunDirectory:
     run = create_run(path)
     with LedgerWriter.create(run.ledger, header()) as writer:
         for step in range(releases):
-            writer.book(step_release(step))
+            writer.record_release(step_release(step))
         write_model(run, releases)
         write_arrays(run.observations, rows=np.zeros((releases, 2), dtype=np.float32))
         finish(run, writer)

@@ -97,7 +97,7 @@ with open(os.environ["CALLS"], "a") as file:
 if arguments[:2] == ["-m", "venv"]:
     folder = Path(arguments[-1]) / "bin"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("python", "pytest", "ruff", "mypy", "lint-imports"):
+    for name in ("python", "pytest", "ruff", "mypy", "lint-imports", "mkdocs", "pydoclint"):
         shutil.copy(__file__, folder / name)
 elif "--report" in arguments:
     print(os.environ.get("OFFERED", ""))
@@ -203,7 +203,7 @@ def test_check_newest_ignores_the_constraints_and_runs_every_check(machine: Mach
     assert re.fullmatch(r"torch>=[0-9.]+", torch[-1])
     assert everything == EVERYTHING
     tools = [call[0] for call in machine.calls() if call[0] != "python"]
-    assert tools == ["ruff", "ruff", "mypy", "lint-imports", "pytest"]
+    assert tools == ["ruff", "ruff", "mypy", "lint-imports", "pydoclint", "mkdocs", "pytest"]
     assert not (machine.root / ".venv").exists()
 
 

@@ -5,12 +5,33 @@ step() {
     "$VENV/bin/$@"
 }
 
-# Arguments go to pytest.
-all_steps() {
+static_steps() {
     step ruff format --check --quiet .
     step ruff check --quiet .
     step mypy
     step lint-imports --no-cache
+    step python tools/check_docstrings.py
+    step python tools/check_prose.py
+}
+
+# Static checks, and tests of what a run's claim and verdict are computed by. Arguments go to pytest.
+fast_steps() {
+    static_steps
+    OMP_NUM_THREADS=1
+    export OMP_NUM_THREADS
+    step pytest --numprocesses 2 --quiet tests/vocabulary tests/gate tests/files \
+        tests/accountants/test_answers.py tests/accountants/test_registry.py \
+        tests/runs/test_files.py tests/runs/test_ledger_tail.py tests/cli/test_version_0_1.py \
+        tests/test_errors.py tests/test_prose_tools.py "$@"
+}
+
+# Arguments go to pytest.
+all_steps() {
+    static_steps
+    step pydoclint --quiet dpaudit
+    NO_MKDOCS_2_WARNING=1 # hides a banner of the theme
+    export NO_MKDOCS_2_WARNING
+    step mkdocs build --strict --quiet
     # One thread a worker: torch and BLAS would otherwise start two each.
     OMP_NUM_THREADS=1
     export OMP_NUM_THREADS

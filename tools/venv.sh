@@ -9,7 +9,7 @@ make_venv() {
     stamp="$VENV/installed-$(installation_sum)"
     [ -e "$stamp" ] && return
     python=$(find_python) || exit 2
-    echo "installing into $VENV: about 370 MB to download, 1.7 GB on disk, two minutes or more" >&2
+    echo "installing into $VENV: about 390 MB to download, 1.7 GB on disk, two minutes or more" >&2
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
     rm -f "$VENV"/installed-*
     install_torch "$(tested_torch)"

@@ -157,7 +157,7 @@ def _refused_event() -> Case:
         try:
             accountant.compose(events.ZCDpEvent(rho=-1.0))
         except ValueError as error:
-            return f"refused ({error}), and booked: {accountant.ledger}"
+            return f"refused ({error}), and recorded: {accountant.ledger}"
         return "accepted"
 
     def own() -> str:

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.engine import Engine, Flat
-from dpaudit.trainer.noise import normals
-from dpaudit.trainer.randomness import Keystream, Purpose
+from dpaudit.trainer.noise.gaussian_draws import normals
+from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from side_by_side.networks import Task
 
 Step = Callable[[], None]

@@ -13,7 +13,7 @@ import pytest
 import utility
 from places import ROOT
 
-from dpaudit.vocabulary.presets import PRESETS
+from dpaudit.vocabulary.settings import PRESETS
 
 
 def test_every_preset_has_records_a_target_and_a_published_figure() -> None:
