@@ -65,6 +65,7 @@ def test_lazy_names_are_typed_listed_and_found(name: str) -> None:
     assert typed_imports(package) == set(package._SOURCES)
     assert set(package._SOURCES) <= set(package.__all__) <= set(dir(package))
     assert package.__all__ == sorted(package.__all__)
+    assert not {"TYPE_CHECKING", "lazy_exports", "find_spec", "MissingExtra"} & set(dir(package))
     scope: dict[str, object] = {}
     exec(f"from {name} import *", scope)
     assert set(package.__all__) <= set(scope)

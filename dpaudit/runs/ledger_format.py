@@ -289,7 +289,7 @@ def parse_ledger(path: Path, content: bytes) -> LedgerContent:
     text = content[end:]
     if not text:
         return LedgerContent(_assemble(path, entries, head), LedgerTail())
-    complete = _complete_line(text, head)
+    complete = _complete_line(path, text, head)
     if complete is not None:
         entry, head = complete
         return LedgerContent(
@@ -399,11 +399,12 @@ def _assemble(path: Path, entries: list[LedgerEntry], head: str) -> PrivacyLedge
 # The tail.
 
 
-def _complete_line(text: bytes, previous: str) -> tuple[LedgerEntry, str] | None:
+def _complete_line(path: Path, text: bytes, previous: str) -> tuple[LedgerEntry, str] | None:
     """Return entry and hash of a line that lacks only its newline; None for any other text."""
     try:
         line = _decode_line(text)
-        entry, head = _decode_entry(bytes(line.entry)), chain_hash(previous, bytes(line.entry))
+        present = _with_present_names(path, bytes(line.entry), 1 if previous == GENESIS_HASH else 2)
+        entry, head = _decode_entry(present), chain_hash(previous, bytes(line.entry))
         _require_unique_keys(text, line, entry)
     except _BROKEN:
         return None

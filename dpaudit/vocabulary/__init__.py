@@ -51,7 +51,7 @@ def lazy_exports(
 
     Returns:
         ``__getattr__``, which imports the module and returns its object, and ``__dir__``, which
-        lists the public names beside what is in the package already.
+        lists public names and modules, without what the package itself imports.
     """
 
     def get_attribute(name: str) -> Any:
@@ -65,6 +65,10 @@ def lazy_exports(
         return found
 
     def list_names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *sources})
+        inside = vars(sys.modules[package])
+        public = set(inside.get("__all__", ())) | set(sources)
+        own = {one for one in inside if one.startswith("__")}
+        modules = {one for one in inside if f"{package}.{one}" in sys.modules}
+        return sorted(public | own | modules)
 
     return get_attribute, list_names

@@ -66,6 +66,8 @@ class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def __post_init__(self) -> None:
         require_adjacency("adjacency", self.adjacency)
+        if not isinstance(self.sampling, Sampling):
+            raise InvalidArgument("sampling", self.sampling, "a member of Sampling")
         require_positive("noise_multiplier", self.noise_multiplier)
         require_positive("clip_norm", self.clip_norm)
         require_sampling_rate("sampling_rate", self.sampling_rate)

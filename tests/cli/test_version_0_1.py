@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from calling import Call
 
+from dpaudit.runs.ledger_format import parse_ledger
 from dpaudit.vocabulary.errors import ExitCode
+from dpaudit.vocabulary.renamed import OldNameWarning
 
 OLD = Path(__file__).parents[1] / "golden" / "version_0_1"
 
@@ -116,3 +118,11 @@ def test_train_variable_under_its_old_name_counts_and_both_are_refused(
     result = call(*plan)
     assert result.code == ExitCode.USAGE
     assert "DPAUDIT_TRAIN_LEAVES_OUT" in result.err
+
+
+def test_header_without_its_newline_still_names_what_is_not_covered(call: Call, old: Path) -> None:
+    header = (old / "run" / "ledger.jsonl").read_bytes().split(b"\n")[0]
+    with pytest.warns(OldNameWarning, match="leaves_out as unaccounted"):
+        content = parse_ledger(Path("ledger.jsonl"), header)
+    assert content.tail.complete
+    assert content.ledger.header.unaccounted == ("hyperparameter-tuning",)
