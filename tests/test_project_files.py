@@ -179,3 +179,10 @@ def test_install_lines_work_without_an_index_that_has_dpaudit() -> None:
             adds_an_extra = "'dpaudit[onnx]'" in line
             assert adds_an_extra or re.match(r"['\"]?\.|.*@ git\+https://", line), (page, line)
     assert seen > 5
+
+
+def test_fast_check_names_tests_that_exist() -> None:
+    steps = (ROOT / "tools" / "steps.sh").read_text()
+    named = re.findall(r"tests/[\w/]+(?:\.py)?", steps)
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []

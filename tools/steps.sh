@@ -21,7 +21,7 @@ fast_steps() {
     export OMP_NUM_THREADS
     step pytest --numprocesses 2 --quiet tests/vocabulary tests/gate tests/files \
         tests/accountants/test_answers.py tests/accountants/test_registry.py \
-        tests/runs/test_files.py tests/runs/test_ledger_tail.py tests/cli/test_version_0_1.py \
+        tests/runs/test_file_io.py tests/runs/test_ledger_tail.py tests/cli/test_version_0_1.py \
         tests/test_errors.py tests/test_prose_tools.py "$@"
 }
 
