@@ -151,7 +151,11 @@ def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
     )
 
 
-UNIT_DESCRIPTIONS = {Unit.RECORD: "one record", Unit.USER: "one user with all of their records"}
+UNIT_DESCRIPTIONS = {
+    Unit.RECORD: "one record",
+    Unit.USER: "one user with all of their records",
+    Unit.PARTICIPANT: "one participant with all of their records",
+}
 RELEASE_DESCRIPTIONS = {
     ReleaseScope.EVERY_STEP: "every step may be published",
     ReleaseScope.FINAL_MODEL: "the final model alone may be published",

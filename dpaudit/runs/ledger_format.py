@@ -40,6 +40,7 @@ from dpaudit.vocabulary.ledger import (
     PrivacyLedger,
     ReleaseEntry,
     ResumeEntry,
+    RoundEntry,
     Seal,
 )
 from dpaudit.vocabulary.renamed import has_old_names, renamed
@@ -142,6 +143,7 @@ ENTRY_TYPES = (
     ResumeEntry,
     ChangeEntry,
     CheckpointEntry,
+    RoundEntry,
     EndEntry,
     Seal,
 )

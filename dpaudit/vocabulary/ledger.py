@@ -14,6 +14,7 @@ import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
+from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
 from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
 
@@ -102,6 +103,7 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
         budget: The budget of the filter that is checked before every release, if the schedule
             was not fixed in advance; None without a filter.
         unit: What neighbors differ by.
+        federation: The federation that the ledger belongs to; None for a run of one trainer.
         schema_version: Version of the file format.
     """
 
@@ -116,6 +118,7 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     assumed_public: tuple[str, ...] = ()
     budget: RenyiBudget | None = None
     unit: Unit = Unit.RECORD
+    federation: FederationHeader | None = None
     schema_version: str = SCHEMA_VERSION
 
 
@@ -183,6 +186,21 @@ class CheckpointEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="checkp
     files: dict[str, str]
 
 
+class RoundEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="round"):
+    """One round of a federation ended.
+
+    Attributes:
+        number: Number of the round, from 0.
+        heads: Hash of the last line of each participant's ledger, under the participant's folder
+            name, as ``000``; only of those whose ledger changed in this round.
+        rejected: Why an update was left out of the sum, under the participant's folder name.
+    """
+
+    number: int
+    heads: dict[str, str] = {}
+    rejected: dict[str, str] = {}
+
+
 class EndEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="ended"):
     """The last step was taken, and the published files are on disk; claim and seal follow.
 
@@ -206,7 +224,14 @@ class Seal(msgspec.Struct, frozen=True, tag_field="kind", tag="seal"):
 
 
 BodyEntry = (
-    BeginEntry | ReleaseEntry | ResumeEntry | ChangeEntry | CheckpointEntry | EndEntry | Seal
+    BeginEntry
+    | ReleaseEntry
+    | ResumeEntry
+    | ChangeEntry
+    | CheckpointEntry
+    | RoundEntry
+    | EndEntry
+    | Seal
 )
 """Any line after the header."""
 
@@ -221,11 +246,14 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
         header: The first line.
         lines: All lines after the header, in order.
         head: Hash of the last line. It depends on every earlier line (a hash chain).
+        participants: Verified ledgers of the participants of a federation, under their folder
+            names, as ``000``; empty for a run of one trainer. They are other files.
     """
 
     header: LedgerHeader
     lines: tuple[BodyEntry, ...]
     head: str
+    participants: dict[str, PrivacyLedger] = {}
 
     @property
     def releases(self) -> tuple[ReleaseEntry, ...]:
@@ -279,3 +307,12 @@ GRADIENT_SUM = "gradient sum"
 
 RECORD_COUNT = "record count"
 """The noisy number of records, from which the expected batch size is computed."""
+
+UPDATE_SUM = "update sum"
+"""The noisy sum of clipped updates of one round of a federation."""
+
+CLIPPED_COUNT = "clipped-update count"
+"""The noisy number of updates below the clip norm, from which adaptive clipping moves it."""
+
+SELECTED_ENTRIES = "selected entries"
+"""The noisy entries of one upload of selective SGD, with their selection."""

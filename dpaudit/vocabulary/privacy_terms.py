@@ -63,6 +63,7 @@ class Unit(StrEnum):
     Attributes:
         RECORD: One record.
         USER: One user with all of their records.
+        PARTICIPANT: One participant of a federation with all of their records.
 
     Example:
         >>> Unit("user").value
@@ -74,6 +75,9 @@ class Unit(StrEnum):
 
     USER = "user"
     """One user with all of their records."""
+
+    PARTICIPANT = "participant"
+    """One participant of a federation with all of their records."""
 
 
 class ReleaseScope(StrEnum):
