@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ from dpaudit.vocabulary.verdict import Verdict
 # No torch.
 
 CLAIM_ACCOUNTANT = "pld"
+
+ClaimAt = Callable[[float, str], Claim]
+"""The claim of one ledger at a delta, by the accountant of a name."""
+
+
+def claims_of_ledger(ledger: PrivacyLedger) -> ClaimAt:
+    """Return a function that computes each claim of a ledger once.
+
+    Args:
+        ledger: The ledger, of at least one release.
+
+    Returns:
+        ``claim_from_ledger`` of this ledger, which keeps what it has computed.
+    """
+    return cache(partial(claim_from_ledger, ledger))
 
 
 def claim_delta(run: RunDirectory) -> float:
@@ -80,7 +96,9 @@ def require_current_verdict(run: RunDirectory, verdict: Verdict) -> None:
         )
 
 
-def require_claim_of_ledger(run: RunDirectory, ledger: PrivacyLedger) -> None:
+def require_claim_of_ledger(
+    run: RunDirectory, ledger: PrivacyLedger, claim_at: ClaimAt | None = None
+) -> None:
     """Refuse a claim.json that differs from the claim recomputed from the ledger.
 
     Epsilon may differ by a relative 1e-6, as the last digits depend on the machine.
@@ -88,12 +106,13 @@ def require_claim_of_ledger(run: RunDirectory, ledger: PrivacyLedger) -> None:
     Args:
         run: The run whose claim is compared.
         ledger: Its ledger, sealed.
+        claim_at: Claims of this ledger that may have been computed before; None: compute it.
 
     Raises:
         IntegrityError: If the claim is of another ledger, or states another epsilon.
     """
     written = read_json(run.claim, Claim)
-    again = claim_from_ledger(ledger, written.delta, written.accountant)
+    again = (claim_at or claims_of_ledger(ledger))(written.delta, written.accountant)
     same_ends = math.isclose(
         written.epsilon.upper, again.epsilon.upper, rel_tol=1e-6
     ) and math.isclose(written.epsilon.lower, again.epsilon.lower, rel_tol=1e-6)

@@ -45,17 +45,17 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gate(audited: Path, call: Call, tmp_path: Path) -> Callable[..., Any]:
     """Judge the run with an edited audit.json, or any other text in its place."""
-    policy = tmp_path / "p.toml"
-    policy.write_text(POLICY)
+    path = tmp_path / "p.toml"
     kept = (audited / "audit.json").read_text()
 
-    def judged(edit: Edit | None = None, text: str | None = None) -> Any:
+    def judged(edit: Edit | None = None, text: str | None = None, policy: str = POLICY) -> Any:
+        path.write_text(policy)
         report = json.loads(kept)
         if edit is not None:
             edit(report)
         (audited / "audit.json").write_text(json.dumps(report) if text is None else text)
         try:
-            return call("gate", audited, "--policy", policy)
+            return call("gate", audited, "--policy", path)
         finally:
             (audited / "audit.json").write_text(kept)
 
@@ -77,6 +77,30 @@ def with_estimator(name: str, /, **changes: object) -> Edit:
 def test_an_audit_as_it_was_made_passes(gate: Callable[..., Any]) -> None:
     result = gate()
     assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("delta", "claims", "code"),
+    [("1e-5", 1, 0), ("1e-6", 2, 3)],  # at another delta, the bounds of the audit decide nothing
+    ids=["own delta", "another delta"],
+)
+def test_one_evaluation_computes_each_claim_once(
+    gate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, delta: str, claims: int, code: int
+) -> None:
+    """The claim at the run's own delta, and another one only for a policy of another delta."""
+    from dpaudit.accountants import answers
+
+    asked: list[float] = []
+    compute = answers.compute_epsilon
+
+    def counted(accountant: str, mechanism: Any, at: float, *rest: Any) -> Any:
+        asked.append(at)
+        return compute(accountant, mechanism, at, *rest)
+
+    monkeypatch.setattr(answers, "compute_epsilon", counted)
+    policy = POLICY.replace("delta = 1e-5", f"delta = {delta}")
+    assert gate(policy=policy).code == code
+    assert (len(asked), set(asked)) == (claims, {1e-5, float(delta)})
 
 
 def other_factor(name: str, factor: float | None) -> Edit:

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from dpaudit.accountants.answers import claim_from_ledger, compute_epsilon
+from dpaudit.accountants.answers import compute_epsilon
 from dpaudit.files.archives import open_npz
 from dpaudit.files.regular_files import DATA_LIMIT, InputFile, open_input
 from dpaudit.gate.policy import Policy
@@ -24,7 +24,7 @@ from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.mechanism import Composed, Repeated
 from dpaudit.vocabulary.rounding import same_epsilon
 from dpaudit.vocabulary.settings import DataSettings
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
+from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta, claims_of_ledger
 from dpaudit.workflow.gate.verification import require_bounds_match_counts, verify_measurements
 
 # Public facts about a run's data and model, for comparisons.
@@ -148,14 +148,15 @@ def baseline_of_run(run: RunDirectory, policy: Policy | None) -> Baseline:
         read_optional_json(run.audit, AuditReport),
         read_optional_json(run.attack, AttackReport),
     )
-    verify_measurements(run, ledger, audit, attack)
+    claim_at = claims_of_ledger(ledger)
+    verify_measurements(run, ledger, audit, attack, claim_at)
     claim_policy = None if policy is None else policy.claim
     delta = claim_delta(run) if claim_policy is None else claim_policy.delta
     accountant = CLAIM_ACCOUNTANT if claim_policy is None else claim_policy.accountant
     return baseline_of_ledger(
         run,
         ledger,
-        claim_from_ledger(ledger, delta, accountant),
+        claim_at(delta, accountant),
         audit=audit,
         attack=attack,
     )

@@ -11,7 +11,6 @@ from time import perf_counter
 from msgspec.structs import replace
 
 import dpaudit
-from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.gate.evidence import Evidence
 from dpaudit.gate.policy import Policy
 from dpaudit.gate.policy_evaluation import Watch, evaluate_policy
@@ -31,7 +30,12 @@ from dpaudit.vocabulary.verdict import (
     VerdictBasis,
     VerdictDocument,
 )
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta, require_claim_of_ledger
+from dpaudit.workflow.account import (
+    CLAIM_ACCOUNTANT,
+    claim_delta,
+    claims_of_ledger,
+    require_claim_of_ledger,
+)
 from dpaudit.workflow.gate.baselines import baseline_of_ledger, require_other_run
 from dpaudit.workflow.gate.policy_sources import project_digest
 from dpaudit.workflow.gate.verdict_history import record_verdict
@@ -215,23 +219,22 @@ def evidence_of_run(run: RunDirectory, policy: Policy) -> Evidence:
     ledger = run.read_finished()
     claim_policy = policy.claim
     delta = claim_delta(run) if claim_policy is None else claim_policy.delta
-    claim = claim_from_ledger(
-        ledger, delta, CLAIM_ACCOUNTANT if claim_policy is None else claim_policy.accountant
-    )
-    require_claim_of_ledger(run, ledger)
+    claim_at = claims_of_ledger(ledger)
+    claim = claim_at(delta, CLAIM_ACCOUNTANT if claim_policy is None else claim_policy.accountant)
+    require_claim_of_ledger(run, ledger, claim_at)
     audit = read_optional_json(run.audit, AuditReport)
     attack = read_optional_json(run.attack, AttackReport)
-    checked = verify_measurements(run, ledger, audit, attack)
+    checked = verify_measurements(run, ledger, audit, attack, claim_at)
     if policy.audit is not None:
         doubted_bounds = frozenset(name for name, _ in checked.doubts)
-        require_decisive_power(run, ledger, audit, policy.audit, doubted_bounds)
+        require_decisive_power(run, ledger, audit, policy.audit, doubted_bounds, claim_at)
     if audit is not None:
         audit = replace(audit, membership=with_checked_counts(audit.membership))
     if attack is not None:
         attack = replace(attack, membership=with_checked_counts(attack.membership))
     return Evidence(
         claim=claim,
-        sharpest=claim_from_ledger(ledger, delta, CLAIM_ACCOUNTANT),
+        sharpest=claim_at(delta, CLAIM_ACCOUNTANT),
         missing=checked.missing,
         missing_attacks=checked.missing_attacks,
         doubts=checked.doubts,

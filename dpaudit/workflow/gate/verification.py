@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.attacks.bounds import clopper_pearson_interval
 from dpaudit.attacks.bounds.lower_bound import tpr_interval_of_counts
 from dpaudit.attacks.one_run import score_file_audit
@@ -48,7 +47,7 @@ from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger
 from dpaudit.vocabulary.privacy_terms import Bound
 from dpaudit.vocabulary.rounding import CROSS_MACHINE_TOLERANCE, same_epsilon, same_number
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
+from dpaudit.workflow.account import CLAIM_ACCOUNTANT, ClaimAt, claim_delta
 from dpaudit.workflow.audit.audit_plan import (
     ExpectedBound,
     StepParameters,
@@ -137,6 +136,7 @@ def verify_measurements(
     ledger: PrivacyLedger,
     audit: AuditReport | None,
     attack: AttackReport | None,
+    claim_at: ClaimAt,
 ) -> EvidenceGaps:
     """Verify the measurements of a run; those of another ledger are ignored.
 
@@ -145,6 +145,7 @@ def verify_measurements(
         ledger: Its ledger.
         audit: Its audit, if there is one.
         attack: Its attack report, if there is one.
+        claim_at: Claims of its ledger.
 
     Returns:
         What the audit lacks.
@@ -156,7 +157,7 @@ def verify_measurements(
         require_rates_match_counts(run.attack, attack.membership)
     if audit is None or audit.ledger_head != ledger.head:
         return EvidenceGaps()
-    claim = claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)
+    claim = claim_at(claim_delta(run), CLAIM_ACCOUNTANT)
     return verify_audit(run, ledger, audit, claim)
 
 
@@ -202,6 +203,7 @@ def require_decisive_power(
     audit: AuditReport | None,
     policy: AuditPolicy,
     doubted_bounds: frozenset[str],
+    claim_at: ClaimAt,
 ) -> None:
     """Simulate again the power that a verdict depends on, where nothing else verifies it.
 
@@ -215,13 +217,14 @@ def require_decisive_power(
         audit: Its audit, if there is one.
         policy: The kinds of bound that count, and the power that is demanded.
         doubted_bounds: Names of the bounds that cannot support the claim.
+        claim_at: Claims of its ledger.
 
     Raises:
         IntegrityError: If the audit states another power.
     """
     if audit is None or audit.ledger_head != ledger.head:
         return
-    claim = claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)
+    claim = claim_at(claim_delta(run), CLAIM_ACCOUNTANT)
     counted = [bound for bound in audit.bounds if bound.kind in policy.count]
     stated = [bound for bound in counted if bound.detectable_epsilon is not None]
     usable = [one for one in counted if one.inconclusive is None and one.name not in doubted_bounds]
