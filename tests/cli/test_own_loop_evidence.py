@@ -258,6 +258,29 @@ def test_a_canary_file_that_is_swapped_in_the_run_is_refused(call: Call) -> None
     assert call("gate", "run", "--policy", "p.toml").code == 4
 
 
+@pytest.mark.parametrize(("recorded", "code"), [(True, 0), (False, 4)])
+def test_only_a_recorded_bound_replaces_the_simulation_of_a_stated_power(
+    call: Call, recorded: bool, code: int
+) -> None:
+    """Canaries that the ledger does not record have a greatest epsilon above the claim, too."""
+    train(
+        canary_file="canaries.npz" if recorded else None,
+        canaries=GradientCanaries(6),  # too few to contradict the claim, whatever is guessed
+    )
+    assert call("audit", "run", "--canaries", "canaries.npz", "--scores", write_scores()).code == 0
+    report = json.loads(Path("run/audit.json").read_text())
+    claim = json.loads(Path("run/claim.json").read_text())["epsilon"]["upper"]
+    greatest = {one["name"]: one["greatest_epsilon"] or 0.0 for one in report["bounds"]}
+    assert [name for name, most in greatest.items() if most > claim] == ["canaries, one score each"]
+    (ranks,) = (one for one in report["bounds"] if one["name"].startswith("ranks"))
+    stated = [one["detectable_epsilon"] for one in report["bounds"] if one["detectable_epsilon"]]
+    ranks["detectable_epsilon"] = min(stated) * 0.999  # the decisive power, which no simulation has
+    Path("run/audit.json").write_text(json.dumps(report))
+    result = call("gate", "run", "--policy", "p.toml")
+    assert result.code == code, result.err
+    assert ("its simulation gives" in result.err) is (code == 4)
+
+
 def write_attack(members: int, nonmembers: int) -> Path:
     rng = np.random.default_rng(2)
     rows = [f"{rng.standard_normal()},{int(i < members)}" for i in range(members + nonmembers)]
