@@ -18,7 +18,7 @@ from dpaudit.cli.options import (
     with_options,
     write_result,
 )
-from dpaudit.cli.printing import print_text, printable_path, progress_bars
+from dpaudit.cli.printing import print_message, print_text, printable_path, progress_bars
 from dpaudit.files.regular_files import DATA_LIMIT, PRIVATE
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ CANARY_KINDS = ("mislabelled", "blank", "out-of-distribution", "crafted", "secre
 # fmt: off
 MAKE_OPTIONS = (
     click.option("--kind", type=Choice(CANARY_KINDS), default="mislabelled", show_default=True, help="Records, sentences with a secret, or indices of dummy parameters."),
-    click.option("--count", type=int, default=1000, show_default=True, help="Number of canaries, included and excluded."),
+    click.option("--count", type=int, help="Number of canaries, included and excluded.  [default: 1000, or all held-out records of --data if there are fewer]"),
     click.option("--data", default="digits", show_default=True, help="Records; canaries are made from held-out ones."),
     click.option("--label", help="Column of the label in a table.  [default: label, else the last]"),
     click.option("--checkpoint", type=PATH, help="Torch model that crafted canaries are optimized against."),
@@ -224,7 +224,14 @@ def make(**options: Any) -> None:
                           --training-file train.npz
     dpaudit audit --canaries canaries.npz --scores scores.csv --claim-epsilon 3
     """
+    from dpaudit.workflow.audit.make_canaries import DEFAULT_COUNT
+
     planted = _MAKERS.get(options["kind"], _inputs)(options)
+    if options["count"] is None and len(planted.ids) < DEFAULT_COUNT:
+        print_message(
+            f"dpaudit: {len(planted.ids)} canaries, not {DEFAULT_COUNT}: the data have no more "
+            "held-out records"
+        )
     print_text(
         f"wrote {printable_path(options['output'])}: {int(planted.included.sum())} of {len(planted.ids)} "
         f"{planted.kind} canaries are included; all of them with their bits: {printable_path(_secret(options['output']))}"
@@ -264,10 +271,10 @@ def _inputs(options: dict[str, Any]) -> Any:
 
 def _secrets(options: dict[str, Any]) -> Any:
     from dpaudit.attacks.canaries import TEMPLATE
-    from dpaudit.workflow.audit.make_canaries import make_secret_canaries
+    from dpaudit.workflow.audit.make_canaries import DEFAULT_COUNT, make_secret_canaries
 
     return make_secret_canaries(
-        options["count"],
+        DEFAULT_COUNT if options["count"] is None else options["count"],
         options["output"],
         references=options["references"],
         template=options["template"] or TEMPLATE,
@@ -277,9 +284,10 @@ def _secrets(options: dict[str, Any]) -> Any:
 
 
 def _dummies(options: dict[str, Any]) -> Any:
-    from dpaudit.workflow.audit.make_canaries import make_dummy_canaries
+    from dpaudit.workflow.audit.make_canaries import DEFAULT_COUNT, make_dummy_canaries
 
-    return make_dummy_canaries(options["count"], options["output"])
+    count = DEFAULT_COUNT if options["count"] is None else options["count"]
+    return make_dummy_canaries(count, options["output"])
 
 
 _MAKERS = {"secrets": _secrets, "dummy": _dummies}

@@ -59,6 +59,28 @@ def test_the_trainer_gets_the_included_ones_alone(make: Make, tmp_path: Path, ki
     assert not any(out)
 
 
+@pytest.mark.parametrize("records", [50, 400])
+def test_default_count_fits_the_held_out_records(call: Call, tmp_path: Path, records: int) -> None:
+    x = np.random.default_rng(0).random((records, 3))
+    np.savez(tmp_path / "small.npz", x=x, y=np.arange(records) % 2)
+    asked = ("canaries", "make", "--data", tmp_path / "small.npz", "-o", tmp_path / "c.npz")
+    result = call(*asked)
+    assert result.code == 0
+    with np.load(tmp_path / "c.secret.npz") as archive:
+        made = len(archive["ids"])
+    assert 0 < made < records
+    assert f"{made} canaries, not 1000: the data have no more held-out records" in result.err
+    asked_for_more = call(*asked, "-o", tmp_path / "more.npz", "--count", made + 1)
+    assert (asked_for_more.code, f"at most the {made} held-out" in asked_for_more.err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["dummy", "secrets"])
+def test_default_count_without_data_is_1000(call: Call, tmp_path: Path, kind: str) -> None:
+    result = call("canaries", "make", "--kind", kind, "-o", tmp_path / "c.npz")
+    assert (result.code, result.err) == (0, "")
+    assert f"of 1000 {kind} canaries" in result.out
+
+
 def test_nothing_is_overwritten(call: Call, make: Make, tmp_path: Path) -> None:
     make("dummy")
     result = call("canaries", "make", "--kind", "dummy", "-o", tmp_path / "c.npz")

@@ -6,6 +6,7 @@ import tomllib
 from datetime import date
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -46,7 +47,8 @@ intervals = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda ends: Bound(*
 def measured(draw: st.DrawFn, claim: Claim) -> AuditReport:
     interval = draw(intervals)
     rate = TprAtFpr(draw(st.floats(1e-6, 0.9)), interval.lower, interval, 0.99)
-    result = MembershipResult("loss", 9, 9, 0.5, 0.5, (rate,), ((0.0, 0.0),))
+    count = draw(st.sampled_from([9, 100_000]))
+    result = MembershipResult("loss", count, count, 0.5, 0.5, (rate,), ((0.0, 0.0),))
     bound = replace(
         BOUND,
         kind=draw(st.sampled_from([BoundKind.CERTIFIED, BoundKind.CONDITIONAL])),
@@ -72,6 +74,48 @@ def test_a_run_passes_the_policy_that_was_drafted_from_it(
         verdict = evaluate_policy(policy, evidence, baseline, today=TODAY)
         failed = [rule.rule for rule in verdict.rules if rule.outcome is not Outcome.PASS]
         assert failed == []
+
+
+def attack(name: str, records: int, fpr: float, interval: Bound) -> MembershipResult:
+    rate = TprAtFpr(fpr, interval.lower, interval, 0.99)
+    return MembershipResult(name, records, records, 0.5, 0.5, (rate,), ((0.0, 0.0),))
+
+
+def drafted(*attacks: MembershipResult) -> tuple[Policy, str]:
+    audit = AuditReport(CLAIM.ledger_head, 0.99, (), attacks)
+    text = draft_policy_text(CLAIM, Evidence(claim=CLAIM, audit=audit), "b.json")
+    return msgspec.convert(tomllib.loads(text), Policy), text
+
+
+@pytest.mark.parametrize(("records", "interval"), [(30, Bound(0.0, 1.0)), (200, Bound(0.0, 0.95))])
+def test_no_limit_is_drafted_that_a_perfect_attack_would_pass(
+    records: int, interval: Bound
+) -> None:
+    policy, text = drafted(attack("loss", records, 0.01, interval))
+    assert policy.audit is not None
+    assert policy.regression is not None
+    assert policy.audit.max_tpr_at_fpr == {}
+    assert policy.regression.max_tpr_increase is None
+    assert "# No max_tpr_at_fpr at FPR 0.01: the attacks of this run scored too few" in text
+    assert "# No max_tpr_increase: " in text
+
+
+def test_a_limit_that_one_of_two_attacks_lacks_is_not_drafted() -> None:
+    """It would be INCONCLUSIVE for the run itself."""
+    many = attack("reference", 5000, 0.001, Bound(0.0, 0.01))
+    policy, text = drafted(many, attack("loss", 500, 0.1, Bound(0.05, 0.2)))
+    assert policy.audit is not None
+    assert policy.audit.max_tpr_at_fpr == {}
+    assert "at FPR 0.001, 0.1: " in text
+
+
+def test_a_limit_that_its_records_decide_is_drafted() -> None:
+    policy, text = drafted(attack("loss", 5000, 0.1, Bound(0.08, 0.12)))
+    assert policy.audit is not None
+    assert policy.regression is not None
+    assert policy.audit.max_tpr_at_fpr == {"0.1": pytest.approx(0.14)}
+    assert policy.regression.max_tpr_increase == pytest.approx(0.02, rel=1e-3)
+    assert "# No max_tpr" not in text
 
 
 def test_without_an_audit_none_is_demanded() -> None:

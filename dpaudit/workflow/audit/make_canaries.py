@@ -42,6 +42,9 @@ from dpaudit.workflow.audit.external_scores import (
     auditor_path_beside,
 )
 
+DEFAULT_COUNT = 1000
+"""Number of canaries where none is given; fewer where the data hold fewer held-out records."""
+
 CanaryMaker = Callable[[LabelledRecords, int, np.random.Generator], LabelledRecords]
 
 INPUT_CANARY_MAKERS: dict[str, CanaryMaker] = {
@@ -53,7 +56,7 @@ INPUT_CANARY_MAKERS: dict[str, CanaryMaker] = {
 
 def make_input_canaries(
     kind: str,
-    count: int,
+    count: int | None,
     data: DataSettings,
     out: Path,
     *,
@@ -64,7 +67,8 @@ def make_input_canaries(
 
     Args:
         kind: Name of the kind of canary.
-        count: Number of canaries.
+        count: Number of canaries; None: ``DEFAULT_COUNT``, or all held-out records if there are
+            fewer.
         data: The records; canaries are made from held-out ones.
         out: The trainer's file, ``NAME.npz``.
         training_file: Where to write all training records with the included canaries among
@@ -78,9 +82,12 @@ def make_input_canaries(
         InvalidArgument: If there are fewer held-out records than canaries, or if a file exists
             or cannot be written.
     """
-    require_count("count", count)
+    if count is not None:
+        require_count("count", count)
     _require_new(out, training_file)
     split = load_dataset(data)
+    if count is None:
+        count = min(DEFAULT_COUNT, len(split.heldout))
     if count > len(split.heldout):
         allowed = f"at most the {len(split.heldout)} held-out records"
         raise InvalidArgument("count", count, allowed)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from dpaudit.attacks.bounds.lower_bound import tpr_interval_of_counts
 from dpaudit.gate.audit_rules import bounds_above_claim, refutable_epsilons
 from dpaudit.gate.claim_rules import evaluate_claim_rules
 from dpaudit.gate.evidence import Evidence
@@ -16,12 +17,11 @@ from dpaudit.gate.policy import Policy
 from dpaudit.gate.policy_evaluation import apply_waivers
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import require_new_file, write_bytes
-from dpaudit.vocabulary.audit import AuditReport, BoundKind
-from dpaudit.vocabulary.baseline import AttackRate
+from dpaudit.vocabulary.audit import AuditReport, BoundKind, MembershipResult, TprAtFpr
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import InvalidArgument, InvalidPolicy
 from dpaudit.vocabulary.ledger import Randomness
-from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS
+from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Bound
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.settings import PrivacySettings
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
@@ -31,6 +31,8 @@ from dpaudit.workflow.gate.policy_sources import POLICY_FILE, PYPROJECT_FILE, py
 from dpaudit.workflow.gate.run_evaluation import evidence_of_run, utc_today
 
 # Draft the text of a first policy from the claim and the measurements of one run.
+
+UNDECIDABLE = "the attacks of this run scored too few records to decide it"
 
 POWER_MARGIN = 1.5
 """Factor on the excess that is detectable: power is simulated and differs between runs."""
@@ -111,23 +113,65 @@ def _audit(audit: AuditReport, evidence: Evidence) -> Iterator[str]:
     if detectable > figures.sharpest:
         excess = _up(POWER_MARGIN * (detectable - figures.sharpest))
         yield f"min_power_epsilon = {excess}  # excess over the claim detectable at 95% power"
-    worst = {rate.fpr: rate for rate in sorted(evidence.rates, key=lambda rate: rate.tpr.upper)}
-    if worst:
-        most = {fpr: min(1.0, rate.tpr.upper + _chance(rate)) for fpr, rate in worst.items()}
-        inside = ", ".join(f'"{fpr!r}" = {_up(tpr)}' for fpr, tpr in sorted(most.items()))
+    most = dict(_decidable_limits(evidence, audit.confidence))
+    if most:
+        inside = ", ".join(f'"{fpr!r}" = {tpr}' for fpr, tpr in most.items())
         yield f"max_tpr_at_fpr = {{ {inside} }}  # the upper end of the interval counts"
+    open_ = sorted({rate.fpr for rate in evidence.rates} - set(most))
+    if open_:
+        yield f"# No max_tpr_at_fpr at FPR {', '.join(f'{fpr:g}' for fpr in open_)}: {UNDECIDABLE}"
 
 
-def _chance(rate: AttackRate) -> float:
+def _decidable_limits(evidence: Evidence, confidence: float) -> Iterator[tuple[float, str]]:
+    """Yield false-positive rates, and limits that attacks on as many records can pass and fail."""
+    if evidence.inconclusive_reasons or evidence.missing_attacks:
+        return
+    for fpr in sorted({rate.fpr for rate in evidence.rates}):
+        found = [(one.result, one.rate_at(fpr)) for one in evidence.attacks]
+        rates = [(result, rate) for result, rate in found if rate is not None]
+        limit = _up(max(rate.interval.upper + _chance(rate.interval) for _, rate in rates))
+        complete = len(rates) == len(found)  # an attack without this rate is INCONCLUSIVE
+        sure = all(rate.confidence >= confidence for _, rate in rates)
+        if complete and sure and any(_can_exceed(float(limit), *one) for one in rates):
+            yield fpr, limit
+
+
+def _chance(interval: Bound) -> float:
     """Return the increase that chance may cause on a run of the same kind: half of the interval."""
-    return rate.tpr.width / 2
+    return interval.width / 2
+
+
+def _can_exceed(limit: float, result: MembershipResult, rate: TprAtFpr) -> bool:
+    """Return whether a perfect attack on as many records would show a rate above the limit."""
+    perfect = tpr_interval_of_counts(
+        (result.members, result.members),
+        members=result.members,
+        nonmembers=result.nonmembers,
+        fpr=rate.fpr,
+        confidence=rate.confidence,
+    )
+    return perfect.lower > limit
 
 
 def _regression(evidence: Evidence) -> Iterator[str]:
     yield "[regression]"
     yield "max_epsilon_increase = 0.0"
-    if evidence.rates:
-        yield f"max_tpr_increase = {_up(max(_chance(rate) for rate in evidence.rates))}"
+    rates = [(one.result, rate) for one in evidence.attacks for rate in one.result.tpr_at_fpr]
+    if not rates:
+        return
+    decided = [one for one in rates if _can_exceed(_grown(one[1]), *one)]
+    most = _up(max((_chance(rate.interval) for _, rate in decided), default=0.0))
+    # All others must pass whatever is measured: what chance alone may raise above its limit, and
+    # no attack can refute, would be INCONCLUSIVE.
+    others = [rate for result, rate in rates if (result, rate) not in decided]
+    if decided and all(rate.interval.upper + float(most) >= 1 for rate in others):
+        yield f"max_tpr_increase = {most}"
+    else:
+        yield f"# No max_tpr_increase: {UNDECIDABLE}"
+
+
+def _grown(rate: TprAtFpr) -> float:
+    return rate.interval.upper + _chance(rate.interval)
 
 
 def _up(value: float) -> str:
