@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
+from weakref import WeakValueDictionary
 
 import msgspec
 import torch
@@ -218,10 +219,29 @@ def begin_training(
         allowed = "runs/NAME/ledger.jsonl with canaries: their files are written beside it"
         raise InvalidArgument("ledger", str(ledger), allowed)
     ranks.broadcast_parameters(setup.model)
+    if ledger is not None:
+        _close_unused(ledger)
     session = Session.begin(settings.header(stream), stream, ranks, trained, ledger)
+    if ledger is not None:
+        _SESSIONS[ledger.absolute()] = session
     with close_on_error(session):
         session.bind(canaries, config, file)
         return _private(setup, session, _released_batch_size(settings, session), canaries)
+
+
+_SESSIONS: WeakValueDictionary[Path, Session] = WeakValueDictionary()
+"""The newest session of this process by ledger: a notebook keeps one that failed."""
+
+
+def _close_unused(ledger: Path) -> None:
+    """Close an earlier session of this process on the ledger, if it has recorded nothing.
+
+    After an error in its first step, a variable or the traceback keeps the session, and with it
+    the lock of the ledger. It holds no release, so a new one may replace it.
+    """
+    earlier = _SESSIONS.get(ledger.absolute())
+    if earlier is not None and not earlier.recorded:
+        earlier.close()
 
 
 def resume_training(setup: TrainingSetup, *, ledger: Path, folder: Path) -> Private:
@@ -276,7 +296,8 @@ def resume_training(setup: TrainingSetup, *, ledger: Path, folder: Path) -> Priv
     )
     learned = replace(settings, rule=settings.rule.with_clip_norm(kept.progress.clip_norm))
     setup = replace(setup, settings=learned)
-    return _private(setup, session, kept.progress.expected_batch_size, canaries, texts)
+    with close_on_error(session):
+        return _private(setup, session, kept.progress.expected_batch_size, canaries, texts)
 
 
 @contextmanager

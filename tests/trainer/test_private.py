@@ -67,6 +67,31 @@ def private(net: nn.Module | None = None, **changes: object) -> Private:
     return make_private(net, optimizer, **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("fault", ["loss", "model"])
+def test_session_that_failed_before_its_first_release_does_not_block_its_ledger(
+    tmp_path: Path, fault: str
+) -> None:
+    """As in a notebook, which keeps the failed session in a variable."""
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    mixing = nn.Sequential(nn.Linear(WIDTH, 3), nn.BatchNorm1d(3))
+    failed = private(mixing if fault == "model" else None, ledger=ledger)
+    with pytest.raises(InvalidArgument):
+        for batch in failed.batches(data(), steps=1):
+            failed.step(loss if fault == "model" else lambda net, b: loss(net, b).mean(), batch)
+    run(private(ledger=ledger), 2)
+    with pytest.raises(InvalidArgument, match="closed"):
+        run(failed, 1)
+
+
+def test_session_with_a_release_keeps_its_ledger(tmp_path: Path) -> None:
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    first = run(private(ledger=ledger), 1)
+    with pytest.raises(RunExists):
+        private(ledger=ledger)
+    run(first, 1)
+    assert len(read_ledger(ledger).releases) == 2
+
+
 def run(trainer: Private, steps: int) -> Private:
     for batch in trainer.batches(data(), steps=steps):
         trainer.step(loss, batch)
