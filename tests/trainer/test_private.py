@@ -75,9 +75,9 @@ def test_session_that_failed_before_its_first_release_does_not_block_its_ledger(
     ledger = tmp_path / "run" / "ledger.jsonl"
     mixing = nn.Sequential(nn.Linear(WIDTH, 3), nn.BatchNorm1d(3))
     failed = private(mixing if fault == "model" else None, ledger=ledger)
+    (batch,) = failed.batches(data(), steps=1)
     with pytest.raises(InvalidArgument):
-        for batch in failed.batches(data(), steps=1):
-            failed.step(loss if fault == "model" else lambda net, b: loss(net, b).mean(), batch)
+        failed.step(loss if fault == "model" else lambda net, b: loss(net, b).mean(), batch)
     run(private(ledger=ledger), 2)
     with pytest.raises(InvalidArgument, match="closed"):
         run(failed, 1)
