@@ -154,7 +154,9 @@ def test_check_installs_the_constraints_once(machine: Machine) -> None:
         ["--no-deps", f"torch=={TORCH}"],
         ["--constraint", "constraints.txt", *EVERYTHING],
     ]
-    assert machine.calls()[-1] == ["pytest", "--numprocesses", "2", "--quiet", "-k", "ledger"]
+    assert machine.calls()[-1] == [
+        *("pytest", "--numprocesses", "2", "--dist", "worksteal", "--quiet", "-k", "ledger")
+    ]
     assert machine.run("./check").returncode == 0
     assert machine.installs() == []
 
@@ -231,7 +233,7 @@ def test_check_core_installs_no_torch_and_passes_arguments_on(machine: Machine) 
     done = machine.run("tools/check-core", str(machine.python), "-k", "gate", VERSION="3.13.0")
     assert done.returncode == 0
     assert machine.installs() == [["--constraint", "constraints.txt", "--editable", ".[test-core]"]]
-    options = ["--core", "--numprocesses", "2", "--quiet", "-rs"]
+    options = ["--core", "--numprocesses", "2", "--dist", "worksteal", "--quiet", "-rs"]
     assert machine.calls()[-1] == ["pytest", *options, "-k", "gate"]
     assert (machine.root / ".venv-core-3.13.0").is_dir()
 

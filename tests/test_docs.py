@@ -127,10 +127,20 @@ def test_the_python_of_a_guide_runs(name: str, run_python: dict[str, object]) ->
         assert run_python["result"].verdict is Outcome.PASS  # type: ignore[attr-defined]
 
 
+CANARIES = re.compile(r"GradientCanaries\(\d+\)")
+
+
 @pytest.mark.needs("torch")
-def test_the_readme_leads_from_your_own_model_to_a_verdict(run_python: dict[str, object]) -> None:
+@pytest.mark.parametrize("canaries", [100, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_readme_leads_from_your_own_model_to_a_verdict(
+    run_python: dict[str, object], canaries: int | None
+) -> None:
+    """With few canaries, whose audit is fast; and, slowly, as it is shown."""
+    found = [CANARIES.findall(code) for code in blocks(README, "python")]
+    assert any(found)
     for code in blocks(README, "python"):
-        exec(code, run_python)
+        fast = code if canaries is None else CANARIES.sub(f"GradientCanaries({canaries})", code)
+        exec(fast, run_python)
     assert 0 < run_python["private"].epsilon(delta=1e-5).upper <= 1.5  # type: ignore[attr-defined]
     assert {"claim.json", "ledger.jsonl", "model.safetensors"} <= {
         path.name for path in Path("runs/mine").iterdir()

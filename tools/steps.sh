@@ -19,7 +19,7 @@ fast_steps() {
     static_steps
     OMP_NUM_THREADS=1
     export OMP_NUM_THREADS
-    step pytest --numprocesses 2 --quiet tests/vocabulary tests/gate tests/files \
+    step pytest --numprocesses 2 --dist worksteal --quiet tests/vocabulary tests/gate tests/files \
         tests/accountants/test_answers.py tests/accountants/test_registry.py \
         tests/runs/test_file_io.py tests/runs/test_ledger_tail.py tests/cli/test_version_0_1.py \
         tests/test_errors.py tests/test_prose_tools.py "$@"
@@ -32,8 +32,9 @@ all_steps() {
     NO_MKDOCS_2_WARNING=1 # hides a banner of the theme
     export NO_MKDOCS_2_WARNING
     step mkdocs build --strict --quiet
-    # One thread a worker: torch and BLAS would otherwise start two each.
+    # worksteal: each worker has one half of the files in order, so that most fixtures of a module
+    # are set up once. One thread a worker: torch and BLAS would otherwise start two each.
     OMP_NUM_THREADS=1
     export OMP_NUM_THREADS
-    step pytest --numprocesses 2 --quiet "$@"
+    step pytest --numprocesses 2 --dist worksteal --quiet "$@"
 }

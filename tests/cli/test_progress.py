@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from calling import Call
 
+from dpaudit.attacks import conformance
 from dpaudit.cli.printing import progress_bars
 from dpaudit.vocabulary.errors import ExitCode, InvalidArgument
 from dpaudit.workflow.audit import run_audit
@@ -84,7 +85,14 @@ def test_audit_and_report_show_progress(
     assert ends(shown, stage)
 
 
-def test_conformance_shows_progress(run_copy: Path, on_terminal: OnTerminal) -> None:
+def test_conformance_shows_progress(
+    run_copy: Path, on_terminal: OnTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little = conformance.Effort(
+        noise_samples=2_000, sampler_steps=20, longest_run=10, replays=1, longest_replay=20,
+        search_steps=100,
+    )  # fmt: skip
+    monkeypatch.setattr(conformance, "Effort", lambda: little)
     assert ends(on_terminal("conformance", run_copy)[1], "conformance checks")
 
 
