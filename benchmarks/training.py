@@ -6,7 +6,7 @@ Install the peers as benchmarks/accounting.py says; then, from anywhere:
     bench/bin/python benchmarks/training.py --task mlp --threads 2
     bench/bin/python benchmarks/training.py --json results.json
 
-Trainers take turns on one batch in one process, so that each ratio is between neighbours in
+Trainers take turns on one batch in one process, so that each ratio is between neighbors in
 time; CPU time of the whole process, noise included. Memory is the peak of a process of its
 own for each trainer. A peer that is not installed, or breaks, is a line that says so.
 """

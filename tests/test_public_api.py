@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import ROOT
@@ -243,3 +244,19 @@ def test_default_attacks_are_those_of_the_command() -> None:
     from dpaudit.cli.attack import DEFAULT_ATTACKS
 
     assert attack_registry.DEFAULT_ATTACKS == DEFAULT_ATTACKS
+
+
+@pytest.mark.parametrize("wrong", ["1e-5", None, [1.0]])
+def test_functions_refuse_what_is_no_number_by_a_typed_error(wrong: Any) -> None:
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("delta", lambda: dpaudit.epsilon(Gaussian(1.0), delta=wrong)),
+        ("epsilon", lambda: dpaudit.delta(Gaussian(1.0), epsilon=wrong)),
+        ("delta", lambda: dpaudit.calibrate(Gaussian, target_epsilon=1.0, delta=wrong)),
+        ("target_epsilon", lambda: dpaudit.calibrate(Gaussian, target_epsilon=wrong, delta=1e-5)),
+        ("noise_multiplier", lambda: Gaussian(wrong)),
+        ("mechanism", lambda: dpaudit.epsilon(1.0, delta=1e-5)),
+        ("run", lambda: dpaudit.open_run(1.0)),
+    ]
+    for name, call in calls:
+        with pytest.raises(InvalidArgument, match=f"^{name} must be"):
+            call()

@@ -73,7 +73,7 @@ SCHEDULE_OPTIONS = (
         type=Choice([adjacency.value for adjacency in Adjacency]),
         default=Adjacency.ADD_OR_REMOVE_ONE.value,
         show_default=True,
-        help="Which data sets are neighbours.",
+        help="Which data sets are neighbors.",
     ),
 )
 
@@ -91,7 +91,7 @@ SOURCE_OPTIONS = (
         type=Choice([Adjacency.ADD_OR_REMOVE_ONE.value, Adjacency.REPLACE_ONE.value]),
         default=Adjacency.ADD_OR_REMOVE_ONE.value,
         show_default=True,
-        help="Neighbours whose sensitivity the noise multipliers of a dp-event refer to.",
+        help="Neighbors whose sensitivity the noise multipliers of a dp-event refer to.",
     ),
 )
 
@@ -128,6 +128,12 @@ def pricing_request(ctx: click.Context, *, delta: float | None) -> PricingReques
     if run is not None:
         _refuse_given(ctx, "RUN", PLAN_OPTIONS)
         return account.request_for_run(run, delta)
+    if not any(was_given(ctx, name) for name in PLAN_OPTIONS):
+        raise click.UsageError(
+            "nothing to compute from: give a RUN, a FILE with --from, or a plan: "
+            "--noise-multiplier with --sampling-rate and --steps, or with --dataset-size, "
+            "--batch-size and --epochs"
+        )
     return account.request_for_plan(
         rate=schedule_of_options(ctx),
         noise_multiplier=require_option("noise_multiplier", given["noise_multiplier"]),

@@ -16,6 +16,7 @@ from dpaudit.cli.options import (
     InputPath,
     OutputPath,
     format_option,
+    input_name,
     option_name,
     was_given,
     with_options,
@@ -125,7 +126,10 @@ def _run(ctx: click.Context, options: dict[str, Any], timer: RuleTimer) -> Verdi
         raise click.UsageError(f"a RUN has its own: leave out {option_name(given[0])}")
     run = open_run(options["run"])
     loaded = load_policy(
-        options["policy"], options["assignments"], assignment_source=_assigner(ctx)
+        options["policy"],
+        options["assignments"],
+        assignment_source=_assigner(ctx),
+        path_name=_policy_name(ctx),
     )
     return evaluate_run(run, _judging(ctx, loaded, options, timer), options["history"]), loaded
 
@@ -149,7 +153,10 @@ def _files(ctx: click.Context, options: dict[str, Any], timer: RuleTimer) -> Ver
         raise click.UsageError("--history records runs: give a RUN")
     if was_given(ctx, "policy") or options["assignments"] or is_policy_configured():
         loaded = load_policy(
-            options["policy"], options["assignments"], assignment_source=_assigner(ctx)
+            options["policy"],
+            options["assignments"],
+            assignment_source=_assigner(ctx),
+            path_name=_policy_name(ctx),
         )
     else:
         loaded = LoadedPolicy(DEFAULT_POLICY, {})
@@ -180,6 +187,11 @@ def _judging(
     )
 
 
+def _policy_name(ctx: click.Context) -> str | None:
+    path = ctx.params["policy"]
+    return None if path is None else input_name(ctx, path)
+
+
 def _assigner(ctx: click.Context) -> str:
     """Return what gave the assignments: the option, or a variable of the environment."""
     source = ctx.get_parameter_source("assignments")
@@ -196,7 +208,7 @@ def _options_set(ctx: click.Context) -> Iterator[PolicyOverride]:
         if was_given(ctx, name) and source is not None:
             variable = f"$DPAUDIT_GATE_{name.upper()}"
             by = variable if source.name == "ENVIRONMENT" else "command line"
-            yield PolicyOverride(option_name(name), str(ctx.params[name]), by)
+            yield PolicyOverride(option_name(name), input_name(ctx, ctx.params[name]), by)
 
 
 def warn_of_overrides(loaded: LoadedPolicy) -> None:
@@ -253,7 +265,7 @@ def check(
     and compared with the policy; nothing is trained. Exit code 1 if a plan fails the policy.
     """
     from dpaudit.cli.train import settings_of_file
-    from dpaudit.report.verdicts.text import verdict_text
+    from dpaudit.report.verdicts.text import plan_verdict_text
     from dpaudit.workflow.gate.policy_authoring import check_policy
     from dpaudit.workflow.gate.policy_sources import load_policy
 
@@ -262,7 +274,7 @@ def check(
     warn_of_overrides(loaded)
     verdict = check_policy(loaded.policy, plans)
     if verdict.rules:
-        print_text(verdict_text(verdict), outcomes=True)
+        print_text(plan_verdict_text(verdict), outcomes=True)
         ctx.exit(verdict.exit_code)
     print_text("the policy is valid")
     ctx.exit(ExitCode.PASS)

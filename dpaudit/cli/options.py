@@ -22,6 +22,9 @@ T = TypeVar("T")
 STANDARD_STREAM = "-"
 """Standard input or standard output, in place of a file."""
 
+STANDARD_INPUT_FILE = "dpaudit.standard_input_file"
+"""Key of the context's ``meta``: the temporary file that holds standard input."""
+
 RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 
 POLICY_FILES = ("dpaudit.toml", "pyproject.toml")
@@ -82,6 +85,7 @@ class InputPath(click.Path):
                 if rest < 0:
                     self.fail(f"standard input has more than {self.limit} bytes", param, ctx)
                 file.write(part)
+        ctx.meta[STANDARD_INPUT_FILE] = path
         return path
 
 
@@ -176,6 +180,12 @@ def with_options(
         return command
 
     return decorate
+
+
+def input_name(ctx: click.Context, value: object) -> str:
+    """Return what a value of a parameter is called: a copy of standard input has no path."""
+    copy = ctx.meta.get(STANDARD_INPUT_FILE)
+    return "standard input" if copy is not None and value == copy else str(value)
 
 
 def option_name(parameter: str) -> str:

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from dpaudit.files.regular_files import DISK_FAILURES
 from dpaudit.vocabulary.errors import ClosedPipe, InputOutputError
+from dpaudit.vocabulary.renamed import OldNameWarning
 
 if TYPE_CHECKING:
     from click._termui_impl import ProgressBar
@@ -179,7 +181,11 @@ def safe_streams() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
-        warnings.showwarning = _show
+        # Shown once each, and never an error: a file of an earlier version is no fault of the
+        # command, whatever PYTHONWARNINGS says of warnings in Python code.
+        warnings.filterwarnings("always", category=OldNameWarning)
+        shown: set[str] = set()
+        warnings.showwarning = partial(_show, shown)
         yield
 
 
@@ -278,6 +284,7 @@ def _fill_descriptors() -> None:
 
 
 def _show(
+    shown: set[str],
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -285,4 +292,7 @@ def _show(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    warn(f"dpaudit: warning: {message}")
+    """Print a warning as one line; the same text once per command."""
+    if str(message) not in shown:
+        shown.add(str(message))
+        warn(f"dpaudit: warning: {message}")

@@ -14,7 +14,7 @@ import click
 
 from dpaudit.cli.commands import Choice, Command
 from dpaudit.cli.options import RUN, option_name, was_given, with_options
-from dpaudit.cli.printing import print_text, printable_path, shows_progress
+from dpaudit.cli.printing import print_text, printable_path, shows_progress, warn
 from dpaudit.vocabulary.settings import (
     CANARY_DIRECTIONS,
     DEVICES,
@@ -188,7 +188,7 @@ def settings_of_file(config: Path) -> RunConfig:
 def _print_plan(ctx: click.Context, options: Options) -> None:
     """Print what a run would do; exit with the verdict of the policy on it, if there is one."""
     from dpaudit.cli.gate import warn_of_overrides
-    from dpaudit.report.verdicts.text import training_plan_text, verdict_text
+    from dpaudit.report.verdicts.text import plan_verdict_text, training_plan_text
     from dpaudit.runs.directory import require_absent
     from dpaudit.workflow.account import CLAIM_ACCOUNTANT, planned_claim
     from dpaudit.workflow.gate.policy_authoring import check_policy
@@ -200,6 +200,7 @@ def _print_plan(ctx: click.Context, options: Options) -> None:
     if options["if_exists"] is None:
         require_absent(out)
     settings = build_run_config(asked)
+    _require_data(settings)
     origins = setting_origins(settings, _named_layers(ctx, options, settings.preset))
     origins["preset"] = _SOURCE_NAMES.get(_source(ctx, "preset"), str(options["config"]))
     claim = planned_claim(settings.privacy, settings.privacy.delta, CLAIM_ACCOUNTANT)
@@ -213,8 +214,17 @@ def _print_plan(ctx: click.Context, options: Options) -> None:
     if policy.claim is None:
         return
     verdict = check_policy(policy, {"the plan": settings.privacy})
-    print_text(f"\n{verdict_text(verdict)}", outcomes=True)
+    print_text(f"\n{plan_verdict_text(verdict)}", outcomes=True)
     ctx.exit(verdict.exit_code)
+
+
+def _require_data(settings: RunConfig) -> None:
+    """Refuse a file or folder of data that does not exist; nothing is read."""
+    from dpaudit.vocabulary.errors import UnreadableFile
+
+    source = settings.data.source
+    if source != "digits" and not os.path.exists(source):
+        raise UnreadableFile("data", source, "digits, or a file or folder that exists")
 
 
 _SOURCE_NAMES = {"ENVIRONMENT": "variable", "COMMANDLINE": "command line"}
@@ -373,6 +383,11 @@ def watch_command(run: Path, policy: Path | None, every: float, once: bool) -> N
     from dpaudit.workflow.watch import Observer
 
     run_observer = Observer(open_run(run), _policy(policy), time.time)
+    if not once and run_observer.read_status().finished:
+        warn(
+            f"dpaudit: {printable_path(run)} is finished, so there is nothing to wait for; "
+            f"dpaudit run show prints more of it"
+        )
     if once:
         print_text(status_text(run_observer.read_status()))
     elif sys.stdout.isatty():

@@ -110,6 +110,26 @@ class LoadedPolicy:
         return next((self.origins[key] for key in keys if key in self.origins), DEFAULT_ORIGIN)
 
 
+def keys_named(name: str) -> tuple[str, ...]:
+    """Find the keys of all sections that have a name.
+
+    Args:
+        name: The name of a key without its section, such as ``max_epsilon``.
+
+    Returns:
+        Dotted keys, such as ``claim.max_epsilon``; none if no section has it.
+
+    Example:
+        >>> keys_named("max_epsilon")
+        ('claim.max_epsilon',)
+    """
+    return tuple(
+        f"{section}.{name}"
+        for section, kind in _SECTION_TYPES.items()
+        if name in kind.__struct_fields__
+    )
+
+
 def merge_layers(layers: Sequence[PolicyLayer]) -> LoadedPolicy:
     """Merge layers into one policy.
 
@@ -174,6 +194,8 @@ def _put(merged: dict[str, Any], key: str, value: Any) -> None:
         place[key] = value
 
 
+_KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false"}
+_QUOTED = re.compile(r"Expected `(?P<kind>float|int|bool)(?: \| null)?`, got `str`")
 _AT = re.compile(r" - at `\$\.(?P<path>[^`]*)`$")  # where msgspec found a wrong value
 
 
@@ -200,6 +222,10 @@ def _converted(
         if not path:
             raise InvalidPolicy("policy", sources, f"a valid policy ({error})") from error
         place = _place(_nearest(path, origins))
+        quoted = _QUOTED.match(str(error))
+        if quoted is not None:  # a number or a boolean in quotes
+            text = f"{path}{place} must be {_KINDS[quoted['kind']]}, got text: leave out the quotes"
+            raise InvalidPolicy.with_text(path, text) from error
         raise InvalidPolicy.with_text(path, f"{path}{place}: {_AT.sub('', str(error))}") from error
 
 

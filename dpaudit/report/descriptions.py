@@ -137,7 +137,7 @@ def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
     Returns:
         Two sentences; epsilon is rounded up.
     """
-    neighbours = {
+    neighbors = {
         Adjacency.ADD_OR_REMOVE_ONE: "one {unit} added or removed",
         Adjacency.REPLACE_ONE: "one {unit} replaced by another",
         Adjacency.ZERO_OUT: "one {unit} replaced by one that contributes nothing",
@@ -145,7 +145,7 @@ def guarantee_in_words(mechanism: Mechanism, answer: EpsilonAnswer) -> str:
     sampled = f", batches drawn by {answer.sampling.value} sampling" if answer.sampling else ""
     return (
         f"Guarantee: the outputs of {mechanism_in_words(mechanism)}{sampled}, on two data sets "
-        f"that differ by {neighbours}, are indistinguishable up to epsilon "
+        f"that differ by {neighbors}, are indistinguishable up to epsilon "
         f"{round_up(answer.epsilon.upper)} and delta {answer.delta:g} "
         f"({answer.accountant} accountant, dpaudit {dpaudit.__version__}). {NOT_COVERED}"
     )

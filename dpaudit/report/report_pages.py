@@ -84,7 +84,7 @@ def summary_of(evidence: ReportEvidence) -> Summary:
 def _claim_sentence(claim: Claim) -> str:
     return (
         f"Upper bound on epsilon: {round_up(claim.epsilon.upper)} at delta {exact(claim.delta)}, "
-        f"for {UNIT_DESCRIPTIONS[claim.unit]}, neighbours by {claim.adjacency.value}."
+        f"for {UNIT_DESCRIPTIONS[claim.unit]}, neighbors by {claim.adjacency.value}."
     )
 
 
@@ -396,7 +396,7 @@ def _claim(run: ReportEvidence) -> Iterator[tuple[str, str]]:
     yield "Epsilon, lower bound", round_down(max(0.0, claim.epsilon.lower))
     yield "Delta", exact(claim.delta)
     yield "Accountant", claim.accountant
-    yield "Neighbours", claim.adjacency.value
+    yield "Neighbors", claim.adjacency.value
     yield "Unit of privacy", claim.unit.value
     yield "Covers", RELEASE_DESCRIPTIONS[claim.released]
     yield "Sampling", SAMPLING_DESCRIPTIONS[claim.sampling]

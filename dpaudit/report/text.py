@@ -74,7 +74,7 @@ def epsilon_text(
     first = answers[0]
     terms = [
         f"delta {first.delta:g}",
-        f"neighbours: {first.adjacency.value}",
+        f"neighbors: {first.adjacency.value}",
         f"unit: {UNIT_DESCRIPTIONS[first.unit]}",
         RELEASE_DESCRIPTIONS[first.released],
     ]
@@ -108,7 +108,7 @@ def explanation_text(explanation: Sequence[Explanation]) -> str:
     """Format the interval, the method and the error budget of each direction.
 
     Args:
-        explanation: One entry per direction of the neighbouring relation.
+        explanation: One entry per direction of the neighboring relation.
 
     Returns:
         A line per direction, followed by its errors in delta, rounded up.
@@ -189,7 +189,7 @@ def risk_text(answer: RiskAnswer, sampling: Sampling | None) -> str:
 
 
 def _heading(mechanism: Mechanism, adjacency: Adjacency, sampling: Sampling | None) -> list[str]:
-    terms = [f"neighbours: {adjacency.value}"]
+    terms = [f"neighbors: {adjacency.value}"]
     if sampling is not None:
         terms.append(f"sampling: {sampling.value}")
     return [mechanism_in_words(mechanism), ", ".join(terms), ""]

@@ -12,7 +12,7 @@ given to another class; the code of a class that is removed stays unused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import ClassVar
 
@@ -441,30 +441,39 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 MOST_COUNT = 10**18
 
-# Written so that NaN is refused too: every comparison with NaN is false.
+# Written so that NaN is refused too: every comparison with NaN is false. Text, None or a list
+# cannot be compared with numbers, and are refused for the same reason.
+
+
+def _is_inside(value: float, inside: Callable[[float], bool]) -> bool:
+    """Return whether a value is a number in a range."""
+    try:
+        return inside(value)
+    except TypeError:
+        return False
 
 
 def require_positive(name: str, value: float) -> None:
     """Refuse anything but a finite number above 0."""
-    if not 0 < value < math.inf:
+    if not _is_inside(value, lambda number: 0 < number < math.inf):
         raise InvalidArgument(name, value, "above 0 and finite")
 
 
 def require_sampling_rate(name: str, value: float) -> None:
     """Refuse anything but a probability above 0."""
-    if not 0 < value <= 1:
+    if not _is_inside(value, lambda number: 0 < number <= 1):
         raise InvalidArgument(name, value, "above 0 and at most 1")
 
 
 def require_open_unit(name: str, value: float) -> None:
     """Refuse anything but a number strictly between 0 and 1."""
-    if not 0 < value < 1:
+    if not _is_inside(value, lambda number: 0 < number < 1):
         raise InvalidArgument(name, value, "above 0 and below 1")
 
 
 def require_delta(name: str, value: float) -> None:
     """Refuse anything but a delta that a double can share out among many releases."""
-    if not 1e-300 <= value < 1:
+    if not _is_inside(value, lambda number: 1e-300 <= number < 1):
         raise InvalidArgument(name, value, "at least 1e-300 and below 1")
 
 
@@ -484,13 +493,13 @@ def require_text(name: str, value: str) -> None:
 
 def require_not_negative(name: str, value: float) -> None:
     """Refuse anything but a finite number of at least 0."""
-    if not 0 <= value < math.inf:
+    if not _is_inside(value, lambda number: 0 <= number < math.inf):
         raise InvalidArgument(name, value, "at least 0 and finite")
 
 
 def require_rate(name: str, value: float) -> None:
     """Refuse anything but a probability or a share: a number from 0 to 1."""
-    if not 0 <= value <= 1:
+    if not _is_inside(value, lambda number: 0 <= number <= 1):
         raise InvalidArgument(name, value, "from 0 to 1")
 
 

@@ -1,4 +1,4 @@
-"""Terms of a privacy statement: neighbours, unit, covered releases, bounds, accountants.
+"""Terms of a privacy statement: neighbors, unit, covered releases, bounds, accountants.
 
 Adjacency is a field of every claim and never a convention.
 """

@@ -36,6 +36,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
             from the ledger; None if there is no release or no bound.
         delta: Delta of epsilon_upper; None where that is None.
         outcome: Verdict of the gate; None if there is none or it is out of date.
+        other_policy: Whether the verdict is by another policy than the one in the working
+            directory.
     """
 
     run: str
@@ -46,6 +48,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     epsilon_upper: float | None = None
     delta: float | None = None
     outcome: Outcome | None = None
+    other_policy: bool = False
 
 
 class RunList(msgspec.Struct, frozen=True):
@@ -60,8 +63,8 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         releases: Number of recorded releases, steps and others.
-        adjacency: Which data sets are neighbours.
-        unit: What neighbouring data sets differ by.
+        adjacency: Which data sets are neighbors.
+        unit: What neighboring data sets differ by.
         sampling: How batches are drawn.
         randomness: Source of noise and sampling.
         clip_norm: Largest L2 norm of one record's gradient.

@@ -18,7 +18,13 @@ from dpaudit.accountants.answers import compute_delta, compute_epsilon
 from dpaudit.accountants.registry import find_accountant
 from dpaudit.runs import directory
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import (
+    InvalidArgument,
+    require_count,
+    require_delta,
+    require_open_unit,
+    require_positive,
+)
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
@@ -62,6 +68,7 @@ def epsilon(
         4.377
     """
     _require_mechanism(mechanism)
+    require_delta("delta", delta)
     return compute_epsilon(accountant, mechanism, delta, adjacency, None).epsilon
 
 
@@ -92,6 +99,7 @@ def delta(
         0.1269
     """
     _require_mechanism(mechanism)
+    _require_number("epsilon", epsilon)
     return compute_delta(epsilon, mechanism, adjacency).delta
 
 
@@ -127,6 +135,8 @@ def calibrate(
         >>> round(dpaudit.calibrate(Gaussian, target_epsilon=1.0, delta=1e-5).value, 2)
         3.73
     """
+    require_positive("target_epsilon", target_epsilon)
+    require_delta("delta", delta)
     return calibration.noise_multiplier(
         build,
         target_epsilon=target_epsilon,
@@ -154,7 +164,7 @@ def open_run(path: str | os.PathLike[str]) -> RunDirectory:
         >>> dpaudit.open_run("runs/mnist").read_finished().header.adjacency  # doctest: +SKIP
         <Adjacency.ADD_OR_REMOVE_ONE: 'add-or-remove-one'>
     """
-    return directory.open_run(Path(path))
+    return directory.open_run(_path("run", path))
 
 
 def audit_run(run: Run, *, confidence: float = 0.95, view: str = "every-step") -> AuditReport:
@@ -219,6 +229,8 @@ def attack_run(
     from dpaudit.attacks.membership.attack_registry import DEFAULT_ATTACKS
     from dpaudit.workflow.attack import model_attacks
 
+    require_count("seed", seed, least=0)
+    require_open_unit("confidence", confidence)
     settings = model_attacks.AttackSettings(
         tuple(DEFAULT_ATTACKS if attacks is None else attacks),
         seed,
@@ -311,13 +323,15 @@ def evaluate_policy(
     )
 
     opened = _opened(run)
-    named = None if policy is None else Path(policy)
+    named = None if policy is None else _path("policy", policy)
     loaded = load_policy(named, environment=os.environ if named is None else {})
     for key, origin in sorted(loaded.overriding_keys().items()):
         warnings.warn(f"{key} is set by {origin}", stacklevel=2)
-    compared = None if baseline is None else read_baseline(Path(baseline), loaded.policy)
+    compared = (
+        None if baseline is None else read_baseline(_path("baseline", baseline), loaded.policy)
+    )
     settings = GateSettings(loaded.policy, compared, sources=PolicyProvenance.of(loaded))
-    return evaluate_run(opened, settings, None if history is None else Path(history))
+    return evaluate_run(opened, settings, None if history is None else _path("history", history))
 
 
 def write_report(run: Run, *, output: str | os.PathLike[str] | None = None) -> Path:
@@ -345,19 +359,35 @@ def write_report(run: Run, *, output: str | os.PathLike[str] | None = None) -> P
     from dpaudit.workflow.report.run_evidence import gather_evidence
 
     opened = _opened(run)
-    target = opened.report if output is None else Path(output)
+    target = opened.report if output is None else _path("output", output)
     require_new_file("output", target)
     write_bytes(target, report_page(gather_evidence(opened)).encode(errors="replace"), PRIVATE)
     return target
 
 
 def _require_mechanism(mechanism: object) -> None:
+    if isinstance(mechanism, int | float):
+        raise InvalidArgument("mechanism", mechanism, "a mechanism such as Gaussian(1.0)")
     if isinstance(mechanism, RunDirectory | str | os.PathLike):
         allowed = (
             "a mechanism such as Gaussian(1.0); the releases of a run are "
             "open_run(path).read_finished().mechanism, and its claim is in claim.json"
         )
         raise InvalidArgument("mechanism", str(mechanism), allowed)
+
+
+def _require_number(name: str, given: object) -> None:
+    """Refuse text, None and other things that are no number; the range is checked elsewhere."""
+    if not hasattr(given, "__float__"):
+        raise InvalidArgument(name, repr(given), "a number")
+
+
+def _path(name: str, given: str | os.PathLike[str]) -> Path:
+    """Return a path; refuse what is none, such as a number."""
+    try:
+        return Path(given)
+    except TypeError as error:
+        raise InvalidArgument(name, repr(given), "a path: text or os.PathLike") from error
 
 
 def _opened(run: Run) -> RunDirectory:

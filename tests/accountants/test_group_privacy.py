@@ -146,7 +146,7 @@ def test_a_group_of_pure_privacy_has_so_many_times_its_epsilon(epsilon_zero, siz
 
 
 SMALL_LAWS = [
-    # Four data sets in a row, the laws of what each releases; neighbours are next to each other.
+    # Four data sets in a row, the laws of what each releases; neighbors are next to each other.
     [(0.6, 0.3, 0.1), (0.5, 0.35, 0.15), (0.35, 0.4, 0.25), (0.2, 0.4, 0.4)],
     [(0.9, 0.1, 0.0), (0.8, 0.19, 0.01), (0.7, 0.25, 0.05), (0.6, 0.3, 0.1)],
 ]
@@ -159,7 +159,7 @@ def hockey_stick(one, other, ratio: float) -> float:
 @pytest.mark.parametrize("laws", SMALL_LAWS)
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5, 1.0, 2.0])
 def test_no_walk_over_known_laws_gets_above_the_chain(laws, epsilon):
-    """The slow way: the profile of neighbours from the laws, then their group's delta."""
+    """The slow way: the profile of neighbors from the laws, then their group's delta."""
 
     def delta_of(at: float) -> Bound:
         pairs = list(itertools.pairwise(laws))

@@ -1,7 +1,7 @@
-"""Make randomized_response.json: exact binomial sums, neighbours that replace one record.
+"""Make randomized_response.json: exact binomial sums, neighbors that replace one record.
 
 After T yes-or-no answers, each true with probability p, the loss is (2 k - T) log(p/(1-p))
-where k is binomial. Between two neighbouring losses delta is linear in e^epsilon:
+where k is binomial. Between two neighboring losses delta is linear in e^epsilon:
 
     delta(epsilon) = sum_{j >= k} P_j - e^epsilon sum_{j >= k} Q_j,
 

@@ -95,7 +95,7 @@ OWN = {
     "noise that is off at every tenth step": Planted(
         bugs.scales_noise(lambda context, norm: float(context.step % 10 != 9)), "noise", "at step 9"
     ),
-    "neighbouring records share a coin": Planted(
+    "neighboring records share a coin": Planted(
         bugs.draws_by(bugs.neighbours_together), "sampler", "records 1 apart"
     ),
     "each batch taken twice": Planted(

@@ -125,7 +125,7 @@ def summary(evidence: ReportEvidence) -> str:
 def test_the_summary_states_claim_strongest_attack_and_facts() -> None:
     found = summary(make_evidence())
     for words in (
-        "Upper bound on epsilon: 2.985 at delta 1e-05, for one record, neighbours by",
+        "Upper bound on epsilon: 2.985 at delta 1e-05, for one record, neighbors by",
         "Lower bound on epsilon by audit: 2.104 at delta 1e-05 (conditional; gradient canaries, "
         "every step). It does not contradict the claim.",
         "Membership inference by loss threshold, the strongest of 4 attacks: it identified 1.25% "
@@ -292,7 +292,7 @@ def test_the_claim_is_told_with_everything_it_depends_on(page: Page) -> None:
     for words in (
         "Epsilon upper bound 2.985, lower bound 2.97 (pld accountant)",
         "Delta 1e-05",
-        "Neighbours add-or-remove-one, the unit being one record",
+        "Neighbors add-or-remove-one, the unit being one record",
         "Sampling Poisson sampling",
         "Randomness secure",
         "(101 releases)",

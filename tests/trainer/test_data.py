@@ -1,4 +1,4 @@
-"""Records from files: the same whatever their neighbours are, or one line of refusal."""
+"""Records from files: the same whatever their neighbors are, or one line of refusal."""
 
 from __future__ import annotations
 

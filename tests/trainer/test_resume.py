@@ -237,7 +237,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path, config: RunConfig) -> N
 
 
 def test_the_ledger_is_the_same_for_one_record_more(tmp_path: Path, config: RunConfig) -> None:
-    """Nothing but noise tells neighbours apart: no count, no digest, no size."""
+    """Nothing but noise tells neighbors apart: no count, no digest, no size."""
     arrays = dict(np.load(config.data.source))
     more = tmp_path / "more.npz"
     np.savez(more, x=np.vstack([arrays["x"], [[9.0] * 4]]), y=np.append(arrays["y"], 1))

@@ -81,7 +81,7 @@ def profile(
 
     Args:
         mechanism: A release or a composition whose schedule was fixed in advance.
-        adjacency: The relation of neighbouring data sets.
+        adjacency: The relation of neighboring data sets.
 
     Returns:
         The profile, which evaluates epsilon and delta on demand.
@@ -103,11 +103,11 @@ def profile(
 
 @dataclass(frozen=True)
 class PldProfile:
-    """Certified delta(epsilon) of a mechanism: the larger of both directions of neighbours.
+    """Certified delta(epsilon) of a mechanism: the larger of both directions of neighbors.
 
     Attributes:
         releases: How often each elementary release occurs.
-        adjacency: The relation of neighbouring data sets.
+        adjacency: The relation of neighboring data sets.
 
     Example:
         >>> from dpaudit.accountants.pld import profile
@@ -259,8 +259,8 @@ class PldProfile:
     def _answer(self, direction: Direction, solve: IntervalFunction) -> CertifiedInterval:
         """Evaluate the dominating pair and, where it is not attained, an attained pair.
 
-        The dominating pair gives the upper end. Where no neighbours attain it, the lower end comes
-        from a second evaluation with a pair that some neighbours do attain.
+        The dominating pair gives the upper end. Where no neighbors attain it, the lower end comes
+        from a second evaluation with a pair that some neighbors do attain.
         """
         above = LossQuery(self.releases, self.adjacency, direction, BoundSide.ABOVE)
         answer = solve(above)
@@ -349,7 +349,7 @@ def _epsilon_with_truncation(
 ) -> CertifiedInterval:
     """Compute epsilon of steps whose batches are truncated with total probability t.
 
-    If truncation happens with probability at most t under either neighbour, then
+    If truncation happens with probability at most t under either neighbor, then
 
         delta_truncated(epsilon) <= delta(epsilon) + t (1 + e^epsilon),
 

@@ -4,7 +4,7 @@ Model, optimizer and data loader are those that the engine returns for the given
 everything that the engine derives from the data is tested. Its sampling rate is one over the number
 of batches. It divides the noisy sum by that rate times the number of records, rounded down.
 Opacus 1.6 divides by 19, 20 and 16 for 99, 100 and 101 records in batches of 20. Under
-add-or-remove-one adjacency, neighbouring data sets then have different divisors, which violates the
+add-or-remove-one adjacency, neighboring data sets then have different divisors, which violates the
 claim of a fixed ``update_scale``. Under replace-one adjacency the number of records is public.
 
 Trainers are made with ``dataset_size`` records, or with one fewer. ``step(include=indices)`` passes
@@ -110,7 +110,7 @@ class OpacusTrainerFactory:
 
         Args:
             steps: Number of steps of a run.
-            adjacency: Neighbouring relation of the claim.
+            adjacency: Neighboring relation of the claim.
 
         Returns:
             A claim of Poisson sampling, with minus the learning rate over the expected batch size

@@ -213,7 +213,7 @@ class TrainerReplays:
 
     @property
     def replaces(self) -> bool:
-        """Whether neighbours differ by a replaced record."""
+        """Whether neighbors differ by a replaced record."""
         return self.claim.adjacency is Adjacency.REPLACE_ONE
 
     def bases(self) -> list[tuple[Record, ...]]:

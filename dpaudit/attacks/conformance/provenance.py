@@ -143,7 +143,7 @@ def _term_differences(ledger: PrivacyLedger, claim: Claim) -> Iterator[tuple[str
 
 def _other_adjacency(recorded: Adjacency, claimed: Adjacency) -> str:
     return (
-        f"the claim is for {claimed.value} neighbours, with noise that was calibrated for "
+        f"the claim is for {claimed.value} neighbors, with noise that was calibrated for "
         f"{recorded.value}: replacing one record moves a clipped sum by up to twice the clip norm"
     )
 
@@ -250,7 +250,7 @@ def _weaker_tests(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str
     if _claimed_sampling(claim) is not header.sampling:
         yield "sampling", _tested(f"{header.sampling.value} sampling", claim.sampling.value)
     if claim.adjacency is not header.adjacency:
-        yield "adjacency", _tested(f"{header.adjacency.value} neighbours", claim.adjacency.value)
+        yield "adjacency", _tested(f"{header.adjacency.value} neighbors", claim.adjacency.value)
 
 
 def _tested(recorded: str, tested: str) -> str:

@@ -19,7 +19,7 @@ Optional attributes of the trainer allow further tests:
   in other units leave the ranks' noise INCONCLUSIVE.
 - ``groups``: slices of coordinates by parameter name.
 - ``constants``: numbers by name that the mechanism treats as public, such as the expected batch
-  size and the sampling rate. They must be equal on neighbouring data sets.
+  size and the sampling rate. They must be equal on neighboring data sets.
 - ``input_directions``: feature vectors along which the search for long gradients also scales.
 - ``resumed()``: the trainer as it continues after a crash now, restored from a checkpoint of this
   moment. Its next step is a new one, and must not reuse the noise of an earlier step.

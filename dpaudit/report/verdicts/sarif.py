@@ -51,8 +51,8 @@ RULE_DESCRIPTIONS = {
         "noise for a budget.",
     ),
     "claim.adjacency": RuleDescription(
-        "The claim is for the required neighbours",
-        "An epsilon for one neighbouring relation does not hold for another.",
+        "The claim is for the required neighbors",
+        "An epsilon for one neighboring relation does not hold for another.",
         "Account for the run under the adjacency that the policy requires.",
     ),
     "claim.unit": RuleDescription(

@@ -27,6 +27,19 @@ from dpaudit.vocabulary.settings import RunConfig
 from dpaudit.vocabulary.verdict import Verdict
 
 
+def plan_verdict_text(verdict: Verdict) -> str:
+    """Write a verdict on plans, of which nothing was trained, as text for the terminal.
+
+    Args:
+        verdict: The outcome of every rule.
+
+    Returns:
+        The outcome of the plans, and every rule with its reason.
+    """
+    _, *rows = verdict_text(verdict).split("\n")
+    return "\n".join([f"{verdict.outcome.value} (of plans: nothing was trained)", *rows])
+
+
 def verdict_text(verdict: Verdict) -> str:
     """Write a verdict as text for the terminal.
 
@@ -178,8 +191,15 @@ def _row(one: RunSummary) -> tuple[str, ...]:
         _steps(one),
         "-" if one.epsilon_upper is None else round_up(one.epsilon_upper),
         "-" if one.delta is None else f"{one.delta:g}",
-        "-" if one.outcome is None else one.outcome.value,
+        _outcome(one),
     )
+
+
+def _outcome(one: RunSummary) -> str:
+    """Return the verdict of a run, and whether it is by another policy than the project's."""
+    if one.outcome is None:
+        return "-"
+    return f"{one.outcome.value} (another policy)" if one.other_policy else one.outcome.value
 
 
 def _steps(one: RunSummary) -> str:

@@ -55,7 +55,7 @@ UNRECORDED_COINS_ASSUMPTION = (
     "the run's ledger does not record"
 )
 OTHER_ADJACENCY_ASSUMPTION = (
-    "that leaving a canary out changes no more than the claim's neighbours differ by"
+    "that leaving a canary out changes no more than the claim's neighbors differ by"
 )
 OTHER_UNIT_ASSUMPTION = "that each canary is a unit of the claim by itself, with no other records"
 MODEL_SCORES_ASSUMPTION = (
@@ -191,6 +191,8 @@ def audit_run(
             to measure.
     """
     require_open_unit("confidence", confidence)
+    if view not in VIEWS:
+        raise InvalidArgument("view", view, f"one of {', '.join(VIEWS)}")
     ledger = run.read_finished()
     canaries = _canaries_of(run, ledger, canary_scoring)
     claim = claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)

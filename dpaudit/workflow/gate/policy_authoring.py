@@ -200,7 +200,8 @@ def write_policy_draft(run: RunDirectory, path: Path, baseline: Path | None = No
     """
     require_new_file("output", path)
     if path.exists():
-        raise InvalidArgument("output", str(path), "a file that does not exist yet")
+        allowed = "a file that does not exist yet: name another one by --output, or remove it"
+        raise InvalidArgument("output", str(path), allowed)
     if path.name == POLICY_FILE and pyproject_has_policy(path.absolute().parent):
         allowed = f"a file that does not override [tool.dpaudit] of {PYPROJECT_FILE}"
         raise InvalidArgument("output", str(path), allowed)

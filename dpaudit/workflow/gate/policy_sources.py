@@ -17,6 +17,7 @@ from dpaudit.gate.policy_layers import (
     LoadedPolicy,
     PolicyLayer,
     key_lines,
+    keys_named,
     merge_layers,
 )
 from dpaudit.vocabulary.errors import InvalidArgument, InvalidPolicy
@@ -33,6 +34,7 @@ def load_policy(
     assignments: Sequence[str] = (),
     environment: Mapping[str, str] = os.environ,
     assignment_source: str = "--set",
+    path_name: str | None = None,
 ) -> LoadedPolicy:
     """Load the policy in force.
 
@@ -44,6 +46,7 @@ def load_policy(
         assignments: Assignments such as ``claim.max_epsilon=3``.
         environment: Environment variables.
         assignment_source: The option or variable that gave ``assignments``, for the record.
+        path_name: What the file is called in messages and in the record; None: ``path``.
 
     Returns:
         The policy, and the origin of each key.
@@ -53,7 +56,7 @@ def load_policy(
             unknown or a value is not allowed; the message contains the key.
     """
     layers = [
-        *_files(path),
+        *_files(path, path_name),
         *_variables(environment),
         *(_assignment(text, assignment_source) for text in assignments),
     ]
@@ -99,7 +102,8 @@ def pyproject_has_policy(folder: Path) -> bool:
     path = folder / PYPROJECT_FILE
     return (
         _is_there(path)
-        and _table(_parsed(path, read_text(InputFile(path, "policy", SETTINGS_LIMIT)))) is not None
+        and _table(_parsed(str(path), read_text(InputFile(path, "policy", SETTINGS_LIMIT))))
+        is not None
     )
 
 
@@ -110,9 +114,9 @@ def is_policy_configured(environment: Mapping[str, str] = os.environ) -> bool:
     )
 
 
-def _files(path: Path | None) -> Iterator[PolicyLayer]:
+def _files(path: Path | None, name: str | None = None) -> Iterator[PolicyLayer]:
     if path is not None:
-        yield _file(path)
+        yield _file(path, name)
         return
     own = Path(POLICY_FILE)
     if pyproject_has_policy(Path()):
@@ -131,26 +135,27 @@ def _table(content: dict[str, Any]) -> Any:
     return tools.get("dpaudit") if isinstance(tools, dict) else None
 
 
-def _file(path: Path) -> PolicyLayer:
+def _file(path: Path, name: str | None = None) -> PolicyLayer:
+    name = name or str(path)
     text = read_text(InputFile(path, "policy", SETTINGS_LIMIT))
-    content, lines = _parsed(path, text), key_lines(text)
+    content, lines = _parsed(name, text), key_lines(text)
     if path.name == PYPROJECT_FILE:
         content = _table(content) or {}
         inside = f"{PYPROJECT_TABLE}."
         lines = {key.removeprefix(inside): n for key, n in lines.items() if key.startswith(inside)}
     if not isinstance(content, dict):
         raise InvalidPolicy(PYPROJECT_TABLE, content, "a table")
-    content = _with_present_names(content, str(path))
+    content = _with_present_names(content, name)
     lines = {present_key(key): number for key, number in lines.items()}
-    return PolicyLayer(str(path), content, lines, hashlib.sha256(text.encode()).hexdigest())
+    return PolicyLayer(name, content, lines, hashlib.sha256(text.encode()).hexdigest())
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def _parsed(name: str, text: str) -> dict[str, Any]:
     try:
         content = parse_toml(text)
         require_shallow_document(content)
     except DOCUMENT_ERRORS as error:
-        raise InvalidPolicy("policy", str(path), f"valid TOML ({error})") from error
+        raise InvalidPolicy("policy", name, f"valid TOML ({error})") from error
     return content
 
 
@@ -171,7 +176,9 @@ def _assignment(text: str, by: str) -> PolicyLayer:
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot):
-        raise InvalidPolicy("set", text, "KEY=VALUE, such as claim.max_epsilon=3")
+        full = next(iter(keys_named(name.strip())), "claim.max_epsilon")
+        allowed = f"KEY=VALUE with the section of the key: {full}={value.strip() or 3}"
+        raise InvalidPolicy("set", text, allowed)
     return _single(f"{by} {name.strip()}", section, key, value.strip())
 
 

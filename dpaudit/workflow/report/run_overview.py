@@ -28,6 +28,7 @@ from dpaudit.workflow.account import (
     require_claim_of_ledger,
     require_current_verdict,
 )
+from dpaudit.workflow.gate.policy_sources import project_digest
 from dpaudit.workflow.gate.verdict_history import count_steps
 
 T = TypeVar("T")
@@ -88,6 +89,10 @@ def describe_run(run: RunDirectory) -> RunOverview:
     config = reader.read(run.read_config) if run.config.exists() else None
     ledger = reader.read(lambda: _ledger(run))
     claim, verdict = None, None
+    if ledger is not None and ledger.seal is None and run.claim.exists():
+        reader.read(
+            run.read_finished
+        )  # its seal is missing, or cut off: it cannot be shown as whole
     if ledger is not None and ledger.seal is not None:
         claim = reader.read(lambda: _verified_claim(run, ledger))
     if ledger is not None:
@@ -106,6 +111,7 @@ def describe_run(run: RunDirectory) -> RunOverview:
             epsilon_upper=None if shown is None else shown.epsilon.upper,
             delta=None if shown is None else shown.delta,
             outcome=None if verdict is None else verdict.outcome,
+            other_policy=_is_by_other_policy(verdict),
         ),
         settings=config,
         ledger=None if ledger is None else _summary(ledger),
@@ -118,6 +124,12 @@ def describe_run(run: RunDirectory) -> RunOverview:
         verdict=verdict,
         problems=problems,
     )
+
+
+def _is_by_other_policy(verdict: Verdict | None) -> bool:
+    """Return whether a verdict is by another policy than that of the working directory."""
+    basis = None if verdict is None else verdict.basis
+    return basis is not None and not basis.is_of_project(project_digest())
 
 
 def _state(ledger: PrivacyLedger | None, reader: _Reader) -> RunState:

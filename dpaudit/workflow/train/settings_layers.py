@@ -303,7 +303,14 @@ def _privacy(section: Mapping[str, Any]) -> PrivacySettings:
     values = _sizes_as_rates(section)
     target, noise = (values.pop(name, None) for name in NOISE_KEYS)
     if target is None and noise is None:
-        raise InvalidArgument("noise_multiplier", None, "given, or a target_epsilon")
+        allowed = (
+            "given, or a target_epsilon that determines it, or a preset "
+            "(dpaudit train --list-presets)"
+        )
+        raise InvalidArgument("noise_multiplier", None, allowed)
+    if noise == 0:
+        allowed = "above 0: without noise, no epsilon is finite; target_epsilon finds the noise"
+        raise InvalidArgument("noise_multiplier", noise, allowed)
     # With a target epsilon, the noise is found below: any value serves to check the rest.
     privacy = PrivacySettings(**values, noise_multiplier=1.0 if noise is None else noise)
     return privacy if target is None else with_calibrated_noise(privacy, target)

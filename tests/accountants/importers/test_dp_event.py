@@ -156,7 +156,7 @@ def test_what_dp_accounting_writes_is_read_or_refused_by_name(written: list[Any]
         from_dp_event(written)
 
 
-# Neighbours.
+# Neighbors.
 
 
 def test_replacing_a_record_moves_a_laplace_sum_twice_as_far() -> None:

@@ -56,7 +56,7 @@ def profile(
 
     Args:
         mechanism: A release or a composition whose schedule was fixed in advance.
-        adjacency: The relation of neighbouring data sets.
+        adjacency: The relation of neighboring data sets.
         relative_width: Target for the width of epsilon's interval relative to epsilon. The
             interval is valid for any value; closed forms are narrower.
 
@@ -86,11 +86,11 @@ def profile(
 
 @dataclass(frozen=True)
 class GridProfile:
-    """delta(epsilon) of a mechanism on a grid: the larger of both directions of neighbours.
+    """delta(epsilon) of a mechanism on a grid: the larger of both directions of neighbors.
 
     Attributes:
         releases: How often each elementary release occurs.
-        adjacency: The relation of neighbouring data sets.
+        adjacency: The relation of neighboring data sets.
         relative_width: Target for the width of epsilon's interval relative to epsilon.
 
     Example:

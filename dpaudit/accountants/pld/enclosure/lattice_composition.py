@@ -207,7 +207,7 @@ class LatticeComposition:
     """The tilted composed loss on a lattice, with bounds on delta at any epsilon.
 
     Attributes:
-        spacing: Distance of neighbouring losses, in nats.
+        spacing: Distance of neighboring losses, in nats.
         start: Index of the first loss; losses are ``spacing * (start + k)``.
         tilted: Masses of the tilted distribution up to the errors below, shape ``(n,)``.
         order: The tilt c.

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 
 class LatticeDirection(Enum):
-    """Which of the two neighbours P is, the one that generates the output."""
+    """Which of the two neighbors P is, the one that generates the output."""
 
     REMOVE = "remove"
     """P includes the record, Q does not."""
@@ -243,7 +243,7 @@ def cell_distribution(
 
     Args:
         release: An elementary release.
-        adjacency: The relation of neighbouring data sets.
+        adjacency: The relation of neighboring data sets.
         direction: Whether the record is removed or added.
 
     Returns:
@@ -287,7 +287,7 @@ class LatticeDistribution:
     """Masses at the losses ``spacing * (first + k)``, k = 0, 1, ...
 
     Attributes:
-        spacing: Distance of neighbouring losses, in nats.
+        spacing: Distance of neighboring losses, in nats.
         first: Index of the first loss.
         masses: Masses under P with a sum of at most 1, shape ``(k,)``.
         rounding: Upper bounds on the rounding of ``masses``, shape ``(k,)``.
@@ -347,7 +347,7 @@ def discretise(distribution: CellDistribution, spacing: float, tail: float) -> L
 
     Args:
         distribution: The loss distribution.
-        spacing: Distance of neighbouring losses, in nats.
+        spacing: Distance of neighboring losses, in nats.
         tail: P-mass that may be left out.
 
     Returns:

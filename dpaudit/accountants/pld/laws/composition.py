@@ -1,7 +1,7 @@
 """Compositions of releases as loss distributions, and their cumulant generating functions.
 
 A mechanism has two compositions of distributions: one of dominating pairs, for upper bounds,
-and one of pairs that some neighbours attain, for lower bounds. Where the dominating pairs are
+and one of pairs that some neighbors attain, for lower bounds. Where the dominating pairs are
 attained, both are the same.
 """
 
@@ -393,7 +393,7 @@ class BoundSide(Enum):
     """Which bound a composition serves."""
 
     ABOVE = "dominates the mechanism"
-    BELOW = "is attained by neighbours of the mechanism"
+    BELOW = "is attained by neighbors of the mechanism"
 
 
 @dataclass(frozen=True)
@@ -402,7 +402,7 @@ class LossQuery:
 
     Attributes:
         releases: How often each elementary release occurs.
-        adjacency: The relation of neighbouring data sets.
+        adjacency: The relation of neighboring data sets.
         direction: Whether the record is removed or added.
         side: Whether the pairs dominate the mechanism or are attained by it.
     """
@@ -448,7 +448,7 @@ class LossQuery:
 
     @property
     def exact(self) -> bool:
-        """Whether neighbours attain the dominating pairs: one composition then gives both ends."""
+        """Whether neighbors attain the dominating pairs: one composition then gives both ends."""
         replaces = self.adjacency is Adjacency.REPLACE_ONE
         alone = sum(self.releases.values()) == 1
         return not any(

@@ -1,6 +1,6 @@
 """Dominating pairs of releases on the whole data set, as distributions of the base loss.
 
-For neighbours that differ by one record, Q is the output's distribution without the record
+For neighbors that differ by one record, Q is the output's distribution without the record
 and P the one with it. The base loss is l = log(dP/dQ). Since dP = e^l dQ, the distribution of
 l under Q determines the pair: densities on intervals, atoms, and the mass of P where Q has
 none.
@@ -267,7 +267,7 @@ def dominating_pair(mechanism: Release, adjacency: Adjacency, tail: float) -> Do
 
     Args:
         mechanism: A release without sampling.
-        adjacency: The relation of neighbouring data sets; it scales a Gaussian's shift.
+        adjacency: The relation of neighboring data sets; it scales a Gaussian's shift.
         tail: Mass of P that may be left out where there are infinitely many atoms.
 
     Returns:

@@ -57,7 +57,7 @@ ROUND_UP = 1 + 2.0**-52
 
 
 class Direction(Enum):
-    """Which of the two neighbours P is, the one that generates the output."""
+    """Which of the two neighbors P is, the one that generates the output."""
 
     REMOVED = 1
     """P includes the record, Q does not; L = +log r(l)."""
@@ -525,7 +525,7 @@ def replaced_loss_distribution(pair: DominatingPair, rate: float, tail: float) -
     """Return the loss distribution of a pair on batches of a fixed size, one record replaced.
 
     Args:
-        pair: Dominating pair on the whole data set, for replace-one neighbours.
+        pair: Dominating pair on the whole data set, for replace-one neighbors.
         rate: Batch size over number of records, in (0, 1].
         tail: Mass that each unbounded density may leave out, in each direction.
 

@@ -334,7 +334,7 @@ def test_batches_without_replacement_of_laplace_hold_the_closed_form():
 
 @pytest.mark.parametrize("times", [2, 5])
 def test_batches_without_replacement_of_discrete_noise_hold_the_sum(times):
-    """Both neighbours' distributions as a pair: with the record's value, with another, or
+    """Both neighbors' distributions as a pair: with the record's value, with another, or
     without either; each of the first two counts q times its excess over the third."""
     outputs, rate = pure(0.8), 0.25
     (up_p, up_q), _ = outputs
