@@ -81,7 +81,7 @@ def test_a_healthy_change_passes(changed: Callable[[str], Path]) -> None:
     assert {file.name for file in (folder / "reports").iterdir()} == {"pytest.xml", "gate.xml"}
 
 
-def test_less_noise_fails_and_is_named(changed: Callable[[str], Path]) -> None:
+def test_less_noise_fails_with_its_cause(changed: Callable[[str], Path]) -> None:
     code, said = ci(changed("less-noise"))
     assert code == 1
     assert (
@@ -94,7 +94,7 @@ def test_less_noise_fails_and_is_named(changed: Callable[[str], Path]) -> None:
     )
 
 
-def test_shuffled_batches_fail_and_are_named(changed: Callable[[str], Path]) -> None:
+def test_shuffled_batches_fail_with_their_cause(changed: Callable[[str], Path]) -> None:
     code, said = ci(changed("shuffled-batches"))
     assert code == 1
     assert "FAIL sampler, steps" in said
@@ -102,7 +102,7 @@ def test_shuffled_batches_fail_and_are_named(changed: Callable[[str], Path]) -> 
     assert "3 passed" in said  # neither the ledger nor the model shows it
 
 
-def test_a_released_training_loss_fails_and_is_named(changed: Callable[[str], Path]) -> None:
+def test_released_training_loss_fails_with_its_cause(changed: Callable[[str], Path]) -> None:
     folder = changed("released-training-loss")
     code, said = ci(folder)
     assert code == 1

@@ -301,7 +301,7 @@ def test_the_gate_step_fails_with_the_verdict_and_says_why(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("inconclusive", "code"), [("fail", 3), ("warn", 0)])
-def test_the_gate_step_does_with_what_cannot_be_told_as_it_is_told(
+def test_gate_step_handles_inconclusive_as_configured(
     tmp_path: Path, inconclusive: str, code: int
 ) -> None:
     finished_run(tmp_path / "run")

@@ -252,7 +252,7 @@ def as_rows(scores: MembershipScores) -> tuple[Sum, NDArray[np.int64]]:
     return np.concatenate([members, others]), np.repeat([1, 0], [len(members), len(others)])
 
 
-def test_scores_that_tell_nothing_pass_in_every_form(tmp_path: Path) -> None:
+def test_uninformative_scores_pass_in_every_form(tmp_path: Path) -> None:
     scores = scored(0.0)
     values, members = as_rows(scores)
     np.savez(tmp_path / "scores.npz", score=values, member=members)
@@ -264,7 +264,7 @@ def test_scores_that_tell_nothing_pass_in_every_form(tmp_path: Path) -> None:
     assert_not_leaking(str(tmp_path / "scores.npz"), max_tpr_at_fpr={0.1: 0.2})
 
 
-def test_scores_that_tell_members_fail_in_words() -> None:
+def test_scores_that_separate_members_fail_with_reasons() -> None:
     said = explained(lambda: assert_not_leaking(scored(2.0)))
     assert said.startswith(
         "the model separates members from non-members more often than is allowed"

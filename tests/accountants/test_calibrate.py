@@ -218,7 +218,7 @@ def test_a_target_out_of_reach_is_refused_by_name(epsilon_of):
         )
 
 
-def test_a_mechanism_that_nobody_prices_is_refused_and_not_searched_for():
+def test_unsupported_mechanism_is_refused_without_search():
     with pytest.raises(UnsupportedMechanism, match="RandomizedResponse"):
         calibrate.noise_multiplier(
             lambda noise: Composed((Gaussian(noise), RandomizedResponse(0.75))),
@@ -236,7 +236,7 @@ def test_a_target_that_is_not_positive_is_refused_by_name(target):
 @pytest.mark.parametrize(
     "bracket", [(2.0, 1.0), (1.0, 1.0), (0.0, 1.0), (1.0, math.inf), (math.nan, 1.0)]
 )
-def test_a_bracket_that_is_none_is_refused_by_name(bracket):
+def test_invalid_bracket_is_refused(bracket):
     with pytest.raises(InvalidArgument, match="bracket"):
         calibrate.noise_multiplier(Gaussian, target_epsilon=1.0, delta=1e-5, bracket=bracket)
 

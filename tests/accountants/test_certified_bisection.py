@@ -20,7 +20,7 @@ def falling(x: float) -> float:
 
 @in_passing
 @given(between_powers(-12, -0.1))
-def test_both_ends_were_seen_to_hold_and_nearly_meet(target):
+def test_verified_bounds_enclose_a_narrow_interval(target):
     upper = numerics.certified_upper_crossing(falling, target, 0.0, 1000.0)
     lower = numerics.certified_lower_crossing(falling, target, 0.0, 1000.0)
     assert falling(upper) <= target <= falling(lower)
@@ -35,7 +35,7 @@ def test_an_unfinished_search_is_wider_and_still_holds(monkeypatch, halvings):
     assert falling(upper) <= 1e-5 <= falling(lower)
 
 
-def test_a_bound_that_wiggles_is_still_seen_to_hold_where_it_is_used():
+def test_nonmonotone_bound_is_verified_where_it_is_used():
     def wiggly(x: float) -> float:
         return math.exp(-x) * (1 + 0.5 * math.sin(1e3 * x))
 

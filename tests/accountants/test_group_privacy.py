@@ -98,7 +98,7 @@ def test_noise_and_guarantees_are_enlarged_and_nothing_else():
 
 @in_passing
 @given(between_powers(-1.5, 0.3), st.integers(2, 8), deltas)
-def test_a_chain_lies_little_above_the_truth_for_gaussians(mu, size, delta):
+def test_chained_bound_is_tight_for_gaussians(mu, size, delta):
     """The profile alone gives nearly what the mechanism itself does, and never less."""
     truth = gdp.epsilon_of_mu(delta, mu=size * mu)
     found = group_privacy.group_epsilon(
@@ -181,7 +181,7 @@ def test_no_walk_over_known_laws_gets_above_the_chain(laws, epsilon):
         assert truth <= found.upper
 
 
-def test_a_chain_that_forgets_to_weigh_its_steps_is_noticed(monkeypatch):
+def test_chain_without_step_weights_is_detected(monkeypatch):
     def unweighed(sticks, size, spacing):
         return HONEST(sticks, 1, spacing).repeat(size) * size
 
@@ -214,13 +214,13 @@ def test_a_sampled_run_is_priced_by_its_own_profile():
     assert 1.5 * one.upper < pair.upper < gdp.epsilon_of_mu(1e-5, mu=2 * math.sqrt(20)).upper
 
 
-def test_few_questions_are_asked():
+def test_few_queries_are_made():
     profile = gaussian_profile(0.7)
     group_privacy.group_epsilon(SAMPLED, size=4, delta=1e-6, accountant=profile)
     assert profile.asked <= 70
 
 
-def test_a_delta_that_never_falls_has_no_group_privacy():
+def test_nondecreasing_delta_has_no_group_privacy():
     stuck = Known(lambda epsilon: Bound(1e-6, 1e-6), lambda delta: Bound(0.0, 1.0))
     with pytest.raises(Unresolvable, match="group of 4"):
         group_privacy.group_epsilon(SAMPLED, size=4, delta=1e-7, accountant=stuck)

@@ -113,7 +113,7 @@ def breaks_a_budget() -> bool:
     )
 
 
-def test_a_filter_that_forgets_what_was_spent_is_noticed(monkeypatch):
+def test_filter_that_ignores_spent_budget_is_detected(monkeypatch):
     honest = privacy_filters._divergence_after
     monkeypatch.setattr(
         privacy_filters,
@@ -206,7 +206,7 @@ def test_a_filter_admits_most_of_what_a_schedule_fixed_in_advance_could(rate, no
 
 @in_passing
 @given(st.lists(gaussians, min_size=1, max_size=20), between_powers(-1, 1), deltas)
-def test_a_refused_release_leaves_no_trace(releases, epsilon, delta):
+def test_refused_release_is_not_recorded(releases, epsilon, delta):
     guard = RenyiFilter(privacy_filters.declare_budget(epsilon=epsilon, delta=delta))
     admitted = []
     for release in releases:

@@ -59,7 +59,7 @@ def test_a_count_that_is_no_count_is_refused_by_name(times):
         RandomizedResponse(0.9, times)
 
 
-def test_a_composition_of_nothing_is_refused_by_name():
+def test_empty_composition_is_refused():
     with pytest.raises(InvalidArgument, match="mechanisms"):
         Composed(())
 

@@ -188,7 +188,7 @@ def test_no_guess_is_right_more_often_than_the_accuracy(p, q, prior):
 
 @in_passing
 @given(laws, laws, st.floats(0.01, 0.99), st.floats(0.01, 0.9))
-def test_posteriors_above_the_bound_are_as_rare_as_was_said(p, q, prior, exceptional):
+def test_posteriors_exceed_the_bound_at_most_at_its_rate(p, q, prior, exceptional):
     try:
         found = risk.posterior(of_laws((p, q)), prior=prior, exceptional=exceptional)
     except AccountingError:
@@ -206,7 +206,7 @@ def test_posteriors_above_the_bound_are_as_rare_as_was_said(p, q, prior, excepti
 
 @in_passing
 @given(st.lists(laws, min_size=2, max_size=5), laws)
-def test_nobody_reconstructs_more_often_than_the_bound(candidates, reference):
+def test_reconstruction_rate_is_below_its_bound(candidates, reference):
     """The output's law for each candidate record; naming the likeliest is the best there is."""
     chance = 1 / len(candidates)
     best = sum(max(law[output] for law in candidates) for output in range(4)) * chance
@@ -242,7 +242,7 @@ def test_curves_are_convex_and_better_than_guessing_however_few_questions(mu, qu
     assert curve.tpr[-1].lower == pytest.approx(1.0)
 
 
-def test_an_accountant_that_knows_no_lower_end_says_what_guessing_reaches():
+def test_accountant_without_lower_bound_states_the_guessing_rate():
     profile = Profile(lambda epsilon: Bound(0.0, gdp.delta_of_mu(epsilon, mu=1.0).upper))
     exact = risk.tradeoff(of_gaussian(1.0), RATES)
     curve = risk.tradeoff(profile, RATES)

@@ -96,7 +96,7 @@ def test_an_error_is_a_result() -> None:
         (MemoryError(), "untyped exception"),
     ],
 )
-def test_refusals_and_bugs_are_told_apart_and_listed(
+def test_refusals_and_bugs_are_distinguished(
     monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
 ) -> None:
     monkeypatch.setattr(at_random.ours, "epsilon", lambda *_: failing(error)(0))

@@ -60,7 +60,7 @@ def test_every_attack_in_one_table_with_pictures_and_scores(
     assert again.out.splitlines()[2 : 3 + len(ATTACKS)] == table
 
 
-def test_models_that_learn_by_heart_are_seen_through(call: Call, hard_data: Path) -> None:
+def test_memorizing_models_are_attacked_successfully(call: Call, hard_data: Path) -> None:
     result = call("attack", "--data", hard_data, *QUICK, "--format", "json")
     found = {one.attack: one for one in report_of(result).membership}
     assert tuple(found) == DEFAULT_ATTACKS

@@ -74,7 +74,7 @@ def with_estimator(name: str, /, **changes: object) -> Edit:
     return lambda report: bound(report, name)["estimator"].update(changes)
 
 
-def test_an_audit_as_it_was_made_passes(gate: Callable[..., Any]) -> None:
+def test_unaltered_audit_passes(gate: Callable[..., Any]) -> None:
     result = gate()
     assert (result.code, result.err) == (0, "")
 
@@ -119,7 +119,7 @@ NAMES = ("gradient canaries", "claimed curve", "ranks", "rates by", "means by", 
 @pytest.mark.parametrize(
     ("name", "epsilon"), [*((name, 0.0) for name in NAMES), ("ranks", 1e-3), ("means by", 19.0)]
 )
-def test_a_bound_that_its_counts_do_not_give_is_an_altered_file(
+def test_bound_that_contradicts_its_counts_is_an_altered_file(
     gate: Callable[..., Any], name: str, epsilon: float
 ) -> None:
     def edit(report: Report) -> None:
@@ -134,7 +134,7 @@ def test_a_bound_that_its_counts_do_not_give_is_an_altered_file(
 
 
 @pytest.mark.parametrize("ulps", [1, 1000])
-def test_last_digits_are_another_machines(gate: Callable[..., Any], ulps: int) -> None:
+def test_last_digits_may_differ_between_machines(gate: Callable[..., Any], ulps: int) -> None:
     def edit(report: Report) -> None:
         for one in report["bounds"]:
             one["epsilon_lower"] *= 1 + ulps * 2.3e-16
@@ -176,7 +176,7 @@ def test_a_bound_that_is_gone_leaves_the_audit_incomplete(
         (lambda report: report["bounds"].append(report["bounds"][0]), "confidence|twice"),
     ],
 )
-def test_whatever_else_does_not_follow_is_an_altered_file(
+def test_number_that_contradicts_its_counts_is_an_altered_file(
     gate: Callable[..., Any], edit: Edit, told: str
 ) -> None:
     result = gate(edit)
@@ -307,7 +307,7 @@ def test_an_audit_without_its_attack_decides_no_rate(
 
 
 @pytest.mark.parametrize("name", ["ranks", "claimed curve"])
-def test_a_power_that_decides_is_simulated_again(gate: Callable[..., Any], name: str) -> None:
+def test_decisive_power_is_simulated_again(gate: Callable[..., Any], name: str) -> None:
     def edit(report: Report) -> None:
         one = bound(report, name)
         one["detectable_epsilon"] = one["refutes_epsilon"] * 1.001
@@ -332,7 +332,7 @@ def test_a_factor_that_no_search_finds_is_refused_at_once(
     assert "noise_factor" in result.err
 
 
-def test_a_baseline_is_held_against_its_own_counts(
+def test_baseline_that_contradicts_its_counts_is_refused(
     audited: Path, call: Call, tmp_path: Path
 ) -> None:
     policy = tmp_path / "p.toml"

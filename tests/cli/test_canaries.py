@@ -44,7 +44,7 @@ def write_scores(folder: Path, secret: dict[str, np.ndarray], leak: float = 3.0)
 
 
 @pytest.mark.parametrize("kind", ["mislabelled", "blank", "out-of-distribution"])
-def test_the_trainer_gets_the_included_ones_alone(make: Make, tmp_path: Path, kind: str) -> None:
+def test_trainer_file_holds_only_included_canaries(make: Make, tmp_path: Path, kind: str) -> None:
     secret = make(kind, "--training-file", tmp_path / "train.npz")
     with np.load(tmp_path / "c.npz") as archive:
         trained = dict(archive)
@@ -81,7 +81,7 @@ def test_default_count_without_data_is_1000(call: Call, tmp_path: Path, kind: st
     assert f"of 1000 {kind} canaries" in result.out
 
 
-def test_nothing_is_overwritten(call: Call, make: Make, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(call: Call, make: Make, tmp_path: Path) -> None:
     make("dummy")
     result = call("canaries", "make", "--kind", "dummy", "-o", tmp_path / "c.npz")
     assert result.code == ExitCode.USAGE
@@ -100,7 +100,7 @@ def test_a_training_file_is_not_overwritten_and_is_no_canary_file(
     assert not (tmp_path / "c.npz").exists()
 
 
-def test_the_bits_are_for_their_owner_alone(make: Make, tmp_path: Path) -> None:
+def test_inclusion_bits_are_readable_by_their_owner_only(make: Make, tmp_path: Path) -> None:
     make("dummy")
     assert (tmp_path / "c.secret.npz").stat().st_mode & 0o077 == 0
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_read_or_written_is_said_before_a_coin_is_tossed(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_score_file_without_a_row_says_so(call: Call, tmp_path: Path) -> None:
+def test_empty_score_file_is_refused(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     path.write_text("score,member\n")
     for command in (("gate", "--claim-epsilon", "4"), ("attack",), ("audit",)):

@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return str(claim), str(records)
 
 
-def test_a_trainer_of_ones_own(files: tuple[str, str]) -> None:
+def test_custom_trainer_is_checked(files: tuple[str, str]) -> None:
     claim, records = files
     code, said = called(PLAIN, "--claim", claim, "--records", records, "--format", "json")
     result = json.loads(said)
@@ -53,7 +53,7 @@ def test_a_claim_that_is_not_kept(files: tuple[str, str]) -> None:
     assert "0.667 times the claimed standard deviation" in said
 
 
-def test_a_trainer_of_ones_own_is_held_against_the_run_that_it_made(
+def test_custom_trainer_is_compared_with_the_ledger_of_its_run(
     files: tuple[str, str], run_copy: Path
 ) -> None:
     claim, records = files

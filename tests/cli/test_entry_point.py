@@ -15,7 +15,7 @@ from dpaudit.workflow import account
 from dpaudit.workflow.gate import run_evaluation
 
 
-def test_a_bug_of_ours_exits_70_and_says_so(
+def test_internal_error_exits_70_and_asks_for_a_report(
     call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*_: object) -> None:

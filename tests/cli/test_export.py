@@ -119,7 +119,7 @@ def test_an_mlflow_run_that_could_not_be_written_whole_has_failed(
     assert run.info.status == "FAILED"
 
 
-def test_a_store_that_is_none_exits_2_in_one_line(call: Call, trained: Path) -> None:
+def test_invalid_tracking_store_exits_2_in_one_line(call: Call, trained: Path) -> None:
     pytest.importorskip("mlflow", reason="needs the extra mlflow")
     result = call("export", "mlflow", trained, "--tracking-uri", "gopher://nowhere")
     assert result.code == 2

@@ -89,7 +89,7 @@ def test_a_claimed_run_gets_its_seal(call: Call, run: RunDirectory, more: int) -
     assert files_in(run.path) == before
 
 
-def test_a_run_with_its_model_alone_gets_both(call: Call, run: RunDirectory) -> None:
+def test_run_with_only_its_model_gets_claim_and_seal(call: Call, run: RunDirectory) -> None:
     before = files_in(run.path)
     cut(run, 1)
     run.claim.unlink()

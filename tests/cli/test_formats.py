@@ -69,7 +69,7 @@ def check(project: Path, read: Read) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_each_format_says_what_the_verdict_says(project: Path, name: str) -> None:
+def test_each_format_agrees_with_the_verdict(project: Path, name: str) -> None:
     done = dpaudit(project, "gate", "run", "--format", name)
     assert (done.code, done.err) == (ExitCode.FAIL, "")
     check(project, READERS[name](done.out.removesuffix("\n")))

@@ -59,7 +59,7 @@ def test_the_policy_of_the_folder_counts_where_none_is_named(call: Call, run_cop
     assert "claim.max_epsilon is set by --set claim.max_epsilon" in result.err
 
 
-def test_a_variable_stands_above_the_file_and_is_told(
+def test_variable_overrides_the_file_and_is_reported(
     call: Call, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy(GOOD)
@@ -113,7 +113,7 @@ def test_a_run_is_not_its_own_baseline(call: Call, run_copy: Path) -> None:
     assert call("gate", run_copy, "--set", "claim.max_epsilon=11").code == 3
 
 
-def test_less_noise_than_the_baseline_violates_and_is_named(
+def test_less_noise_than_the_baseline_fails_with_its_cause(
     call: Call, run_copy: Path, small_data: Path
 ) -> None:
     policy(GOOD + "[regression]\nmax_epsilon_increase = 0.0\n")
@@ -188,9 +188,7 @@ def test_config_show_says_where_each_key_was_set(call: Call) -> None:
     assert "pyproject" not in call("config", "show").out
 
 
-def test_a_plan_is_held_against_the_policy_before_it_is_trained(
-    call: Call, small_data: Path
-) -> None:
+def test_plan_is_evaluated_against_the_policy_before_training(call: Call, small_data: Path) -> None:
     policy("[claim]\nmax_epsilon = 2.0\ndelta = 1e-5\n")
     settings = f"[data]\nsource = '{small_data}'\n[privacy]\nnoise_multiplier = {{}}\n"
     Path("good.toml").write_text(settings.format(6.0))
@@ -276,7 +274,7 @@ def test_scores_that_say_nothing_never_pass(call: Call, content: str) -> None:
     assert call("gate", "--scores", "s.csv", "--claim-epsilon", "4").code in {2, 3}
 
 
-def test_a_verdict_can_be_remembered(call: Call, run_copy: Path, tmp_path: Path) -> None:
+def test_verdict_is_stored_in_the_history(call: Call, run_copy: Path, tmp_path: Path) -> None:
     policy(GOOD)
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -366,7 +364,7 @@ def test_an_audit_of_three_canaries_shows_nothing(call: Call, small_data: Path) 
     assert found["audit.lower_bound"]["outcome"] == "INCONCLUSIVE"
 
 
-def test_no_draft_stands_above_a_policy_that_is_there(call: Call, run_copy: Path) -> None:
+def test_draft_does_not_override_an_existing_policy(call: Call, run_copy: Path) -> None:
     policy("[tool.dpaudit.claim]\nmax_epsilon = 5.0\ndelta = 1e-5\n", "pyproject.toml")
     result = call("init", run_copy)
     assert result.code == 2
@@ -392,13 +390,13 @@ def test_a_verdict_is_stale_once_something_else_was_measured(
     "text",
     ["[tool]\ndpaudit = 3\n", "tool = 3\n", "[tool.dpaudit]\nclaim = 3\n", "[tool.dpaudit]\n"],
 )
-def test_a_table_that_is_none_is_a_usage_error(call: Call, trained: Path, text: str) -> None:
+def test_policy_that_is_no_table_is_a_usage_error(call: Call, trained: Path, text: str) -> None:
     policy(text, "pyproject.toml")
     assert call("gate", trained, "--set", "claim.max_epsilon=3").code == 2
     assert call("gate", trained).code == 2
 
 
-def test_a_broken_link_is_no_absence(call: Call, run_copy: Path) -> None:
+def test_broken_link_is_an_error(call: Call, run_copy: Path) -> None:
     policy(GOOD, "elsewhere.toml")
     policy("[tool.dpaudit.claim]\nmax_epsilon = 99.0\ndelta = 1e-5\n", "pyproject.toml")
     Path("dpaudit.toml").symlink_to("nowhere.toml")

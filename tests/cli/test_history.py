@@ -137,9 +137,7 @@ def test_only_a_lower_bound_that_holds_at_the_claims_delta_counts(
     assert largest_lower_bound((bound,), 1e-5) == (7.0 if holds else None)
 
 
-def test_an_audit_that_was_altered_is_not_remembered(
-    call: Call, runs: Path, judged: Judged, audited: Path
-) -> None:
+def test_altered_audit_is_not_stored(call: Call, runs: Path, judged: Judged, audited: Path) -> None:
     audit = read_json(audited, AuditReport)
     first, *others = audit.bounds
     changed = runs.parent / "audit.json"
@@ -153,7 +151,7 @@ def test_an_audit_that_was_altered_is_not_remembered(
 @pytest.mark.parametrize(
     "damage", ["model", "ledger", "claim", "verdict", "other ledger", "unfinished", "audit"]
 )
-def test_an_altered_run_is_named_and_left_out_and_the_others_are_shown(
+def test_altered_run_is_named_and_other_runs_are_shown(
     call: Call, runs: Path, judged: Judged, damage: str
 ) -> None:
     judged("good")
@@ -236,7 +234,7 @@ def test_what_the_gate_remembers_is_not_taken_up_again(
     assert read_after(call, runs) == (past,)
 
 
-def test_a_verdict_on_another_ledger_is_not_remembered(runs: Path, judged: Judged) -> None:
+def test_verdict_on_another_ledger_is_not_stored(runs: Path, judged: Judged) -> None:
     run = open_run(judged("one"))
     other = Verdict((RuleOutcome("claim.max_epsilon", Outcome.PASS, "small"),), "00" * 32)
     with pytest.raises(IntegrityError, match="another ledger"):

@@ -125,7 +125,7 @@ def test_the_runs_own_model_scores_them(call: Call) -> None:
     assert (result.code, "digest is in the run" in result.err) == (2, True)
 
 
-def test_canaries_that_nobody_recorded_pass_nothing_and_contradict(call: Call) -> None:
+def test_unrecorded_canaries_can_only_contradict(call: Call) -> None:
     train()
     audit = ("audit", "run", "--canaries", "canaries.npz", "--scores")
     assert call(*audit, write_scores()).code == 0
@@ -172,7 +172,7 @@ def test_the_recorded_canaries_must_be_among_the_bounds(call: Call, lost: str) -
     assert "canaries, one score each" in rules["audit.lower_bound"]["why"]
 
 
-def test_a_run_that_recorded_canaries_asks_for_their_scores(call: Call) -> None:
+def test_run_with_recorded_canaries_requires_their_scores(call: Call) -> None:
     train(canary_file="canaries.npz")
     result = call("audit", "run")
     assert (result.code, "--canaries FILE" in result.err) == (2, True)

@@ -76,7 +76,7 @@ def test_the_pipeline_ends_with_holds_and_exit_code_0(
     assert "<script" not in page
 
 
-def test_a_violated_policy_exits_1_and_says_why(
+def test_failed_policy_exits_1_with_reasons(
     run_copy: Path, call: Call, policy: WritePolicy
 ) -> None:
     result = call("gate", run_copy, "--policy", policy(most=0.01))
@@ -239,7 +239,7 @@ def test_a_damaged_run_exits_4_with_one_line(
     assert contents(run_copy) == before
 
 
-def test_a_claim_that_is_not_its_ledgers_is_not_believed(
+def test_claim_of_another_ledger_is_refused(
     call: Call,
     run_copy: Path,
     policy: WritePolicy,

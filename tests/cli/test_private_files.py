@@ -73,7 +73,7 @@ def test_commands_write_private_files(
     assert {name: oct(mode(project / name)) for name in written} == dict.fromkeys(written, "0o600")
 
 
-def test_a_run_keeps_secrets_private_and_ships_the_rest(trained: Path) -> None:
+def test_only_secret_files_of_a_run_are_private(trained: Path) -> None:
     secret = ("canaries.npz", "canaries.secret.npz", "observations.npz")
     assert {name: mode(trained / name) for name in secret} == dict.fromkeys(secret, PRIVATE)
     mask = os.umask(0o077)

@@ -42,7 +42,7 @@ def text_of(path: Path) -> str:
     return Page(path.read_text()).text
 
 
-def test_a_run_as_it_was_trained_shows_all_that_its_files_tell(run_copy: Path, call: Call) -> None:
+def test_report_of_a_trained_run_shows_all_recorded_facts(run_copy: Path, call: Call) -> None:
     result = call("report", run_copy)
     assert (result.code, result.out) == (0, f"wrote {run_copy / 'report.html'}\n")
     text = text_of(run_copy / "report.html")
@@ -168,7 +168,7 @@ def test_an_accountant_that_refuses_says_why(trained: Path) -> None:
     assert run_evidence._curve("naive", [(1, cut)], claim).steps == ()
 
 
-def test_of_a_schedule_chosen_on_the_way_the_claim_alone_is_told(trained: Path) -> None:
+def test_adaptive_schedule_shows_the_claim_only(trained: Path) -> None:
     ledger = open_run(trained).read_finished()
     header = msgspec.structs.replace(
         ledger.header,

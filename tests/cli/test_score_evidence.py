@@ -112,7 +112,7 @@ def test_the_audit_keeps_the_counts_and_names_what_it_assumes(call: Call, tmp_pa
     assert bound.epsilon_lower <= bound.greatest_epsilon
 
 
-def test_coins_that_did_not_fall_fairly_certify_nothing(call: Call, tmp_path: Path) -> None:
+def test_unfair_coins_certify_nothing(call: Call, tmp_path: Path) -> None:
     """Canaries whose coins were edited: 100 of 100 among the first, none among the rest."""
     assert call("canaries", "make", "--kind", "dummy", "--count", 100, "-o", "c.npz").code == 0
     with np.load("c.secret.npz") as archive:

@@ -39,7 +39,7 @@ def settings_of(out: Path) -> RunConfig:
 # A file.
 
 
-def test_a_file_says_what_the_command_line_would(
+def test_configuration_file_equals_command_line_options(
     call: Call, small_data: Path, tmp_path: Path
 ) -> None:
     options = ("--data", small_data, "--noise-multiplier", "2", "--steps", "3", "--seed", "1")
@@ -66,9 +66,7 @@ def test_the_config_of_a_run_trains_such_a_run_again(
     assert settings_of(again) == settings_of(trained)
 
 
-def test_the_command_line_stands_above_the_file(
-    call: Call, small_data: Path, tmp_path: Path
-) -> None:
+def test_command_line_overrides_the_file(call: Call, small_data: Path, tmp_path: Path) -> None:
     file = tmp_path / "asked.toml"
     file.write_text(f"[data]\nsource = '{small_data}'\n{QUICK}clip_norm = 0.2\n")
     out = tmp_path / "out"
@@ -157,7 +155,7 @@ def test_a_file_that_is_not_there_is_a_usage_error(call: Call, tmp_path: Path) -
         ("target_epsilon = nan\n", "target_epsilon"),
     ],
 )
-def test_a_file_that_says_a_thing_twice_or_never_is_refused(
+def test_file_with_duplicate_or_missing_keys_is_refused(
     call: Call, small_data: Path, tmp_path: Path, content: str, named: str
 ) -> None:
     file = tmp_path / "asked.toml"

@@ -29,7 +29,7 @@ def mask(request: pytest.FixtureRequest) -> object:
 
 
 @pytest.mark.parametrize("write", [write_bytes, write_output])
-def test_a_private_file_is_its_owners_alone_whatever_the_mask(
+def test_private_file_is_readable_by_its_owner_only(
     tmp_path: Path, mask: int, write: object
 ) -> None:
     path = tmp_path / "secret"
@@ -76,7 +76,7 @@ def test_a_full_device_is_a_failing_disk() -> None:
         write_output(Path("/dev/full"), b"x")
 
 
-def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+def test_unread_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises((InvalidArgument, InputOutputError)):
         write_output(tmp_path / "pipe", b"x")

@@ -181,7 +181,7 @@ def test_conformance_of_another_ledger_is_inconclusive() -> None:
     assert found["audit.require_conformance"] is Outcome.INCONCLUSIVE
 
 
-def test_an_attack_that_says_nothing_passes_no_rule() -> None:
+def test_inconclusive_attack_passes_no_rule() -> None:
     policy = replace(POLICY, audit=replace(POLICY.audit, max_tpr_at_fpr={"0.01": 0.9}))
     assert outcomes(policy, CLAIM, AUDIT)["audit.max_tpr_at_fpr.0.01"] is Outcome.PASS
     silent = tuple(replace(one, inconclusive="worse than chance") for one in AUDIT.membership)
@@ -210,9 +210,7 @@ CURVE = ((0.0, 0.0), (0.01, 0.02), (0.1, 0.15), (1.0, 1.0))
 
 
 @pytest.mark.parametrize(("limit", "decides"), [(0.05, True), (0.004, True), (0.02, False)])
-def test_a_rate_that_cannot_be_told_says_how_many_records_would_decide(
-    limit: float, decides: bool
-) -> None:
+def test_undecided_rate_states_how_many_records_decide(limit: float, decides: bool) -> None:
     few = replace(ATTACK, roc=CURVE, tpr_at_fpr=(TprAtFpr(0.01, 0.02, Bound(0.0, 0.2), 0.99),))
     policy = replace(POLICY, audit=replace(POLICY.audit, max_tpr_at_fpr={"0.01": limit}))
     rules = judged(policy, CLAIM, replace(AUDIT, membership=(few,))).rules
@@ -258,7 +256,7 @@ def test_an_interval_that_is_less_sure_than_demanded_is_no_evidence() -> None:
 
 
 @pytest.mark.parametrize("interval", [Bound(0.4, 0.6), Bound(0.0, 0.02)])
-def test_a_less_sure_interval_decides_nothing_and_says_what_to_repeat(interval: Bound) -> None:
+def test_lower_confidence_interval_is_inconclusive_with_remedy(interval: Bound) -> None:
     unsure = replace(ATTACK, tpr_at_fpr=(TprAtFpr(0.01, interval.upper, interval, 0.5),))
     verdict = judged(POLICY, CLAIM, AUDIT, attack=attack(0.02, membership=(unsure,)))
     (rule,) = (one for one in verdict.rules if one.rule == "audit.max_tpr_at_fpr.0.01")
@@ -283,7 +281,7 @@ def test_an_audit_at_another_confidence_says_which_and_what_to_repeat() -> None:
         {"tpr_at_fpr": (TprAtFpr(0.01, 0.01, Bound(0.0, 0.02), 0.5),)},
     ],
 )
-def test_a_good_attack_does_not_answer_for_one_that_says_nothing(
+def test_inconclusive_attack_is_not_replaced_by_a_conclusive_one(
     changes: dict[str, object],
 ) -> None:
     other = replace(ATTACK, attack="lira", **changes)
@@ -372,7 +370,7 @@ def test_a_bound_that_is_called_inconclusive_contradicts_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("detectable", [0.5, 2.9])
-def test_a_power_that_is_not_above_the_claim_is_none(detectable: float) -> None:
+def test_power_below_the_claim_is_not_reported(detectable: float) -> None:
     audit = replace(AUDIT, bounds=(replace(BOUND, detectable_epsilon=detectable),))
     assert outcomes(POLICY, CLAIM, audit)["audit.min_power_epsilon"] is Outcome.INCONCLUSIVE
 
@@ -388,7 +386,7 @@ def test_the_power_names_what_it_compares() -> None:
 SCORED = replace(AUDIT, ledger_head="")
 
 
-def test_a_declared_claim_is_held_against_what_was_measured() -> None:
+def test_declared_claim_is_compared_with_measurements() -> None:
     policy = replace(POLICY, claim=None)
     assert judged(policy, DeclaredClaim(3.0, 1e-5), SCORED).outcome is Outcome.PASS
     verdict = judged(policy, DeclaredClaim(0.9, 1e-5), SCORED)
@@ -450,7 +448,7 @@ def test_outcome_and_exit_code_are_one(verdict: Verdict) -> None:
 
 
 @given(verdicts())
-def test_a_warning_stands_in_for_what_cannot_be_told_and_for_nothing_else(
+def test_warning_replaces_only_inconclusive_outcomes(
     verdict: Verdict,
 ) -> None:
     if verdict.warns:

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_own_file_stands_above_pyproject_key_by_key(folder: Path) -> None:
+def test_dpaudit_toml_overrides_pyproject_by_key(folder: Path) -> None:
     (folder / "pyproject.toml").write_text(SHARED)
     (folder / "dpaudit.toml").write_text(OWN)
     loaded = load_policy(None, (), {})
@@ -155,7 +155,7 @@ def test_an_error_of_an_option_names_the_option(folder: Path) -> None:
         load_policy(None, (), {"DPAUDIT_POLICY_CLAIM_MAX_EPSILON": "-1"})
 
 
-def test_no_policy_at_all_says_how_to_write_one(folder: Path) -> None:
+def test_missing_policy_names_the_command_that_writes_one(folder: Path) -> None:
     assert not is_policy_configured({})
     with pytest.raises(InvalidArgument, match="dpaudit init RUN"):
         load_policy(None, (), {})

@@ -99,7 +99,7 @@ def test_claims_of_different_things_cannot_be_compared(changes: dict[str, object
         (Bound(0.041, 0.05), Outcome.FAIL),
     ],
 )
-def test_growth_of_an_attack_is_told_from_chance(tpr: Bound, outcome: Outcome) -> None:
+def test_growth_of_an_attack_is_compared_with_chance(tpr: Bound, outcome: Outcome) -> None:
     assert judged(RUN, audit(tpr))["max_tpr_increase"].outcome is outcome
 
 
@@ -184,7 +184,7 @@ def test_without_a_baseline_or_a_run_nothing_can_be_told() -> None:
 
 
 @pytest.mark.parametrize("joint", [0.999, 0.98])
-def test_a_bound_at_another_confidence_says_what_to_repeat(joint: float) -> None:
+def test_bound_at_another_confidence_names_the_command_to_repeat(joint: float) -> None:
     other = replace(BOUND, confidence=joint)
     found = judged(RUN, replace(SAME, confidence=joint, bounds=(other,)))
     rule = found["max_lower_bound_increase"]
@@ -194,7 +194,7 @@ def test_a_bound_at_another_confidence_says_what_to_repeat(joint: float) -> None
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.98])
-def test_a_rate_at_a_lower_confidence_says_what_to_repeat(confidence: float) -> None:
+def test_rate_at_lower_confidence_names_the_command_to_repeat(confidence: float) -> None:
     rate = TprAtFpr(0.01, 0.01, Bound(0.0, 0.02), confidence)
     (attack,) = SAME.membership
     rule = judged(RUN, replace(SAME, membership=(replace(attack, tpr_at_fpr=(rate,)),)))

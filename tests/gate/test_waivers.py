@@ -26,7 +26,7 @@ def verdict(rules: list[RuleOutcome], today: date, *waivers: Waiver) -> Verdict:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.INCONCLUSIVE])
-def test_a_waived_rule_does_not_count_and_is_still_told(outcome: Outcome) -> None:
+def test_waived_rule_is_reported_and_does_not_count(outcome: Outcome) -> None:
     rules = [rule("claim.sampling", Outcome.PASS), rule("audit.max_tpr_at_fpr.0.01", outcome)]
     found = verdict(rules, LAST)
     assert found.outcome is Outcome.PASS

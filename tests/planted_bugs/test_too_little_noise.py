@@ -55,7 +55,7 @@ def run_pipeline(out: Path) -> tuple[RunDirectory, Verdict, float]:
     return run, evaluate_run(run, GateSettings(POLICY)), heldout_accuracy(run, prepared.split)
 
 
-def test_an_honest_run_holds_with_useful_accuracy(tmp_path: Path) -> None:
+def test_honest_run_passes_with_useful_accuracy(tmp_path: Path) -> None:
     _, verdict, accuracy = run_pipeline(tmp_path / "run")
     assert verdict.outcome is Outcome.PASS
     assert accuracy >= 0.92
@@ -77,7 +77,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Independent, "add_noise", a_fifth)
 
 
-def test_a_run_with_too_little_noise_is_stopped_on_its_way(
+def test_run_with_too_little_noise_is_stopped_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["train", "--target-epsilon", "3", "--canaries", "200", "--stop-when-refuted", "0.99"]
@@ -89,7 +89,7 @@ def test_a_run_with_too_little_noise_is_stopped_on_its_way(
     assert open_run(tmp_path / "run").read_ledger().seal is None  # nothing is shipped
 
 
-def test_a_run_that_goes_on_is_watched_from_its_beginning(
+def test_resumed_run_is_tested_from_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else each resumption would open the failure budget anew."""
@@ -120,7 +120,7 @@ def test_a_run_that_goes_on_is_watched_from_its_beginning(
     assert len(seen) == 30
 
 
-def test_noise_at_a_fifth_behind_the_ledger_is_convicted_by_a_certified_bound(
+def test_noise_below_the_recorded_is_detected_by_a_certified_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted(monkeypatch)

@@ -58,7 +58,7 @@ def test_both_are_named_and_judged_at_the_top(page: Page) -> None:
     assert "no policy evaluated" in top
 
 
-def test_each_cause_says_what_it_does_and_what_it_costs_by_itself(page: Page) -> None:
+def test_each_cause_states_its_effect_and_its_own_cost(page: Page) -> None:
     assert "noise multiplier (gradient sum)A: 2B: 1.2raises epsilon" in page.text
     assert "epsilon with this change alone, upper bound: 4.18" in page.text
     assert "version of torchA: 2.10B: 2.11leaves epsilon as it is–not computed" in page.text

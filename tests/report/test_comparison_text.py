@@ -29,7 +29,7 @@ def test_what_one_run_lacks_was_not_measured() -> None:
     assert [line.endswith("not measured") for line in lines[2:4]] == [True, True]
 
 
-def test_a_cause_says_what_it_costs_where_that_is_known() -> None:
+def test_cause_states_its_cost_if_known() -> None:
     after = replace(RUN, recorded=(replace(RUN.recorded[0], times=7), RUN.recorded[1]))
     assert "steps (gradient sum) was 1000, is 7: lowers epsilon" in told(after)
     assert "with this change alone: upper bound on epsilon 1.235" in told(after, 1.23401)

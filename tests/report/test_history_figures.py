@@ -87,7 +87,7 @@ def test_a_place_that_holds_no_picture_is_refused(tmp_path: Path, name: str) -> 
         write_history_plot([past()], tmp_path / name)
 
 
-def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_empty_plot_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="verdict"):
         write_history_plot([], tmp_path / "course.svg")
 

@@ -79,7 +79,7 @@ def test_a_seeded_run_has_no_privacy_against_those_who_know_the_seed() -> None:
     assert "no privacy at all" in card
 
 
-def test_a_contradiction_is_said() -> None:
+def test_contradiction_is_reported() -> None:
     bound = msgspec.structs.replace(make_audit().bounds[0], epsilon_lower=4.0)
     audit = msgspec.structs.replace(make_audit(), bounds=(bound,))
     card = model_card_markdown(msgspec.structs.replace(make_evidence(), audit=audit))

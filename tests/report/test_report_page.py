@@ -288,7 +288,7 @@ def test_an_audit_that_measured_nothing_draws_nothing() -> None:
     assert "No lower bound on epsilon was measured" in page.text
 
 
-def test_the_claim_is_told_with_everything_it_depends_on(page: Page) -> None:
+def test_claim_is_described_with_all_assumptions(page: Page) -> None:
     for words in (
         "Epsilon upper bound 2.985, lower bound 2.97 (pld accountant)",
         "Delta 1e-05",
@@ -307,7 +307,7 @@ def test_the_claim_is_told_with_everything_it_depends_on(page: Page) -> None:
     assert "Seeded randomness" not in page.text
 
 
-def test_a_claim_without_declarations_says_so() -> None:
+def test_claim_without_declarations_states_that() -> None:
     claim = msgspec.structs.replace(
         make_claim(), epsilon=Bound(0, 3), unaccounted=(), assumed_public=(), releases=1
     )
@@ -326,7 +326,7 @@ def test_seeded_randomness_is_warned_of() -> None:
 @pytest.mark.parametrize("epsilon", [0.0, 1e-300, 50.0, 51.0, 1e5, 1e300])
 @pytest.mark.parametrize("adjacency", Adjacency)
 @pytest.mark.parametrize("sampling", Sampling)
-def test_any_claim_can_be_told(epsilon, adjacency, sampling) -> None:
+def test_every_claim_has_a_description(epsilon, adjacency, sampling) -> None:
     claim = msgspec.structs.replace(
         make_claim(), epsilon=Bound(0, epsilon), adjacency=adjacency, sampling=sampling
     )
@@ -349,7 +349,7 @@ def test_a_verdict_without_rules_is_no_success() -> None:
     assert "without rules there is no evidence" in text
 
 
-def test_finding_nothing_is_never_told_as_a_proof(page: Page) -> None:
+def test_absence_of_findings_is_not_reported_as_proof(page: Page) -> None:
     assert "No bound contradicts the claim. This does not prove the claim." in page.text
     assert "A failed attack does not show that every attack fails" in page.text
 
@@ -382,7 +382,7 @@ def test_only_a_bound_at_a_delta_no_smaller_contradicts(changes, expected) -> No
     assert bool(contradicting_bounds(audit_with(**changes), make_claim())) == expected
 
 
-def test_an_answer_to_another_question_says_which() -> None:
+def test_result_states_its_adjacency_and_delta() -> None:
     answer = msgspec.structs.replace(make_answers()[0], adjacency=Adjacency.REPLACE_ONE)
     text = text_of(msgspec.structs.replace(make_evidence(), answers=(answer,)))
     assert "at delta 1e-05, replace-one, Poisson sampling" in text
@@ -523,13 +523,13 @@ def test_attacks_on_another_ledger_are_named_and_not_shown() -> None:
     assert "RMIA" not in text
 
 
-def test_every_test_of_the_trainer_says_what_it_saw_and_would_have_seen(page: Page) -> None:
+def test_every_finding_states_result_and_power(page: Page) -> None:
     assert "? INCONCLUSIVE by 2 tests" in page.text
     assert page.text.count("one record moved the sum by at most 0.999996 C") == 2
     assert page.text.count("a movement above 1.00002 C is detectable") == 2
 
 
-def test_past_runs_are_told_the_oldest_first_and_this_one_is_marked(page: Page) -> None:
+def test_past_runs_are_listed_by_age_with_this_one_marked(page: Page) -> None:
     rows = [
         page.text.index(f"digits-{day}this run" if day == 4 else f"digits-{day}2026")
         for day in (1, 2, 3, 4)
@@ -542,7 +542,7 @@ def test_an_accountant_without_a_number_says_why(page: Page) -> None:
     assert "The zcdp accountant has no bound for these releases: no concentrated" in page.text
 
 
-def test_a_claim_for_users_speaks_of_users() -> None:
+def test_user_level_claim_states_its_unit() -> None:
     claim = msgspec.structs.replace(make_claim(), unit=Unit.USER)
     text = text_of(msgspec.structs.replace(bare_evidence(), claim=claim))
     assert "adding or removing any one user makes" in text

@@ -266,6 +266,6 @@ def test_a_place_that_is_not_there_is_refused(tmp_path: Path) -> None:
         {"accuracy": 1.5},
     ],
 )
-def test_figures_that_are_none_are_never_remembered(wrong: dict[str, object]) -> None:
+def test_invalid_figures_are_never_stored(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(wrong))[:3]):
         PastRun(**{**msgspec.structs.asdict(PAST), **wrong})

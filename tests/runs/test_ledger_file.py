@@ -217,7 +217,7 @@ def test_a_line_dropped_is_an_integrity_error(ledger: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", range(6))
-def test_a_line_told_twice_is_an_integrity_error(ledger: Path, at: int) -> None:
+def test_duplicated_line_is_an_integrity_error(ledger: Path, at: int) -> None:
     lines = ledger.read_bytes().splitlines(keepends=True)
     assert reads_or_none(ledger, b"".join([*lines[: at + 1], *lines[at:]])) is None
 
@@ -442,7 +442,7 @@ def test_no_release_is_lost_that_another_process_recorded_before_the_lock(
     assert steps == [0, 1, 2, 3, 4]
 
 
-def test_a_ledger_that_exists_is_never_begun_anew(ledger: Path) -> None:
+def test_existing_ledger_is_never_restarted(ledger: Path) -> None:
     before = ledger.read_bytes()
     with pytest.raises(RunExists):
         LedgerWriter.create(ledger, HEADER)

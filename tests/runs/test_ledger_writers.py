@@ -254,7 +254,7 @@ def test_an_interrupted_write_is_taken_back(
     assert len(read_ledger(path).releases) == 2
 
 
-def test_a_closed_writer_says_so(writer: LedgerWriter) -> None:
+def test_closed_writer_raises_a_clear_error(writer: LedgerWriter) -> None:
     writer.close()
     with pytest.raises(InvalidArgument, match="ledger must be one that is open"):
         writer.record_release(step_release(1))
@@ -303,7 +303,7 @@ BEGINNINGS = {
 
 
 @pytest.mark.parametrize("content", BEGINNINGS.values(), ids=BEGINNINGS)
-def test_a_run_without_a_release_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+def test_run_without_a_release_is_restarted(tmp_path: Path, content: bytes) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     run.ledger.write_bytes(content)
@@ -351,7 +351,7 @@ def test_anything_else_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("evidence", ["model", "observations", "claim", "verdict", "checkpoint"])
-def test_a_ledger_cut_to_its_header_is_not_begun_anew(tmp_path: Path, evidence: str) -> None:
+def test_ledger_cut_to_its_header_is_not_restarted(tmp_path: Path, evidence: str) -> None:
     run = finished_run(tmp_path / "run")
     if evidence == "checkpoint":
         write_checkpoint(run, Progress(2, 2, 10.0))
@@ -389,7 +389,7 @@ def test_a_run_that_is_just_beginning_elsewhere_is_not_replaced(tmp_path: Path) 
     assert len(run.read_ledger().releases) == 1
 
 
-def test_a_users_own_file_keeps_a_folder_from_being_begun_anew(tmp_path: Path) -> None:
+def test_foreign_file_prevents_a_restart_in_its_folder(tmp_path: Path) -> None:
     run = unfinished_run(tmp_path / "run", releases=0)
     (run.path / "notes.md").write_text("mine")
     with pytest.raises(RunExists):

@@ -103,9 +103,7 @@ def outcome(run: RunDirectory) -> str:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_any_point_leaves_a_run_that_is_finished_or_goes_on(
-    tmp_path: Path, after: bool
-) -> None:
+def test_kill_at_any_point_leaves_a_finished_or_resumable_run(tmp_path: Path, after: bool) -> None:
     outcomes = []
     for call in range(1, 100):
         run, writer = at_its_end(tmp_path / str(call))
@@ -163,7 +161,7 @@ def test_a_kill_while_finishing_leaves_a_run_that_can_be_finished(
 
 
 @pytest.mark.parametrize("call", range(1, 12))
-def test_a_failing_disk_leaves_a_run_that_is_finished_or_goes_on(
+def test_disk_failure_leaves_a_finished_or_resumable_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     run, writer = at_its_end(tmp_path / "run")
@@ -230,7 +228,7 @@ def test_the_claim_of_another_number_of_releases_is_refused(tmp_path: Path) -> N
     assert not run.claim.exists()
 
 
-def test_a_run_that_goes_on_gets_no_seal(tmp_path: Path) -> None:
+def test_unfinished_run_is_not_sealed(tmp_path: Path) -> None:
     run, writer = at_its_end(tmp_path / "run")
     writer.close()
     before = run.ledger.read_bytes()

@@ -95,7 +95,7 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert parameters[1] not in optimizer.state
 
 
-def test_a_closure_is_asked_for_the_loss() -> None:
+def test_optimizer_closure_computes_the_loss() -> None:
     parameter = nn.Parameter(torch.ones(2))
     optimizer = AdamCorrected([parameter], lr=0.1)
 
@@ -285,7 +285,7 @@ def test_a_learning_rate_of_zero_moves_nothing() -> None:
         assert torch.equal(was, parameter)
 
 
-def test_private_training_with_it_learns() -> None:
+def test_private_training_improves_the_model() -> None:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(600, WIDTH, generator=generator)
     batch_of_all = x, (x[:, 0] > 0).long()

@@ -98,7 +98,7 @@ def test_the_bound_on_one_record_is_reached(
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_record_that_is_left_out_counts_for_nothing(bad: float) -> None:
+def test_excluded_record_contributes_zero(bad: float) -> None:
     rule = Quantile(1.0, count_noise=3.0)
     norms = torch.tensor([0.5, 2.0, 0.1])
     with_bad = torch.cat([norms, torch.tensor([bad])])

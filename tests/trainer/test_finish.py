@@ -156,9 +156,7 @@ def test_a_run_without_a_step_claims_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, float("nan")])
-def test_a_delta_that_means_nothing_is_refused_before_anything_is_written(
-    tmp_path: Path, delta: float
-) -> None:
+def test_invalid_delta_is_refused_before_any_write(tmp_path: Path, delta: float) -> None:
     private = stepped(begun(tmp_path / "ledger.jsonl"))
     with pytest.raises(InvalidArgument, match="delta"):
         private.finish(delta=delta)

@@ -149,7 +149,7 @@ def test_an_empty_batch_takes_a_step_with_noise() -> None:
     assert (weights(trainer) - before).abs().min() > 0
 
 
-def test_physical_batches_are_a_matter_of_speed_alone() -> None:
+def test_result_is_independent_of_the_physical_batch_size() -> None:
     whole, parts = run(private(), 4), run(private(physical_batch_size=3), 4)
     assert torch.allclose(weights(whole), weights(parts), atol=1e-5)
 

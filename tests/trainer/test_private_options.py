@@ -99,7 +99,7 @@ def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 # Kinds of noise.
 
 
-def test_noise_ahead_of_time_is_a_matter_of_speed_alone() -> None:
+def test_prefetched_noise_equals_noise_on_demand() -> None:
     assert torch.equal(weights(run(private(noise=Prefetched()), 4)), weights(run(private(), 4)))
 
 
@@ -226,7 +226,7 @@ def test_how_gradients_are_clipped_does_not_change_the_cost(changes: dict[str, o
     assert torch.isfinite(weights(trainer)).all()
 
 
-def test_a_learnt_clip_norm_moves_with_correlated_noise_too() -> None:
+def test_adaptive_clip_norm_changes_with_correlated_noise() -> None:
     rule = Quantile(0.5, count_noise=1.0)
     trainer = run(private(clipping=rule, noise=Banded(2), sampler=Cyclic(2, 6)), 6)
     assert trainer.clip_rule != rule

@@ -375,9 +375,7 @@ def test_what_is_sealed_is_on_the_disk_before_the_seal(
 # What a run that goes on must not accept.
 
 
-def test_a_ledger_that_books_fewer_steps_than_were_taken_is_refused(
-    tmp_path: Path, config: RunConfig
-) -> None:
+def test_ledger_with_fewer_steps_than_taken_is_refused(tmp_path: Path, config: RunConfig) -> None:
     """A ledger put back from an old copy, or cut off at a line's end, under-counts."""
     run = interrupted(config, tmp_path / "run", 7)
     lines = run.ledger.read_bytes().splitlines(keepends=True)
@@ -438,7 +436,7 @@ def test_a_run_is_never_trained_over_another(tmp_path: Path, config: RunConfig) 
         assert files_in(out) == before
 
 
-def test_of_two_runs_begun_at_once_in_one_place_one_is_refused_and_one_unharmed(
+def test_one_of_two_concurrent_runs_in_one_folder_is_refused(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other run begins between our look at the place and our first file."""

@@ -83,7 +83,7 @@ def test_what_is_no_history_is_refused(history: object) -> None:
         ((1.0, 0.01, 10**30), "steps"),
     ],
 )
-def test_a_wrong_entry_is_named_by_its_place(entry: object, named: str) -> None:
+def test_wrong_entry_is_named_by_its_position(entry: object, named: str) -> None:
     with pytest.raises(InvalidArgument, match=named) as caught:
         from_opacus([HISTORY[0], entry])
     assert str(caught.value).startswith("history[1] must be ")

@@ -115,7 +115,7 @@ def test_far_less_noise_than_claimed_is_refuted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tv_visible", "t_visible"])
-def test_canaries_that_leave_no_trace_give_zero(name: str) -> None:
+def test_canaries_without_effect_give_zero(name: str) -> None:
     rng = np.random.default_rng(2)
     audit = Audit(rng)
     audit.seen = NOISE * rng.standard_normal(audit.seen.shape)

@@ -66,7 +66,7 @@ def test_lira_nears_the_best_attack_there_is() -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("models", [1, 16])
-def test_records_that_leave_no_trace_are_not_found(attack: Attack, models: int) -> None:
+def test_records_without_effect_are_not_detected(attack: Attack, models: int) -> None:
     aucs = [attacked(attack, models, effect=0.0, seed=seed).auc for seed in range(20)]
     error = np.sqrt((RECORDS + 1) / (12 * (RECORDS / 2) ** 2) / len(aucs))
     assert abs(np.mean(aucs) - 0.5) < 4 * error

@@ -194,7 +194,7 @@ def test_models_without_records_are_refused(member: np.ndarray) -> None:
         ("seed", -1),
     ],
 )
-def test_a_recipe_that_trains_nothing_is_refused(setting: str, value: float) -> None:
+def test_recipe_without_trainable_parameters_is_refused(setting: str, value: float) -> None:
     good = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "seed": 0}
     with pytest.raises(InvalidArgument, match=setting):
         ReferenceModelSettings(make_mlp, **{**good, setting: value})  # type: ignore[arg-type]

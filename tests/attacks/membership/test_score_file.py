@@ -57,7 +57,7 @@ def test_attacks_and_steps_are_scored_apart_and_targets_together() -> None:
         {"member": [0, 0, 0, 0]},
     ],
 )
-def test_rows_that_cannot_be_believed_are_refused(bad: dict[str, object]) -> None:
+def test_implausible_rows_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument):
         scores_by_group(frame(**bad))
 

@@ -30,7 +30,7 @@ def audited(rate: float, included: np.ndarray, noise: float) -> tuple[AuditResul
 
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])
-def test_a_trainer_without_any_noise_is_convicted_not_refused(rate: float) -> None:
+def test_trainer_without_noise_is_detected_not_refused(rate: float) -> None:
     results = audited(rate, np.arange(60) % 2 == 0, noise=0.0)
     assert len(results) == 5
     parametric = results[-1]
@@ -39,7 +39,7 @@ def test_a_trainer_without_any_noise_is_convicted_not_refused(rate: float) -> No
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 @pytest.mark.parametrize("included", [[True], [False] * 8])
-def test_coins_that_all_fall_alike_refuse_no_audit(rate: float, included: list[bool]) -> None:
+def test_equal_coins_do_not_prevent_an_audit(rate: float, included: list[bool]) -> None:
     assert len(audited(rate, np.array(included), noise=NOISE)) == 5
 
 

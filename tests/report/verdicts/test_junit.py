@@ -63,7 +63,7 @@ def test_times_are_those_that_were_measured() -> None:
     assert [case.get("time") for case in root.iter("testcase")] == ["0.000032", "0.500000"]
 
 
-def test_a_case_that_stands_for_all_rules_takes_the_whole_time() -> None:
+def test_case_for_all_rules_has_the_total_duration() -> None:
     (case,) = ET.fromstring(report(durations=Durations(1.25))).iter("testcase")
     assert case.get("time") == "1.250000"
 

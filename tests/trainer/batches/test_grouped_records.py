@@ -113,7 +113,7 @@ def test_a_row_of_weight_zero_only_fills_the_place() -> None:
     assert relative_gap(other, {name: g.double() for name, g in one.items()}) < ROUNDING
 
 
-def test_a_bag_with_a_row_that_is_not_finite_is_left_out() -> None:
+def test_record_group_with_nonfinite_row_is_excluded() -> None:
     model, groups = bags_of(MODELS["mlp"], records=4)
     groups.rows[0][1, 0] = torch.inf
     clipped = Engine(model, average_row_losses(cross_entropies)).clipped_sum(

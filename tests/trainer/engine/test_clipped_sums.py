@@ -220,7 +220,7 @@ def test_every_trainable_parameter_enters_once_and_no_frozen_one() -> None:
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *IN_PLACE, *FALLBACK, *TRANSFORMERS])
-def test_the_model_is_left_as_it_was(name: str) -> None:
+def test_model_is_unchanged(name: str) -> None:
     built = NETWORKS[name].build()
     before = {key: value.clone() for key, value in built.model.state_dict().items()}
     trained = [p.requires_grad for p in built.model.parameters()]
@@ -287,7 +287,7 @@ def _only(batch: Batch, kept: Tensor) -> Batch:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 7, 100])
-def test_the_chunk_is_a_matter_of_speed_alone(chunk: int) -> None:
+def test_sum_is_independent_of_the_chunk_size(chunk: int) -> None:
     built = NETWORKS["mlp of the trainer"].build(records=7)
     engine = Engine(built.model, built.loss)
     one, other = (engine.clipped_sum(built.batch, Flat(0.5), size) for size in (None, chunk))
@@ -338,7 +338,7 @@ def _has_floats(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if _has_floats(name)])
-def test_a_record_with_features_out_of_bounds_leaves_the_others_alone(name: str) -> None:
+def test_record_with_extreme_features_does_not_affect_others(name: str) -> None:
     """What it adds itself is clipped, or nothing where its gradient is not finite."""
     built, gradients = NETWORKS[name].build(), expected(name)
     clipping = clipping_for("flat", gradients)
@@ -477,7 +477,7 @@ MIXING = {
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_operations_that_mix_records_are_refused_and_named(name: str) -> None:
+def test_operations_that_mix_records_are_refused_by_name(name: str) -> None:
     make, shape, parameter = MIXING[name]
     torch.manual_seed(0)
     model, batch = make().train(), numbers(*shape)(RECORDS)
@@ -607,7 +607,7 @@ HARD_TO_SEE = {
 
 
 @pytest.mark.parametrize("name", HARD_TO_SEE)
-def test_what_is_not_refused_is_right(name: str) -> None:
+def test_accepted_models_have_exact_sums(name: str) -> None:
     built = HARD_TO_SEE[name].build()
     engine = Engine(built.model, built.loss)
     for seed in range(6):
@@ -690,7 +690,9 @@ NOT_NOTICED = pytest.mark.xfail(
     ],
 )
 @pytest.mark.parametrize("signs", [(-1, 1, -1), (1, -1, 1)])
-def test_a_model_that_changes_its_ways_between_batches(name: str, signs: tuple[int, ...]) -> None:
+def test_model_that_changes_between_batches_has_exact_sums(
+    name: str, signs: tuple[int, ...]
+) -> None:
     make, shape = CHANGING[name]
     torch.manual_seed(0)
     built = Built(make(), None, cross_entropies)
@@ -848,7 +850,7 @@ def test_the_sums_of_a_model_in_bfloat16_are_float32_and_within_the_sensitivity(
     assert length(engine.clipped_sum(first, Flat(1e-3))) <= 1e-3
 
 
-def test_activations_may_be_computed_anew() -> None:
+def test_checkpointed_activations_are_supported() -> None:
     def formula(net: Any, x: Tensor) -> Tensor:
         return net.head(checkpoint(net.inner, net.first(x), use_reentrant=False))
 

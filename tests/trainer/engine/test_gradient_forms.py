@@ -232,7 +232,7 @@ def longest_addition(form: GradientForm, norms: Tensor) -> float:
 
 @given(forms)
 @often
-def test_what_a_record_adds_after_clipping_is_no_longer_than_the_clip_norm(
+def test_clipped_addition_of_a_record_is_within_the_clip_norm(
     form: GradientForm,
 ) -> None:
     """The law that sensitivity stands on: of the sum that is really made."""
@@ -241,7 +241,9 @@ def test_what_a_record_adds_after_clipping_is_no_longer_than_the_clip_norm(
 
 @given(forms)
 @often
-def test_the_same_holds_where_another_record_is_left_out(form: GradientForm) -> None:
+def test_clipped_addition_without_another_record_is_within_the_clip_norm(
+    form: GradientForm,
+) -> None:
     norms = form.square_norms().sqrt()
     kept = torch.arange(len(norms)) > 0
     assert longest_addition(form.only(kept), norms[kept]) <= 1
@@ -383,7 +385,9 @@ def test_a_sum_is_the_same_before_and_after_norms_are_taken(form: GradientForm) 
 
 @given(forms, st.data())
 @often
-def test_only_some_records_are_those_records(form: GradientForm, data: st.DataObject) -> None:
+def test_selected_records_have_their_gradients_and_norms(
+    form: GradientForm, data: st.DataObject
+) -> None:
     count = len(form.square_norms())
     which = torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     some, rounding = form.only(which), 1e-6 * magnitude(form)[which]

@@ -424,7 +424,7 @@ def test_the_rules_are_not_asked_where_they_would_be_wrong() -> None:
     assert relative_gap(got, truth) > 0.01
 
 
-def test_a_weight_that_is_annealed_is_seen_by_the_lighter_look_as_well() -> None:
+def test_annealed_weight_is_detected_by_the_short_comparison() -> None:
     """Even if nobody watched: plans are held against plain gradients when values change."""
     model, batch = layers(), numbers(6)(7)
     now = [0.0]

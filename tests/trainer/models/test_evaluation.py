@@ -56,7 +56,7 @@ def test_the_trainer_and_the_attacks_read_the_same_signal() -> None:
     assert found == pytest.approx(output_signals.logit_scaled_confidence(logits, labels), abs=1e-12)
 
 
-def test_an_attack_tells_sure_records_apart() -> None:
+def test_attack_separates_clear_records() -> None:
     rng = np.random.default_rng(1)
     inside, outside = rng.uniform(30, 60, 300), rng.uniform(20, 50, 300)
     found = [

@@ -49,11 +49,11 @@ def test_every_change_is_reported_by_its_place() -> None:
     )
 
 
-def test_a_fit_model_is_left_alone() -> None:
+def test_suitable_model_is_unchanged() -> None:
     assert fix(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))).changes == ()
 
 
-def test_the_model_that_was_given_is_left_as_it_was() -> None:
+def test_given_model_is_unchanged() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4))
     fix(model)
     assert isinstance(model[0], nn.BatchNorm1d)

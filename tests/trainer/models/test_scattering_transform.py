@@ -141,7 +141,7 @@ def test_each_colour_is_transformed_by_itself() -> None:
         )
 
 
-def test_a_record_is_transformed_by_itself_whatever_the_batch() -> None:
+def test_record_transform_is_independent_of_the_batch() -> None:
     batch = images(2 * IMAGES_AT_ONCE + 3, 12, 12)
     transform = ScatteringTransform((12, 12))
     together = transform(batch)

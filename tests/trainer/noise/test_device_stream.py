@@ -174,7 +174,7 @@ def test_words_are_the_same_on_every_device(device: str) -> None:
     assert to_bytes(words(KEY, NOISE, 5, 1003, device)) == reference(KEY, nonce, 0, 4012)
 
 
-def test_parts_are_a_matter_of_speed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_is_independent_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = words(KEY, NOISE, 1, 1003, "cpu"), device_normals(KEY, NOISE, 1, 5_001, "cpu")
     monkeypatch.setattr(device_stream, "CPU_BLOCKS", 2**12)
     monkeypatch.setattr(gaussian_draws, "CPU_PAIRS", 2**22)

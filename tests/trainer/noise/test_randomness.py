@@ -134,7 +134,7 @@ def test_a_coin_is_true_for_exactly_the_words_below_its_bias(threshold: int) -> 
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8])
-def test_as_many_draws_as_were_asked_for(count: int) -> None:
+def test_requested_number_of_draws_is_made(count: int) -> None:
     stream = Keystream.seeded(9)
     assert stream.words(Purpose.GRADIENT_NOISE, 0, count).shape == (count,)
     assert stream.normals(Purpose.GRADIENT_NOISE, 0, count).shape == (count,)

@@ -101,9 +101,7 @@ def test_where_an_average_ships_the_average_is_measured(
     assert CheckpointAccuracy(run).newest(None) == (MeasuredAccuracy(good, 10), "")
 
 
-def test_of_a_finished_run_the_weights_that_ship_are_measured(
-    run: RunDirectory, config: RunConfig
-) -> None:
+def test_saved_weights_of_a_finished_run_are_measured(run: RunDirectory, config: RunConfig) -> None:
     checkpoint(run, model_of(config, 1), 10)
     shipped = right(model_of(config, 2))
     save_model(shipped, str(run.model))

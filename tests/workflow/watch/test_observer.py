@@ -187,7 +187,7 @@ def test_the_end_is_projected_from_the_pace() -> None:
     assert pace.steps_per_second is None
 
 
-def test_old_looks_are_forgotten() -> None:
+def test_old_readings_are_discarded() -> None:
     pace = StepRate()
     for second in range(200):
         pace.add(ProgressSample(1000.0 + second, second), began=None)

@@ -79,7 +79,7 @@ def test_smoothing_adds_at_most_the_stated_excess(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("order", [0.01, 1.0, 40.0])
-def test_beyond_its_reach_the_kernel_lies_below_the_bound(kernel, order):
+def test_kernel_outside_its_range_is_below_the_bound(kernel, order):
     y = kernel.reach * np.concatenate([np.linspace(1, 3, 4001), np.geomspace(3, 1e4, 2000)])
     assert np.abs(kernel.transform(order + 1j * y)).max() <= kernel.beyond_reach(order)
 

@@ -73,7 +73,7 @@ Write = Callable[[nn.Module, Path], Path]
 
 @WRITERS
 @pytest.mark.parametrize("name", ["net.pt", "net.pt2", "net.safetensors", "net.onnx", "net"])
-def test_a_program_is_refused_whatever_its_name_is(
+def test_program_is_refused_under_any_name(
     tmp_path: Path, net: nn.Module, write: Write, name: str
 ) -> None:
     path = write(net, tmp_path / name)
@@ -82,7 +82,7 @@ def test_a_program_is_refused_whatever_its_name_is(
 
 
 @WRITERS
-def test_a_trusted_program_says_what_its_module_says(
+def test_trusted_program_returns_the_outputs_of_its_module(
     tmp_path: Path, net: nn.Module, write: Write
 ) -> None:
     path = write(net, tmp_path / "net")
