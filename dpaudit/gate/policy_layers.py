@@ -223,8 +223,9 @@ def _converted(
             raise InvalidPolicy("policy", sources, f"a valid policy ({error})") from error
         place = _place(_nearest(path, origins))
         quoted = _QUOTED.match(str(error))
-        if quoted is not None:  # a number or a boolean in quotes
-            text = f"{path}{place} must be {_KINDS[quoted['kind']]}, got text: leave out the quotes"
+        if quoted is not None:  # as a rule, a number or a boolean in quotes
+            kind = _KINDS[quoted["kind"]]
+            text = f"{path}{place} must be {kind}, got text: write it without quotes"
             raise InvalidPolicy.with_text(path, text) from error
         raise InvalidPolicy.with_text(path, f"{path}{place}: {_AT.sub('', str(error))}") from error
 

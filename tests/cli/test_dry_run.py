@@ -45,6 +45,7 @@ def test_each_setting_has_its_origin(call: Call, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_preset_is_the_lowest_layer(call: Call) -> None:
+    Path("x.npz").touch()
     arguments = ("train", "--preset", "mnist-cnn", "--data", "x.npz", "--steps", "4", "--dry-run")
     found = settings(call(*arguments).out)
     assert found["privacy.steps"] == ("4", "command line")
@@ -55,6 +56,7 @@ def test_a_preset_is_the_lowest_layer(call: Call) -> None:
 
 
 def test_uses_that_are_not_in_the_claim_add_up(call: Call) -> None:
+    Path("x.npz").touch()
     arguments = ("train", "--preset", "mnist-cnn", "--data", "x.npz", "--unaccounted", "x-ray")
     out = call(*arguments, "--dry-run").out
     assert settings(out)["privacy.unaccounted"][1] == "preset mnist-cnn, command line"

@@ -33,8 +33,8 @@ def plan(small_data: Path) -> Path:
 @pytest.mark.parametrize(
     ("value", "key", "allowed"),
     [
-        ('"0.1"', "max_epsilon", "must be a number, got text: leave out the quotes"),
-        ('"10"', "dataset_size", "must be a whole number, got text: leave out the quotes"),
+        ('"0.1"', "max_epsilon", "must be a number, got text: write it without quotes"),
+        ('"10"', "dataset_size", "must be a whole number, got text: write it without quotes"),
         ('"true"', "require_secure_randomness", "must be true or false, got text"),
     ],
 )

@@ -49,8 +49,9 @@ def test_list_shows_runs_in_every_state(call: Call, runs: Path, policy: Path) ->
     assert result.code == ExitCode.INTEGRITY
     table = rows(result.out.split("\n\n")[0])
     assert set(table) == {"run", "done", "halfway", "altered"}
-    state, *steps, epsilon, delta, verdict = table["done"]
-    assert (state, steps, delta, verdict) == ("finished", ["30", "of", "30"], "1e-05", "PASS")
+    state, *steps, epsilon, delta = table["done"][:6]
+    assert (state, steps, delta) == ("finished", ["30", "of", "30"], "1e-05")
+    assert table["done"][6:] == ["PASS", "(another", "policy)"]  # than that of this project
     claim = json.loads((runs / "done" / "claim.json").read_text())
     assert float(epsilon) == pytest.approx(claim["epsilon"]["upper"], rel=1e-3)
     assert table["halfway"][0] == "unfinished"

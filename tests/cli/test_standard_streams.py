@@ -106,7 +106,7 @@ def test_a_policy_from_standard_input(call: Call, given: Give, run_copy: Path) -
     given("[claim]\nmax_epsilom = 0.01\n")
     result = call("gate", run_copy, "--policy", "-")
     assert result.code == ExitCode.USAGE
-    assert "standard-input.toml:2; did you mean max_epsilon?" in result.err
+    assert "standard input:2; did you mean max_epsilon?" in result.err
 
 
 def test_standard_input_is_read_by_one_option(call: Call, given: Give) -> None:

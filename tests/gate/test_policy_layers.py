@@ -121,7 +121,7 @@ CLAIM = "[claim]\nmax_epsilon = 1.0\ndelta = 1e-5\n"
         ),
         (
             "[claim]\nmax_epsilon = 'x'\n",
-            "claim.max_epsilon in dpaudit.toml:2: Expected `float`, got `str`",
+            "claim.max_epsilon in dpaudit.toml:2 must be a number, got text",
         ),
         ("[claim]\ndelta = 1e-5\n", "claim in dpaudit.toml:1: Object missing required field"),
         (f"{CLAIM}adjacency = 'x'\n", "claim.adjacency in dpaudit.toml:4: Invalid enum value"),
