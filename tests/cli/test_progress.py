@@ -97,11 +97,11 @@ def test_conformance_shows_progress(
 
 
 def test_no_bar_with_quiet(run_copy: Path, on_terminal: OnTerminal) -> None:
-    assert on_terminal("-q", "audit", run_copy) == (ExitCode.PASS, "")
+    assert on_terminal("-q", "report", run_copy) == (ExitCode.PASS, "")
 
 
 def test_no_bar_without_a_terminal(call: Call, run_copy: Path) -> None:
-    result = call("audit", run_copy)
+    result = call("report", run_copy)
     assert (result.code, result.err) == (ExitCode.PASS, "")
 
 

@@ -86,6 +86,15 @@ def claimed_family(steps: list[StepParameters], delta: float) -> MechanismFamily
     """
     # Composition is commutative: equal steps are composed together.
     times = {step: steps.count(step) for step in dict.fromkeys(steps)}
+    return _family(tuple(times.items()), delta)
+
+
+@lru_cache(maxsize=8)
+def _family(times: tuple[tuple[StepParameters, int], ...], delta: float) -> MechanismFamily:
+    """Return the family of steps and their numbers; an audit and its gate share what it computed.
+
+    A search for the least refuted factor needs about 20 trade-off curves, of 21 deltas each.
+    """
 
     @lru_cache
     def profile(noise_factor: float) -> PldProfile:
@@ -106,11 +115,11 @@ def claimed_family(steps: list[StepParameters], delta: float) -> MechanismFamily
     return MechanismFamily(epsilon, total_variation, tradeoff)
 
 
-def _mechanism(times: dict[StepParameters, int], noise_factor: float) -> Mechanism:
+def _mechanism(times: tuple[tuple[StepParameters, int], ...], noise_factor: float) -> Mechanism:
     return Composed(
         tuple(
             Repeated(poisson_step(Gaussian(noise_factor * noise), rate), count)
-            for (rate, noise), count in times.items()
+            for (rate, noise), count in times
         )
     )
 
