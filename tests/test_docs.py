@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
-from fill_docs import commands, filled, pages, run_all, run_here, shortened
+from fill_docs import commands, filled, pages, run_all, shortened
 from places import ROOT
 
-from dpaudit.cli.entry_point import cli
+from dpaudit.cli.entry_point import _run, cli
+from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.verdict import Outcome
 
 README = ROOT / "README.md"
@@ -43,9 +45,29 @@ def masked(text: str) -> str:
     return " ".join(NUMBER.sub("#", text).split())
 
 
+Run = Callable[[str, Path], str]
+
+
+@pytest.fixture
+def run_inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command of a page in this process; return its standard output."""
+
+    def run(command: str, folder: Path) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        capsys.readouterr()
+        code = _run()
+        printed = capsys.readouterr()
+        assert code == ExitCode.PASS, (command, printed.err)
+        return printed.out
+
+    return run
+
+
 @pytest.mark.needs("torch")
-def test_each_command_prints_what_the_pages_show(tmp_path: Path) -> None:
-    outputs = run_all(tmp_path, run_here)
+def test_each_command_prints_what_the_pages_show(tmp_path: Path, run_inside: Run) -> None:
+    outputs = run_all(tmp_path, run_inside)
     assert {command.split()[1] for command in outputs} == {
         *("train", "epsilon", "audit", "attack", "gate", "report")
     }
@@ -133,7 +155,7 @@ CANARIES = re.compile(r"GradientCanaries\(\d+\)")
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("canaries", [100, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_readme_leads_from_your_own_model_to_a_verdict(
-    run_python: dict[str, object], canaries: int | None
+    run_python: dict[str, object], canaries: int | None, run_inside: Run
 ) -> None:
     """With few canaries, whose audit is fast; and, slowly, as it is shown."""
     found = [CANARIES.findall(code) for code in blocks(README, "python")]
@@ -146,7 +168,7 @@ def test_the_readme_leads_from_your_own_model_to_a_verdict(
         path.name for path in Path("runs/mine").iterdir()
     }
     for command in ("epsilon", "audit", "init", "gate"):
-        assert run_here(f"dpaudit {command} runs/mine", Path.cwd())
+        assert run_inside(f"dpaudit {command} runs/mine", Path.cwd())
 
 
 def test_the_policy_of_the_guide_is_valid(tmp_path: Path) -> None:
