@@ -71,7 +71,8 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         run: The name of the run directory.
         claim: The claim of its ledger, at one delta and by one accountant.
         clip_norm: Largest L2 norm of what one record adds to a sum; above 0.
-        recorded: The releases that its ledger records, by kind.
+        recorded: The releases that its ledger records, by kind; of a federation, those that the
+            claim accounts for.
         schedule_fixed_in_advance: Whether noise and sampling rate of every step were fixed
             before the first.
         versions: Version of each library that trained the model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, ReleaseScope, Unit
@@ -121,6 +122,8 @@ class EpsilonAnswer(msgspec.Struct, frozen=True):
         explanation: One entry per direction, if it was requested.
         unit: What neighbors differ by.
         released: The releases that the answer covers.
+        participants: Interval of each ledger of a federation, under the name of the participant's
+            folder, or ``server``; ``epsilon`` is the largest. Empty for a run of one trainer.
         schema_version: Version of the JSON format.
     """
 
@@ -133,6 +136,7 @@ class EpsilonAnswer(msgspec.Struct, frozen=True):
     explanation: tuple[Explanation, ...] = ()
     unit: Unit = Unit.RECORD
     released: ReleaseScope = ReleaseScope.EVERY_STEP
+    participants: dict[str, Bound] = {}
     schema_version: str = SCHEMA_VERSION
 
 
@@ -153,6 +157,8 @@ class Claim(msgspec.Struct, frozen=True):
         assumed_public: Quantities that the claim assumes to be public.
         unit: What neighbors differ by.
         released: The releases that the claim covers.
+        federation: Strategy, participants, and whom the claim protects against, for a federated
+            run; null for a run of one trainer.
         schema_version: Version of the JSON format.
 
     Example:
@@ -185,4 +191,5 @@ class Claim(msgspec.Struct, frozen=True):
     assumed_public: tuple[str, ...] = ()
     unit: Unit = Unit.RECORD
     released: ReleaseScope = ReleaseScope.EVERY_STEP
+    federation: FederationHeader | None = None
     schema_version: str = SCHEMA_VERSION

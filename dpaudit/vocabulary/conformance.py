@@ -31,7 +31,8 @@ class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """The claim that a trainer makes for every step.
 
     The noisy sum is the sum of the sampled records' gradients, each clipped to L2 norm
-    ``clip_norm``, plus N(0, (noise_multiplier * clip_norm)^2) on every coordinate.
+    ``clip_norm``, plus N(0, (noise_multiplier * clip_norm)^2) on every coordinate. For the server
+    of a federation, a step is a round, and a record's gradient is a participant's update.
 
     Attributes:
         noise_multiplier: Standard deviation of the noise over ``clip_norm``; above 0.
@@ -80,7 +81,7 @@ class ConformanceFinding(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one test of a trainer.
 
     Attributes:
-        check: ``replay``, ``noise``, ``correlation``, ``sampler`` or ``provenance``.
+        check: ``replay``, ``noise``, ``correlation``, ``sampler``, ``masks`` or ``provenance``.
         name: The test of that check.
         outcome: PASS, FAIL or INCONCLUSIVE.
         tested: What was tested, as text.

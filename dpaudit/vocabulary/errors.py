@@ -296,6 +296,113 @@ class UnrecordedChange(DpauditError):
     exit_code = ExitCode.INTEGRITY
 
 
+class InvalidUpdate(DpauditError, ValueError):
+    """An update that a participant sent to the server of a federation cannot be used.
+
+    It lacks a parameter, has an unknown one, has another shape or type than the model, or holds
+    NaN or infinity. The message names the participant and the reason. The server leaves the
+    update out of the sum, records why, and ends the round.
+
+    Exit code: 2.
+
+    Remedy: Correct the participant that the message names. Its model must be that of the
+    server, and its training must not diverge.
+
+    Attributes:
+        participant: Number of the participant, from 0.
+        reason: What is wrong with the update.
+    """
+
+    code = "DPA404"
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, participant: int, reason: str) -> None:
+        """Build the message ``participant NUMBER: REASON``.
+
+        Args:
+            participant: Number of the participant.
+            reason: What is wrong with the update.
+        """
+        super().__init__(" ".join(f"participant {participant}: {reason}".split()))
+        self.participant, self.reason = participant, reason
+
+
+class ProtocolViolation(DpauditError, ValueError):
+    """A message of secure aggregation is malformed, oversized, unexpected or contradictory.
+
+    The message names the sender and what is wrong. Nothing is answered to such a message.
+
+    Exit code: 2.
+
+    Remedy: Run the same version and the same settings on the server and on every participant.
+    Restart the participant that the message names.
+    """
+
+    code = "DPA411"
+    exit_code = ExitCode.USAGE
+
+
+class TooFewParticipants(DpauditError):
+    """Fewer participants than the threshold are left in a round of secure aggregation.
+
+    The sum of the round cannot be unmasked, and is not released.
+
+    Exit code: 3.
+
+    Remedy: Start a new round with more participants. Allow more dropouts in the settings before
+    the first round, at the cost of more noise per participant.
+
+    Attributes:
+        left: Number of participants that are left.
+        threshold: Number that is needed.
+    """
+
+    code = "DPA412"
+    exit_code = ExitCode.INCONCLUSIVE
+
+    def __init__(self, phase: str, left: int, threshold: int) -> None:
+        """Build the message from the two numbers.
+
+        Args:
+            phase: The phase of the protocol.
+            left: Number of participants that are left.
+            threshold: Number that is needed.
+        """
+        super().__init__(
+            f"{left} participants are left in the phase {phase!r}; the sum needs at least "
+            f"{threshold}: start a new round with more participants"
+        )
+        self.left, self.threshold = left, threshold
+
+
+class ReplayedRound(NoiseReused):
+    """A round of secure aggregation was requested twice, or keys of one round came again.
+
+    The difference of two inputs under the same masks has no mask.
+
+    Exit code: 2.
+
+    Remedy: Give every round a new, larger number. Give every participant a key of its own, and
+    restart it without a copy of its state.
+    """
+
+    code = "DPA413"
+
+
+class UnmaskingRefused(ProtocolViolation):
+    """A participant was asked for shares that together unmask one update.
+
+    The server asked for the self mask and for the mask key of the same participant, or twice.
+
+    Exit code: 2.
+
+    Remedy: Do not continue with this server. Report each participant as either a survivor or
+    a dropout, once in a round.
+    """
+
+    code = "DPA414"
+
+
 class Refuted(DpauditError):
     """A run was stopped because its own canaries contradict its claim.
 

@@ -16,6 +16,7 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
     require_delta,
+    require_open_unit,
     require_positive,
     require_rate,
     require_sampling_rate,
@@ -36,14 +37,179 @@ STRATEGIES = (FEDAVG, DP_FEDAVG, DSSGD, DSSGD_CORRECTED)
 PARTITIONS = ("iid", "shards", "dirichlet", "column", "independent")
 ORDERS = ("round-robin", "random", "asynchronous")
 SELECTIONS = ("largest", "threshold")
-OBSERVERS = ("server", "other participants", "readers of the final model")
+PEERS = "other participants"
+OBSERVERS = ("server", PEERS, "readers of the final model")
 """Those whom a guarantee may hold against."""
+
+COPIES_OF_RECORDS = "copies of a record that other participants hold"
+"""Not covered where participants draw their records independently: epsilon is that of one copy."""
 
 
 def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not in ``allowed``."""
     if value not in allowed:
         raise InvalidArgument(name, value, f"one of {', '.join(allowed)}")
+
+
+NOISE_SHARES = ("discrete-gaussian", "skellam")
+"""Distributions of the noise that a participant adds to its input of a secure sum."""
+LARGEST_CLIP_LEVELS = 2**28
+LARGEST_LEARNING_RATE = 1e38  # models are of float32
+
+
+class SecureAggregationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Secure aggregation of the updates of a round, with noise in shares (dp-fedavg).
+
+    The threshold is ``participants - dropouts``: a round with fewer survivors is not released.
+    The noise is divided so that ``participants - dropouts - colluders`` shares of it have the
+    whole variance.
+
+    Attributes:
+        dropouts: Largest number of participants that a round may lose; at least 0. Those that
+            are not drawn for a round count as lost.
+        colluders: Number of participants that may tell the server their keys, noise and shares;
+            at least 0. Protection against other participants needs at least 1.
+        noise: ``discrete-gaussian`` or ``skellam``.
+        modulus_bits: The k of the modulus 2^k, from 8 to 62.
+        clip_levels: Number of integer steps in the clip norm, from 1 to 2^28.
+        rounding_failure: Bound on the probability that a randomized rounding is repeated, in
+            (0, 1). A smaller one gives less bias and a larger sensitivity.
+
+    Raises:
+        InvalidArgument: If a setting is unknown or out of its range.
+
+    References:
+        Bonawitz et al. (2017); Kairouz, Liu & Steinke (2021), arXiv:2102.06387.
+
+    Example:
+        >>> SecureAggregationSettings(dropouts=3, colluders=1).noise
+        'discrete-gaussian'
+    """
+
+    dropouts: int = 0
+    colluders: int = 0
+    noise: str = "discrete-gaussian"
+    modulus_bits: int = 32
+    clip_levels: int = 2**16
+    rounding_failure: float = 0.6065306597126334  # exp(-1/2), as in Kairouz et al. (2021)
+
+    def __post_init__(self) -> None:
+        require_count("dropouts", self.dropouts, least=0)
+        require_count("colluders", self.colluders, least=0)
+        _require_one_of("noise", self.noise, NOISE_SHARES)
+        require_count("clip_levels", self.clip_levels)
+        require_open_unit("rounding_failure", self.rounding_failure)
+        if not 8 <= self.modulus_bits <= 62:
+            raise InvalidArgument("modulus_bits", self.modulus_bits, "from 8 to 62")
+        if self.clip_levels > LARGEST_CLIP_LEVELS:
+            raise InvalidArgument("clip_levels", self.clip_levels, "at most 2^28")
+
+
+class ThreatModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The parties that a guarantee over secure aggregation holds against.
+
+    Attributes:
+        participants: Public number of participants.
+        threshold: Smallest number of survivors whose sum is released.
+        colluders: Number of participants that may tell the server their secrets.
+        one_process: Whether participants and server ran in one process.
+
+    Raises:
+        InvalidArgument: If there can be no honest survivor, or a number is out of its range.
+
+    Example:
+        >>> ThreatModel(participants=10, threshold=7, colluders=2).honest_shares
+        5
+    """
+
+    participants: int
+    threshold: int
+    colluders: int = 0
+    one_process: bool = False
+
+    def __post_init__(self) -> None:
+        require_count("participants", self.participants)
+        require_count("colluders", self.colluders, least=0)
+        if not 1 <= self.threshold <= self.participants:
+            raise InvalidArgument(
+                "dropouts", self.participants - self.threshold, f"below {self.participants}"
+            )
+        if self.colluders >= self.threshold:
+            raise InvalidArgument(
+                "colluders", self.colluders, f"below the threshold of {self.threshold}"
+            )
+
+    @classmethod
+    def of(cls, settings: SecureAggregationSettings, participants: int) -> ThreatModel:
+        """Return the threat model of settings.
+
+        Args:
+            settings: Dropouts and colluders.
+            participants: Public number of participants.
+
+        Returns:
+            The model with the threshold ``participants - dropouts``.
+
+        Raises:
+            InvalidArgument: If dropouts and colluders leave no honest survivor.
+        """
+        return cls(participants, participants - settings.dropouts, settings.colluders)
+
+    @property
+    def dropouts(self) -> int:
+        """Largest number of participants that a round may lose."""
+        return self.participants - self.threshold
+
+    @property
+    def honest_shares(self) -> int:
+        """Number of noise shares that are surely in a released sum and known to no colluder."""
+        return self.threshold - self.colluders
+
+    @property
+    def protects_against(self) -> tuple[str, ...]:
+        """Those whom the guarantee holds against; members of ``OBSERVERS``.
+
+        A participant knows its own noise. So it counts as a colluder, and there must be one.
+        """
+        return OBSERVERS if self.colluders else tuple(one for one in OBSERVERS if one != PEERS)
+
+    @property
+    def summary(self) -> str:
+        """The main assumptions in at most three sentences, for a claim."""
+        place = " Participants and server ran in one process." if self.one_process else ""
+        return (
+            "Secure aggregation assumes a semi-honest server, at most "
+            f"{self.colluders} of {self.participants} participants who collude with it, and at "
+            f"most {self.dropouts} lost per round. A server that reports different dropouts to "
+            f"different participants is outside of the model.{place}"
+        )
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the guarantee assumes, one sentence each."""
+        split = (
+            "the threshold is high enough that such a server cannot unmask a single update"
+            if 2 * self.threshold > self.participants + self.colluders
+            else "such a server can unmask single updates"
+        )
+        found = [
+            "the server is semi-honest: it follows the protocol and keeps what it receives",
+            "a server that reports different dropouts to different participants is outside of "
+            f"the model; {split}",
+            "a server that replaces public keys, or invents participants, is outside of the model",
+            f"at most {self.colluders} of {self.participants} participants tell the server their "
+            "secrets; all participants follow the protocol",
+            f"a round with more than {self.dropouts} dropouts is not released; the accounted noise "
+            f"is that of {self.honest_shares} honest survivors",
+            "who takes part in a round is public: neighbors differ in whether the update of one "
+            "participant counts as zero",
+        ]
+        if self.one_process:
+            found.append(
+                "participants and server ran in one process, which held every update: protection "
+                "against the server needs participants on machines of their own"
+            )
+        return tuple(found)
 
 
 class FederationHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +220,7 @@ class FederationHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         participants: Public number of participants; at least 1.
         protects_against: Those whom the guarantee holds against; members of ``OBSERVERS``.
         participant: The participant whose ledger this is, from 0; None for the server's ledger.
+        threat_model: Whom secure aggregation protects against; None without it.
 
     Raises:
         InvalidArgument: If a field is out of its range.
@@ -67,6 +234,7 @@ class FederationHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     participants: int
     protects_against: tuple[str, ...]
     participant: int | None = None
+    threat_model: ThreatModel | None = None
 
     def __post_init__(self) -> None:
         require_text("strategy", self.strategy)
@@ -149,7 +317,7 @@ class LocalTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         expected_batch_size: Public constant that the sum of a local step is divided by, in
             records; above 0. None selects ``sampling_rate`` times the public number of records
             of a participant.
-        server_learning_rate: Factor of the averaged update; above 0.
+        server_learning_rate: Factor of the averaged update; above 0 and at most 1e38.
 
     Raises:
         InvalidArgument: If a setting is out of its range.
@@ -168,6 +336,8 @@ class LocalTraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         require_count("local_steps", self.local_steps)
         require_sampling_rate("sampling_rate", self.sampling_rate)
         require_positive("server_learning_rate", self.server_learning_rate)
+        if self.server_learning_rate > LARGEST_LEARNING_RATE:
+            raise InvalidArgument("server_learning_rate", self.server_learning_rate, "at most 1e38")
         if self.expected_batch_size is not None:
             require_positive("expected_batch_size", self.expected_batch_size)
 
@@ -237,13 +407,15 @@ class SelectiveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
             (0, 1].
         download_fraction: theta_d: fraction of the parameters that a participant downloads, in
             (0, 1].
-        gradient_bound: gamma: bound of every uploaded coordinate; above 0.
-        threshold: tau: threshold of the selection; at least 0.
+        gradient_bound: gamma: bound of every uploaded coordinate; above 0. Of ``dssgd`` alone:
+            ``dssgd-corrected`` clips records instead.
+        threshold: tau: threshold of the selection of ``dssgd``; at least 0.
         counter_decay: beta: factor of the server's update counters after each upload, in (0, 1].
         order: ``round-robin``, ``random`` or ``asynchronous``.
-        selection: ``largest`` coordinates, or ``threshold``: random ones above the threshold.
-        epsilon_per_epoch: Budget of one epoch of one participant, as published; above 0. None:
-            no noise.
+        selection: What ``dssgd`` uploads: the ``largest`` coordinates, or ``threshold``: random
+            ones above the threshold. ``dssgd-corrected`` selects from public scores.
+        epsilon_per_epoch: Budget of one epoch of one participant, as published; above 0. It
+            needs the selection ``threshold``. None: no noise.
 
     Raises:
         InvalidArgument: If a setting is unknown or out of its range.
@@ -284,9 +456,13 @@ class FederatedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         privacy: Settings that the guarantee depends on.
         local: What a participant computes in one round.
         selective: Settings of the selective strategies.
+        secure_aggregation: Secure aggregation of updates; None: the server sees each update.
         model: Model and local optimizer.
         speed: Settings that change speed and memory alone.
         schema_version: Version of the file format.
+
+    Raises:
+        InvalidArgument: If secure aggregation is set for a strategy that has none.
     """
 
     data: DataSettings
@@ -294,6 +470,56 @@ class FederatedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privacy: FederatedPrivacy
     local: LocalTraining = msgspec.field(default_factory=LocalTraining)
     selective: SelectiveSettings = msgspec.field(default_factory=SelectiveSettings)
+    secure_aggregation: SecureAggregationSettings | None = None
     model: ModelSettings = msgspec.field(default_factory=ModelSettings)
     speed: SpeedSettings = msgspec.field(default_factory=SpeedSettings)
     schema_version: str = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.secure_aggregation is not None and self.federation.strategy != DP_FEDAVG:
+            raise InvalidArgument(
+                "strategy", self.federation.strategy, f"{DP_FEDAVG} with secure_aggregation"
+            )
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the strategy adds noise under these settings. Without noise there is no claim."""
+        if self.federation.strategy == DSSGD:
+            return self.selective.epsilon_per_epoch is not None
+        return self.privacy.noise_multiplier > 0
+
+
+def require_secure_settings(config: FederatedConfig, secure: SecureAggregationSettings) -> None:
+    """Refuse settings that do not go with secure aggregation.
+
+    Args:
+        config: The settings of the run.
+        secure: Their section of secure aggregation.
+
+    Raises:
+        InvalidArgument: If there is no noise, clipping is adaptive, participants are sampled,
+            there may be no honest survivor, or the updates alone wrap around.
+    """
+    privacy = config.privacy
+    ThreatModel.of(secure, config.federation.participants)
+    largest = config.federation.participants * (secure.clip_levels + 1)  # rounding adds one
+    if largest >= 2 ** (secure.modulus_bits - 1):
+        raise InvalidArgument(
+            "modulus_bits",
+            secure.modulus_bits,
+            f"at least {largest.bit_length() + 1}: {config.federation.participants} updates of "
+            f"{secure.clip_levels} levels wrap around",
+        )
+    if not config.adds_noise:
+        raise InvalidArgument(
+            "noise_multiplier", privacy.noise_multiplier, "above 0 with secure_aggregation"
+        )
+    if privacy.adaptive_clipping:
+        raise InvalidArgument("adaptive_clipping", True, "False with secure_aggregation")
+    if privacy.participation_rate != 1:
+        raise InvalidArgument(
+            "participation_rate",
+            privacy.participation_rate,
+            "1 with secure_aggregation: the server sees who takes part, which gives no "
+            "amplification",
+        )

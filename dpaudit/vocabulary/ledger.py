@@ -11,6 +11,7 @@ from enum import Enum
 from itertools import pairwise
 
 import msgspec
+from msgspec.structs import replace
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
@@ -194,11 +195,13 @@ class RoundEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="round"):
         heads: Hash of the last line of each participant's ledger, under the participant's folder
             name, as ``000``; only of those whose ledger changed in this round.
         rejected: Why an update was left out of the sum, under the participant's folder name.
+        left: Folder names of participants whose budget has no room for a further round.
     """
 
     number: int
     heads: dict[str, str] = {}
     rejected: dict[str, str] = {}
+    left: tuple[str, ...] = ()
 
 
 class EndEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="ended"):
@@ -261,6 +264,24 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
         return tuple(line for line in self.lines if isinstance(line, ReleaseEntry))
 
     @property
+    def rounds(self) -> tuple[RoundEntry, ...]:
+        """The rounds of a federation that ended, in order; empty for a run of one trainer."""
+        return tuple(line for line in self.lines if isinstance(line, RoundEntry))
+
+    @property
+    def release_count(self) -> int:
+        """Number of releases that a claim of this ledger covers.
+
+        A federation that protects records counts the releases of the server and of every
+        participant. One that protects participants counts those of the longest ledger, as each
+        participant's ledger repeats the server's.
+        """
+        counts = [ledger.release_count for ledger in self.participants.values()]
+        if self.header.unit is Unit.PARTICIPANT:
+            return max(len(self.releases), *counts, 0)
+        return len(self.releases) + sum(counts)
+
+    @property
     def begun(self) -> BeginEntry | None:
         """The line with the digests of settings and canaries; None if the run ended before it."""
         first = self.lines[0] if self.lines else None
@@ -281,23 +302,81 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
 
     @property
     def unaccounted(self) -> tuple[str, ...]:
-        """Uses of the records that no claim covers: the header's list, then declared changes."""
+        """Uses of the records that no claim covers: the header's list, then declared changes.
+
+        Those of the participants follow, without repetitions.
+        """
         changes = (
             f"model changed outside of the recorded steps at step {line.step}: {line.what}"
             for line in self.lines
             if isinstance(line, ChangeEntry)
         )
-        return tuple(dict.fromkeys((*self.header.unaccounted, *changes)))
+        others = (use for ledger in self.participants.values() for use in ledger.unaccounted)
+        return tuple(dict.fromkeys((*self.header.unaccounted, *changes, *others)))
+
+    @property
+    def assumed_public(self) -> tuple[str, ...]:
+        """Quantities that are assumed to be public: the header's, then the participants'."""
+        others = (one for ledger in self.participants.values() for one in ledger.assumed_public)
+        return tuple(dict.fromkeys((*self.header.assumed_public, *others)))
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether any process of the run drew noise or batches from a seed."""
+        resumed = (one.randomness for one in self.lines if isinstance(one, ResumeEntry))
+        return Randomness.SEEDED in (self.header.randomness, *resumed) or any(
+            ledger.is_seeded for ledger in self.participants.values()
+        )
+
+    @property
+    def accounted_ledgers(self) -> dict[str, PrivacyLedger]:
+        """The ledgers whose largest epsilon is the epsilon of the run, by name.
+
+        A run of one trainer has one, ``SERVER``. In a federation that protects records, a record
+        of one participant is covered by the server's releases and by those of this participant.
+        In a federation that protects participants, the server's releases cover each of them, and
+        a participant's ledger repeats them. A ledger without releases costs nothing: left out.
+        """
+        own = {SERVER: replace(self, participants={})} if self.releases else {}
+        if self.header.unit is Unit.PARTICIPANT:
+            return {**own, **{name: one for name, one in self.participants.items() if one.releases}}
+        shared = self.releases
+        merged = {
+            name: replace(one, lines=(*shared, *one.lines)) if shared else one
+            for name, one in self.participants.items()
+            if shared or one.releases
+        }
+        return merged or own
 
     @property
     def mechanism(self) -> Mechanism:
-        """All releases as one mechanism.
+        """All releases of this ledger, without those of its participants, as one mechanism.
 
         Raises:
             InvalidArgument: If no release is recorded.
         """
         counts = Counter(release.mechanism for release in self.releases)
         return Composed(tuple(Repeated(release, times) for release, times in counts.items()))
+
+
+SERVER = "server"
+"""Name of the ledger that is not a participant's, beside the folder names of participants."""
+
+
+def participant_name(participant: int) -> str:
+    """Return the name of a participant's folder, and of their ledger.
+
+    Args:
+        participant: Number of the participant, from 0.
+
+    Returns:
+        At least three digits.
+
+    Example:
+        >>> participant_name(7)
+        '007'
+    """
+    return f"{participant:03d}"
 
 
 # Names of releases in a ledger. The trainer writes them.
@@ -311,8 +390,12 @@ RECORD_COUNT = "record count"
 UPDATE_SUM = "update sum"
 """The noisy sum of clipped updates of one round of a federation."""
 
-CLIPPED_COUNT = "clipped-update count"
-"""The noisy number of updates below the clip norm, from which adaptive clipping moves it."""
+UPDATE_SUM_AND_COUNT = "update sum and clipped-update count"
+"""The noisy sum of clipped updates of one round, and the noisy number of updates within the clip
+norm, from which adaptive clipping moves it: one Gaussian release of both on one sample."""
+
+WRAP_AROUND = "wrap-around of the update sum"
+"""The probability that a sum of secure aggregation leaves the range of its modulus, as delta."""
 
 SELECTED_ENTRIES = "selected entries"
 """The noisy entries of one upload of selective SGD, with their selection."""

@@ -4,11 +4,15 @@ A mechanism describes what was released. An accountant computes what it costs. E
 converts to and from JSON with msgspec, tagged with the field ``kind``.
 
 Elementary      Gaussian, Laplace, DiscreteGaussian, DiscreteLaplace, RandomizedResponse
+Vector noise    VectorDiscreteGaussian, DistributedDiscreteGaussian, Skellam: integer vectors,
+                as in secure aggregation
 By a guarantee  Exponential, PureDP, ApproximateDP, ZCDP: accountants use the guarantee alone
                 and compute the cost of the worst mechanism that has it
 Subsampled      PoissonSampled, TruncatedPoisson, SampledWithoutReplacement, RandomAllocation
 Multi-step      TreeAggregation, BandedMatrixFactorization: accountants replace them by simpler
                 mechanisms that cost at least as much
+Sparse vector   SparseVector, MonotoneSparseVector, FixedThresholdSparseVector and
+                NumericSparseVector: a stream of comparisons with a threshold
 Selected        the best result of a random number of runs
 Combined        Repeated, Composed
 """
@@ -150,6 +154,144 @@ class DiscreteLaplace(_Tagged, frozen=True):
         require_count("sensitivity", self.sensitivity)
 
 
+LARGEST_INTEGER_SCALE, LARGEST_CHANGE = 1e100, 1e15
+
+
+class VectorDiscreteGaussian(_Tagged, frozen=True):
+    """Vector discrete Gaussian: an integer vector plus independent noise on every coordinate.
+
+    The mass of the noise at x is proportional to exp(-x^2 / (2 scale^2)), on the integers. Both
+    sensitivities hold under the adjacency that epsilon is computed for.
+
+    Attributes:
+        scale: Parameter of the noise of one coordinate, close to its standard deviation; from
+            1e-100 to 1e100.
+        l2_sensitivity: Largest L2 norm of the change of the vector between neighbors; from 1
+            to 1e15.
+        l1_sensitivity: Largest L1 norm of this change; at least 1. The square of
+            ``l2_sensitivity`` always holds, because the change is an integer vector.
+        dimension: Number of coordinates; at least 1.
+
+    Raises:
+        InvalidArgument: If ``scale`` or a sensitivity is out of its range, or ``dimension`` is no
+            whole number of at least 1.
+
+    References:
+        Canonne, Kamath & Steinke (2020), arXiv:2004.00010; Kairouz, Liu & Steinke (2021),
+        arXiv:2102.06387.
+
+    Example:
+        >>> VectorDiscreteGaussian(40.0, l2_sensitivity=4.0, l1_sensitivity=16.0, dimension=1000)
+        VectorDiscreteGaussian(scale=40.0, l2_sensitivity=4.0, l1_sensitivity=16.0, dimension=1000)
+    """
+
+    scale: float
+    l2_sensitivity: float
+    l1_sensitivity: float
+    dimension: int
+
+    def __post_init__(self) -> None:
+        require_positive("scale", self.scale)
+        _require_integer_change(self)
+
+
+class DistributedDiscreteGaussian(_Tagged, frozen=True):
+    """An integer vector plus the sum of several participants' discrete Gaussian noise.
+
+    Every coordinate gets ``shares`` independent draws, each with mass proportional to
+    exp(-x^2 / (2 scale^2)). Their sum is no discrete Gaussian. Both sensitivities hold under the
+    adjacency that epsilon is computed for.
+
+    Attributes:
+        scale: Parameter of one share's noise on one coordinate; from 1e-100 to 1e100.
+        shares: Number of draws that are surely added: honest participants that did not drop out;
+            at least 1.
+        l2_sensitivity: Largest L2 norm of the change of the vector between neighbors; from 1
+            to 1e15.
+        l1_sensitivity: Largest L1 norm of this change; at least 1.
+        dimension: Number of coordinates; at least 1.
+
+    Raises:
+        InvalidArgument: If ``scale`` or a sensitivity is out of its range, or a count is no whole
+            number of at least 1.
+
+    References:
+        Kairouz, Liu & Steinke (2021), arXiv:2102.06387.
+
+    Example:
+        >>> noise = DistributedDiscreteGaussian(
+        ...     4.0, shares=100, l2_sensitivity=4.0, l1_sensitivity=16.0, dimension=1000
+        ... )
+        >>> noise.shares
+        100
+    """
+
+    scale: float
+    shares: int
+    l2_sensitivity: float
+    l1_sensitivity: float
+    dimension: int
+
+    def __post_init__(self) -> None:
+        require_positive("scale", self.scale)
+        require_count("shares", self.shares)
+        _require_integer_change(self)
+
+
+class Skellam(_Tagged, frozen=True):
+    """Skellam mechanism: an integer vector plus a difference of two Poisson draws per coordinate.
+
+    Both Poisson draws have the mean variance / 2. The sum of independent Skellam noise is Skellam
+    noise, and variances add up: shares of several participants are one ``Skellam``. Both
+    sensitivities hold under the adjacency that epsilon is computed for.
+
+    Attributes:
+        variance: Variance of the noise of one coordinate; from 1e-100 to 1e100.
+        l1_sensitivity: Largest L1 norm of the change of the vector between neighbors; at least 1.
+        l2_sensitivity: Largest L2 norm of this change; from 1 to 1e15.
+        dimension: Number of coordinates; at least 1.
+
+    Raises:
+        InvalidArgument: If ``variance`` or a sensitivity is out of its range, or ``dimension`` is
+            no whole number of at least 1.
+
+    References:
+        Agarwal, Kairouz & Liu (2021), arXiv:2110.04995.
+
+    Example:
+        >>> Skellam(100.0, l1_sensitivity=16.0, l2_sensitivity=4.0, dimension=1000).variance
+        100.0
+    """
+
+    variance: float
+    l1_sensitivity: float
+    l2_sensitivity: float
+    dimension: int
+
+    def __post_init__(self) -> None:
+        require_positive("variance", self.variance)
+        _require_integer_change(self)
+
+
+def _require_integer_change(
+    mechanism: VectorDiscreteGaussian | DistributedDiscreteGaussian | Skellam,
+) -> None:
+    """Refuse sensitivities below 1, which no integer vector has, and an invalid dimension.
+
+    Squares of noise and sensitivities must neither overflow nor vanish.
+    """
+    limits = {"l2_sensitivity": LARGEST_CHANGE, "l1_sensitivity": LARGEST_INTEGER_SCALE}
+    for name, limit in limits.items():
+        value = getattr(mechanism, name)
+        if not 1 <= value <= limit:
+            raise InvalidArgument(name, value, f"from 1 to {limit:g}: integers are released")
+    for name in ("scale", "variance"):
+        noise = getattr(mechanism, name, 1.0)
+        if not 1 / LARGEST_INTEGER_SCALE <= noise <= LARGEST_INTEGER_SCALE:
+            raise InvalidArgument(name, noise, "from 1e-100 to 1e100")
+    require_count("dimension", mechanism.dimension)
+
+
 class RandomizedResponse(_Tagged, frozen=True):
     """Randomized response: the true answer, or one of the others drawn uniformly.
 
@@ -281,7 +423,10 @@ class ZCDP(_Tagged, frozen=True):
 
 # Groups of mechanisms. They are unions, so isinstance and match accept them.
 
-AdditiveNoise = Gaussian | Laplace | DiscreteGaussian | DiscreteLaplace
+IntegerVectorNoise = VectorDiscreteGaussian | DistributedDiscreteGaussian | Skellam
+"""Independent noise on every coordinate of an integer vector."""
+
+AdditiveNoise = Gaussian | Laplace | DiscreteGaussian | DiscreteLaplace | IntegerVectorNoise
 Guarantee = Exponential | PureDP | ApproximateDP | ZCDP
 ElementaryMechanism = AdditiveNoise | RandomizedResponse | Guarantee
 """Mechanisms on the whole data set, which can be applied to a sample."""
@@ -471,6 +616,192 @@ MultiStepMechanism = TreeAggregation | BandedMatrixFactorization
 """Mechanisms that release several sums at once, with noise that they share."""
 
 
+class SparseVector(_Tagged, frozen=True):
+    """Sparse vector technique: which queries of a stream exceed a threshold, up to a number.
+
+    A query is compared with the threshold, with Laplace noise on both. The stream ends with the
+    last of ``answers`` positive results. The noise of the threshold is drawn again after every
+    positive result, the noise of a query for every query. Later queries may depend on earlier
+    results. Every positive result, with the negative ones before it, is (e, 0)-DP with
+    e = sensitivity (1 / threshold_scale + 2 / query_scale), in nats.
+
+    Attributes:
+        threshold_scale: Scale of the Laplace noise on the threshold; above 0 and finite.
+        query_scale: Scale of the Laplace noise on each query; above 0 and finite.
+        answers: Number of positive results after which the stream ends; at least 1.
+        sensitivity: Largest change of a query, or of query minus threshold, between neighbors,
+            under the adjacency that epsilon is computed for; above 0 and finite.
+
+    Raises:
+        InvalidArgument: If a scale or ``sensitivity`` is not above 0 and finite, or ``answers`` is
+            no whole number of at least 1.
+
+    References:
+        Dwork & Roth (2014), doi:10.1561/0400000042, Algorithm 2 and Theorem 3.25.
+
+    Example:
+        >>> SparseVector(threshold_scale=20.0, query_scale=40.0, answers=10).sensitivity
+        1.0
+    """
+
+    threshold_scale: float
+    query_scale: float
+    answers: int
+    sensitivity: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_sparse_vector(self)
+
+
+class MonotoneSparseVector(_Tagged, frozen=True):
+    """Sparse vector technique on monotone queries, as ``SparseVector`` otherwise.
+
+    Monotone: between any two neighbors, all queries change in the same direction, or not at all.
+    Counts are an example where a record is added or removed. Every positive result, with the
+    negative ones before it, is (e, 0)-DP with
+    e = sensitivity (1 / threshold_scale + 1 / query_scale), in nats.
+
+    Attributes:
+        threshold_scale: Scale of the Laplace noise on the threshold; above 0 and finite.
+        query_scale: Scale of the Laplace noise on each query; above 0 and finite.
+        answers: Number of positive results after which the stream ends; at least 1.
+        sensitivity: Largest change of a query between neighbors; above 0 and finite.
+
+    Raises:
+        InvalidArgument: If a scale or ``sensitivity`` is not above 0 and finite, or ``answers`` is
+            no whole number of at least 1.
+
+    References:
+        Lyu, Su & Li (2017), arXiv:1603.01699, Theorem 5.
+
+    Example:
+        >>> MonotoneSparseVector(threshold_scale=20.0, query_scale=20.0, answers=10).answers
+        10
+    """
+
+    threshold_scale: float
+    query_scale: float
+    answers: int
+    sensitivity: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_sparse_vector(self)
+
+
+class FixedThresholdSparseVector(_Tagged, frozen=True):
+    """Sparse vector technique whose threshold noise is drawn once, for all positive results.
+
+    The whole stream is (e, 0)-DP with
+    e = sensitivity (1 / threshold_scale + 2 answers / query_scale), in nats. The positive results
+    share the threshold's noise, so no composition theorem improves on this.
+
+    Attributes:
+        threshold_scale: Scale of the Laplace noise on the threshold; above 0 and finite.
+        query_scale: Scale of the Laplace noise on each query; above 0 and finite.
+        answers: Number of positive results after which the stream ends; at least 1.
+        sensitivity: Largest change of a query between neighbors; above 0 and finite.
+
+    Raises:
+        InvalidArgument: If a scale or ``sensitivity`` is not above 0 and finite, or ``answers`` is
+            no whole number of at least 1.
+
+    References:
+        Lyu, Su & Li (2017), arXiv:1603.01699, Algorithm 1 and Theorem 2.
+
+    Example:
+        >>> FixedThresholdSparseVector(threshold_scale=2.0, query_scale=40.0, answers=10).answers
+        10
+    """
+
+    threshold_scale: float
+    query_scale: float
+    answers: int
+    sensitivity: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_sparse_vector(self)
+
+
+ThresholdComparison = SparseVector | MonotoneSparseVector | FixedThresholdSparseVector
+"""Sparse vector techniques that release comparisons alone."""
+
+
+class NumericSparseVector(_Tagged, frozen=True):
+    """Sparse vector technique that also releases the value of every query above the threshold.
+
+    After each positive result, the value of this query is released with fresh Laplace noise. The
+    noise of the comparison is not used again.
+
+    Attributes:
+        comparison: The comparisons with the threshold.
+        value_scale: Scale of the Laplace noise on a released value; above 0 and finite. The
+            sensitivity of a value is that of the comparison.
+
+    Raises:
+        InvalidArgument: If ``value_scale`` is not above 0 and finite, or ``comparison`` is no
+            sparse vector technique.
+
+    References:
+        Dwork & Roth (2014), doi:10.1561/0400000042, Algorithm 3 and Theorem 3.28.
+
+    Example:
+        >>> choice = SparseVector(threshold_scale=20.0, query_scale=40.0, answers=10)
+        >>> NumericSparseVector(choice, value_scale=90.0).comparison.answers
+        10
+    """
+
+    comparison: ThresholdComparison
+    value_scale: float
+
+    def __post_init__(self) -> None:
+        require_positive("value_scale", self.value_scale)
+        _require_kind("comparison", self.comparison, ThresholdComparison)
+
+    @classmethod
+    def from_epsilon(
+        cls, epsilon: float, answers: int, sensitivity: float = 1.0
+    ) -> NumericSparseVector:
+        """Return the scales of Dwork & Roth's NumericSparse for a total epsilon at delta 0.
+
+        With c answers and s the sensitivity: 2 c s / (8 epsilon / 9) on the threshold, twice that
+        on a query, and 2 c s / (2 epsilon / 9) on a value. The comparisons take 8/9 of epsilon,
+        the values 1/9.
+
+        Args:
+            epsilon: Epsilon of the whole stream, in nats; above 0 and finite.
+            answers: Number of positive results; at least 1.
+            sensitivity: Largest change of a query between neighbors; above 0 and finite.
+
+        Returns:
+            The mechanism.
+
+        Raises:
+            InvalidArgument: If an argument is out of its range.
+
+        References:
+            Dwork & Roth (2014), doi:10.1561/0400000042, Algorithm 3.
+
+        Example:
+            >>> NumericSparseVector.from_epsilon(9.0, answers=4).value_scale
+            4.0
+        """
+        require_positive("epsilon", epsilon)
+        unit = 2 * answers * sensitivity / epsilon
+        comparison = SparseVector(unit * 9 / 8, unit * 9 / 4, answers, sensitivity)
+        return cls(comparison, unit * 9 / 2)
+
+
+SparseVectorMechanism = ThresholdComparison | NumericSparseVector
+
+
+def _require_sparse_vector(mechanism: ThresholdComparison) -> None:
+    """Refuse scales or a sensitivity that are not above 0, and an invalid number of answers."""
+    require_positive("threshold_scale", mechanism.threshold_scale)
+    require_positive("query_scale", mechanism.query_scale)
+    require_count("answers", mechanism.answers)
+    require_positive("sensitivity", mechanism.sensitivity)
+
+
 class NegativeBinomialTrials(_Tagged, frozen=True):
     """Number of trials of a selection: the truncated negative binomial law on K >= 1.
 
@@ -608,7 +939,9 @@ class Composed(_Tagged, frozen=True):
             _require_kind("mechanisms", part, Mechanism)
 
 
-Release = ElementaryMechanism | SampledMechanism | MultiStepMechanism | Selected
+Release = (
+    ElementaryMechanism | SampledMechanism | MultiStepMechanism | SparseVectorMechanism | Selected
+)
 """What one line of a ledger records: no repetition and no composition."""
 
 Mechanism = Release | Repeated | Composed

@@ -8,6 +8,7 @@ import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.federation import FederatedConfig, FederationHeader
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
@@ -30,8 +31,10 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         run: Name of the run directory.
         state: Damaged if a file is missing, altered or contradicts another one.
         problem: Why the run is damaged or epsilon is unknown; empty without a problem.
-        steps: Number of recorded steps, each counted once; None if damaged.
-        planned_steps: Number of steps of the settings; None for your own training loop.
+        steps: Number of recorded steps, each counted once; of a federation, of rounds. None if
+            damaged.
+        planned_steps: Number of steps, or rounds, of the settings; None for your own training
+            loop.
         epsilon_upper: Upper bound on epsilon of the recorded releases, in nats, recomputed
             from the ledger; None if there is no release or no bound.
         delta: Delta of epsilon_upper; None where that is None.
@@ -62,7 +65,8 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a ledger has recorded.
 
     Attributes:
-        releases: Number of recorded releases, steps and others.
+        releases: Number of recorded releases, steps and others; of a federation, those that its
+            claim covers.
         adjacency: Which data sets are neighbors.
         unit: What neighboring data sets differ by.
         sampling: How batches are drawn.
@@ -70,7 +74,11 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
         clip_norm: Largest L2 norm of one record's gradient.
         unaccounted: Uses of the records that no claim covers.
         head: SHA-256 hash of the last line.
-        mechanism: All releases as one mechanism; None without a release.
+        mechanism: All releases as one mechanism; of a federation, those with the largest epsilon.
+            None without a release.
+        federation: Strategy, participants, and whom the run protects against; None for a run of
+            one trainer.
+        participants: Number of releases in each participant's ledger, by its folder name.
     """
 
     releases: int
@@ -82,6 +90,8 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     unaccounted: tuple[str, ...]
     head: str
     mechanism: Mechanism | None
+    federation: FederationHeader | None = None
+    participants: dict[str, int] = {}
 
 
 class RunFile(msgspec.Struct, frozen=True):
@@ -97,6 +107,7 @@ class RunOverview(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         summary: State, steps, epsilon and verdict.
         settings: The settings of dpaudit train; None for your own training loop.
+        federated_settings: The settings of dpaudit train --federated; None for other runs.
         ledger: What the ledger has recorded; None if it cannot be read.
         files: The files of the run, by name.
         claim: The claim, equal to that of the ledger; None if there is none.
@@ -106,6 +117,7 @@ class RunOverview(msgspec.Struct, frozen=True, kw_only=True):
 
     summary: RunSummary
     settings: RunConfig | None = None
+    federated_settings: FederatedConfig | None = None
     ledger: LedgerSummary | None = None
     files: tuple[RunFile, ...] = ()
     claim: Claim | None = None
