@@ -26,7 +26,7 @@ if __name__ != "dpaudit.accountants":
         f"import dpaudit.accountants, not {__name__}: the symlink is for browsing only"
     )
 
-from dpaudit.accountants.importers import from_dp_event, from_opacus
+from dpaudit.accountants.importers import from_dp_event, from_flower, from_opacus
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     ApproximateDP,
@@ -34,11 +34,15 @@ from dpaudit.vocabulary.mechanism import (
     Composed,
     DiscreteGaussian,
     DiscreteLaplace,
+    DistributedDiscreteGaussian,
     Exponential,
+    FixedThresholdSparseVector,
     Gaussian,
     Laplace,
     Mechanism,
+    MonotoneSparseVector,
     NegativeBinomialTrials,
+    NumericSparseVector,
     PoissonSampled,
     PoissonTrials,
     PureDP,
@@ -47,8 +51,11 @@ from dpaudit.vocabulary.mechanism import (
     Repeated,
     SampledWithoutReplacement,
     Selected,
+    Skellam,
+    SparseVector,
     TreeAggregation,
     TruncatedPoisson,
+    VectorDiscreteGaussian,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
@@ -61,11 +68,15 @@ __all__ = [
     "Composed",
     "DiscreteGaussian",
     "DiscreteLaplace",
+    "DistributedDiscreteGaussian",
     "Exponential",
+    "FixedThresholdSparseVector",
     "Gaussian",
     "Laplace",
     "Mechanism",
+    "MonotoneSparseVector",
     "NegativeBinomialTrials",
+    "NumericSparseVector",
     "PoissonSampled",
     "PoissonTrials",
     "PureDP",
@@ -74,8 +85,12 @@ __all__ = [
     "Repeated",
     "SampledWithoutReplacement",
     "Selected",
+    "Skellam",
+    "SparseVector",
     "TreeAggregation",
     "TruncatedPoisson",
+    "VectorDiscreteGaussian",
     "from_dp_event",
+    "from_flower",
     "from_opacus",
 ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
 import dpaudit
 from dpaudit.accountants import pld, privacy_filters, risk
 from dpaudit.accountants.numerics import CertifiedInterval, worst_direction
@@ -13,7 +17,6 @@ from dpaudit.vocabulary.ledger import (
     PrivacyLedger,
     Randomness,
     RenyiBudget,
-    ResumeEntry,
     Sampling,
 )
 from dpaudit.vocabulary.mechanism import (
@@ -35,6 +38,7 @@ SAMPLING_OF_RELEASE: dict[type, Sampling] = {
     BandedMatrixFactorization: Sampling.CYCLIC_POISSON,
 }
 """How batches must have been drawn for a release to be what it says."""
+NO_RELEASE = "the ledger records no release: the run never took a step"
 FILTER_ACCOUNTANT = "renyi-filter"
 """What a claim for a schedule chosen during the run names as its accountant."""
 
@@ -198,8 +202,11 @@ def _epsilon_under_filter(ledger: PrivacyLedger, budget: RenyiBudget, delta: flo
 def claim_from_ledger(ledger: PrivacyLedger, delta: float, accountant: str) -> Claim:
     """Compute the claim that a ledger supports at ``delta``.
 
+    The claim of a federation is the largest of its participants' epsilons: the upper end is the
+    largest upper end, and the lower end the largest lower end.
+
     Args:
-        ledger: At least one release.
+        ledger: At least one release, of its own or of a participant.
         delta: Probability in (0, 1).
         accountant: A name in the registry. A schedule that was chosen during the run is bounded
             by its privacy filter instead.
@@ -213,32 +220,125 @@ def claim_from_ledger(ledger: PrivacyLedger, delta: float, accountant: str) -> C
             privacy filter was declared.
         BudgetExceeded: If more was released than that budget admits.
     """
-    header = ledger.header
-    if not ledger.releases:
-        raise IntegrityError("the ledger records no release: the run never took a step")
-    if header.budget is not None and not header.schedule_fixed_in_advance:
-        accountant, epsilon = FILTER_ACCOUNTANT, _epsilon_under_filter(ledger, header.budget, delta)
-    else:
-        require_accountable(ledger)
-        epsilon = compute_epsilon(
-            accountant, ledger.mechanism, delta, header.adjacency, header.sampling
-        ).epsilon
-    seeded = header.randomness is Randomness.SEEDED or any(
-        isinstance(line, ResumeEntry) and line.randomness is Randomness.SEEDED
-        for line in ledger.lines
-    )
+    header, parts = ledger.header, ledger_epsilons(ledger, delta, accountant)
+    epsilons = [part.epsilon for part in parts.values()]
+    costliest = ledger.accounted_ledgers[costliest_of(parts)]
+    filtered = any(part.accountant == FILTER_ACCOUNTANT for part in parts.values())
     return Claim(
-        epsilon=epsilon,
+        epsilon=Bound(max(one.lower for one in epsilons), max(one.upper for one in epsilons)),
         delta=delta,
-        accountant=accountant,
+        accountant=FILTER_ACCOUNTANT if filtered else accountant,
         adjacency=header.adjacency,
-        sampling=header.sampling,
-        randomness=Randomness.SEEDED if seeded else Randomness.SECURE,
-        releases=len(ledger.releases),
+        sampling=costliest.header.sampling,
+        randomness=Randomness.SEEDED if ledger.is_seeded else Randomness.SECURE,
+        releases=ledger.release_count,
         ledger_head=ledger.head,
         dpaudit_version=dpaudit.__version__,
         unaccounted=ledger.unaccounted,
         unit=header.unit,
         released=ReleaseScope.EVERY_STEP,  # composition bounds every release, not the last alone
-        assumed_public=header.assumed_public,
+        assumed_public=ledger.assumed_public,
+        federation=header.federation,
     )
+
+
+@dataclass(frozen=True)
+class LedgerEpsilon:
+    """The epsilon of one ledger of a run.
+
+    Attributes:
+        epsilon: Interval of epsilon, in nats.
+        accountant: Who computed it: ``FILTER_ACCOUNTANT`` for a schedule chosen during the run.
+        releases: Number of releases that it covers.
+    """
+
+    epsilon: Bound
+    accountant: str
+    releases: int
+
+
+def ledger_epsilons(
+    ledger: PrivacyLedger, delta: float, accountant: str
+) -> dict[str, LedgerEpsilon]:
+    """Compute epsilon of each ledger of a run: of each participant of a federation.
+
+    Equal compositions, which most participants have, are computed once.
+
+    Args:
+        ledger: At least one release, of its own or of a participant.
+        delta: Probability in (0, 1).
+        accountant: A name in the registry.
+
+    Returns:
+        By the names of ``PrivacyLedger.accounted_ledgers``; never empty.
+
+    Raises:
+        IntegrityError: If no release is recorded.
+        UnsupportedMechanism: If a schedule was chosen during the run without a privacy filter.
+        BudgetExceeded: If more was released than the budget of a filter admits.
+    """
+    parts = ledger.accounted_ledgers
+    if not parts:
+        raise IntegrityError(NO_RELEASE)
+    known: dict[Hashable, LedgerEpsilon] = {}
+    found: dict[str, LedgerEpsilon] = {}
+    for name, part in parts.items():
+        key = _composition_key(part)
+        if key not in known:
+            known[key] = _ledger_epsilon(part, delta, accountant)
+        found[name] = known[key]
+    return found
+
+
+def costliest_of(parts: Mapping[str, LedgerEpsilon]) -> str:
+    """Return the name of the ledger with the largest upper bound, the first of several."""
+    return max(parts, key=lambda name: parts[name].epsilon.upper)
+
+
+def costliest_ledger(ledger: PrivacyLedger, delta: float, accountant: str = "pld") -> PrivacyLedger:
+    """Return the ledger of a run whose releases its claim accounts for.
+
+    Args:
+        ledger: At least one release, of its own or of a participant.
+        delta: The delta at which the participants of a federation are compared.
+        accountant: The accountant that compares them. The result need not be the costliest at
+            another delta, or by another accountant.
+
+    Returns:
+        The ledger itself for a run of one trainer. Of a federation, that with the largest
+        epsilon, the server's releases on the same records included.
+
+    Raises:
+        IntegrityError: If no release is recorded.
+    """
+    parts = ledger.accounted_ledgers
+    if not parts:
+        raise IntegrityError(NO_RELEASE)
+    if len({_composition_key(part) for part in parts.values()}) > 1:
+        return parts[costliest_of(ledger_epsilons(ledger, delta, accountant))]
+    return next(iter(parts.values()))
+
+
+def compared_by(claim: Claim) -> str:
+    """Return the accountant that compares the participants of a claim's federation."""
+    return "pld" if claim.accountant == FILTER_ACCOUNTANT else claim.accountant
+
+
+def _composition_key(ledger: PrivacyLedger) -> Hashable:
+    """Return what the epsilon of a ledger depends on."""
+    header = ledger.header
+    counts = Counter(release.mechanism for release in ledger.releases)
+    order = tuple(one.mechanism for one in ledger.releases) if header.budget is not None else ()
+    settings = (header.sampling, header.schedule_fixed_in_advance, header.budget)
+    return frozenset(counts.items()), order, settings
+
+
+def _ledger_epsilon(ledger: PrivacyLedger, delta: float, accountant: str) -> LedgerEpsilon:
+    """Compute epsilon of one ledger, without its participants."""
+    header, releases = ledger.header, len(ledger.releases)
+    if header.budget is not None and not header.schedule_fixed_in_advance:
+        epsilon = _epsilon_under_filter(ledger, header.budget, delta)
+        return LedgerEpsilon(epsilon, FILTER_ACCOUNTANT, releases)
+    require_accountable(ledger)
+    answer = compute_epsilon(accountant, ledger.mechanism, delta, header.adjacency, header.sampling)
+    return LedgerEpsilon(answer.epsilon, accountant, releases)

@@ -65,7 +65,8 @@ def delta_of_mu(epsilon: float, *, mu: float) -> Bound:
         0.1269
     """
     lower, upper = log_delta_of_mu(epsilon, mu=mu)
-    return Bound(math.exp(lower), math.exp(upper))
+    # An upper bound that underflows is rounded up to the least positive double.
+    return Bound(math.exp(lower), math.exp(max(upper, LEAST_LOG_DOUBLE)))
 
 
 def epsilon_of_mu(delta: float, *, mu: float) -> Bound:

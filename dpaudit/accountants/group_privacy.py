@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,14 +41,19 @@ from dpaudit.vocabulary.mechanism import (
     Composed,
     DiscreteGaussian,
     DiscreteLaplace,
+    DistributedDiscreteGaussian,
     Exponential,
+    FixedThresholdSparseVector,
     Gaussian,
     Laplace,
     Mechanism,
     PoissonSampled,
     PureDP,
     Repeated,
+    Skellam,
+    SparseVector,
     TreeAggregation,
+    VectorDiscreteGaussian,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
@@ -205,8 +211,23 @@ def group_mechanism(mechanism: Mechanism, size: int) -> Mechanism | None:
             known = tuple(part for part in parts if part is not None)
             larger = Composed(known) if len(known) == len(parts) else None
         case _:
-            pass
+            larger = larger or _with_larger_sensitivity(mechanism, size)
     return larger
+
+
+def _with_larger_sensitivity(mechanism: Mechanism, size: int) -> Mechanism | None:
+    """Return noise on an integer vector, or comparisons with a threshold, for ``size`` records."""
+    match mechanism:
+        case VectorDiscreteGaussian() | DistributedDiscreteGaussian() | Skellam():
+            return msgspec.structs.replace(
+                mechanism,
+                l1_sensitivity=mechanism.l1_sensitivity * size,
+                l2_sensitivity=mechanism.l2_sensitivity * size,
+            )
+        case SparseVector() | FixedThresholdSparseVector():
+            return msgspec.structs.replace(mechanism, sensitivity=mechanism.sensitivity * size)
+        case _:
+            return None
 
 
 def _chain_delta(curve: HockeyStickCurve, size: int, epsilon: float) -> float:

@@ -27,6 +27,7 @@ from functools import lru_cache
 import numpy as np
 
 from dpaudit.accountants import gdp, optimal_composition
+from dpaudit.accountants.integer_noise import renyi_upper
 from dpaudit.accountants.rdp.conversion import rdp_to_epsilon
 from dpaudit.accountants.releases import (
     ReleaseCounts,
@@ -37,6 +38,7 @@ from dpaudit.accountants.releases import (
     truncation_probability,
 )
 from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP, UNIT_ROUNDOFF
+from dpaudit.accountants.sparse_vector import guarantee_parts
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     Unresolvable,
@@ -51,6 +53,7 @@ from dpaudit.vocabulary.mechanism import (
     DiscreteLaplace,
     Exponential,
     Gaussian,
+    IntegerVectorNoise,
     Laplace,
     Mechanism,
     PoissonSampled,
@@ -60,6 +63,7 @@ from dpaudit.vocabulary.mechanism import (
     Release,
     SampledWithoutReplacement,
     Selected,
+    SparseVectorMechanism,
     TruncatedPoisson,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
@@ -173,11 +177,25 @@ def profile(
         >>> round(profile.optimal(delta=1e-5).upper, 3)
         4.307
     """
-    releases = count_releases(mechanism)
+    releases = _with_guarantees(count_releases(mechanism))
     require_supported_adjacency(releases, adjacency)
     for release in releases:
         _require_supported(release, adjacency)
     return NaiveProfile(releases, adjacency)
+
+
+def _with_guarantees(releases: ReleaseCounts) -> ReleaseCounts:
+    """Replace sparse vector techniques by the guarantees that compose them."""
+    counts: Counter[Release] = Counter()
+    for release, times in releases.items():
+        parts = (
+            guarantee_parts(release)
+            if isinstance(release, SparseVectorMechanism)
+            else ((release, 1),)
+        )
+        for part, each in parts:
+            counts[part] += times * each
+    return counts
 
 
 @dataclass(frozen=True)
@@ -462,7 +480,7 @@ def _takes_delta(release: Release) -> bool:
         case Gaussian() | DiscreteGaussian() | ZCDP() | TruncatedPoisson() | RandomAllocation():
             return True
         case _:
-            return False
+            return isinstance(release, IntegerVectorNoise)
 
 
 def _require_supported(release: Release, adjacency: Adjacency) -> None:
@@ -530,6 +548,9 @@ def _noise_epsilon(release: Release, delta: float, adjacency: Adjacency) -> floa
             return min(by_moments, discrete_gaussian_epsilon(scale, sensitivity, delta))
         case ZCDP(rho):
             return _zcdp_epsilon(rho, delta)
+        case _ if isinstance(release, IntegerVectorNoise):
+            rdp = renyi_upper(release, CONVERSION_ORDERS)
+            return float(rdp_to_epsilon(CONVERSION_ORDERS, rdp, delta).min())
         case _:
             raise UnsupportedMechanism(
                 release, "naive composition has no bound for it: use rdp or pld"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,16 @@ class CertifiedInterval:
         if upper >= self.upper:
             return self
         return replace(self, lower=min(self.lower, upper), upper=upper)
+
+
+class Direction(Enum):
+    """Which of the two neighbors P is, the one that generates the output."""
+
+    REMOVED = 1
+    """P includes the record, Q does not; L = +log r(l)."""
+
+    ADDED = -1
+    """Q includes the record, P does not; L = -log r(l)."""
 
 
 def worst_direction(answers: Iterable[CertifiedInterval]) -> Bound:

@@ -9,11 +9,13 @@ from fractions import Fraction
 
 import numpy as np
 
+from dpaudit.accountants.integer_noise import scalar_form
 from dpaudit.vocabulary.errors import UnsupportedMechanism, require_count
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     Composed,
     Gaussian,
+    IntegerVectorNoise,
     Mechanism,
     PoissonSampled,
     RandomAllocation,
@@ -39,6 +41,8 @@ def count_releases(mechanism: Mechanism) -> ReleaseCounts:
     - A tree over n batches is floor(log2 n) + 1 Gaussians without sampling, as each record is
       in one node per level.
     - b bands over n steps are ceil(n/b) sampled Gaussians.
+
+    Integer vectors of which one coordinate alone can change become noise on one number.
 
     Args:
         mechanism: A release or a composition.
@@ -88,7 +92,20 @@ def _collect(mechanism: Mechanism, times: int, counts: Counter[Release]) -> None
         case BandedMatrixFactorization(inner, steps, bands, rate):
             _collect(PoissonSampled(inner, rate), times * -(-steps // bands), counts)
         case _:
-            counts[mechanism] += times
+            counts[_with_fewest_coordinates(mechanism)] += times
+
+
+def _with_fewest_coordinates(release: Release) -> Release:
+    """Return noise on an integer vector as noise on one number, where one coordinate changes."""
+    match release:
+        case PoissonSampled(inner, rate) if isinstance(inner, IntegerVectorNoise):
+            return PoissonSampled(scalar_form(inner), rate)
+        case SampledWithoutReplacement(inner, batch, size) if isinstance(inner, IntegerVectorNoise):
+            return SampledWithoutReplacement(scalar_form(inner), batch, size)
+        case _ if isinstance(release, IntegerVectorNoise):
+            return scalar_form(release)
+        case _:
+            return release
 
 
 def gaussian_mu(release: Gaussian, adjacency: Adjacency) -> float:

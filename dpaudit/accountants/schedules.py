@@ -7,6 +7,7 @@ functions. The same training therefore has the same mechanism however it is desc
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
@@ -28,12 +29,16 @@ from dpaudit.vocabulary.mechanism import (
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 
+RELEASES_KEPT = 256
+"""Releases that are made once: training asks for that of each step."""
+
 
 def coin_sampling(sampling_rate: float) -> Sampling:
     """Return the name of sampling by independent coins: full batches at rate 1, else Poisson."""
     return Sampling.FULL_BATCH if sampling_rate == 1 else Sampling.POISSON
 
 
+@lru_cache(maxsize=RELEASES_KEPT)
 def poisson_step(noise: Gaussian, sampling_rate: float) -> Release:
     """Return the release of one step of Poisson sampling.
 

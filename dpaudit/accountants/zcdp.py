@@ -3,7 +3,8 @@
 A mechanism is rho-zCDP if D_a <= a rho at every order a > 1. rho adds up under composition
 (Bun & Steinke 2016, arXiv:1605.02065, Lemma 2.3).
 
-- A Gaussian of shift s has rho = s^2/2, exactly, and so has the discrete Gaussian.
+- A Gaussian of shift s has rho = s^2/2, exactly, and so has the discrete Gaussian. Integer
+  vectors have at most the rho of ``integer_noise.concentrated_rho``.
 - A release with bounded loss has rho = sup_a D_a/a. It is at most epsilon^2/2 (Proposition
   3.3 there), and at most epsilon^2/8 for exponential mechanisms (Cesar & Rogers 2021,
   arXiv:2004.07223, Lemma 3.4).
@@ -23,6 +24,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from dpaudit.accountants.integer_noise import require_concentrated
 from dpaudit.accountants.rdp import release_divergence
 from dpaudit.accountants.rdp.conversion import rdp_to_delta, rdp_to_epsilon
 from dpaudit.accountants.rdp.moment_excess import Array
@@ -33,6 +35,7 @@ from dpaudit.accountants.releases import (
     randomized_response_loss,
     require_supported_adjacency,
 )
+from dpaudit.accountants.sparse_vector import guarantee_parts
 from dpaudit.vocabulary.errors import InvalidArgument, UnsupportedMechanism, require_delta
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -40,11 +43,13 @@ from dpaudit.vocabulary.mechanism import (
     DiscreteLaplace,
     Exponential,
     Gaussian,
+    IntegerVectorNoise,
     Laplace,
     Mechanism,
     PureDP,
     RandomizedResponse,
     Release,
+    SparseVectorMechanism,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
@@ -178,6 +183,14 @@ def release_rho(release: Release, adjacency: Adjacency) -> Bound:
             return _rounded_bound(shift * shift / 2)
         case ZCDP(rho):
             return Bound(rho, rho)
+        case _ if isinstance(release, IntegerVectorNoise):
+            return Bound(0.0, require_concentrated(release))
+        case _ if isinstance(release, SparseVectorMechanism):
+            parts = [
+                times * release_rho(part, adjacency).upper
+                for part, times in guarantee_parts(release)
+            ]
+            return Bound(0.0, sum(parts) * (1 + 1e-15 * (1 + len(parts))))
         case _:
             return _rho_of_bounded_loss(release, *_loss_and_largest_rho(release), adjacency)
 

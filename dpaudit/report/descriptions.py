@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import dpaudit
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
+from dpaudit.vocabulary.federation import FederationHeader, FederationSettings
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     ApproximateDP,
@@ -14,12 +15,17 @@ from dpaudit.vocabulary.mechanism import (
     Composed,
     DiscreteGaussian,
     DiscreteLaplace,
+    DistributedDiscreteGaussian,
     ElementaryMechanism,
     Exponential,
+    FixedThresholdSparseVector,
     Gaussian,
+    IntegerVectorNoise,
     Laplace,
     Mechanism,
+    MonotoneSparseVector,
     NegativeBinomialTrials,
+    NumericSparseVector,
     PoissonSampled,
     PoissonTrials,
     PureDP,
@@ -28,9 +34,13 @@ from dpaudit.vocabulary.mechanism import (
     Repeated,
     SampledWithoutReplacement,
     Selected,
+    Skellam,
+    SparseVector,
+    SparseVectorMechanism,
     TreeAggregation,
     TrialCount,
     TruncatedPoisson,
+    VectorDiscreteGaussian,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, ReleaseScope, Unit
 from dpaudit.vocabulary.rounding import round_down, round_up
@@ -62,6 +72,8 @@ def mechanism_in_words(mechanism: Mechanism) -> str:
                 f"a pass of {steps} times {mechanism_in_words(inner)}, "
                 "each record in one of them at random"
             )
+        case _ if isinstance(mechanism, SparseVectorMechanism):
+            return _sparse_vector_in_words(mechanism)
         case TreeAggregation(inner, steps):
             return f"prefix sums of {steps} batches by a tree of {mechanism_in_words(inner)}"
         case BandedMatrixFactorization(inner, steps, bands, rate):
@@ -98,6 +110,15 @@ def _elementary_in_words(mechanism: ElementaryMechanism) -> str:
             return f"a discrete Gaussian (scale {scale:g}, sensitivity {sensitivity})"
         case DiscreteLaplace(scale, sensitivity):
             return f"discrete Laplace noise (scale {scale:g}, sensitivity {sensitivity})"
+        case VectorDiscreteGaussian(scale):
+            return f"a vector discrete Gaussian (scale {scale:g}, {_norms_in_words(mechanism)})"
+        case DistributedDiscreteGaussian(scale, shares):
+            return (
+                f"the sum of {shares} shares of discrete Gaussian noise (scale {scale:g} each, "
+                f"{_norms_in_words(mechanism)})"
+            )
+        case Skellam(variance):
+            return f"Skellam noise (variance {variance:g}, {_norms_in_words(mechanism)})"
         case RandomizedResponse(truth_probability, categories):
             return (
                 f"randomized response (truth with probability {truth_probability:g}, "
@@ -111,6 +132,33 @@ def _elementary_in_words(mechanism: ElementaryMechanism) -> str:
             return f"a mechanism that is ({epsilon:g}, {delta:g})-DP"
         case ZCDP(rho):
             return f"a mechanism that is {rho:g}-zCDP"
+
+
+def _norms_in_words(mechanism: IntegerVectorNoise) -> str:
+    return (
+        f"L2 sensitivity {mechanism.l2_sensitivity:g}, L1 sensitivity "
+        f"{mechanism.l1_sensitivity:g}, {mechanism.dimension} coordinates"
+    )
+
+
+def _sparse_vector_in_words(mechanism: SparseVectorMechanism) -> str:
+    match mechanism:
+        case NumericSparseVector(comparison, scale):
+            return (
+                f"{_sparse_vector_in_words(comparison)} and the values above it (Laplace noise of "
+                f"scale {scale:g})"
+            )
+        case SparseVector():
+            kind = "a sparse vector technique"
+        case MonotoneSparseVector():
+            kind = "a sparse vector technique on monotone queries"
+        case FixedThresholdSparseVector():
+            kind = "a sparse vector technique with one threshold noise"
+    return (
+        f"{kind} (threshold scale {mechanism.threshold_scale:g}, query scale "
+        f"{mechanism.query_scale:g}, {mechanism.answers} answers, sensitivity "
+        f"{mechanism.sensitivity:g})"
+    )
 
 
 def _trials_in_words(trials: TrialCount) -> str:
@@ -169,13 +217,84 @@ def claim_in_words(claim: Claim) -> str:
         claim: The claim.
 
     Returns:
-        The sentence; epsilon is rounded up.
+        The sentence; epsilon is rounded up. A second one states whom a federation protects
+        against.
     """
     return (
         f"At delta {claim.delta:g}, epsilon is at most {round_up(claim.epsilon.upper)} for "
         f"{UNIT_DESCRIPTIONS[claim.unit]} ({claim.adjacency.value}, {claim.accountant} accountant, "
         f"{claim.sampling.value} sampling, {claim.randomness.value} randomness, "
         f"{claim.releases} releases; {RELEASE_DESCRIPTIONS[claim.released]})."
+        f"{_federation_sentence(claim)}"
+    )
+
+
+def _federation_sentence(claim: Claim) -> str:
+    federation = claim.federation
+    if federation is None:
+        return ""
+    return (
+        f" The run is a federation of {federation.participants} participants "
+        f"({federation.strategy}) and protects against {observers_in_words(federation)}."
+        f"{_threat_model_sentence(federation)}"
+    )
+
+
+def _threat_model_sentence(federation: FederationHeader) -> str:
+    """State what protection by secure aggregation assumes; empty without it."""
+    return "" if federation.threat_model is None else f" {federation.threat_model.summary}"
+
+
+def threat_model_in_words(federation: FederationHeader | None) -> str | None:
+    """State every assumption of secure aggregation.
+
+    Args:
+        federation: What a ledger records; None for a run of one trainer.
+
+    Returns:
+        One clause per assumption, joined by semicolons; None without secure aggregation.
+    """
+    if federation is None or federation.threat_model is None:
+        return None
+    return "; ".join(federation.threat_model.assumptions)
+
+
+def observers_in_words(federation: FederationHeader) -> str:
+    """State whom a federated run protects against.
+
+    Args:
+        federation: What its ledger records.
+
+    Returns:
+        A phrase such as "the server, other participants and readers of the final model".
+    """
+    names = [_OBSERVER_PHRASES.get(one, one) for one in federation.protects_against]
+    if not names:
+        return "nobody"
+    return " and ".join(one for one in (", ".join(names[:-1]), names[-1]) if one)
+
+
+_OBSERVER_PHRASES = {"server": "the server"}
+
+
+def partition_in_words(federation: FederationSettings) -> str:
+    """Describe how a federation divides its records.
+
+    Args:
+        federation: Its settings.
+
+    Returns:
+        A phrase with the numbers that the division depends on.
+    """
+    more = {
+        "shards": f", {federation.shards_per_participant} label shards each",
+        "dirichlet": f", concentration {federation.dirichlet_alpha:g}",
+        "column": f" {federation.partition_column}",
+        "independent": f", {federation.records_per_participant} records each, with overlap",
+    }.get(federation.partition, "")
+    return (
+        f"{federation.partition}{more}, {federation.participants} participants, "
+        f"seed {federation.partition_seed}"
     )
 
 

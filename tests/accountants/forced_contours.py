@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld.contour import planning
 from dpaudit.accountants.pld.contour.contour_integral import ContourIntegral
 from dpaudit.accountants.pld.contour.integrand import SmoothingKernel
@@ -22,7 +23,7 @@ from dpaudit.accountants.pld.laws.composition import (
     LossQuery,
     rough_cumulants,
 )
-from dpaudit.accountants.pld.laws.loss_distribution import Direction, LossDistribution
+from dpaudit.accountants.pld.laws.loss_distribution import LossDistribution
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dpaudit.accountants import pld
@@ -14,6 +14,7 @@ from tests.accountants.mechanisms import (
     between_powers,
     deltas,
     every_method,
+    federated_questions,
     gaussian_questions,
     gaussians,
     in_passing,
@@ -45,6 +46,18 @@ def test_every_upper_bound_is_at_least_every_lower_bound(question, delta):
     methods = every_method(question, delta)
     assert len(methods) == 6
     assert each_may_be_at_most(methods, methods)
+
+
+@settings(in_passing, max_examples=60)
+@given(federated_questions, deltas, st.integers(2, 5))
+def test_bounds_of_federated_releases_contain_one_truth(question, delta, times):
+    mechanism, adjacency = question
+    methods = every_method(question, delta)
+    assert len(methods) == 6
+    assert each_may_be_at_most(methods, methods)
+    assert each_may_be_at_most(
+        methods, every_method((Repeated(mechanism, times), adjacency), delta)
+    )
 
 
 @in_passing

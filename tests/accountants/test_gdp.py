@@ -105,3 +105,10 @@ def test_the_estimate_is_exact_for_everyone():
 def test_a_record_replaced_in_a_sample_is_refused_by_name():
     with pytest.raises(UnsupportedMechanism, match="PoissonSampled"):
         gdp.clt_estimate(PoissonSampled(Gaussian(1.0), 0.1), adjacency=REPLACE)
+
+
+def test_an_upper_bound_that_underflows_stays_above_zero():
+    """delta at epsilon 1 of mu = 1e-6 is about e^(-5e11), which no double holds."""
+    found = gdp.delta_of_mu(1.0, mu=1e-6)
+    assert found.lower == 0
+    assert found.upper > 0

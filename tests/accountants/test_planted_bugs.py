@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 
 from dpaudit.accountants import gdp, naive, pld, rdp
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld import enclosure
 from dpaudit.accountants.pld.closed_form import BinaryResponses
 from dpaudit.accountants.pld.contour import contour_integral, planning, solver
 from dpaudit.accountants.pld.contour.integrand import SmoothingKernel
 from dpaudit.accountants.pld.contour.solver import DeltaEvaluator
 from dpaudit.accountants.pld.enclosure import lattice_composition, lattice_distribution
-from dpaudit.accountants.pld.enclosure.lattice_distribution import LatticeDirection
 from dpaudit.accountants.pld.laws import loss_distribution
 from dpaudit.accountants.pld.laws.composition import LossQuery
-from dpaudit.accountants.pld.laws.loss_distribution import Direction
 from dpaudit.accountants.rdp import sampled_releases
 from dpaudit.vocabulary.errors import AccountingError, DpauditError
 from dpaudit.vocabulary.mechanism import Gaussian, Laplace, RandomizedResponse, Repeated
@@ -544,7 +543,7 @@ def steps_of_the_grid_too_many(monkeypatch):
 
 def only_the_direction_that_adds(monkeypatch):
     monkeypatch.setattr(
-        enclosure_profile.GridProfile, "_directions", lambda self: (LatticeDirection.ADD,)
+        enclosure_profile.GridProfile, "_directions", lambda self: (Direction.ADDED,)
     )
 
 

@@ -5,6 +5,7 @@ so is their JSON. A record without a counterpart here raises an error that names
 """
 
 from dpaudit.accountants.importers.dp_event import from_dp_event
+from dpaudit.accountants.importers.flower import from_flower
 from dpaudit.accountants.importers.opacus import from_opacus
 
-__all__ = ["from_dp_event", "from_opacus"]
+__all__ = ["from_dp_event", "from_flower", "from_opacus"]

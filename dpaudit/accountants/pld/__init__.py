@@ -15,26 +15,31 @@ are inside the returned intervals.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 from dpaudit.accountants import gdp, rdp
-from dpaudit.accountants.numerics import CertifiedInterval, worst_direction
+from dpaudit.accountants.numerics import CertifiedInterval, Direction, worst_direction
 from dpaudit.accountants.pld import closed_form
 from dpaudit.accountants.pld.closed_form import binary_responses_of
 from dpaudit.accountants.pld.contour import solver
+from dpaudit.accountants.pld.laws.comparisons import needs_comparison
 from dpaudit.accountants.pld.laws.composition import BoundSide, Composition, LossQuery
-from dpaudit.accountants.pld.laws.loss_distribution import Direction
 from dpaudit.accountants.releases import (
     ReleaseCounts,
     count_releases,
     gaussian_mu,
     require_supported_adjacency,
 )
-from dpaudit.accountants.rounding_margins import ROUND_UP
-from dpaudit.vocabulary.errors import InvalidArgument, Unresolvable, require_delta
+from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP
+from dpaudit.vocabulary.errors import (
+    AccountingError,
+    InvalidArgument,
+    Unresolvable,
+    require_delta,
+)
 from dpaudit.vocabulary.mechanism import (
     Composed,
     Gaussian,
@@ -62,12 +67,17 @@ __all__ = ["PldProfile", "profile"]
 # 3. For epsilon: 0, where a record participates in anything with probability at most delta.
 # 4. Per direction: one integral for a single release, otherwise contour integrals.
 #
+# Noise on integer vectors and sparse vector techniques are replaced by releases with a dominating
+# pair, from above and from below (``laws.comparisons``). The upper end is at most that of rdp, and
+# that of rdp where no pair is known.
+#
 # Where 4 cannot be certified, Gaussian releases fall back to the same Gaussians without
 # sampling. That is an upper bound, because the hockey-stick divergence is convex.
 
 # Under these samplings the dominating pairs of the two directions differ.
 ASYMMETRIC_RELEASES = (PoissonSampled, TruncatedPoisson, RandomAllocation)
 UNSAMPLED_METHOD = "same Gaussians without sampling"
+OTHER_METHOD = "bounds of other accountants"
 TRUNCATION_ROUNDS = 40
 
 
@@ -120,7 +130,11 @@ class PldProfile:
     adjacency: Adjacency
 
     def __post_init__(self) -> None:
-        # A release without a dominating pair is refused on construction, not on evaluation.
+        # A release that cannot be bounded is refused on construction, not on evaluation.
+        if not LossQuery(
+            self.releases, self.adjacency, Direction.REMOVED, BoundSide.ABOVE
+        ).compared.complete:
+            self._renyi()
         with suppress(Unresolvable):
             LossQuery(
                 self.releases, self.adjacency, Direction.REMOVED, BoundSide.ABOVE
@@ -193,13 +207,14 @@ class PldProfile:
             )
         answers: list[CertifiedInterval] = []
         for direction in self._directions():
-            solve = partial(
-                _epsilon_with_truncation, delta=delta, sufficient_upper=sufficient(answers)
-            )
+            solve = partial(_epsilon_with_slack, delta=delta, sufficient_upper=sufficient(answers))
             answers.append(self._answer(direction, solve))
         renyi = self._renyi()
-        most = math.inf if renyi is None else renyi.epsilon(delta=delta).upper
-        return tuple(answer.with_upper(most) for answer in answers)
+        most = math.inf
+        if renyi is not None:
+            with suppress(AccountingError):
+                most = renyi.epsilon(delta=delta).upper
+        return _finite(answer.with_upper(most) for answer in answers)
 
     def explain_delta(self, *, epsilon: float) -> tuple[CertifiedInterval, ...]:
         """Compute delta at a given epsilon per direction, with method and error budget.
@@ -223,9 +238,14 @@ class PldProfile:
             )
         if (pair := binary_responses_of(self.releases)) is not None:
             return (CertifiedInterval.closed(pair.delta(epsilon), "binomial sum"),)
-        solve = partial(_delta_with_truncation, epsilon=epsilon)
+        solve = partial(_delta_with_slack, epsilon=epsilon)
+        most = self._participation_probability()
+        renyi = self._renyi()
+        if renyi is not None:
+            with suppress(AccountingError):
+                most = min(most, renyi.delta(epsilon=epsilon).upper)
         directions = (self._answer(direction, solve) for direction in self._directions())
-        return tuple(answer.with_upper(self._participation_probability()) for answer in directions)
+        return tuple(answer.with_upper(most) for answer in directions)
 
     def _gaussian_mu(self) -> float | None:
         """Return mu of the composed Gaussian, or None if any release is of another kind."""
@@ -272,10 +292,17 @@ class PldProfile:
         )
 
     def _renyi(self) -> rdp.RdpProfile | None:
-        """Return the Renyi profile for random allocation, whose dominating pair here is loose."""
-        if any(isinstance(release, RandomAllocation) for release in self.releases):
+        """Return the Renyi profile where a dominating pair here is loose, or none is known.
+
+        These are random allocation, and the releases that ``comparisons`` replaces.
+        """
+        if any(
+            isinstance(release, RandomAllocation) or needs_comparison(release)
+            for release in self.releases
+        ):
             parts = tuple(Repeated(release, times) for release, times in self.releases.items())
-            return rdp.profile(Composed(parts), adjacency=self.adjacency)
+            with suppress(AccountingError):
+                return rdp.profile(Composed(parts), adjacency=self.adjacency)
         return None
 
 
@@ -311,7 +338,9 @@ def _delta(query: LossQuery, epsilon: float) -> CertifiedInterval:
 
 
 def _epsilon_by_form(query: LossQuery, delta: float, sufficient_upper: float) -> CertifiedInterval:
-    """Compute epsilon by one integral, a Gaussian closed form or contours."""
+    """Compute epsilon by one integral, a closed form or contours."""
+    if (pair := binary_responses_of(query.counts)) is not None:
+        return CertifiedInterval.closed(pair.epsilon(delta), "binomial sum")
     composition = query.composition(delta)
     if composition.infinite_mass / ROUND_UP > delta:
         raise Unresolvable(
@@ -330,7 +359,9 @@ def _epsilon_by_form(query: LossQuery, delta: float, sufficient_upper: float) ->
 
 
 def _delta_by_form(query: LossQuery, epsilon: float) -> CertifiedInterval:
-    """Compute delta by one integral, a Gaussian closed form or contours."""
+    """Compute delta by one integral, a closed form or contours."""
+    if (pair := binary_responses_of(query.counts)) is not None:
+        return CertifiedInterval.closed(pair.delta(epsilon), "binomial sum")
     composition = query.composition(1e-30)
     match composition:
         case Composition(distributions=((_, 1),), gaussian=0.0):
@@ -342,6 +373,71 @@ def _delta_by_form(query: LossQuery, epsilon: float) -> CertifiedInterval:
             return CertifiedInterval.closed(found, "one Gaussian, closed form")
         case _:
             return solver.delta_by_contour(query.composition, epsilon)
+
+
+def _finite(answers: Iterable[CertifiedInterval]) -> tuple[CertifiedInterval, ...]:
+    """Return the intervals; raise (``Unresolvable``) where no method gave an upper end."""
+    found = tuple(answers)
+    if not all(answer.upper < math.inf for answer in found):
+        raise Unresolvable(
+            "no accountant gives an upper bound of epsilon at this delta: add noise, or use a "
+            "larger delta"
+        )
+    return found
+
+
+def _epsilon_with_slack(
+    query: LossQuery, delta: float, sufficient_upper: float
+) -> CertifiedInterval:
+    """Compute epsilon of releases that others replace up to a slack r.
+
+        e^-r delta_below(epsilon + r) <= delta(epsilon) <= e^r delta_above(epsilon - r)
+
+    See ``laws.comparisons``. Where no pair is known or certified, the interval is trivial.
+    """
+    if not any(needs_comparison(release) for release in query.releases):
+        return _epsilon_with_truncation(query, delta, sufficient_upper)
+    if query.is_trivial:
+        return CertifiedInterval(0.0, math.inf, OTHER_METHOD)
+    slack = query.compared.slack
+    ratio = math.exp(-slack) * ROUND_DOWN if slack else 1.0
+    try:
+        match query.side:
+            case BoundSide.ABOVE:
+                answer = _epsilon_with_truncation(query, delta * ratio, sufficient_upper)
+                if answer.upper == 0 and _delta_with_slack(query, 0.0).upper <= delta:
+                    return answer
+                return replace(answer, lower=0.0, upper=(answer.upper + slack) * ROUND_UP)
+            case BoundSide.BELOW:
+                answer = _epsilon_with_truncation(query, min(delta / ratio, 0.99), 0.0)
+                lower = 0.0 if delta / ratio > 0.99 else answer.lower * ROUND_DOWN - slack
+                return replace(answer, lower=max(0.0, lower), upper=math.inf)
+    except (Unresolvable, OverflowError):
+        return CertifiedInterval(0.0, math.inf, OTHER_METHOD)
+
+
+def _delta_with_slack(query: LossQuery, epsilon: float) -> CertifiedInterval:
+    """Compute delta of releases that others replace up to a slack; see ``_epsilon_with_slack``.
+
+    For epsilon < r, delta_above(epsilon - r) is at most delta_above(0) + r - epsilon.
+    """
+    if not any(needs_comparison(release) for release in query.releases):
+        return _delta_with_truncation(query, epsilon)
+    if query.is_trivial:
+        return CertifiedInterval(0.0, 1.0, OTHER_METHOD)
+    slack = query.compared.slack
+    grown = math.exp(slack) * ROUND_UP if slack else 1.0
+    try:
+        match query.side:
+            case BoundSide.ABOVE:
+                answer = _delta_with_truncation(query, max(0.0, epsilon - slack) * ROUND_DOWN)
+                more = max(0.0, slack - epsilon)
+                return replace(answer, lower=0.0, upper=min(1.0, (answer.upper + more) * grown))
+            case BoundSide.BELOW:
+                answer = _delta_with_truncation(query, (epsilon + slack) * ROUND_UP)
+                return replace(answer, lower=answer.lower / grown, upper=1.0)
+    except (Unresolvable, OverflowError):
+        return CertifiedInterval(0.0, 1.0, OTHER_METHOD)
 
 
 def _epsilon_with_truncation(

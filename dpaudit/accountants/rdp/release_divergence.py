@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpaudit.accountants.integer_noise import renyi_upper, require_concentrated
 from dpaudit.accountants.rdp import random_allocation, sampled_releases, unsampled_releases
 from dpaudit.accountants.rdp.moment_excess import Array
 from dpaudit.accountants.rdp.unsampled_releases import FinitePairBounds, cached_finite_pair
 from dpaudit.accountants.releases import ReleaseCounts, gaussian_mu, truncation_probability
+from dpaudit.accountants.sparse_vector import guarantee_parts
 from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -20,12 +22,14 @@ from dpaudit.vocabulary.mechanism import (
     DiscreteGaussian,
     Exponential,
     Gaussian,
+    IntegerVectorNoise,
     Laplace,
     PoissonSampled,
     PureDP,
     RandomAllocation,
     Release,
     SampledWithoutReplacement,
+    SparseVectorMechanism,
     TruncatedPoisson,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
@@ -93,6 +97,14 @@ def _unsampled(release: Release, orders: Array, adjacency: Adjacency) -> ArrayBo
             return unsampled_releases.bounded_range_divergence(epsilon, orders)
         case DiscreteGaussian(scale, sensitivity):
             return unsampled_releases.discrete_gaussian_divergence(scale, sensitivity, orders)
+        case _ if isinstance(release, IntegerVectorNoise):
+            return np.zeros_like(orders), renyi_upper(release, orders)
+        case _ if isinstance(release, SparseVectorMechanism):
+            parts = [
+                times * _unsampled(part, orders, adjacency)[1]
+                for part, times in guarantee_parts(release)
+            ]
+            return np.zeros_like(orders), np.sum(parts, axis=0) * (1 + 1e-14)
         case _:
             pair = _pair(release, orders)
             if pair is None:
@@ -117,6 +129,14 @@ def _poisson_add_remove(
         case Exponential(epsilon):
             sampled = sampled_releases.add_remove_bounded_range(epsilon, rate, orders)
             return np.zeros_like(orders), np.minimum(unsampled, sampled)
+        case _ if isinstance(inner, IntegerVectorNoise):
+            noise = inner
+
+            def moments(k: Array) -> Array:
+                return (k - 1) * renyi_upper(noise, k)
+
+            upper = sampled_releases.add_remove_moments(rate, moments, unsampled, orders)
+            return np.zeros_like(orders), upper
         case _:
             pair = _pair(inner, orders)
             if pair is None:
@@ -181,6 +201,8 @@ def _rho(release: Release) -> float:
             return rho
         case DiscreteGaussian(scale, sensitivity):
             return (sensitivity / scale) * (sensitivity / scale) / 2 * (1 + 1e-15)
+        case _ if isinstance(release, IntegerVectorNoise):
+            return require_concentrated(release)
         case _:
             why = "the Renyi divergence of its samples has no known bound: use pld or naive"
             raise UnsupportedMechanism(release, why)

@@ -206,6 +206,47 @@ def add_remove_zcdp(rate: float, rho: float, orders: Array) -> ArrayBounds:
     return np.zeros_like(orders), np.minimum(most, _interpolate_orders(at_integers, shift, orders))
 
 
+def add_remove_moments(
+    rate: float, log_moments: Callable[[Array], Array], unsampled: Array, orders: Array
+) -> Array:
+    """Bound the divergence of a Poisson sample under add-or-remove-one, for symmetric noise.
+
+    For each sample of the other records, P and Q are one noise distribution around two centers. A
+    reflection exchanges them. So their divergences agree in both directions, the added moments
+    exceed 1 by no more than the removed ones, and at integer orders a the moment is at most
+
+        1 + sum_(k >= 2) C(a, k) (1 - q)^(a-k) q^k (E[r^k] - 1).
+
+    Args:
+        rate: Probability q with which the record joins.
+        log_moments: Upper bounds of log E[r^k] for integers k of at least 2, shape ``(k,)``.
+        unsampled: Upper bounds without sampling at ``orders``, shape ``(k,)``.
+        orders: Orders above 1, shape ``(k,)``.
+
+    Returns:
+        Upper bounds in nats, shape ``(k,)``.
+    """
+    largest = sampled_gaussian.LARGEST_INTEGER_ORDER
+    k = np.arange(2.0, largest + 1)
+    with np.errstate(over="ignore"):
+        moments = log_moments(k)
+        excess = np.where(moments < 600, np.log(np.expm1(np.minimum(moments, 600.0))), moments)
+    # Larger moments overflow the sums' range; orders that need them keep the other bounds.
+    known = int(np.searchsorted(moments, LARGEST_EXPONENT))
+    logs = np.concatenate([np.zeros(2), excess * (1 + 4e-16) + 4e-16])
+
+    def at_integers(whole_orders: Array) -> Array:
+        upper = np.full_like(whole_orders, math.inf)
+        near = whole_orders < known + 2
+        if near.any():
+            sums = sampled_gaussian.binomial_sums(rate, whole_orders[near], logs)[1]
+            upper[near] = excess_to_divergence(sums, whole_orders[near])
+        return upper
+
+    most = _minkowski(rate, orders, unsampled)
+    return np.asarray(np.minimum(most, _interpolate_orders(at_integers, 0.0, orders)))
+
+
 def replace_zcdp(rate: float, rho: float, orders: Array) -> ArrayBounds:
     """Bound the divergence of a fixed-size sample under replace-one, for a zCDP guarantee.
 

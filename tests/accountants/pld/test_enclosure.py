@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from dpaudit.accountants import pld
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld import enclosure
-from dpaudit.accountants.pld.enclosure.lattice_distribution import LatticeDirection
 from dpaudit.vocabulary.errors import DpauditError, Unresolvable
 from tests.accountants.golden import of_ledger
 
-DIRECTIONS = {"removed": LatticeDirection.REMOVE, "added": LatticeDirection.ADD}
+DIRECTIONS = {"removed": Direction.REMOVED, "added": Direction.ADDED}
 COARSE = 0.05  # the enclosure's relative width: only an overlap is checked
 IN_PASSING, AT_LENGTH, BATCH = 300, 10_000, 500
 

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dpaudit.accountants import pld
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld.laws import composition
-from dpaudit.accountants.pld.laws.loss_distribution import Direction
 from dpaudit.accountants.registry import sampling_accountants
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.errors import DpauditError, Unresolvable

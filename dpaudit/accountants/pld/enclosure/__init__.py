@@ -10,11 +10,14 @@ import math
 from dataclasses import dataclass
 
 from dpaudit.accountants import gdp
-from dpaudit.accountants.numerics import certified_lower_crossing, certified_upper_crossing
+from dpaudit.accountants.numerics import (
+    Direction,
+    certified_lower_crossing,
+    certified_upper_crossing,
+)
 from dpaudit.accountants.pld.closed_form import binary_responses_of
 from dpaudit.accountants.pld.enclosure import lattice_composition
 from dpaudit.accountants.pld.enclosure.lattice_distribution import (
-    LatticeDirection,
     cell_distribution,
 )
 from dpaudit.accountants.releases import (
@@ -79,7 +82,7 @@ def profile(
     require_supported_adjacency(releases, adjacency)
     for release in releases:
         cell_distribution(
-            release, adjacency, LatticeDirection.REMOVE
+            release, adjacency, Direction.REMOVED
         )  # refuses releases without a distribution here
     return GridProfile(releases, adjacency, relative_width)
 
@@ -171,15 +174,13 @@ class GridProfile:
         )
         return sum(rates) * (1 + 1e-12)
 
-    def _directions(self) -> tuple[LatticeDirection, ...]:
+    def _directions(self) -> tuple[Direction, ...]:
         """Return the directions to evaluate: both, unless every dominating pair is symmetric."""
         if any(isinstance(release, PoissonSampled) for release in self.releases):
-            return LatticeDirection.REMOVE, LatticeDirection.ADD
-        return (LatticeDirection.REMOVE,)  # every other pair is symmetric
+            return Direction.REMOVED, Direction.ADDED
+        return (Direction.REMOVED,)  # every other pair is symmetric
 
-    def _distributions(
-        self, direction: LatticeDirection
-    ) -> lattice_composition.CountedDistributions:
+    def _distributions(self, direction: Direction) -> lattice_composition.CountedDistributions:
         """Return the loss distributions of all releases in one direction, with their counts."""
         return [
             (cell_distribution(release, self.adjacency, direction), times)
@@ -201,14 +202,14 @@ class GridProfile:
                     raise AccountingError(f"the losses of {release!r} are too large for the grid")
         return math.hypot(*shifts)
 
-    def _epsilon_in_direction(self, delta: float, direction: LatticeDirection) -> Bound:
+    def _epsilon_in_direction(self, delta: float, direction: Direction) -> Bound:
         """Compute epsilon in one direction, with the unsampled Gaussians as a fallback."""
         try:
             return self._epsilon_on_grid(self._distributions(direction), delta)
         except Unresolvable:
             return Bound(0.0, gdp.epsilon_of_mu(delta, mu=self._without_sampling()).upper)
 
-    def _delta_in_direction(self, epsilon: float, direction: LatticeDirection) -> Bound:
+    def _delta_in_direction(self, epsilon: float, direction: Direction) -> Bound:
         """Compute delta in one direction, with the unsampled Gaussians as a fallback."""
         try:
             return self._delta_on_grid(self._distributions(direction), epsilon)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.releases import gaussian_mu, randomized_response_loss
 from dpaudit.accountants.rounding_margins import UNIT_ROUNDOFF
 from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
@@ -26,16 +26,6 @@ from dpaudit.vocabulary.privacy_terms import Adjacency
 # Masses of cells of loss.
 
 Array = NDArray[np.float64]
-
-
-class LatticeDirection(Enum):
-    """Which of the two neighbors P is, the one that generates the output."""
-
-    REMOVE = "remove"
-    """P includes the record, Q does not."""
-
-    ADD = "add"
-    """Q includes the record, P does not."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +107,7 @@ class SampledGaussianLoss:
 
     shift: float
     rate: float
-    direction: LatticeDirection
+    direction: Direction
 
     def _loss(self, y: float) -> float:
         """Return the loss of the output ``y``, for removal."""
@@ -153,7 +143,7 @@ class SampledGaussianLoss:
             The smallest and the largest loss, in nats.
         """
         sigmas = -float(ndtri(tail / 2))
-        if self.direction is LatticeDirection.REMOVE:
+        if self.direction is Direction.REMOVED:
             return self._loss(-sigmas), self._loss(self.shift + sigmas)
         return -self._loss(sigmas), -self._loss(-sigmas)
 
@@ -167,7 +157,7 @@ class SampledGaussianLoss:
             The masses under P and Q.
         """
         if (
-            self.direction is LatticeDirection.ADD
+            self.direction is Direction.ADDED
         ):  # L = -loss(y) falls with y: reverse, then swap P and Q
             mirrored = self._mixture_and_base(-edges[::-1])
             q, q_rounding, p, p_rounding = (part[::-1] for part in mirrored)
@@ -237,7 +227,7 @@ class RandomizedResponseLoss:
 
 
 def cell_distribution(
-    release: Release, adjacency: Adjacency, direction: LatticeDirection
+    release: Release, adjacency: Adjacency, direction: Direction
 ) -> CellDistribution:
     """Return the loss distribution of one release for its dominating pair.
 

@@ -16,9 +16,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.accountants.numerics import Direction
+from dpaudit.accountants.pld.laws.comparisons import (
+    ComparedReleases,
+    compare_from_above,
+    compare_from_below,
+    needs_comparison,
+)
 from dpaudit.accountants.pld.laws.dominating_pairs import DominatingPair, dominating_pair
 from dpaudit.accountants.pld.laws.loss_distribution import (
-    Direction,
     LossDistribution,
     poisson_loss_distribution,
     replaced_loss_distribution,
@@ -412,6 +418,33 @@ class LossQuery:
     direction: Direction
     side: BoundSide
 
+    @cached_property
+    def compared(self) -> ComparedReleases:
+        """The releases with those replaced that have no dominating pair of their own."""
+        match self.side:
+            case BoundSide.ABOVE:
+                return compare_from_above(self.releases, self.adjacency)
+            case BoundSide.BELOW:
+                return compare_from_below(self.releases, self.adjacency)
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether the replacements say nothing: one is missing above, or none is left below."""
+        match self.side:
+            case BoundSide.ABOVE:
+                return not self.compared.complete
+            case BoundSide.BELOW:
+                return not self.compared.counts
+
+    @property
+    def counts(self) -> ReleaseCounts:
+        """The replacing releases; raises ``Unresolvable`` where one has no dominating pair."""
+        if not self.compared.complete:
+            raise Unresolvable(
+                "a release has no known dominating pair: use the accountant rdp, or more noise"
+            )
+        return self.compared.counts
+
     def composition(self, delta: float) -> Composition:
         """Return the loss distributions, truncated where a tiny share of ``delta`` remains.
 
@@ -422,12 +455,14 @@ class LossQuery:
             The composition.
 
         Raises:
-            Unresolvable: If a Gaussian has so little noise that mu^2 overflows.
+            Unresolvable: If a Gaussian has so little noise that mu^2 overflows, or a release has
+                no dominating pair, so that only other accountants bound it.
         """
-        steps = sum(self.releases.values())
+        counts = self.counts
+        steps = max(1, sum(counts.values()))
         tail = max(TAIL_SHARE * delta / steps, MIN_TAIL)
         distributions, gaussian = [], 0.0
-        for release, times in self.releases.items():
+        for release, times in counts.items():
             distribution = self._distribution(release, tail)
             if isinstance(distribution, float):
                 gaussian += times * distribution * distribution
@@ -453,6 +488,7 @@ class LossQuery:
         alone = sum(self.releases.values()) == 1
         return not any(
             isinstance(release, RandomAllocation)
+            or needs_comparison(release)
             or (not alone and _is_exponential(release))
             or (replaces and isinstance(release, PoissonSampled | TruncatedPoisson))
             for release in self.releases
@@ -477,8 +513,10 @@ class LossQuery:
         The hockey-stick divergence is convex, so a sampled pair lies below its unsampled one, and
         so do their compositions. The bound is loose, but valid at every parameter.
         """
+        if not self.compared.complete:
+            return None
         shifts = []
-        for release, times in self.releases.items():
+        for release, times in self.counts.items():
             match release:
                 case (Gaussian() as inner) | PoissonSampled(Gaussian() as inner):
                     shifts.append(math.sqrt(times) * gaussian_mu(inner, self.adjacency))

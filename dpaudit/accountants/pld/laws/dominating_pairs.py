@@ -12,6 +12,8 @@ Gaussian, Laplace     one dimension and the largest shift are the worst case: Ba
                       2018, arXiv:1805.06530; Zhu, Dong & Wang 2022, arXiv:2106.08567
 RandomizedResponse    the output distributions of two different answers, by symmetry
 PureDP, ApproximateDP Kairouz, Oh & Viswanath 2015, arXiv:1311.0776, Theorem 3.3
+Discrete noise        log-concave masses: the largest shift is the worst case (equation 9 of
+                      docs/mathematics/federated_mechanisms.md)
 Exponential           the smallest hockey-stick curve above all mechanisms of that bounded
                       range: Dong, Durfee & Rogers 2020, arXiv:1909.13830, Lemma 3.4
 """
@@ -25,18 +27,27 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dpaudit.accountants.integer_noise import integer_change
+from dpaudit.accountants.pld.laws.noise_tables import (
+    LEAST_TAIL,
+    ScalarNoise,
+    noise_reach,
+    noise_table,
+)
 from dpaudit.accountants.releases import gaussian_mu, randomized_response_loss
 from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     ApproximateDP,
     DiscreteGaussian,
     DiscreteLaplace,
+    DistributedDiscreteGaussian,
     Exponential,
     Gaussian,
     Laplace,
     PureDP,
     RandomizedResponse,
     Release,
+    Skellam,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency
 
@@ -252,7 +263,7 @@ class DominatingPair:
         atom_losses: Base losses of the atoms in nats, shape ``(k,)``.
         atom_masses: Their masses under Q, shape ``(k,)``.
         infinite_mass: Mass of P where Q has none: an infinite loss.
-        truncated_mass: Upper bound on the mass of P in atoms that are left out.
+        truncated_mass: Upper bound on the mass of P, and on that of Q, in atoms that are left out.
     """
 
     densities: tuple[LossDensity, ...]
@@ -288,6 +299,8 @@ def dominating_pair(mechanism: Release, adjacency: Adjacency, tail: float) -> Do
             return _discrete_laplace(scale, sensitivity)
         case DiscreteGaussian(scale, sensitivity):
             return _discrete_gaussian(scale, sensitivity, tail)
+        case Skellam(dimension=1) | DistributedDiscreteGaussian(dimension=1):
+            return _tabulated_noise(mechanism, tail)
         case RandomizedResponse(truth, categories):
             other = (1 - truth) / (categories - 1)
             loss = randomized_response_loss(mechanism)
@@ -356,6 +369,23 @@ def _discrete_gaussian(scale: float, sensitivity: int, tail: float) -> Dominatin
             "the scale"
         )
     return _pair_of_atoms(losses, weights / weights.sum(), truncated_mass=tail)
+
+
+def _tabulated_noise(noise: ScalarNoise, tail: float) -> DominatingPair:
+    """Return the pair of tabulated noise: losses log p(x - s) - log p(x), truncated.
+
+    The masses are those of the true distribution up to the error of the table, which
+    ``comparisons`` adds as a slack.
+    """
+    shift = integer_change(noise).largest_shift
+    kept = max(tail, LEAST_TAIL)
+    reach = shift + noise_reach(noise, kept)
+    _require_few_atoms(reach)
+    table = noise_table(noise, shift)
+    x = np.arange(shift - reach, reach + 1, dtype=np.int64)
+    log_masses = table.at(x)
+    losses = table.at(x - shift) - log_masses
+    return _pair_of_atoms(losses, np.exp(log_masses), truncated_mass=2 * kept)
 
 
 def _require_few_atoms(atoms: float) -> None:

@@ -22,12 +22,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld.laws.dominating_pairs import DominatingPair, LossDensity
 from dpaudit.accountants.rounding_margins import UNIT_ROUNDOFF
 from dpaudit.vocabulary.errors import Unresolvable
@@ -54,16 +54,6 @@ LARGEST_BASE_LOSS, LARGEST_ATOM = 5e3, 600.0
 MAX_PANELS, PANEL_BUDGET = 100_000, 20_000
 TILT_ORDERS = np.geomspace(1.0, 1e15, 46)
 ROUND_UP = 1 + 2.0**-52
-
-
-class Direction(Enum):
-    """Which of the two neighbors P is, the one that generates the output."""
-
-    REMOVED = 1
-    """P includes the record, Q does not; L = +log r(l)."""
-
-    ADDED = -1
-    """Q includes the record, P does not; L = -log r(l)."""
 
 
 @dataclass(frozen=True)
@@ -515,7 +505,8 @@ def poisson_loss_distribution(
     losses, masses = _sampled_atoms(pair, rate, direction)
     # Infinite losses occur where P has mass and Q has none: with probability q in P', removed.
     participation = rate if direction is Direction.REMOVED else 0.0
-    truncated = _truncated_mass(pair, tail) + participation * pair.truncated_mass
+    # Truncated atoms have mass under P and under Q: a sample has at most the larger of them.
+    truncated = _truncated_mass(pair, tail) + pair.truncated_mass
     return _loss_distribution(
         branches, losses, masses, truncated, _scaled_mass(participation, pair.infinite_mass)
     )

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld.contour import integrand
 from dpaudit.accountants.pld.contour.integrand import characteristic_values
 from dpaudit.accountants.pld.laws.dominating_pairs import dominating_pair
 from dpaudit.accountants.pld.laws.loss_distribution import (
-    Direction,
     LossDistribution,
     poisson_loss_distribution,
 )

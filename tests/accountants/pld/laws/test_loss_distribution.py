@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld import closed_form
 from dpaudit.accountants.pld.laws import loss_distribution
 from dpaudit.accountants.pld.laws.dominating_pairs import DominatingPair, dominating_pair
 from dpaudit.accountants.pld.laws.loss_distribution import (
-    Direction,
     LossDistribution,
     poisson_loss_distribution,
     replaced_loss_distribution,

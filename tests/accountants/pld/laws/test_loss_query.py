@@ -9,8 +9,8 @@ import pytest
 from scipy.special import ndtr
 
 from dpaudit.accountants import pld
+from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld.laws.composition import BoundSide, LossQuery
-from dpaudit.accountants.pld.laws.loss_distribution import Direction
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.errors import UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
