@@ -27,7 +27,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     Attributes:
         steps_done: Number of steps.
-        releases: Number of releases in the ledger.
+        releases: Number of releases in the ledger, ``PrivacyLedger.release_count``.
         expected_batch_size: The public constant by which noisy sums are divided, in records.
         clip_norm: Current clip norm of adaptive clipping; None for a fixed rule.
         run: Name of the run in the ledger's header; empty in checkpoints without one.
@@ -213,10 +213,10 @@ def require_known_progress(folder: Path, ledger: PrivacyLedger, progress: Progre
     """
     if progress.run not in ("", ledger.header.run):
         raise IntegrityError(f"{folder} is a checkpoint of another run than its ledger")
-    if progress.releases > len(ledger.releases):
+    if progress.releases > ledger.release_count:
         raise IntegrityError(
             f"{folder} was written after {progress.releases} releases, its ledger holds "
-            f"{len(ledger.releases)}: the ledger was cut, restore it from a copy"
+            f"{ledger.release_count}: the ledger was cut, restore it from a copy"
         )
 
 

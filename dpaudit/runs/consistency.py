@@ -60,7 +60,10 @@ def require_consistent(run: RunFiles, content: LedgerContent) -> PrivacyLedger:
         IntegrityError: If a file contradicts the ledger, or a sealed run has no claim; the
             error names the file.
     """
-    if content.ledger.seal is not None and not run.claim.exists():
+    federation = content.ledger.header.federation
+    participant = None if federation is None else federation.participant
+    # The ledger of a participant has no claim: the server's covers it.
+    if content.ledger.seal is not None and participant is None and not run.claim.exists():
         raise IntegrityError(
             f"{run.path} is sealed and has no claim.json: restore it, or write it with "
             "dpaudit finish"
@@ -122,8 +125,22 @@ def expected_seal(run: RunFiles, ledger: PrivacyLedger) -> Seal:
     Raises:
         IntegrityError: If a file cannot be read.
     """
-    files = {path.name: sha256(path) for path in run.sealed_files}
-    return Seal(len(ledger.releases), files)
+    return Seal(len(ledger.releases), sealed_digests(run))
+
+
+def sealed_digests(run: RunFiles) -> dict[str, str]:
+    """Return the digests that the seal of a run records.
+
+    Args:
+        run: The files of the run, which are hashed.
+
+    Returns:
+        SHA-256 by the name within the run directory, participants' ledgers included.
+
+    Raises:
+        IntegrityError: If a file cannot be read.
+    """
+    return {run.sealed_name(path): sha256(path) for path in run.sealed_files}
 
 
 def is_proven_by_claim(run: RunFiles, content: LedgerContent) -> bool:
@@ -142,7 +159,7 @@ def is_proven_by_claim(run: RunFiles, content: LedgerContent) -> bool:
     if content.ledger.seal is not None:
         return False
     claim = read_optional_json(run.claim, Claim)
-    if claim is None or claim.releases != len(content.ledger.releases):
+    if claim is None or claim.releases != content.ledger.release_count:
         return False
     line, head = encode_line(expected_seal(run, content.ledger), content.ledger.head)
     rest = b"" if content.tail.complete else content.tail.text
@@ -230,10 +247,10 @@ def require_agreeing_model(run: RunFiles, ledger: PrivacyLedger) -> None:
         IntegrityError: If it is one of these.
     """
     releases = model_releases(run, ledger)
-    if releases is not None and releases > len(ledger.releases):
+    if releases is not None and releases > ledger.release_count:
         raise IntegrityError(
             f"{run.model} was made by {releases} releases, its ledger holds "
-            f"{len(ledger.releases)}: the ledger was cut, restore it from a copy"
+            f"{ledger.release_count}: the ledger was cut, restore it from a copy"
         )
 
 
@@ -243,7 +260,7 @@ def _agrees_with_claim(run: RunFiles, content: LedgerContent) -> bool:
     if claim is None:
         return ledger.seal is not None
     if ledger.seal is not None:
-        if (claim.ledger_head, claim.releases) != (ledger.head, len(ledger.releases)):
+        if (claim.ledger_head, claim.releases) != (ledger.head, ledger.release_count):
             raise IntegrityError(
                 f"{run.claim} belongs to another ledger than {run.ledger}: restore both from one "
                 "copy"
@@ -251,7 +268,7 @@ def _agrees_with_claim(run: RunFiles, content: LedgerContent) -> bool:
     elif not is_proven_by_claim(run, content):
         raise IntegrityError(
             f"{run.path} has the claim of a ledger with {claim.releases} releases, and its ledger "
-            f"holds {len(ledger.releases)} and no seal that fits: the ledger or another file was "
+            f"holds {ledger.release_count} and no seal that fits: the ledger or another file was "
             "cut or altered, restore the run from a copy"
         )
     return True

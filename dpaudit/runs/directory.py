@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from dpaudit.files.regular_files import utf8_name, write_error
-from dpaudit.runs.consistency import expected_seal
-from dpaudit.runs.file_io import final_name, read_arrays, read_toml, sha256, write_json
+from dpaudit.runs.consistency import expected_seal, sealed_digests
+from dpaudit.runs.file_io import (
+    final_name,
+    has_table,
+    read_arrays,
+    read_toml,
+    sha256,
+    write_json,
+)
+from dpaudit.runs.ledger_bytes import ledger_bytes
 from dpaudit.runs.ledger_file import (
     LedgerWriter,
     complete_seal,
@@ -25,9 +33,11 @@ from dpaudit.runs.ledger_file import (
     require_complete_last_line,
 )
 from dpaudit.runs.ledger_format import LedgerContent, encode_line
+from dpaudit.runs.participants import foreign_entries, parse_run
 from dpaudit.runs.run_files import RunFiles
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument, RunExists
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.settings import RunConfig
 
@@ -58,10 +68,45 @@ class RunDirectory(RunFiles):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def read_config(self) -> RunConfig:
-        """Return the settings of the run.
+        """Return the settings of a run of one trainer.
 
         Returns:
             The settings of ``dpaudit train``.
+
+        Raises:
+            InvalidArgument: If your own training loop made the run, which has no settings, or
+                the run is a federation.
+            IntegrityError: If the settings are broken or of an unknown version.
+        """
+        settings = self.read_settings()
+        if isinstance(settings, FederatedConfig):
+            raise InvalidArgument(
+                "run", str(self.path), "a run of one trainer, not of a federation, for this purpose"
+            )
+        return settings
+
+    def read_federated_config(self) -> FederatedConfig:
+        """Return the settings of a federated run.
+
+        Returns:
+            The settings of ``dpaudit train --federated``.
+
+        Raises:
+            InvalidArgument: If the run has no settings, or is that of one trainer.
+            IntegrityError: If the settings are broken or of an unknown version.
+        """
+        settings = self.read_settings()
+        if isinstance(settings, RunConfig):
+            raise InvalidArgument(
+                "run", str(self.path), "a federated run, which dpaudit train --federated makes"
+            )
+        return settings
+
+    def read_settings(self) -> RunConfig | FederatedConfig:
+        """Return the settings of the run, of one trainer or of a federation.
+
+        Returns:
+            The settings of ``dpaudit train``, with or without ``--federated``.
 
         Raises:
             InvalidArgument: If your own training loop made the run, which has no settings.
@@ -74,6 +119,8 @@ class RunDirectory(RunFiles):
                 "one that dpaudit train made: your own training loop writes no config.toml "
                 "(test its trainer with dpaudit conformance package.module:make_trainer --run)",
             )
+        if has_table(self.config, "federation"):
+            return read_toml(self.config, FederatedConfig)
         return read_toml(self.config, RunConfig)
 
     def read_ledger(self) -> PrivacyLedger:
@@ -115,6 +162,11 @@ class RunDirectory(RunFiles):
         """
         ledger = self.read_ledger()
         if ledger.seal is None:
+            if ledger.ended is not None and not ledger.accounted_ledgers:
+                raise IntegrityError(
+                    f"{self.path} has ended and added no noise, so it has no claim: train it with "
+                    "noise"
+                )
             raise IntegrityError(
                 f"{self.path} is not finished: resume it with dpaudit train --resume, end your "
                 "own training loop with private.finish(), or complete it with dpaudit finish"
@@ -187,8 +239,9 @@ def _may_hold_a_run(path: Path) -> bool:
 
 def _others_than(run: RunDirectory) -> list[str]:
     """Return the names in a run directory that do not belong to the run."""
-    own = {file.name for file in run.all_files} | {run.checkpoints.name}
-    return [file.name for file in run.path.iterdir() if final_name(file) not in own]
+    own = {file.name for file in run.all_files} | {run.checkpoints.name, run.participants.name}
+    others = [file for file in run.path.iterdir() if final_name(file) not in own]
+    return [str(file.relative_to(run.path)) for file in (*others, *foreign_entries(run))]
 
 
 def conflicting_files(run: RunDirectory) -> list[Path]:
@@ -202,7 +255,7 @@ def conflicting_files(run: RunDirectory) -> list[Path]:
     """
     if has_no_release(run.ledger):
         return []
-    return [file for file in run.all_files if file.exists()]
+    return [file for file in (*run.all_files, *run.participant_ledgers) if file.exists()]
 
 
 def create_run(path: Path) -> RunDirectory:
@@ -251,8 +304,11 @@ def remove_run(path: Path) -> None:
         )
     # No process may write while files go. The ledger is removed last, so that a removal that
     # is interrupted leaves a directory that is still recognized as a run.
-    with ledger_lock(run.ledger):
+    with ExitStack() as locks:
+        for ledger in (run.ledger, *run.participant_ledgers):
+            locks.enter_context(ledger_lock(ledger))
         shutil.rmtree(run.checkpoints, ignore_errors=True)
+        shutil.rmtree(run.participants, ignore_errors=True)
         for file in (*path.glob("*.partial"), *run.all_files):
             file.unlink(missing_ok=True)
         path.rmdir()
@@ -279,14 +335,40 @@ def seal_run(run: RunDirectory, writer: LedgerWriter, claim: Claim) -> None:
     """
     writer.require_writable()
     with writer.exclusive:
-        if claim.releases != writer.releases:
+        recorded = _recorded_releases(run, writer)
+        if claim.releases != recorded:
             raise IntegrityError(
-                f"the claim covers {claim.releases} releases, {writer.path} holds {writer.releases}"
+                f"the claim covers {claim.releases} releases, {writer.path} holds {recorded}"
             )
-        files = {path.name: sha256(path) for path in run.sealed_files}
+        files = sealed_digests(run)
         writer.end(files)
         _write_claim(run, replace(claim, ledger_head=writer.head_after_seal(files)))
         writer.seal(files)
+
+
+def seal_participant(writer: LedgerWriter) -> None:
+    """Seal the ledger of a participant of a federation, which has no claim of its own.
+
+    Seal those of all participants before ``seal_run`` seals the server's, which records their
+    digests.
+
+    Args:
+        writer: The participant's ledger, which is closed.
+
+    Raises:
+        ForkedSession: If this process is not the one that opened the ledger.
+        IntegrityError: If another process wrote the ledger.
+    """
+    writer.seal({})
+
+
+def _recorded_releases(run: RunDirectory, writer: LedgerWriter) -> int:
+    """Return the number of releases that a claim of the run must cover."""
+    if not run.participants.exists():
+        return writer.releases
+    content = parse_run(run.ledger, ledger_bytes(run.ledger))
+    require_complete_last_line(run.ledger, content)
+    return content.ledger.release_count
 
 
 def seal_interrupted_run(run: RunDirectory, content: LedgerContent, claim: Claim) -> None:

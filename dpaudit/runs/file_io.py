@@ -44,6 +44,7 @@ __all__ = [
     "PRIVATE",
     "PUBLIC",
     "final_name",
+    "has_table",
     "read_arrays",
     "read_json",
     "read_optional_json",
@@ -260,6 +261,34 @@ def read_toml(path: Path, kind: type[T]) -> T:
         return msgspec.convert(renamed(parse_toml(content.decode()), str(path)), kind)
     except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a valid {kind.__name__}: {error}") from error
+
+
+def has_table(path: Path, name: str) -> bool:
+    """Return whether a TOML file has a table of a given name at its top.
+
+    Args:
+        path: The file.
+        name: Name of the table.
+
+    Returns:
+        False, too, if the file is not valid TOML, which ``read_toml`` reports.
+
+    Raises:
+        IntegrityError: If the file is missing or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "config.toml")
+        ...     _ = path.write_text("[federation]\\nrounds = 3\\n")
+        ...     has_table(path, "federation"), has_table(path, "canaries")
+        (True, False)
+    """
+    content = read_bytes(InputFile(path, limit=SETTINGS_LIMIT))
+    try:
+        return isinstance(parse_toml(content.decode()).get(name), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def write_arrays(path: Path, **arrays: NDArray[Any]) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,9 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from dpaudit.files.regular_files import (
-    KIB,
     LEDGER_LIMIT,
     InputFile,
     open_input,
-    read_at_most,
     write_error,
 )
 from dpaudit.runs.checkpoints import complete_checkpoints, remove_checkpoint
@@ -38,6 +36,7 @@ from dpaudit.runs.consistency import (
     require_resumable,
 )
 from dpaudit.runs.file_io import sync_to_disk
+from dpaudit.runs.ledger_bytes import MAX_HEADER_BYTES, checked_lines, ledger_bytes
 from dpaudit.runs.ledger_format import (
     GENESIS_HASH,
     LedgerContent,
@@ -46,6 +45,7 @@ from dpaudit.runs.ledger_format import (
     may_begin_header,
     parse_ledger,
 )
+from dpaudit.runs.participants import foreign_entries, parse_run, run_of_ledger, with_participants
 from dpaudit.runs.run_files import RunFiles
 from dpaudit.vocabulary.errors import (
     DpauditError,
@@ -65,14 +65,11 @@ from dpaudit.vocabulary.ledger import (
     PrivacyLedger,
     ReleaseEntry,
     ResumeEntry,
+    RoundEntry,
     Seal,
 )
 
 T = TypeVar("T")
-
-MAX_HEADER_BYTES, MIN_LINE_BYTES, ALWAYS_ALLOWED_LINES = 64 * KIB, 80, 10_000
-"""Largest first line and smallest line (it holds its hash), in bytes; and the number of lines
-that are split whatever their length is."""
 
 READ_ATTEMPTS = 3
 """Repetitions of a check that fails while another process writes the file."""
@@ -92,7 +89,7 @@ def read_ledger(path: Path) -> PrivacyLedger:
     Raises:
         IntegrityError: If it is missing, incomplete or altered, or of an unknown major version.
     """
-    content = parse_ledger(path, _bytes(path))
+    content = parse_ledger(path, ledger_bytes(path))
     require_complete_last_line(path, content)
     return content.ledger
 
@@ -112,6 +109,8 @@ def require_complete_last_line(path: Path, content: LedgerContent) -> None:
             f"{path} ends in the middle of a line: truncated, or still written; complete it "
             "with dpaudit finish or dpaudit train --resume"
         )
+    for name, one in content.participants.items():
+        require_complete_last_line(RunFiles(path.parent).participants / name / path.name, one)
 
 
 def read_unfinished(path: Path) -> PrivacyLedger:
@@ -166,7 +165,7 @@ def read_interrupted_run(run: RunFiles) -> LedgerContent:
     Raises:
         IntegrityError: If it is missing, damaged or altered, or another file contradicts it.
     """
-    content = parse_ledger(run.ledger, _bytes(run.ledger))
+    content = parse_run(run.ledger, ledger_bytes(run.ledger))
     require_not_contradicted(run, content)
     return content
 
@@ -177,43 +176,19 @@ def _settled(path: Path, check: Callable[[LedgerContent], T]) -> T:
     Other files are read after the ledger, so they may record more than it held then.
     """
     for _ in range(READ_ATTEMPTS):
-        raw = _bytes(path)
+        raw = ledger_bytes(path)
         try:
-            return check(parse_ledger(path, raw))
+            return check(parse_run(path, raw))
         except IntegrityError:
-            if _bytes(path) == raw:  # nothing was written meanwhile: the finding stands
+            if ledger_bytes(path) == raw:  # nothing was written meanwhile: the finding stands
                 raise
-    return check(parse_ledger(path, _bytes(path)))
+    return check(parse_run(path, ledger_bytes(path)))
 
 
 def _consistent(path: Path, content: LedgerContent) -> PrivacyLedger:
     """Return the ledger to account for, cross-checked if it is that of a run."""
-    run = _run_of(path)
+    run = run_of_ledger(path)
     return content.counted if run is None else require_consistent(run, content)
-
-
-def _run_of(path: Path) -> RunFiles | None:
-    """Return the run of a ledger; None for a file of another name, which is a ledger alone."""
-    run = RunFiles(path.parent)
-    return run if run.ledger.name == path.name else None
-
-
-def _bytes(path: Path) -> bytes:
-    """Return the content of a ledger's file."""
-    source = InputFile(path, limit=LEDGER_LIMIT)
-    with open_input(source) as file:
-        return _lines(source, file)
-
-
-def _lines(source: InputFile, file: BinaryIO) -> bytes:
-    """Return a ledger's bytes, after a check that they can be lines, before they are split."""
-    begin = file.read(MAX_HEADER_BYTES)
-    if len(begin) == MAX_HEADER_BYTES and b"\n" not in begin:
-        raise source.error("its first line is longer than any header")
-    content = begin + read_at_most(source, file)
-    if content.count(b"\n") > max(ALWAYS_ALLOWED_LINES, len(content) // MIN_LINE_BYTES):
-        raise source.error("it has lines that are too short for a ledger")
-    return content
 
 
 def is_ledger(path: Path) -> bool:
@@ -236,8 +211,8 @@ def is_ledger(path: Path) -> bool:
 def has_no_release(path: Path) -> bool:
     """Return whether a ledger has no release and no process writes it, so that it may be replaced.
 
-    A last line that may be a release, a seal, and any file that a run writes only after its first
-    release each count as a release.
+    A last line that may be a release, a round, a seal, and any file that a run writes only after
+    its first release each count as a release. So does a release of a participant.
 
     Args:
         path: Any path.
@@ -249,17 +224,19 @@ def has_no_release(path: Path) -> bool:
     try:
         with open_input(source) as file:
             _lock(path, file)
-            return _holds_no_release(path, _lines(source, file))
+            return _holds_no_release(path, checked_lines(source, file))
     except DpauditError:
         return False
 
 
 def _holds_no_release(path: Path, raw: bytes) -> bool:
     """Return whether neither a ledger's bytes nor the other files of its run show a release."""
-    run = _run_of(path)
+    run = run_of_ledger(path)
     if run is not None and (
         any(file.exists() for file in run.files_after_release)
         or complete_checkpoints(run.checkpoints)
+        or foreign_entries(run)
+        or not all(has_no_release(ledger) for ledger in run.participant_ledgers)
     ):
         return False
     if b"\n" not in raw and may_begin_header(raw):
@@ -268,7 +245,8 @@ def _holds_no_release(path: Path, raw: bytes) -> bool:
         content = parse_ledger(path, raw)
     except IntegrityError:
         return False
-    return not (content.ledger.releases or content.ledger.seal or content.tail.may_be_release)
+    ledger = content.ledger
+    return not (ledger.releases or ledger.rounds or ledger.seal or content.tail.may_be_release)
 
 
 @contextmanager
@@ -446,7 +424,7 @@ class LedgerWriter:
         try:
             if not _holds_no_release(path, file.read()):
                 raise RunExists(f"{path} exists: another run has begun here")
-            run = _run_of(path)
+            run = run_of_ledger(path)
             if run is not None:
                 _remove_beginnings(run)
             file.truncate(0)
@@ -483,7 +461,7 @@ class LedgerWriter:
         file = _open_to_write(path)
         try:
             content = parse_ledger(path, file.read())
-            _require_unended(path, content)
+            _require_unended(path, with_participants(path, content))
             if content.tail.dropped:
                 file, end = _without_tail(path, file, content, resumed)
                 return cls(path, file, end)
@@ -518,6 +496,21 @@ class LedgerWriter:
         """
         self._append(release)
 
+    def record_releases(self, releases: Sequence[ReleaseEntry]) -> None:
+        """Record several releases at once; all lines are on disk when this returns.
+
+        For releases of steps to come: a process that dies in between has recorded too many,
+        never too few.
+
+        Args:
+            releases: The releases in order.
+
+        Raises:
+            IntegrityError: As for ``record_release``. Nothing was written.
+            InputOutputError: As for ``record_release``.
+        """
+        self._append(*releases)
+
     def declare(self, change: ChangeEntry) -> None:
         """Record that the model was changed outside of the recorded steps.
 
@@ -536,6 +529,16 @@ class LedgerWriter:
         """
         self._append(checkpoint)
 
+    def record_round(self, ended: RoundEntry) -> None:
+        """Record the end of one round of a federation.
+
+        Call it after the last line of every participant's ledger in this round is on disk.
+
+        Args:
+            ended: Number, heads of the participants' ledgers, and rejected updates.
+        """
+        self._append(ended)
+
     def end(self, files: dict[str, str]) -> None:
         """Record the digests of the final files, after the last step.
 
@@ -543,6 +546,11 @@ class LedgerWriter:
             files: SHA-256 by file name.
         """
         self._append(EndEntry(files))
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line that is on disk, as ``RoundEntry.heads`` records it."""
+        return self._end.head
 
     def head_after_seal(self, files: dict[str, str]) -> str:
         """Return the hash of the line that ``seal`` would write now.
@@ -584,15 +592,17 @@ class LedgerWriter:
         """Unlock and close the ledger, which can then be resumed."""
         self._file.close()
 
-    def _append(self, entry: LedgerEntry) -> None:
-        """Write one line and wait until it is on disk."""
+    def _append(self, *entries: LedgerEntry) -> None:
+        """Write lines and wait until they are on disk."""
         self._require_own_process()
         with self.exclusive:
             self._require_untouched()
             end = self._end
-            line, head = encode_line(entry, end.head)
-            text = b"\n" * end.unended + line
-            more = isinstance(entry, ReleaseEntry)
+            text, head = b"\n" * end.unended, end.head
+            for entry in entries:
+                line, head = encode_line(entry, head)
+                text += line
+            more = sum(isinstance(entry, ReleaseEntry) for entry in entries)
             # Invariant: ``_end`` is the state of the file up to the last line that is surely
             # on disk. It advances only after fsync has returned; the caller may use the noise
             # only after that.
@@ -683,7 +693,7 @@ def complete_seal(run: RunFiles) -> None:
     file = _open_to_write(run.ledger)
     with file:
         raw = file.read()
-        content = parse_ledger(run.ledger, raw)
+        content = parse_run(run.ledger, raw)
         require_consistent(run, content)
         # Only the missing bytes are appended, so a crash here leaves a longer beginning of
         # the same seal, which the claim still proves.
@@ -717,7 +727,7 @@ def _end_of(content: LedgerContent, size: int) -> _End:
 
 def _require_unended(path: Path, content: LedgerContent) -> None:
     """Refuse a ledger that is sealed, lacks only its seal, or is contradicted by other files."""
-    run = _run_of(path)
+    run = run_of_ledger(path)
     if run is not None and content.ledger.seal is None:
         require_resumable(run, content)
         if is_proven_by_claim(run, content):
@@ -766,7 +776,7 @@ def _without_tail(
 
 def _require_no_checkpoints(path: Path) -> None:
     """Refuse a new ledger beside an earlier run's checkpoints, which would contradict it."""
-    run = _run_of(path)
+    run = run_of_ledger(path)
     if run is not None and complete_checkpoints(run.checkpoints):
         raise RunExists(
             f"{run.checkpoints} holds checkpoints of an earlier run: choose another folder, or "
@@ -782,3 +792,4 @@ def _remove_beginnings(run: RunFiles) -> None:
         for folder in run.checkpoints.iterdir():
             remove_checkpoint(folder)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
+    shutil.rmtree(run.participants, ignore_errors=True)

@@ -22,10 +22,11 @@ import codecs
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from dpaudit.runs.file_io import require_unique_keys
 from dpaudit.vocabulary import SCHEMA_VERSION, is_readable
@@ -229,19 +230,29 @@ class LedgerContent:
     Attributes:
         ledger: The whole lines, and a complete last line without its newline.
         tail: What follows the last newline.
+        participants: The same of each participant's file, in the ledger of a federation.
     """
 
     ledger: PrivacyLedger
     tail: LedgerTail
+    participants: dict[str, LedgerContent] = field(default_factory=dict)
 
     @property
     def counted(self) -> PrivacyLedger:
-        """The ledger to account for: with the release that an incomplete line counts as."""
+        """The ledger to account for: with the release that an incomplete line counts as.
+
+        So are the ledgers of participants. Without incomplete lines it is ``ledger`` itself.
+        """
         more = self.tail.stand_in(self.ledger)
-        if more is None:
+        others = {name: one.counted for name, one in self.participants.items()}
+        if more is None and all(
+            others[name] is one.ledger for name, one in self.participants.items()
+        ):
             return self.ledger
+        if more is None:
+            return replace(self.ledger, participants=others)
         head = encode_line(more, self.ledger.head)[1]
-        return PrivacyLedger(self.ledger.header, (*self.ledger.lines, more), head)
+        return PrivacyLedger(self.ledger.header, (*self.ledger.lines, more), head, others)
 
 
 def chain_hash(previous: str, entry: bytes) -> str:
@@ -302,6 +313,18 @@ def parse_ledger(path: Path, content: bytes) -> LedgerContent:
     if ledger.seal is not None:
         raise IntegrityError(f"{path} continues after its seal, or has two headers")
     return LedgerContent(ledger, tail)
+
+
+def line_hashes(content: bytes) -> list[str]:
+    """Return the hash of each whole line of a ledger that ``parse_ledger`` accepted.
+
+    Args:
+        content: All bytes of the file.
+
+    Returns:
+        Hexadecimal hashes, in order; the rest after the last newline has none.
+    """
+    return [_decode_line(line).hash for line in content.split(b"\n")[:-1]]
 
 
 def is_header(line: bytes) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpaudit.vocabulary.ledger import participant_name
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -87,13 +89,49 @@ class RunFiles:
         return self.path / "checkpoints"
 
     @property
+    def participants(self) -> Path:
+        """Folder of a federation with one folder per participant, such as ``000``."""
+        return self.path / "participants"
+
+    def participant(self, number: int) -> RunFiles:
+        """Return the files of one participant of a federation.
+
+        Args:
+            number: Number of the participant, from 0.
+
+        Returns:
+            The files in their folder: the participant's own ledger.
+        """
+        return RunFiles(self.participants / participant_name(number))
+
+    @property
+    def participant_ledgers(self) -> tuple[Path, ...]:
+        """The existing ledgers of a federation's participants, in the order of their numbers."""
+        if not self.participants.is_dir():
+            return ()
+        folders = (one for one in self.participants.iterdir() if _is_number(one.name))
+        ledgers = (RunFiles(one).ledger for one in sorted(folders, key=lambda one: int(one.name)))
+        return tuple(one for one in ledgers if one.exists())
+
+    @property
     def sealed_files(self) -> tuple[Path, ...]:
         """The existing files whose digests the ledger's seal holds."""
         files = (
             *(self.config, self.model, self.canaries, self.secret_canaries),
             *(self.canary_file_copy, self.observations),
         )
-        return tuple(path for path in files if path.exists())
+        return (*(path for path in files if path.exists()), *self.participant_ledgers)
+
+    def sealed_name(self, path: Path) -> str:
+        """Return the name under which ledgers record the digest of a file of the run.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Its path within the run directory, such as ``participants/000/ledger.jsonl``.
+        """
+        return path.relative_to(self.path).as_posix()
 
     @property
     def all_files(self) -> tuple[Path, ...]:
@@ -118,3 +156,7 @@ class RunFiles:
             *(self.model, self.observations, self.claim, self.audit, self.attack),
             *(self.conformance, self.verdict, self.report),
         )
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()

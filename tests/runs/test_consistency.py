@@ -320,7 +320,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_no_cut_one(
     run = create_run(tmp_path / "run")
     writer = LedgerWriter.create(run.ledger, header())
     writer.record_release(step_release(0))
-    read, looks = ledger_file._bytes, [0]
+    read, looks = ledger_file.ledger_bytes, [0]
 
     def then_goes_on(path: Path) -> bytes:
         content = read(path)
@@ -331,7 +331,7 @@ def test_a_run_that_goes_on_while_it_is_read_is_no_cut_one(
                 write_checkpoint(run, Progress(2, 2, 10.0))
         return content
 
-    monkeypatch.setattr(ledger_file, "_bytes", then_goes_on)
+    monkeypatch.setattr(ledger_file, "ledger_bytes", then_goes_on)
     assert len(run.read_unfinished().releases) == 2
     write_model(run, 2)
     looks[0] = 5
