@@ -178,6 +178,32 @@ def _load(settings: DataSettings) -> DatasetSplit:
     return DatasetSplit(train, heldout, tuple(str(label) for label in label_set))
 
 
+def load_training_column(settings: DataSettings, column: str) -> NDArray[Any]:
+    """Read one column of a table, for the training records of ``load_dataset``.
+
+    Args:
+        settings: Source and split, as for ``load_dataset``.
+        column: Name of the column, which may be among the features or the label.
+
+    Returns:
+        Values as text, shape ``(records,)``, in the order of the training records.
+
+    Raises:
+        InvalidArgument: If the source is no table, or lacks the column.
+        UnreadableFile: If the source is missing.
+    """
+    path = Path(settings.source)
+    if not path.name.removesuffix(".gz").endswith((".csv", ".parquet")):
+        raise InvalidArgument("partition", "column", f"another one: {settings.source} is no table")
+    frame = read_table(_source(path), low_memory=False)
+    if column not in frame.columns:
+        allowed = f"a column of {settings.source}: {list(frame.columns)[:MAX_VALUES_SHOWN]}"
+        raise InvalidArgument("partition_column", column, allowed)
+    values = frame[column].astype(str).to_numpy()
+    coins = np.random.default_rng(settings.split_seed).random(len(values))
+    return np.asarray(values[coins >= settings.test_fraction])
+
+
 def _labels(part: _RawRecords, source: str) -> NDArray[Any]:
     """Return the labels of a part; refuse any other shape than ``(records,)``, NaN and infinity."""
     labels = part.labels

@@ -35,7 +35,7 @@ def is_sharded(tensor: Tensor) -> bool:
     Returns:
         True for a DTensor.
     """
-    if not distributed.is_available():
+    if type(tensor) is Tensor or type(tensor) is nn.Parameter or not distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor  # noqa: PLC0415 - seconds to import
 

@@ -8,7 +8,7 @@ References: Abadi et al. (2016), arXiv:1607.00133, Algorithm 1, with Poisson sam
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,8 +37,9 @@ from dpaudit.trainer.engine.batch_structure import Batch, count_records
 from dpaudit.trainer.engine.model_state import seed_torch
 from dpaudit.trainer.noise.gradient_noise import GradientSums, count_coordinates
 from dpaudit.trainer.noise.randomness import NotCopyable, Purpose
+from dpaudit.trainer.session.release_account import PrivacyBudget
 from dpaudit.trainer.session.settings import StepSettings
-from dpaudit.trainer.session.training_session import PrivacyBudget, Session
+from dpaudit.trainer.session.training_session import Session
 from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, require_count
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, LedgerHeader
 from dpaudit.vocabulary.mechanism import Gaussian, Release
@@ -230,6 +231,45 @@ class Private(NotCopyable):
         self._session.require_room(what, release)
         self._session.ranks.require_same_settings({"also released": f"{what} {release!r}"})
         self._session.record(what, release, self.steps)
+
+    def receive_model(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set the trainable parameters to a model that a federation released, between steps.
+
+        For participants of a federation: in each round, local training continues from the global
+        model. This is post-processing as long as the weights were computed from recorded
+        releases, of this participant and of others, and from nothing else. Use
+        ``declare_change`` for any other change. The optimizer's state is reset, as it belongs to
+        the earlier weights. Changes made before, outside of steps, are still detected.
+
+        Args:
+            weights: One finite tensor for each trainable parameter, by name, with its shape.
+
+        Raises:
+            InvalidArgument: If a name, shape or value does not fit; the model is unchanged. Also
+                if the weights are averaged over steps.
+            NoiseReused: If a step is in progress.
+            UnrecordedChange: If the model was changed since the last step.
+
+        Example:
+            >>> import torch
+            >>> from dpaudit.trainer.attach import make_private
+            >>> model = torch.nn.Linear(2, 1)
+            >>> private = make_private(
+            ...     model, torch.optim.SGD(model.parameters(), lr=0.1), noise_multiplier=1.0,
+            ...     sampling_rate=0.5, expected_batch_size=4)
+            >>> private.receive_model({"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+            >>> model.weight.tolist()
+            [[1.0, 1.0]]
+        """
+        session = self._session
+        if session.trained.average is not None:
+            raise InvalidArgument("average_decay", "a number", "None in a federation")
+        own = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        _require_weights_fit(own, weights)
+        with session.receiving(), torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(weights[name])
+            self.optimizer.state.clear()
 
     def declare_change(self, what: str) -> None:
         """Declare a change of the model that is not the result of a recorded step.
@@ -426,6 +466,20 @@ class Private(NotCopyable):
         """Return the release to record before the next step; None if an earlier one covers it."""
         noise = Gaussian(self.step_settings.noise_multiplier(self.steps))
         return self.step_settings.sampler.release_at(noise, self.steps, self._session.first)
+
+
+def _require_weights_fit(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse weights that are not one finite tensor for each trainable parameter."""
+    if weights.keys() != own.keys():
+        differing = sorted(weights.keys() ^ own.keys())
+        raise InvalidArgument("weights", differing, "one tensor for each trainable parameter")
+    for name, parameter in own.items():
+        given = weights[name]
+        if given.shape != parameter.shape or not bool(torch.isfinite(given).all()):
+            allowed = f"finite, of shape {tuple(parameter.shape)}"
+            raise InvalidArgument(f"weights[{name!r}]", f"shape {tuple(given.shape)}", allowed)
 
 
 def _count_of_steps(steps: object) -> int:

@@ -83,16 +83,34 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     ranks = current_ranks()
     split = load_dataset(config.data)
     stream = ranks.broadcast_stream(Keystream.of(config.privacy.seed))
+    model = prepare_model(config.model.model, split, stream)
+    return PreparedRun(config, split, model.to(device), stream, ranks)
+
+
+def prepare_model(name: str, split: DatasetSplit, stream: Keystream) -> nn.Module:
+    """Make a model in training mode, and check that it can be trained privately.
+
+    Args:
+        name: Name of the model in the settings.
+        split: The records, for their shape and the number of classes.
+        stream: Keystream of the initial weights.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        InvalidArgument: If it has no trainable parameter, or mixes records.
+    """
     seed = stream.seed_for(Purpose.MODEL)
-    model = make_model(config.model.model, split.shape, len(split.classes), seed)
+    model = make_model(name, split.shape, len(split.classes), seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InvalidArgument("model", config.model.model, "a model with a trainable parameter")
+        raise InvalidArgument("model", name, "a model with a trainable parameter")
     model.train()
     require_independent_records(model, split.shape)
     # A trained part that begins at zero hides whether its features mix records.
     if isinstance(model, FixedFeatureModel):
         require_independent_records(model.features, split.shape)
-    return PreparedRun(config, split, model.to(device), stream, ranks)
+    return model
 
 
 def train_run(prepared: PreparedRun, out: Path, on_step: StepCallback) -> RunDirectory:
@@ -208,7 +226,9 @@ def heldout_records(run: RunDirectory, split: DatasetSplit) -> RecordArrays:
     Returns:
         The rest of the held-out records.
     """
-    taken = np.arange(len(split.heldout)) < run.read_config().canaries.inputs
+    settings = run.read_settings()  # those of a federation have no canaries
+    inputs = settings.canaries.inputs if isinstance(settings, RunConfig) else 0
+    taken = np.arange(len(split.heldout)) < inputs
     return split.heldout[~taken]
 
 

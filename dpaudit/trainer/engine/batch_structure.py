@@ -66,6 +66,16 @@ def _holds_tensors(batch: object) -> bool:
             return False
 
 
+def _is_tuple_of_tensors(batch: Batch) -> bool:
+    """Return whether a batch is a plain tuple of plain tensors, at least one."""
+    if type(batch) is not tuple or not batch:
+        return False
+    return all(
+        type(part) is Tensor and part.layout is torch.strided and not part.is_nested
+        for part in batch
+    )
+
+
 def map_tensors(
     batch: Batch,
     change: Callable[[Tensor], Tensor],
@@ -84,6 +94,8 @@ def map_tensors(
     Raises:
         InvalidArgument: If a part is neither a tensor, a column, a container nor None.
     """
+    if _is_tuple_of_tensors(batch):  # the usual batch; the rest below gives the same
+        return tuple(map(change, batch))
     own = partial(map_tensors, change=change, change_column=change_column)
     match batch:
         case Tensor() if batch.layout is torch.strided and not batch.is_nested:
@@ -160,6 +172,8 @@ def batch_tensors(batch: Batch) -> list[Tensor]:
     Returns:
         The tensors, in the order of the structure.
     """
+    if _is_tuple_of_tensors(batch):
+        return list(batch)
     found: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -179,6 +193,8 @@ def batch_columns(batch: Batch) -> list[Column]:
     Returns:
         The columns, in the order of the structure.
     """
+    if _is_tuple_of_tensors(batch):
+        return []
     found: list[Column] = []
 
     def keep(column: Column) -> Column:
@@ -215,13 +231,17 @@ def count_records(batch: Batch) -> int:
     Raises:
         InvalidArgument: If there are no tensors or columns, or they disagree.
     """
-    if _is_ambiguous(batch):
+    plain = _is_tuple_of_tensors(batch)
+    if not plain and _is_ambiguous(batch):
         raise InvalidArgument(
             "batch", f"a {type(batch).__name__} without any tensor", "a dict of columns, or of "
             "tensors and columns (its entries may be records or columns)",
         )  # fmt: skip
-    sizes = {tensor.shape[0] if tensor.dim() else -1 for tensor in batch_tensors(batch)}
-    sizes |= {len(column) for column in batch_columns(batch)}
+    if plain:
+        sizes = {tensor.shape[0] if tensor.dim() else -1 for tensor in batch}
+    else:
+        sizes = {tensor.shape[0] if tensor.dim() else -1 for tensor in batch_tensors(batch)}
+        sizes |= {len(column) for column in batch_columns(batch)}
     if len(sizes) != 1 or -1 in sizes:
         raise InvalidArgument(
             "batch", sorted(sizes), "tensors and lists that all have the records as their first "
@@ -273,7 +293,10 @@ def take_records(batch: Batch, index: Tensor) -> Batch:
             return column[array]
         return _of_type(column, [column[i] for i in where])
 
-    return map_tensors(batch, lambda tensor: tensor[index.to(tensor.device)], entries)
+    # index_select copies rows in half the time of indexing.
+    return map_tensors(
+        batch, lambda tensor: tensor.index_select(0, index.to(tensor.device)), entries
+    )
 
 
 def fold_rows(batch: Batch, records: int, rows: int) -> Batch:

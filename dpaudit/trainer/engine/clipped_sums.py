@@ -183,7 +183,11 @@ class Engine:
             require_count("chunk", chunk)
         self.require_independence(batch)
         self._steps += 1
-        with self._one_pass(batch), self._unwritten_parameters():
+        with (
+            self._gradients.same_parameters(),
+            self._one_pass(batch),
+            self._unwritten_parameters(),
+        ):
             size = chunk or self._gradients.chunk_size(batch)
             parts = self._sums(batch, size, clipping)
         if not parts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -374,6 +374,10 @@ def instance_norm(
 PATCHES_AT_ONCE = 2**22
 """Entries of patches that are unfolded at once, 16 MB; affects speed and memory alone."""
 
+MOST_PLACES, PLACES_KEPT = 2**16, 64
+"""Entries of one image's patches up to which their places are kept, and images of how many kinds;
+affects speed and memory alone."""
+
 IntTuple = tuple[int, ...]
 IntOrTuple = int | IntTuple
 
@@ -435,6 +439,15 @@ class ConvolutionGeometry:
         Returns:
             Shape ``(records, channels * kernel numbers, positions)``.
         """
+        positions = self._positions(x.shape[2:], kernel)
+        entries = x.shape[1] * math.prod(kernel) * math.prod(positions)
+        if x.is_cpu and entries <= MOST_PLACES:
+            around = [side for number in reversed(self.padding) for side in (number, number)]
+            whole = functional.pad(x, around) if any(around) else x
+            places = _places(tuple(whole.shape[1:]), tuple(kernel), self.stride, self.dilation)
+            found = whole.flatten(1).index_select(1, places)
+            # Positions first: products with output gradients then need no copy.
+            return found.view(len(x), -1, x.shape[1] * math.prod(kernel)).mT
         flat = x.dim() == 3  # unfold needs two dimensions of space: add one of length 1
         ones, none = ((1,), (0,)) if flat else ((), ())
         return functional.unfold(
@@ -444,6 +457,30 @@ class ConvolutionGeometry:
             padding=none + self.padding,
             stride=ones + self.stride,
         )
+
+    def _positions(self, space: torch.Size, kernel: torch.Size) -> IntTuple:
+        """Return the shape of the output in space."""
+        return tuple(
+            (length + 2 * padding - dilation * (size - 1) - 1) // stride + 1
+            for length, padding, dilation, size, stride in zip(
+                space, self.padding, self.dilation, kernel, self.stride, strict=True
+            )
+        )
+
+
+@lru_cache(maxsize=PLACES_KEPT)
+def _places(shape: IntTuple, kernel: IntTuple, stride: IntTuple, dilation: IntTuple) -> Tensor:
+    """Return the places of all patches in a padded image of a shape, one patch after the other.
+
+    Taking the entries at these places is faster than ``functional.unfold`` for small images.
+    """
+    windows = torch.arange(math.prod(shape)).view(shape)
+    for i, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        # Windows of apart (size - 1) + 1 entries, of which every apart-th one counts.
+        windows = windows.unfold(1 + i, apart * (size - 1) + 1, step)[..., ::apart]
+    space = len(kernel)
+    inside, positions = range(1 + space, 1 + 2 * space), range(1, 1 + space)
+    return windows.permute(*positions, 0, *inside).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -469,10 +506,13 @@ class ConvolutionGradients:
 
     @property
     def _by_inner_products(self) -> bool:
-        """Whether Gram matrices cost less: positions (outputs + patch) <= outputs patch."""
+        """Whether Gram matrices cost less: 2 positions (outputs + patch) <= outputs patch.
+
+        Twice, as the weighted sum then takes another pass, and written out it takes none.
+        """
         positions, outputs = self.images * math.prod(self.g.shape[2:]), self.weight.shape[0]
         patch = math.prod(self.weight.shape[1:])
-        return self.geometry.unfolds and positions * (outputs + patch) <= outputs * patch
+        return self.geometry.unfolds and 2 * positions * (outputs + patch) <= outputs * patch
 
     @cached_property
     def _written_out(self) -> Tensor:

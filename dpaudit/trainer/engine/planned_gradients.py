@@ -92,6 +92,7 @@ class PlannedGradients:
 
     def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
         self._model, self.loss = model, loss
+        self._named: dict[str, nn.Parameter] | None = None
         self.reset: Callable[[], None] = do_nothing
         self.forget()
 
@@ -103,7 +104,22 @@ class PlannedGradients:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters with their names; a tied parameter appears once."""
+        if self._named is not None:
+            return self._named
         return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def same_parameters(self) -> Iterator[None]:
+        """List the trainable parameters once for the whole block, as for one sum.
+
+        Yields:
+            Nothing.
+        """
+        self._named = self.parameters
+        try:
+            yield
+        finally:
+            self._named = None
 
     def verify_plans(self, sample: Batch, *, stale: bool) -> None:
         """Compare the plans with autograd on a few records, and drop those that do not agree.

@@ -394,7 +394,7 @@ def load_trained_model(run: RunDirectory, split: DatasetSplit) -> nn.Module:
     Raises:
         IntegrityError: If the weights are missing, broken or of another model.
     """
-    config = run.read_config()
+    config = run.read_settings()
     model = make_model(config.model.model, split.shape, len(split.classes), seed=0)
     with open_input(InputFile(run.model, limit=DATA_LIMIT)):
         pass  # refuses anything but a regular file: safetensors opens the path itself

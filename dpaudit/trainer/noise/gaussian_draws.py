@@ -37,8 +37,10 @@ def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tenso
     """
     pairs = (count + 1) // 2
     draws = torch.empty(2 * pairs)
-    radii, angles = stream.reader(purpose, step), stream.reader(purpose, step, 8 * pairs)
     at_once = CPU_PAIRS * torch.get_num_threads()
+    radii = stream.reader(purpose, step)
+    # Angles follow the radii in the stream: of one chunk, the same reader continues with them.
+    angles = radii if pairs <= at_once else stream.reader(purpose, step, 8 * pairs)
     for start in range(0, pairs, at_once):
         some = slice(start, min(start + at_once, pairs))
         length = some.stop - start

@@ -22,15 +22,17 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri, ndtri_exp
-from torch import Tensor
 
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Exact rounding of a normal: bits are drawn until they decide the result.
 
@@ -239,6 +241,8 @@ def round_to_grid(total: Tensor, grid: float) -> Tensor:
         InvalidArgument: If ``grid`` is not a power of two, or an entry is not finite or beyond
             2^52 units.
     """
+    import torch  # noqa: PLC0415  the server of a federation draws noise without it
+
     _require_power_of_two(grid)
     rounded = (total.double() / grid).round_()  # dividing by a power of two is exact
     if not bool((rounded.abs() <= LARGEST_SUM).all()):
@@ -269,6 +273,8 @@ def add_rounded_noise(
     Returns:
         The noisy sum, with the shape, type and device of ``total``.
     """
+    import torch  # noqa: PLC0415  the server of a federation draws noise without it
+
     noise = rounded_normals(stream, purpose, step, deviation, grid, total.numel())
     return add_grid_units(total, torch.from_numpy(noise), grid)
 

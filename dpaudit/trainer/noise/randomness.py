@@ -15,7 +15,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, unique
 from typing import NoReturn, SupportsIndex
 
 import numpy as np
@@ -28,6 +28,7 @@ from dpaudit.vocabulary.ledger import Randomness
 AES_BLOCK_BYTES = 16
 
 
+@unique  # two purposes with one value would share their random numbers
 class Purpose(Enum):
     """What a stream is used for; each purpose has a separate stream."""
 
@@ -46,6 +47,28 @@ class Purpose(Enum):
     """Keys of streams that are made on the tensor's own device."""
     USER_ROWS = 12
     CANARY_DIRECTIONS = 13
+    PARTICIPANT_SAMPLING = 14
+    UPDATE_NOISE = 15
+    CLIPPED_COUNT_NOISE = 16
+    PARTICIPANT_KEY = 17
+    """Keys of the participants of a federation in one process."""
+    LOCAL_ORDER = 18
+    TURN_ORDER = 30
+    """Order in which the participants of selective SGD take their turns."""
+    SELECTION_ORDER = 31
+    """Order in which selective SGD examines the coordinates of a change."""
+    THRESHOLD_NOISE = 32
+    ENTRY_NOISE = 33
+    VALUE_NOISE = 34
+    AGGREGATION_SECRETS = 40
+    """Private keys and self mask seed of a participant in one round of secure aggregation."""
+    SHARE_COEFFICIENTS = 41
+    NOISE_SHARE = 42
+    NOISE_SHARE_SUBTRAHEND = 43
+    """Poisson draws that are subtracted in Skellam noise."""
+    UPDATE_ROUNDING = 44
+    AGGREGATION_SESSION = 45
+    """Public identifier of a run of secure aggregation."""
 
 
 def forked_session_error(what: str, how: str) -> ForkedSession:

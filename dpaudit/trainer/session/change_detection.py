@@ -20,7 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -102,13 +104,26 @@ class ChangeDetector:
         return {n: noted[n] for n in frozen if n in noted and noted[n] != now.get(n)}
 
 
-TensorWords = dict[str, tuple[Tensor, Tensor]]
+Words = Tensor | NDArray[np.int64]
+"""Content as 64-bit words: an array on the CPU, where small sums are faster in NumPy."""
+
+TensorWords = dict[str, tuple[Tensor, Words]]
 """Each named tensor, and its content as 64-bit words."""
 
 
 def _words(tensors: Iterator[tuple[str, Tensor]]) -> TensorWords:
     """Return each tensor with its content as 64-bit words."""
-    return {name: (tensor, words_of_tensor(tensor)) for name, tensor in tensors}
+    return {name: (tensor, _words_of(tensor)) for name, tensor in tensors}
+
+
+def _words_of(tensor: Tensor) -> Words:
+    """Return a tensor's content as words, without a copy where that is possible."""
+    size = tensor.numel() * tensor.element_size()
+    plain = tensor.is_cpu and tensor.dtype is torch.float32 and tensor.layout is torch.strided
+    if plain and size % WORD_BYTES == 0 and tensor.is_contiguous() and not tensor.is_neg():
+        return tensor.numpy().reshape(-1).view(np.int64)
+    words = words_of_tensor(tensor)
+    return words.numpy() if words.is_cpu else words
 
 
 def _samples(content: TensorWords, offset: int) -> list[int]:
@@ -164,9 +179,13 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _values(sums: list[Tensor]) -> list[int]:
+def _values(sums: list[Tensor | np.int64]) -> list[int]:
     """Return the sums as numbers, in one transfer: on a GPU each would wait for the device."""
-    return torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
+    there = [total for total in sums if isinstance(total, Tensor)]
+    moved = iter(
+        torch.stack([total.to(there[0].device) for total in there]).tolist() if there else []
+    )
+    return [next(moved) if isinstance(total, Tensor) else int(total) for total in sums]
 
 
 def words_of_tensor(tensor: Tensor) -> Tensor:
@@ -191,12 +210,16 @@ def words_of_tensor(tensor: Tensor) -> Tensor:
     return octets.view(torch.int64)
 
 
-def _sum_of_some(words: Tensor, offset: int) -> Tensor:
+def _sum_of_some(words: Words, offset: int) -> Tensor | np.int64:
     """Return the sum of about ``SAMPLED_WORDS`` words, each times a weight of its position."""
     # The offset moves by one per step, so that every word is sampled once in ``stride`` steps.
     stride = max(1, len(words) // SAMPLED_WORDS)
     some = words[offset % stride :: stride]
-    return (some * _weights(words.device)[: len(some)]).sum()
+    if isinstance(some, Tensor):
+        return (some * _weights(some.device)[: len(some)]).sum()
+    # Modulo 2^64, as for tensors.
+    total: np.int64 = np.dot(some, _array_of_weights()[: len(some)])
+    return total
 
 
 @cache
@@ -205,3 +228,9 @@ def _weights(device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (2 * SAMPLED_WORDS,), generator=generator) * 2 + 1
     return odd.to(device)
+
+
+@cache
+def _array_of_weights() -> NDArray[np.int64]:
+    """Return the weights on the CPU as an array."""
+    return _weights(torch.device("cpu")).numpy()

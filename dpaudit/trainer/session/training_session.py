@@ -9,7 +9,7 @@ result of what was recorded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from dpaudit.accountants import calibrate, pld
-from dpaudit.accountants.answers import claim_from_ledger, require_recorded_sampling
+from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.runs.checkpoints import Progress
 from dpaudit.runs.consistency import RELEASES_KEY, RUN_KEY
 from dpaudit.runs.directory import RunDirectory, conflicting_files, seal_run
@@ -34,14 +33,13 @@ from dpaudit.trainer.noise.gradient_noise import NoiseContext
 from dpaudit.trainer.noise.randomness import Keystream, NotCopyable
 from dpaudit.trainer.session.change_detection import ChangeDetector
 from dpaudit.trainer.session.checkpoint import write_checkpoint, write_weights
+from dpaudit.trainer.session.release_account import PrivacyBudget, ReleaseAccount
 from dpaudit.vocabulary.errors import (
-    BudgetExceeded,
     InvalidArgument,
     NoiseReused,
     RunExists,
     UnrecordedChange,
     require_delta,
-    require_positive,
 )
 from dpaudit.vocabulary.ledger import (
     ChangeEntry,
@@ -50,29 +48,11 @@ from dpaudit.vocabulary.ledger import (
     ReleaseEntry,
     ResumeEntry,
 )
-from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
+from dpaudit.vocabulary.mechanism import Release
 from dpaudit.vocabulary.privacy_terms import Bound
 
 ACCOUNTANT = "pld"
-TRIAL_DELTA = 1e-5  # delta at which a further release is checked if there is no budget
 MAX_NAMES_SHOWN = 3  # names of changed tensors in a message
-
-
-@dataclass(frozen=True)
-class PrivacyBudget:
-    """An upper limit of epsilon at a delta: training stops before the step that would exceed it.
-
-    Attributes:
-        epsilon: Upper limit, above 0.
-        delta: Delta of the limit, in [1e-300, 1).
-    """
-
-    epsilon: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        require_positive("epsilon", self.epsilon)
-        require_delta("delta", self.delta)
 
 
 @dataclass(frozen=True)
@@ -174,11 +154,7 @@ class Session(NotCopyable):
         # The step at which this key began: a seeded key is the same from step 0 on.
         self.first = 0 if stream.randomness is Randomness.SEEDED else step
         self._recorder, self._ledger = recorder, ledger
-        self._budget: PrivacyBudget | None = None
-        self._room: dict[Release, int] = {}  # how many more of each release the budget allows
-        self._recorded: dict[Release, int] = {}
-        for release in releases:
-            self._count(release)
+        self._account = ReleaseAccount(header, releases)
         self._watch = ChangeDetector(trained.watched, trained.optimizer)
         self._watch.note()  # nothing but steps may change the model from here on
         self._finished, self._closed, self._busy = False, False, Lock()
@@ -309,7 +285,7 @@ class Session(NotCopyable):
             step: Number of the step, from 0; None if it belongs to no step.
         """
         # Counted first: an interrupt in between counts one release too many, never too few.
-        self._count(release)
+        self._account.count(release)
         self._recorder.record_release(ReleaseEntry(what, release, step=step))
 
     def declare_change(self, what: str) -> None:
@@ -327,6 +303,34 @@ class Session(NotCopyable):
         self.ranks.require_same_settings({"declared change": what})  # the first rank records it
         self._recorder.declare(ChangeEntry(" ".join(what.split()), self.steps))
         self._watch.note()
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Hold the session while a model of a federation is received, and accept it.
+
+        A change that was made before is not accepted with it: the model must be as the last step
+        left it.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InvalidArgument: If the session is sealed or closed.
+            ForkedSession: If this process is a fork of the one that began the session.
+            NoiseReused: If a step of this session is in progress.
+            UnrecordedChange: If the model is not as the last step left it.
+        """
+        self.require_open()
+        if not self._busy.acquire(blocking=False):
+            raise NoiseReused(
+                "a step of this session is in progress: receive a model between steps"
+            )
+        try:
+            self.require_unchanged()
+            yield
+            self._watch.note()
+        finally:
+            self._busy.release()
 
     def require_unchanged(self, *, thoroughly: bool = True) -> None:
         """Refuse a model that is not as the last step left it.
@@ -426,7 +430,7 @@ class Session(NotCopyable):
     @property
     def recorded(self) -> dict[Release, int]:
         """The number of times each release was recorded."""
-        return dict(self._recorded)
+        return self._account.recorded
 
     def epsilon(self, delta: float) -> Bound:
         """Return certified bounds of epsilon for all releases so far.
@@ -440,10 +444,7 @@ class Session(NotCopyable):
         Raises:
             InvalidArgument: If delta is out of range.
         """
-        require_delta("delta", delta)
-        if not self._recorded:
-            return Bound(0.0, 0.0)
-        return pld.profile(self._spent(), adjacency=self.header.adjacency).epsilon(delta=delta)
+        return self._account.epsilon(delta)
 
     def stop_at(self, budget: PrivacyBudget) -> None:
         """Set the privacy budget, which must be the same on every rank.
@@ -455,7 +456,7 @@ class Session(NotCopyable):
             InvalidArgument: If ranks have different budgets.
         """
         self.ranks.require_same_settings({"budget": repr(budget)})
-        self._budget, self._room = budget, {}
+        self._account.set_budget(budget)
 
     def require_room(self, what: str, release: Release) -> None:
         """Refuse a release that no claim can cover, or that would exceed the budget.
@@ -469,23 +470,10 @@ class Session(NotCopyable):
             UnsupportedMechanism: If no accountant composes it with what this run records.
             BudgetExceeded: If it would exceed the budget.
         """
-        if not isinstance(what, str) or not what.strip():
-            raise InvalidArgument("what", what, "a text: what was released")
-        if not isinstance(release, Release):
-            raise InvalidArgument("release", release, "a mechanism, as Gaussian(2.0)")
-        require_recorded_sampling(self.header, release)
-        # A release that no accountant supports is refused before it is recorded.
-        spent = pld.profile(self._spent(release, 1), adjacency=self.header.adjacency)
-        if self._budget is None:
-            spent.epsilon(delta=TRIAL_DELTA)
-            return
-        if not spent.epsilon(delta=self._budget.delta).upper <= self._budget.epsilon:
-            raise BudgetExceeded(f"{what} would exceed the budget that was set")
+        self._account.require_room(what, release)
 
     def has_room(self, release: Release | None) -> bool:
         """Return whether the budget, if any, has room for the release of the next step.
-
-        The number of such releases that fit is computed once, and again when they are used up.
 
         Args:
             release: The next step's release; None if an earlier release covers the step.
@@ -493,28 +481,7 @@ class Session(NotCopyable):
         Returns:
             True if there is no budget, no release, or room for it.
         """
-        if self._budget is None or release is None or self._room.get(release, 0) > 0:
-            return True
-        with suppress(InvalidArgument):  # not even one release fits
-            found = calibrate.steps(
-                lambda times: self._spent(release, times),
-                target_epsilon=self._budget.epsilon,
-                delta=self._budget.delta,
-                adjacency=self.header.adjacency,
-            )
-            self._room = {release: found.value}
-            return True
-        return False
-
-    def _count(self, release: Release) -> None:
-        """Count a release; the room for any other release is computed again."""
-        self._recorded[release] = self._recorded.get(release, 0) + 1
-        self._room = {release: self._room.get(release, 0) - 1}
-
-    def _spent(self, more: Release | None = None, times: int = 0) -> Mechanism:
-        """Return the composition of all releases so far, with ``times`` more of one."""
-        parts = [Repeated(release, count) for release, count in self._recorded.items()]
-        return Composed((*parts, *([Repeated(more, times)] if more is not None else [])))
+        return self._account.has_room(release)
 
     # Checkpoint and seal.
 
