@@ -71,12 +71,16 @@ def check_correlation(noise_runs: NoiseOnlyRuns, claim: StepClaim) -> list[Confo
         return [inconclusive_finding(CHECK, "lags", f"noise {noise_runs.mode.description}", why)]
     found = []
     if noise_runs.noise.shape[1] > 1:
-        found.append(_finding("lags", _lags_text(noise_runs, claim), _between_lags(noise_runs)))
-        found.append(_finding("steps", "every two steps", _between_steps(noise_runs)))
+        found.append(
+            correlation_finding("lags", _lags_text(noise_runs, claim), _between_lags(noise_runs))
+        )
+        found.append(correlation_finding("steps", "every two steps", _between_steps(noise_runs)))
     return [
         *found,
-        _finding("runs", "runs under different seeds", _between_runs(noise_runs)),
-        _finding("coordinates", "coordinates and groups", _between_coordinates(noise_runs)),
+        correlation_finding("runs", "runs under different seeds", _between_runs(noise_runs)),
+        correlation_finding(
+            "coordinates", "coordinates and groups", _between_coordinates(noise_runs)
+        ),
     ]
 
 
@@ -110,7 +114,7 @@ def check_rank_noise(noise_runs: NoiseOnlyRuns, replicas: bool) -> list[Conforma
         names.append(f"rank {one} and rank {other}")
     counts = np.full(len(found), ranks[:, 0].size)
     return [
-        _finding(
+        correlation_finding(
             "ranks", "the noise of every two ranks", Correlations(np.array(found), counts, names)
         )
     ]
@@ -151,7 +155,7 @@ def check_resume(
     first, second = (
         np.array(rows).transpose(1, 0, 2).reshape(half, -1) for rows in (before, after)
     )
-    matrix = _correlation_matrix(first, second)
+    matrix = correlation_matrix(first, second)
     names = [
         f"step {s} before a resume and step {half + t} after it"
         for s in range(half)
@@ -159,11 +163,22 @@ def check_resume(
     ]
     counts = np.full(matrix.size, first.shape[1])
     found = Correlations(matrix.ravel(), counts, names)
-    return [_finding("resume", "every step before a resume and every step after it", found)]
+    return [
+        correlation_finding("resume", "every step before a resume and every step after it", found)
+    ]
 
 
-def _finding(name: str, between: str, pairs: Correlations) -> ConformanceFinding:
-    """Report the correlation of the smallest p-value, times the number of tests (Bonferroni)."""
+def correlation_finding(name: str, between: str, pairs: Correlations) -> ConformanceFinding:
+    """Report the correlation of the smallest p-value, times the number of tests (Bonferroni).
+
+    Args:
+        name: Name of the test.
+        between: What the correlations are between, for the report.
+        pairs: The correlations.
+
+    Returns:
+        The finding; INCONCLUSIVE if there is no correlation.
+    """
     tests = len(pairs.correlations)
     if tests == 0:
         return inconclusive_finding(
@@ -191,8 +206,16 @@ def _correlation(one: Array, other: Array) -> float:
     return float((one * other).sum()) / norms if norms > 0 else 0.0
 
 
-def _correlation_matrix(one: Array, other: Array) -> Array:
-    """Return the correlation about mean 0 of each row of ``one`` with each row of ``other``."""
+def correlation_matrix(one: Array, other: Array) -> Array:
+    """Compute the correlation about mean 0 of each row of ``one`` with each row of ``other``.
+
+    Args:
+        one: Rows, shape ``(m, d)``.
+        other: Rows, shape ``(n, d)``.
+
+    Returns:
+        The correlations, shape ``(m, n)``; 0 where a row is all zeros.
+    """
     unit = [
         rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
         for rows in (one, other)

@@ -95,24 +95,32 @@ def check_noise(noise_runs: NoiseOnlyRuns, claim: StepClaim) -> list[Conformance
             )
         ]
     return [
-        _scale_finding("scale", where, _squares_overall(noise_runs, claim), noise_runs),
-        _scale_finding(
+        scale_finding("scale", where, _squares_overall(noise_runs, claim), noise_runs),
+        scale_finding(
             "scale of each group", where, _squares_by_group(noise_runs, claim), noise_runs
         ),
-        _scale_finding(
-            "scale of each step", where, _squares_by_step(noise_runs, claim), noise_runs
-        ),
-        _scale_finding(
+        scale_finding("scale of each step", where, _squares_by_step(noise_runs, claim), noise_runs),
+        scale_finding(
             "scale of each coordinate", where, _squares_by_coordinate(noise_runs, claim), noise_runs
         ),
         _normality_finding(where, noise_runs),
     ]
 
 
-def _scale_finding(
+def scale_finding(
     name: str, where: str, squares: SquareSums, noise_runs: NoiseOnlyRuns
 ) -> ConformanceFinding:
-    """Test each sum of squares, at the level of one finding over the number of sums."""
+    """Test each sum of squares, at the level of one finding over the number of sums.
+
+    Args:
+        name: Name of the test.
+        where: The noise, for the report.
+        squares: The sums of squares.
+        noise_runs: The runs that they are from.
+
+    Returns:
+        The finding.
+    """
     tests = len(squares.sums)
     p_values = variance_p_values(squares.sums, squares.samples, squares.shifts)
     p_value = min(1.0, tests * float(p_values.min()))

@@ -15,7 +15,13 @@ from dpaudit.attacks.conformance.statistical_tests import failed_finding, inconc
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceFinding, StepClaim
 from dpaudit.vocabulary.errors import require_count
-from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger, Sampling
+from dpaudit.vocabulary.ledger import (
+    GRADIENT_SUM,
+    UPDATE_SUM,
+    UPDATE_SUM_AND_COUNT,
+    PrivacyLedger,
+    Sampling,
+)
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     Gaussian,
@@ -30,6 +36,8 @@ from dpaudit.vocabulary.verdict import Outcome
 
 CHECK = "provenance"
 EXACT_POWER = "exact: the test is deterministic"
+SUMS = (GRADIENT_SUM, UPDATE_SUM, UPDATE_SUM_AND_COUNT)
+"""Releases that a claim on each step, or on each round of a server, is about."""
 TUNING, EARLY_STOPPING = "hyperparameter-tuning", "early-stopping"
 
 
@@ -75,14 +83,18 @@ def check_provenance(
         trainer was tested for less than is recorded. If there are neither, one PASS finding; an
         INCONCLUSIVE one if the ledger is not sealed.
     """
-    tested = f"the ledger's {len(ledger.releases)} releases against the claim"
+    tested = f"the ledger's {ledger.release_count} releases against the claim"
     wrong = [
         *_term_differences(ledger, claim),
         *_uncovered_uses(ledger, claim, data_use or DataUse()),
     ]
+    weaker: list[tuple[str, str]] = []
     if steps is not None:
-        wrong += list(_step_differences(ledger, steps))
-    weaker = [] if steps is None else list(_weaker_tests(ledger, steps))
+        accounted = ledger.accounted_ledgers or {"": ledger}
+        for one, part in accounted.items():
+            of = f"participant {one}: " if one in ledger.participants else ""
+            wrong += [(name, of + why) for name, why in _step_differences(part, steps)]
+            weaker += [(name, of + why) for name, why in _weaker_tests(part, steps)]
     if wrong or weaker:
         return [
             *(failed_finding(CHECK, name, tested, why) for name, why in wrong),
@@ -131,11 +143,11 @@ def _term_differences(ledger: PrivacyLedger, claim: Claim) -> Iterator[tuple[str
             f"the claim's privacy unit is a {claim.unit}, that of the ledger's noise a "
             f"{header.unit}",
         )
-    if claim.releases != len(ledger.releases):
+    if claim.releases != ledger.release_count:
         yield (
             "releases",
             f"the claim covers {claim.releases} releases, the ledger records "
-            f"{len(ledger.releases)}: steps are left out",
+            f"{ledger.release_count}: steps are left out",
         )
     if claim.ledger_head != ledger.head:
         yield "ledger", "the claim is for another ledger, or for an earlier state of this one"
@@ -198,7 +210,7 @@ def _uncovered_uses(
 
 def _step_differences(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
     """Yield name and reason of each recorded step that is less private than the step claim."""
-    sums = [release for release in ledger.releases if release.what == GRADIENT_SUM]
+    sums = [release for release in ledger.releases if release.what in SUMS]
     if len(sums) > claim.steps:
         yield "steps", f"{len(sums)} steps are recorded, {claim.steps} are claimed"
     noises = [
@@ -228,9 +240,12 @@ def _step_differences(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple
 
 def _weaker_tests(ledger: PrivacyLedger, claim: StepClaim) -> Iterator[tuple[str, str]]:
     """Yield where the trainer was tested for a weaker or a different step than is recorded."""
-    sums = [release for release in ledger.releases if release.what == GRADIENT_SUM]
+    sums = [release for release in ledger.releases if release.what in SUMS]
     if not sums:
-        yield "steps", f"the ledger records no {GRADIENT_SUM}, which the trainer was tested for"
+        yield (
+            "steps",
+            f"the ledger records no {' and no '.join(SUMS)}, which the trainer was tested for",
+        )
     noises = [
         noise for recorded in sums if (noise := _recorded_noise(recorded.mechanism)) is not None
     ]

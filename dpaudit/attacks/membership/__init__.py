@@ -26,6 +26,11 @@ from dpaudit.attacks.membership.reference_attacks import (
 )
 from dpaudit.attacks.membership.reference_models import ReferenceConfidences, random_halves
 from dpaudit.attacks.membership.scores import MembershipScores, RecordScores, pool_scores
+from dpaudit.attacks.membership.upload_attacks import (
+    gradient_alignment_scores,
+    gradient_regression_scores,
+    loss_difference_scores,
+)
 from dpaudit.vocabulary import lazy_exports
 
 if TYPE_CHECKING:
@@ -40,9 +45,12 @@ __all__ = [
     "attack_classifier",
     "calibrated_loss",
     "evaluate",
+    "gradient_alignment_scores",
+    "gradient_regression_scores",
     "label_only_scores",
     "lira_offline",
     "lira_online",
+    "loss_difference_scores",
     "loss_scores",
     "loss_threshold",
     "model_signals",

@@ -5,10 +5,16 @@ what the run released, and guesses the coins. What is guessed is fixed before an
 by simulating the claimed mechanism.
 
 Gradient canaries are observed at every step (``audit_gradient_canaries``) or in the final model
-(``audit_final_iterate``). Input canaries are records (``audit_input_canaries``). Scores from
+(``audit_final_iterate``). Input canaries are records (``audit_input_canaries``). Canary
+participants of a federation are observed in each round (``audit_canary_participants``). Scores from
 any framework are audited by ``audit_scores`` and ``audit_random_split``.
 """
 
+from dpaudit.attacks.one_run.canary_participants import (
+    audit_canary_participants,
+    audit_interfering_participants,
+    canary_directions,
+)
 from dpaudit.attacks.one_run.gradient_canary_audits import (
     FinalIterate,
     audit_final_iterate,
@@ -29,12 +35,15 @@ __all__ = [
     "ClaimedMechanism",
     "ClaimedSteps",
     "FinalIterate",
+    "audit_canary_participants",
     "audit_final_iterate",
     "audit_gradient_canaries",
     "audit_input_canaries",
     "audit_interfering_canaries",
     "audit_interfering_final_iterate",
+    "audit_interfering_participants",
     "audit_random_split",
     "audit_scores",
+    "canary_directions",
     "sizes_fit_fair_coins",
 ]

@@ -48,7 +48,9 @@ from dpaudit.trainer.models.factories import (
 )
 from dpaudit.trainer.run import heldout_records
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.settings import DataSettings, NoProgress, Progress
+from dpaudit.workflow.attack.federated_attacks import members_of_federation
 from dpaudit.workflow.attack.score_evaluation import AttackOutcome, evaluate_scores
 
 # The records that targets and reference models are trained on.
@@ -259,7 +261,8 @@ def attack_run(
 ) -> AttackOutcome:
     """Attack the model of a finished run, and write the report into the run.
 
-    References have the run's architecture and are trained without noise.
+    References have the run's architecture and are trained without noise. In a federation, members
+    are the records of all participants.
 
     Args:
         run: A finished run; its data must still be there.
@@ -274,12 +277,15 @@ def attack_run(
         InvalidArgument: If the run's data are gone, or a setting cannot be used.
     """
     ledger = run.read_finished()
-    config = run.read_config()
+    config = run.read_settings()
     split = load_dataset(config.data)
     model = load_trained_model(run, split).eval()
-    heldout = heldout_records(run, split)
+    if isinstance(config, FederatedConfig):
+        members, others = members_of_federation(config, split)
+    else:
+        members, others = split.train, heldout_records(run, split)
     own = replace(settings, model=config.model.model)
-    target = _single(TorchModel(model), split.train, heldout, len(split.classes), own, progress)
+    target = _single(TorchModel(model), members, others, len(split.classes), own, progress)
     found = evaluate_attacks([target], own, _described("the run's model", own), progress)
     report = msgspec.structs.replace(found.report, ledger_head=ledger.head)
     write_json(run.attack, report, PRIVATE)

@@ -29,7 +29,7 @@ from dpaudit.attacks.one_run.observations import EVERY_STEP, ClaimedMechanism, C
 from dpaudit.runs.directory import RunDirectory, read_canary_file_record
 from dpaudit.runs.file_io import read_arrays
 from dpaudit.vocabulary.audit import AuditReport, BoundKind, BoundStatistics, OneRun
-from dpaudit.vocabulary.errors import IntegrityError
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, LedgerHeader, PrivacyLedger, Randomness
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonSampled, Repeated
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, Unit
@@ -42,6 +42,24 @@ MIN_LINE_DELTA = 1e-5  # below it, a few thousand canaries cannot detect a line
 
 StepParameters = tuple[float, float]
 """A sampling rate and a noise multiplier."""
+
+
+def require_one_trainer(run: RunDirectory, ledger: PrivacyLedger) -> None:
+    """Refuse the run of a federation, whose participants train without canaries.
+
+    Args:
+        run: The run.
+        ledger: Its ledger.
+
+    Raises:
+        InvalidArgument: If it is a federation.
+    """
+    if ledger.header.federation is not None:
+        raise InvalidArgument(
+            "run",
+            str(run.path),
+            "a run of one trainer: the participants of a federation train without canaries",
+        )
 
 
 def recorded_steps(ledger: PrivacyLedger, what: str) -> list[StepParameters]:

@@ -21,8 +21,9 @@ from dpaudit.runs.file_io import PRIVATE, read_optional_json, write_json
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger
-from dpaudit.vocabulary.settings import Progress
+from dpaudit.vocabulary.settings import Progress, RunConfig
 from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
 
 REPLAY_RECORDS = 256
@@ -38,7 +39,8 @@ def check_run_conformance(
     """Check the trainer that a finished run's settings describe, and the run's claim.
 
     The result is written into the run. The weights are not read: the check is that this
-    trainer, under these settings, does what it claims.
+    trainer, under these settings, does what it claims. Of a federation that protects records the
+    clients are checked, of one that protects participants the server.
 
     Args:
         run: A finished run.
@@ -54,18 +56,36 @@ def check_run_conformance(
         IntegrityError: If the run is unfinished, or a file is missing or altered.
         InvalidArgument: If the run's data are gone, or the probes are no such file.
     """
+    ledger = run.read_finished()
+    config, given = run.read_settings(), _probes(probes)
+    if isinstance(config, FederatedConfig):
+        from dpaudit.workflow.audit.federated_conformance import (  # noqa: PLC0415 - torch
+            check_federation,
+        )
+
+        found = check_federation(config, claim, given, progress)
+        result, recorded = found.result, found.recorded
+    else:
+        result = _check_trainer_of(config, claim, given, progress)
+        recorded = result.claim
+    stated = read_optional_json(run.claim, Claim) or _own_claim(run, ledger)
+    findings = [*result.findings, *check_provenance(ledger, stated, steps=recorded)]
+    return _written(run, conformance_result(result.claim, findings, ledger.head))
+
+
+def _check_trainer_of(
+    config: RunConfig,
+    claim: StepClaim | None,
+    probes: list[Record] | None,
+    progress: Progress | None,
+) -> ConformanceResult:
+    """Check the trainer that the settings of a run of one trainer describe."""
     from dpaudit.trainer.conformance_trainers import RunTrainerFactory  # noqa: PLC0415 - torch
     from dpaudit.trainer.run import prepare_run  # noqa: PLC0415
 
-    ledger = run.read_finished()
-    bench = RunTrainerFactory.of(prepare_run(run.read_config()))
-    step_claim = claim or bench.claim()
-    records, given = bench.records(REPLAY_RECORDS), _probes(probes)
-    result = check(bench, step_claim, records=records, probes=given, progress=progress)
-    findings = list(result.findings)
-    stated = read_optional_json(run.claim, Claim) or _own_claim(run, ledger)
-    findings += check_provenance(ledger, stated, steps=step_claim)
-    return _written(run, conformance_result(step_claim, findings, ledger.head))
+    bench = RunTrainerFactory.of(prepare_run(config))
+    records = bench.records(REPLAY_RECORDS)
+    return check(bench, claim or bench.claim(), records=records, probes=probes, progress=progress)
 
 
 def _own_claim(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
@@ -75,6 +95,46 @@ def _own_claim(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
 def _written(run: RunDirectory, result: ConformanceResult) -> ConformanceResult:
     write_json(run.conformance, result, PRIVATE)
     return result
+
+
+def check_federated_factory(
+    name: str,
+    kind: str,
+    claim: StepClaim,
+    records: Path | None,
+    probes: Path | None = None,
+    progress: Progress | None = None,
+) -> ConformanceResult:
+    """Check the server or the clients that ``package.module:factory`` makes.
+
+    Args:
+        name: ``package.module:make_server`` or ``package.module:make_client``.
+        kind: ``server`` or ``client``.
+        claim: The claim on each round, or on each local step.
+        records: An .npz with the arrays x and y, for a client; None: the attribute ``records`` of
+            the module of ``make_client``.
+        probes: An .npz with the arrays x and y: records to replay at a client; None: derived.
+        progress: Receives each finished check.
+
+    Returns:
+        The result, with each finding.
+
+    Raises:
+        InvalidArgument: If there is no such factory, or there are no records for a client, or
+            records are given for a server.
+    """
+    from dpaudit.attacks.conformance.federated import check_client, check_server  # noqa: PLC0415
+    from dpaudit.workflow.audit.federated_conformance import require_arguments  # noqa: PLC0415
+
+    factory = import_object(kind, name, f"package.module:make_{kind} that can be imported")
+    require_arguments(kind, name, factory)
+    if kind == "client":
+        module = sys.modules[name.partition(":")[0]]
+        found, given = _records(module, records), _probes(probes)
+        return check_client(factory, claim, records=found, probes=given, progress=progress)
+    if records is not None or probes is not None:
+        raise InvalidArgument("records", "given", "left out: updates are planted at a server")
+    return check_server(factory, claim, progress=progress)
 
 
 def check_trainer_factory(

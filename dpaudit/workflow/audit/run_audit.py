@@ -39,6 +39,7 @@ from dpaudit.workflow.audit.audit_plan import (
     claimed_steps,
     plan_final_iterate_audits,
     recorded_steps,
+    require_one_trainer,
     simulation_seed,
 )
 from dpaudit.workflow.audit.external_scores import (
@@ -194,6 +195,7 @@ def audit_run(
     if view not in VIEWS:
         raise InvalidArgument("view", view, f"one of {', '.join(VIEWS)}")
     ledger = run.read_finished()
+    require_one_trainer(run, ledger)
     canaries = _canaries_of(run, ledger, canary_scoring)
     claim = claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)
     shares = FailureShares.of(
