@@ -1,0 +1,1 @@
+"""Federated training: participants keep their records and send updates to a server."""
