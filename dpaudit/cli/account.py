@@ -82,9 +82,9 @@ SOURCE_OPTIONS = (
     click.option(
         "--from",
         "source",
-        type=Choice(["opacus", "dp-event"]),
-        help="Format of FILE: JSON of an Opacus history or of a dp_accounting event. FILE may be "
-        "-, standard input.",
+        type=Choice(["opacus", "dp-event", "flower"]),
+        help="Format of FILE: JSON of an Opacus history, of a dp_accounting event, or of the "
+        "state of a Flower accountant. FILE may be -, standard input.",
     ),
     click.option(
         "--noise-set-for",
@@ -115,7 +115,8 @@ def pricing_request(ctx: click.Context, *, delta: float | None) -> PricingReques
     if was_given(ctx, "noise_set_for") and source != "dp-event":
         raise click.UsageError("--noise-set-for is for --from dp-event")
     if source is not None:
-        _refuse_given(ctx, "FILE", FILE_OPTIONS)
+        of_state = source == account.ExternalFormat.FLOWER.value
+        _refuse_given(ctx, "FILE", PLAN_OPTIONS if of_state else FILE_OPTIONS)
         if run is None:
             raise click.UsageError(f"--from {source} needs a FILE")
         return account.request_for_file(
@@ -123,7 +124,7 @@ def pricing_request(ctx: click.Context, *, delta: float | None) -> PricingReques
             run,
             adjacency=Adjacency(given["adjacency"]),
             noise_set_for=Adjacency(given["noise_set_for"]),
-            delta=require_option("delta", delta),
+            delta=delta if of_state else require_option("delta", delta),
         )
     if run is not None:
         _refuse_given(ctx, "RUN", PLAN_OPTIONS)
@@ -170,7 +171,11 @@ def _refuse_given(ctx: click.Context, what: str, options: tuple[str, ...]) -> No
 
 @click.command(cls=Command)
 @pricing_options
-@click.option("--delta", type=float, help="Delta of the guarantee.  [default: that of RUN]")
+@click.option(
+    "--delta",
+    type=float,
+    help="Delta of the guarantee.  [default: that of RUN or of a Flower state]",
+)
 @click.option(
     "--accountant",
     type=Choice(["all", *ACCOUNTANTS]),
@@ -196,8 +201,8 @@ def epsilon(
 ) -> None:
     """Compute epsilon of a run, a training plan or FILE.
 
-    Prints a lower and an upper bound by each accountant. FILE is the history of another
-    library; --from names its format.
+    Prints a lower and an upper bound by each accountant; of a federated run, of each
+    participant, too. FILE is the history of another library; --from names its format.
 
     \b
     dpaudit epsilon --sampling-rate 0.01 --noise-multiplier 1 --steps 1000 \\
@@ -206,6 +211,7 @@ def epsilon(
                     --noise-multiplier 1.1 --delta 1e-5
     dpaudit epsilon runs/digits
     dpaudit epsilon --from opacus history.json --delta 1e-5
+    dpaudit epsilon --from flower state.json
     """
     # Heavy imports stay inside the command that needs them.
     from dpaudit.report import text
@@ -221,6 +227,10 @@ def epsilon(
         print_message(f"warning: {warning}")
     if format_ == "text":
         shown = text.epsilon_text(question.mechanism, question.sampling, answers)
+        if question.federation is not None:
+            shown += "\n\n" + text.participants_text(
+                question.federation, answers, question.without_release, question.notes
+            )
         if explain:
             shown += "\n\n" + text.guarantee_text(question.mechanism, answers)
     elif accountant == "all":

@@ -297,7 +297,15 @@ _MAKERS = {"secrets": _secrets, "dummy": _dummies}
 
 
 @click.command("conformance", cls=Command)
-@click.argument("trainer", metavar="RUN|pkg.mod:make_trainer")
+@click.argument("trainer", metavar="RUN|pkg.mod:FACTORY")
+@click.option(
+    "--kind",
+    type=Choice(("trainer", "client", "server")),
+    default="trainer",
+    show_default=True,
+    help="What FACTORY makes: a trainer from (records, seed), a client of a federation from "
+    "(records, seed, participant), or its server from (seed).",
+)
 @click.option(
     "--claim",
     type=click.Path(path_type=Path),
@@ -306,7 +314,7 @@ _MAKERS = {"secrets": _secrets, "dummy": _dummies}
 @click.option(
     "--records",
     type=click.Path(path_type=Path),
-    help="Records for make_trainer: an .npz file with the arrays x and y.",
+    help="Records for a trainer or client: an .npz file with the arrays x and y.",
 )
 @click.option(
     "--probes",
@@ -326,6 +334,7 @@ _MAKERS = {"secrets": _secrets, "dummy": _dummies}
 def conformance_command(
     ctx: click.Context,
     trainer: str,
+    kind: str,
     claim: Path | None,
     records: Path | None,
     probes: Path | None,
@@ -333,19 +342,22 @@ def conformance_command(
     format_: str,
     output: Path | None,
 ) -> None:
-    """Test the steps of a trainer against its claim.
+    """Test the steps of a trainer, or the rounds of a federation, against its claim.
 
-    Replays steps, and tests noise and sampling statistically. Exit code: 0 no deviation was
-    detected, 1 the trainer deviates from its claim, 3 inconclusive.
+    Replays steps, and tests noise and sampling statistically. Of a federated RUN, the clients or
+    the server are tested. Exit code: 0 no deviation was detected, 1 the trainer deviates from its
+    claim, 3 inconclusive.
 
     \b
     dpaudit conformance runs/mnist
     dpaudit conformance my_package.training:make_trainer --claim claim.toml \\
                         --records records.npz
+    dpaudit conformance my_package.server:make_server --kind server \\
+                        --claim claim.toml
     """
     from dpaudit.report import text
 
-    result = _checked(trainer, claim, records, probes, run)
+    result = _checked(trainer, kind, claim, records, probes, run)
     write_result(
         text.as_json(result) if format_ == "json" else text.conformance_text(result),
         output,
@@ -357,6 +369,7 @@ def conformance_command(
 
 def _checked(
     trainer: str,
+    kind: str,
     claim: Path | None,
     records: Path | None,
     probes: Path | None,
@@ -364,12 +377,19 @@ def _checked(
 ) -> ConformanceResult:
     from dpaudit.runs.directory import open_run
     from dpaudit.workflow.audit.conformance_check import (
+        check_federated_factory,
         check_run_conformance,
         check_trainer_factory,
         read_step_claim,
     )
 
     asked: StepClaim | None = None if claim is None else read_step_claim(claim)
+    if kind != "trainer":
+        if run is not None:
+            raise click.UsageError(f"--run goes with a trainer, not with --kind {kind}")
+        stated = require_option("claim", asked)
+        with progress_bars() as progress:
+            return check_federated_factory(trainer, kind, stated, records, probes, progress)
     if ":" in trainer and not Path(trainer).exists():
         made = None if run is None else open_run(run)
         stated = require_option("claim", asked)

@@ -28,6 +28,8 @@ from dpaudit.vocabulary.errors import ExitCode
 
 if TYPE_CHECKING:
     from dpaudit.gate.policy_layers import LoadedPolicy
+    from dpaudit.vocabulary.federation import FederatedConfig
+    from dpaudit.vocabulary.settings import PrivacySettings
     from dpaudit.vocabulary.verdict import PolicyOverride, Verdict
     from dpaudit.workflow.gate.run_evaluation import GateSettings, RuleTimer
 
@@ -261,15 +263,16 @@ def check(
 ) -> None:
     """Check that the policy is valid and no waiver has expired.
 
-    SETTINGS are configuration files of dpaudit train. The epsilon of each plan is computed
+    SETTINGS are configuration files of dpaudit train, with or without --federated. The epsilon of
+    each plan is computed
     and compared with the policy; nothing is trained. Exit code 1 if a plan fails the policy.
     """
-    from dpaudit.cli.train import settings_of_file
+    from dpaudit.cli.train import plan_of_file
     from dpaudit.report.verdicts.text import plan_verdict_text
     from dpaudit.workflow.gate.policy_authoring import check_policy
     from dpaudit.workflow.gate.policy_sources import load_policy
 
-    plans = {str(path): settings_of_file(path).privacy for path in settings}
+    plans = {str(path): plan_of_file(path) for path in settings}
     loaded = load_policy(policy, assignments)
     warn_of_overrides(loaded)
     verdict = check_policy(loaded.policy, plans)
@@ -278,6 +281,28 @@ def check(
         ctx.exit(verdict.exit_code)
     print_text("the policy is valid")
     ctx.exit(ExitCode.PASS)
+
+
+def print_plan_verdict(ctx: click.Context, plan: PrivacySettings | FederatedConfig) -> None:
+    """Print the verdict on a plan and exit with it, if the policy in force has a claim.
+
+    Args:
+        ctx: The context of the command.
+        plan: The privacy settings of a run, or the settings of a federation.
+    """
+    from dpaudit.report.verdicts.text import plan_verdict_text
+    from dpaudit.workflow.gate.policy_authoring import check_policy
+    from dpaudit.workflow.gate.policy_sources import is_policy_configured, load_policy
+
+    if not is_policy_configured():
+        return
+    loaded = load_policy(None)
+    warn_of_overrides(loaded)
+    if loaded.policy.claim is None:
+        return
+    verdict = check_policy(loaded.policy, {"the plan": plan})
+    print_text(f"\n{plan_verdict_text(verdict)}", outcomes=True)
+    ctx.exit(verdict.exit_code)
 
 
 @config.command()

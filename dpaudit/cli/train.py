@@ -13,6 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpaudit.cli.commands import Choice, Command
+from dpaudit.cli.federated import (
+    FEDERATED_OPTIONS,
+    config_of_layers,
+    federated_layers,
+    print_federated_plan,
+    require_fitting_options,
+    resume_federated,
+    train_federated,
+)
 from dpaudit.cli.options import RUN, option_name, was_given, with_options
 from dpaudit.cli.printing import print_text, printable_path, shows_progress, warn
 from dpaudit.vocabulary.settings import (
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
     from dpaudit.runs.directory import RunDirectory
     from dpaudit.trainer.canaries.run_canaries import Observation
     from dpaudit.trainer.run import StepCallback
+    from dpaudit.vocabulary.federation import FederatedConfig
     from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
     from dpaudit.workflow.train.settings_layers import RequestedSettings, SettingsLayer
     from dpaudit.workflow.watch import Observer
@@ -116,6 +126,7 @@ TRAIN_OPTIONS = (
     _setting("speed", "--physical-batch-size", type=int, default=128, show_default=True, help="Number of records in memory at once; affects speed only."),
     _setting("speed", "--checkpoint-every", type=int, default=100, show_default=True, help="Number of steps between checkpoints."),
     _setting("speed", "--device", type=Choice(DEVICES), default="auto", show_default=True, help="Device that trains."),
+    *FEDERATED_OPTIONS,
     click.option("--out", type=click.Path(path_type=Path), help="Run directory to create.  [default: runs/NAME of the data]"),
     click.option("--dry-run", is_flag=True, help="Print settings with their origins, epsilon and the policy's verdict on the plan; train and write nothing."),
     click.option("--overwrite", "if_exists", flag_value="overwrite", help="Replace the run directory."),
@@ -125,13 +136,15 @@ TRAIN_OPTIONS = (
 
 
 Options = dict[str, Any]
+RESUME_OPTIONS = frozenset({"if_exists", "out", "stop_when_refuted"})
+"""Options that --resume takes; all others are settings of the interrupted run."""
 
 
 @click.command("train", cls=Command)
 @with_options(TRAIN_OPTIONS)
 @click.pass_context
 def train_command(ctx: click.Context, /, **options: Any) -> None:
-    """Train a model with DP-SGD and write its run directory.
+    """Train a model or a federation and write its run directory.
 
     CONFIG is a TOML file like the config.toml of a run; keys that it does not set have the
     defaults below. Options override CONFIG, and CONFIG overrides a preset.
@@ -141,8 +154,12 @@ def train_command(ctx: click.Context, /, **options: Any) -> None:
     dpaudit train --data mnist.npz --preset mnist-scattering
     dpaudit train settings.toml --clip-norm 0.2 --dry-run
     dpaudit train --resume --out runs/mnist
+    dpaudit train --federated fedavg settings.toml --target-epsilon 4
     torchrun --nproc-per-node 2 -m dpaudit train settings.toml
     """
+    if _is_federated(ctx, options):
+        _train_federation(ctx, options)
+        return
     if options["dry_run"] and options["if_exists"] != "resume":
         _print_plan(ctx, options)
         return
@@ -176,6 +193,58 @@ def train_command(ctx: click.Context, /, **options: Any) -> None:
     print_text(f"wrote {printable_path(run.path)}")
 
 
+def _is_federated(ctx: click.Context, options: Options) -> bool:
+    """Return whether the command is for a federation; refuse options of the other kind."""
+    from dpaudit.runs.directory import RunDirectory
+    from dpaudit.runs.file_io import has_table
+
+    resumed = options["if_exists"] == "resume"
+    federated = options["federated"] is not None
+    if resumed:
+        config = RunDirectory(_out(options["out"], options["data"])).config
+        federated = config.is_file() and has_table(config, "federation")
+    given = {name for name in options if was_given(ctx, name)}
+    if not resumed:  # a resumed run refuses every setting, by its own message
+        require_fitting_options(ctx.command, given, federated=federated)
+    return federated
+
+
+def _train_federation(ctx: click.Context, options: Options) -> None:
+    if options["if_exists"] == "resume":
+        _refuse_settings(ctx)
+        resume_federated(_out(options["out"], options["data"]))
+        return
+    layers = _federated_layers(ctx, options)
+    if options["dry_run"]:
+        new = options["if_exists"] is None
+        print_federated_plan(ctx, layers, options["out"], new=new)
+        return
+    train_federated(config_of_layers(layers), options["out"], options["if_exists"])
+
+
+def _federated_layers(ctx: click.Context, options: Options) -> list[tuple[str, SettingsLayer]]:
+    sources = {name: _SOURCE_NAMES.get(_source(ctx, name)) for name in options}
+    given = {name: source for name, source in sources.items() if source is not None}
+    return federated_layers(ctx.command, options, given)
+
+
+def plan_of_file(config: Path) -> PrivacySettings | FederatedConfig:
+    """Return the settings of ``dpaudit train [--federated] CONFIG`` that its epsilon follows from.
+
+    Args:
+        config: A configuration file.
+
+    Returns:
+        The privacy settings of a run of one trainer, or all settings of a federation.
+    """
+    from dpaudit.workflow.train.settings_layers import is_federated_file
+
+    if not is_federated_file(config):
+        return settings_of_file(config).privacy
+    context = train_command.make_context("train", [str(config)], auto_envvar_prefix="DPAUDIT_TRAIN")
+    return config_of_layers(_federated_layers(context, context.params))
+
+
 def settings_of_file(config: Path) -> RunConfig:
     """Return the settings of ``dpaudit train CONFIG``, whose defaults are the options'."""
     from dpaudit.workflow.train.settings_layers import build_run_config
@@ -187,12 +256,10 @@ def settings_of_file(config: Path) -> RunConfig:
 
 def _print_plan(ctx: click.Context, options: Options) -> None:
     """Print what a run would do; exit with the verdict of the policy on it, if there is one."""
-    from dpaudit.cli.gate import warn_of_overrides
-    from dpaudit.report.verdicts.text import plan_verdict_text, training_plan_text
+    from dpaudit.cli.gate import print_plan_verdict
+    from dpaudit.report.verdicts.text import training_plan_text
     from dpaudit.runs.directory import require_absent
     from dpaudit.workflow.account import CLAIM_ACCOUNTANT, planned_claim
-    from dpaudit.workflow.gate.policy_authoring import check_policy
-    from dpaudit.workflow.gate.policy_sources import is_policy_configured, load_policy
     from dpaudit.workflow.train.settings_layers import build_run_config, setting_origins
 
     asked = _asked(ctx, options)
@@ -206,16 +273,7 @@ def _print_plan(ctx: click.Context, options: Options) -> None:
     claim = planned_claim(settings.privacy, settings.privacy.delta, CLAIM_ACCOUNTANT)
     print_text(training_plan_text(settings, origins, claim))
     print_text(f"dry run: nothing was trained; the run would be {printable_path(out)}")
-    if not is_policy_configured():
-        return
-    loaded = load_policy(None)
-    warn_of_overrides(loaded)
-    policy = loaded.policy
-    if policy.claim is None:
-        return
-    verdict = check_policy(policy, {"the plan": settings.privacy})
-    print_text(f"\n{plan_verdict_text(verdict)}", outcomes=True)
-    ctx.exit(verdict.exit_code)
+    print_plan_verdict(ctx, settings.privacy)
 
 
 def _require_data(settings: RunConfig) -> None:
@@ -259,7 +317,7 @@ def _out(asked: Path | None, source: str) -> Path:
 def _refuse_settings(ctx: click.Context) -> None:
     for parameter in ctx.command.params:
         name = str(parameter.name)
-        if name not in {"if_exists", "out", "stop_when_refuted"} and was_given(ctx, name):
+        if name not in RESUME_OPTIONS and was_given(ctx, name):
             spelled = name.upper() if isinstance(parameter, click.Argument) else option_name(name)
             raise click.UsageError(f"--resume takes the run's own settings: leave out {spelled}")
 

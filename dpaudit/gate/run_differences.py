@@ -216,6 +216,20 @@ def _in_claims(old: Claim, new: Claim) -> Iterator[RunDifference]:
     for cause, (was, now) in words.items():
         if was != now:
             yield RunDifference(cause, was, now, EpsilonEffect.UNKNOWN)
+    if (old.federation, new.federation) != (None, None):
+        yield from _in_names("federation", _federation(old), _federation(new))
+
+
+def _federation(claim: Claim) -> dict[str, str]:
+    """Return the facts of a federated run that comparisons show."""
+    federation = claim.federation
+    if federation is None:
+        return {"strategy": "none"}
+    return {
+        "strategy": federation.strategy,
+        "participants": str(federation.participants),
+        "protects against": _listed(federation.protects_against),
+    }
 
 
 def _deltas(was: float, now: float) -> tuple[str, str]:

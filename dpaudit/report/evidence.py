@@ -74,6 +74,24 @@ class CanaryScoreHistogram(msgspec.Struct, frozen=True):
     left_out: tuple[int, ...]
 
 
+class ParticipantEpsilon(msgspec.Struct, frozen=True):
+    """The epsilon of one ledger of a federation.
+
+    Attributes:
+        name: Folder name of the participant, as ``000``; or ``server``.
+        releases: Number of releases that count for it.
+        epsilon: Interval of epsilon at the claim's delta, in nats; None without a release.
+        left: The first round that its budget had no room for, from 0; None if it stayed.
+        rejected: Number of its updates that the server rejected.
+    """
+
+    name: str
+    releases: int
+    epsilon: Bound | None
+    left: int | None = None
+    rejected: int = 0
+
+
 class RunFacts(msgspec.Struct, frozen=True):
     """Data that identifies a run in its report.
 
@@ -110,6 +128,9 @@ class ReportEvidence(msgspec.Struct, frozen=True):
         history: Past verdicts, the oldest first.
         project_digest: SHA-256 of the project's policy as it is now; empty without one.
         facts: Date, data set and model.
+        participants: Epsilon of each ledger of a federation; empty for a run of one trainer.
+        rounds: Number of rounds of a federation that ended.
+        published: Epsilon as the paper of the strategy quotes it; empty without one.
     """
 
     run: str
@@ -128,6 +149,9 @@ class ReportEvidence(msgspec.Struct, frozen=True):
     history: tuple[PastRun, ...] = ()
     project_digest: str = ""
     facts: RunFacts | None = None
+    participants: tuple[ParticipantEpsilon, ...] = ()
+    rounds: int = 0
+    published: str = ""
 
 
 class ComparisonEvidence(msgspec.Struct, frozen=True):

@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from dpaudit.report.descriptions import RELEASE_DESCRIPTIONS
+from dpaudit.report.descriptions import (
+    RELEASE_DESCRIPTIONS,
+    observers_in_words,
+    threat_model_in_words,
+)
 from dpaudit.report.evidence import (
     ReportEvidence,
     contradicting_bounds,
@@ -96,6 +100,14 @@ def _claim(claim: Claim, mechanism: str) -> Iterable[str]:
         f"the bound is by the "
         f"{escape(claim.accountant)} accountant of dpaudit {escape(claim.dpaudit_version)}."
     )
+    if claim.federation is not None:
+        federation = claim.federation
+        yield (
+            f"Federation of {federation.participants} participants by "
+            f"{escape(federation.strategy)}; it protects against {observers_in_words(federation)}."
+        )
+        if (threat_model := threat_model_in_words(federation)) is not None:
+            yield f"Threat model of secure aggregation: {threat_model}."
     if claim.randomness is Randomness.SEEDED:
         yield SEEDED_WARNING
     yield f"Assumed public: {_listed(claim.assumed_public)}."

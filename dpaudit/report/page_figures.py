@@ -37,6 +37,10 @@ def run_figures(evidence: ReportEvidence) -> dict[str, Markup]:
         drawn["steps"] = privacy_figures.draw_epsilon_over_steps(
             curves, label=_curves_in_words(curves)
         )
+    if any(one.epsilon is not None for one in evidence.participants):
+        drawn["participants"] = privacy_figures.draw_participant_epsilons(
+            evidence.participants, claim, label=_participants_in_words(evidence)
+        )
     if evidence.profile:
         label = (
             f"The interval of epsilon falls as delta grows; the claim is marked at "
@@ -156,6 +160,14 @@ def _curves_in_words(curves: Sequence[EpsilonCurve]) -> str:
         for curve in curves
     )
     return f"Epsilon grows with the steps. Upper bounds: {'; '.join(ends)}."
+
+
+def _participants_in_words(evidence: ReportEvidence) -> str:
+    upper = [one.epsilon.upper for one in evidence.participants if one.epsilon is not None]
+    return (
+        f"Upper bound on epsilon of each participant: from {round_up(min(upper))} to "
+        f"{round_up(max(upper))}; the claim is {round_up(evidence.claim.epsilon.upper)}."
+    )
 
 
 def _limit_in_words(curve: Sequence[TradeoffPoint]) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from dpaudit.report.evidence import EpsilonCurve, ProfilePoint
+from dpaudit.report.evidence import EpsilonCurve, ParticipantEpsilon, ProfilePoint
 from dpaudit.report.svg_figure import (
     BLUE,
     GREEN,
@@ -81,6 +81,39 @@ def differ_tenfold(curves: Iterable[EpsilonCurve]) -> bool:
     heights = [max((e for e in curve.epsilon if 0 < e < math.inf), default=0) for curve in curves]
     known = [height for height in heights if height]
     return bool(known) and max(known) > 10 * min(known)
+
+
+def draw_participant_epsilons(
+    participants: Sequence[ParticipantEpsilon], claim: Claim, *, label: str
+) -> str:
+    """Draw the upper bound on epsilon of each participant of a federation, and the claim.
+
+    Args:
+        participants: Results by ledger; the server's is not drawn.
+        claim: The claim, drawn as a line.
+        label: Text alternative of the figure.
+
+    Returns:
+        One ``<svg>`` element.
+    """
+
+    def draw(axes: Axes) -> None:
+        points = [
+            (float(one.name), one.epsilon.upper)
+            for one in participants
+            if one.name.isdecimal() and one.epsilon is not None and one.epsilon.upper < math.inf
+        ]
+        axes.plot(
+            *coordinates(points), color=BLUE, linestyle="none", marker="o", label="participant"
+        )
+        axes.axhline(claim.epsilon.upper, color=VERMILION, linestyle="--", label="claim")
+        axes.set_ylim(bottom=0)
+        integer_ticks(axes)
+        axes.set_title("upper bound on epsilon")
+        axes.set_xlabel("participant")
+        legend_below(axes)
+
+    return inline_svg("participants", label, draw, height=2.9)
 
 
 def draw_privacy_profile(points: Sequence[ProfilePoint], claim: Claim, *, label: str) -> str:

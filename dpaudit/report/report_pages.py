@@ -7,7 +7,13 @@ from typing import NamedTuple
 
 from dpaudit.gate.run_differences import EpsilonEffect
 from dpaudit.report import privacy_figures
-from dpaudit.report.descriptions import RELEASE_DESCRIPTIONS, UNIT_DESCRIPTIONS, claim_in_words
+from dpaudit.report.descriptions import (
+    RELEASE_DESCRIPTIONS,
+    UNIT_DESCRIPTIONS,
+    claim_in_words,
+    observers_in_words,
+    threat_model_in_words,
+)
 from dpaudit.report.evidence import (
     ComparisonEvidence,
     ReportEvidence,
@@ -37,9 +43,11 @@ from dpaudit.report.page_labels import (
     verdict_style,
 )
 from dpaudit.report.page_template import render_page
+from dpaudit.report.participants import participant_rows, unprotected_in_words
 from dpaudit.report.verdicts.gate_result import verdict_facts
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.ledger import Randomness
+from dpaudit.vocabulary.ledger import SERVER, Randomness
+from dpaudit.vocabulary.privacy_terms import Unit
 from dpaudit.vocabulary.rounding import round_down, round_nearest, round_up
 from dpaudit.vocabulary.verdict import Verdict, VerdictBasis
 
@@ -85,6 +93,19 @@ def _claim_sentence(claim: Claim) -> str:
     return (
         f"Upper bound on epsilon: {round_up(claim.epsilon.upper)} at delta {exact(claim.delta)}, "
         f"for {UNIT_DESCRIPTIONS[claim.unit]}, neighbors by {claim.adjacency.value}."
+        f"{_federation_sentence(claim)}"
+    )
+
+
+def _federation_sentence(claim: Claim) -> str:
+    """State the strategy of a federated run, and whom it protects against."""
+    federation = claim.federation
+    if federation is None:
+        return ""
+    largest = "" if claim.unit is Unit.PARTICIPANT else "; the largest over the participants"
+    return (
+        f" Federation of {federation.participants} participants by {federation.strategy}{largest}. "
+        f"It protects against {observers_in_words(federation)}."
     )
 
 
@@ -209,6 +230,7 @@ def _origin(basis: VerdictBasis, project_digest: str) -> str:
 TITLES = {
     "summary": "Summary",
     "claim": "Claim",
+    "participants": "Participants of the federation",
     "curves": "Epsilon by steps and by delta",
     "audit": "Lower bounds on epsilon",
     "membership": "Membership inference",
@@ -240,7 +262,7 @@ def report_page(evidence: ReportEvidence) -> str:
     claim = evidence.claim
     return render_page(
         "report.html",
-        titles=TITLES,
+        titles={id: title for id, title in TITLES.items() if id in _sections(evidence)},
         summary=summary_of(evidence),
         assumptions=assumptions(evidence),
         assumed=assumed,
@@ -266,7 +288,28 @@ def report_page(evidence: ReportEvidence) -> str:
         sampling_words=SAMPLING_DESCRIPTIONS,
         signs=OUTCOME_SIGNS,
         kinds=BOUND_KIND_DESCRIPTIONS,
+        **_federation(evidence),
     )
+
+
+def _sections(evidence: ReportEvidence) -> set[str]:
+    """Return the ids of the sections that the report on a run has."""
+    return set(TITLES) - ({"participants"} if evidence.claim.federation is None else set())
+
+
+def _federation(evidence: ReportEvidence) -> dict[str, object]:
+    """Return the variables of the section on participants; none for a run of one trainer."""
+    federation = evidence.claim.federation
+    if federation is None:
+        return {}
+    own = [one for one in evidence.participants if one.name == SERVER and one.releases]
+    return {
+        "unit_words": UNIT_DESCRIPTIONS,
+        "observers": observers_in_words(federation),
+        "not_observers": unprotected_in_words(federation),
+        "shared": bool(own),
+        "participant_rows": participant_rows(evidence.participants),
+    }
 
 
 def _verdict_facts(evidence: ReportEvidence) -> tuple[tuple[str, str], ...]:
@@ -398,6 +441,12 @@ def _claim(run: ReportEvidence) -> Iterator[tuple[str, str]]:
     yield "Accountant", claim.accountant
     yield "Neighbors", claim.adjacency.value
     yield "Unit of privacy", claim.unit.value
+    if claim.federation is not None:
+        federation = claim.federation
+        yield "Federation", f"{federation.strategy}, {federation.participants} participants"
+        yield "Protects against", observers_in_words(federation)
+        if (threat_model := threat_model_in_words(federation)) is not None:
+            yield "Threat model", threat_model
     yield "Covers", RELEASE_DESCRIPTIONS[claim.released]
     yield "Sampling", SAMPLING_DESCRIPTIONS[claim.sampling]
     yield "Randomness", claim.randomness.value

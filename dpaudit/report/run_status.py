@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from dpaudit.report.participants import names_in_words
 from dpaudit.report.text import printable_name
 from dpaudit.vocabulary.rounding import round_down, round_nearest, round_up
 
@@ -42,6 +44,23 @@ class EpsilonLimit:
     whose: str
 
 
+@dataclass(frozen=True)
+class FederationStatus:
+    """Participants of a federated run at one time.
+
+    Attributes:
+        participants: Their number.
+        left: Folder names of those whose budget has no room for a further round.
+        rejected: Number of rejected updates, by the folder name of the participant.
+        reasons: Why the newest of them was rejected, by the same names.
+    """
+
+    participants: int
+    left: tuple[str, ...] = ()
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
     """State of a run at one time.
@@ -61,6 +80,8 @@ class RunStatus:
         ends: Estimated time of the last step.
         accuracy: The newest measured accuracy.
         unmeasured: Why accuracy could not be measured; empty where nothing failed.
+        federation: Participants of a federated run, whose steps are rounds and whose epsilons
+            are the largest of the participants'; None for a run of one trainer.
     """
 
     run: str
@@ -76,6 +97,7 @@ class RunStatus:
     ends: datetime | None = None
     accuracy: MeasuredAccuracy | None = None
     unmeasured: str = ""
+    federation: FederationStatus | None = None
 
     @property
     def finished(self) -> bool:
@@ -90,12 +112,13 @@ def status_rows(status: RunStatus) -> list[tuple[str, str]]:
         status: State of the run.
 
     Returns:
-        The same names in the same order for every status; unknown values say so.
+        The same names in the same order for every status of a run; unknown values say so.
     """
+    federation = status.federation
     return [
         ("run", f"{printable_name(status.run)}, {status.stage.value}"),
         (
-            "steps",
+            "steps" if federation is None else "rounds",
             f"{status.steps_done}" + (f" of {status.steps}" if status.steps is not None else ""),
         ),
         ("epsilon spent", _spent(status)),
@@ -104,6 +127,20 @@ def status_rows(status: RunStatus) -> list[tuple[str, str]]:
         ("rate", _rate(status)),
         ("ends", _ends(status)),
         ("held-out accuracy", _accuracy(status)),
+        *(() if federation is None else _participants(federation)),
+    ]
+
+
+def _participants(federation: FederationStatus) -> list[tuple[str, str]]:
+    """Return the rows about the participants of a federation."""
+    rejected = [
+        f"{name} ({count}, last: {printable_name(federation.reasons[name])})"
+        for name, count in federation.rejected.items()
+    ]
+    left = f"; no budget: {names_in_words(federation.left)}" if federation.left else ""
+    return [
+        ("participants", f"{federation.participants}{left}"),
+        ("rejected updates", ", ".join(rejected) or "none"),
     ]
 
 
@@ -170,7 +207,8 @@ def _limit_in_words(limit: EpsilonLimit) -> str:
 def _rate(status: RunStatus) -> str:
     if status.steps_per_second is None:
         return NOT_YET_MEASURED
-    return f"{round_nearest(status.steps_per_second)} steps per second"
+    what = "steps" if status.federation is None else "rounds"
+    return f"{round_nearest(status.steps_per_second)} {what} per second"
 
 
 def _ends(status: RunStatus) -> str:
@@ -181,6 +219,7 @@ def _ends(status: RunStatus) -> str:
 
 def _accuracy(status: RunStatus) -> str:
     measured = status.accuracy
-    known = "" if measured is None else f"{measured.accuracy:.1%} after step {measured.steps}"
+    what = "step" if status.federation is None else "round"
+    known = "" if measured is None else f"{measured.accuracy:.1%} after {what} {measured.steps}"
     failed = f"not measured: {printable_name(status.unmeasured)}" if status.unmeasured else ""
     return "; ".join(part for part in (known, failed) if part) or NOT_YET_MEASURED

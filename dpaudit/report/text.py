@@ -13,7 +13,9 @@ from dpaudit.report.descriptions import (
     UNIT_DESCRIPTIONS,
     guarantee_in_words,
     mechanism_in_words,
+    observers_in_words,
 )
+from dpaudit.report.participants import participant_table
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.audit import (
     AttackReport,
@@ -31,6 +33,7 @@ from dpaudit.vocabulary.claim import (
     RiskAnswer,
 )
 from dpaudit.vocabulary.conformance import ConformanceResult
+from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency
@@ -87,6 +90,33 @@ def epsilon_text(
             least = round_down(bound.lower) if bound.lower > 0 else "-"
             rows.append((one.accountant, method, least, round_up(bound.upper)))
     return "\n".join(heading + table_lines(rows))
+
+
+def participants_text(
+    federation: FederationHeader,
+    answers: Sequence[EpsilonAnswer],
+    without_release: Sequence[str],
+    notes: Sequence[str] = (),
+) -> str:
+    """Format epsilon of each participant of a federation, and whom the run protects against.
+
+    Args:
+        federation: What the server's ledger records.
+        answers: At least one, with ``participants``; that of the tightest accountant is shown.
+        without_release: Names of the ledgers that record no release.
+        notes: What the reader must know; one line each.
+
+    Returns:
+        A heading, and one row per group of participants with equal bounds.
+    """
+    shown = min(answers, key=lambda one: one.epsilon.upper)
+    heading = (
+        f"federation of {federation.participants} participants ({one_line(federation.strategy)}), "
+        f"protects {UNIT_DESCRIPTIONS[shown.unit]} against {observers_in_words(federation)}; "
+        f"{shown.accountant} accountant"
+    )
+    rows = participant_table(shown.participants, without_release, shown.epsilon)
+    return "\n".join([heading, *table_lines(rows), *map(one_line, notes)])
 
 
 def guarantee_text(mechanism: Mechanism, answers: Sequence[EpsilonAnswer]) -> str:

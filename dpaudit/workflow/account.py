@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache, partial
 from pathlib import Path
@@ -14,8 +14,14 @@ import msgspec
 
 import dpaudit
 from dpaudit.accountants import answers, calibrate, pld
-from dpaudit.accountants.answers import claim_from_ledger, compute_epsilon, require_accountable
+from dpaudit.accountants.answers import (
+    claim_from_ledger,
+    compute_epsilon,
+    costliest_ledger,
+    require_accountable,
+)
 from dpaudit.accountants.importers import from_dp_event, from_opacus
+from dpaudit.accountants.importers.flower import NOT_IN_STATE, read_flower_state
 from dpaudit.accountants.registry import find_accountant
 from dpaudit.accountants.schedules import coin_sampling, training_mechanism
 from dpaudit.files.documents import read_json_document
@@ -31,11 +37,13 @@ from dpaudit.vocabulary.errors import (
     require_delta,
     require_positive,
 )
-from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, Sampling
+from dpaudit.vocabulary.federation import FederationHeader
+from dpaudit.vocabulary.ledger import SERVER, PrivacyLedger, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism
-from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency, Unit
+from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency, Bound, Unit
 from dpaudit.vocabulary.settings import PrivacySettings
 from dpaudit.vocabulary.verdict import Verdict
+from dpaudit.workflow.train.federated_plan import published_figure
 
 # The claim of a finished run, and the cost of training settings before anything is trained.
 #
@@ -72,7 +80,7 @@ def claim_delta(run: RunDirectory) -> float:
         InvalidArgument: If the run has neither settings nor a claim.
     """
     if run.config.exists():
-        return run.read_config().privacy.delta
+        return run.read_settings().privacy.delta
     if run.claim.exists():
         return read_json(run.claim, Claim).delta
     raise InvalidArgument(
@@ -110,7 +118,14 @@ def require_claim_of_ledger(
 
     Raises:
         IntegrityError: If the claim is of another ledger, or states another epsilon.
+        InvalidArgument: If the ledger is that of a participant of a federation.
     """
+    federation = ledger.header.federation
+    if federation is not None and federation.participant is not None:
+        # Also if a claim was put there: it would state the cost of one participant as the run's.
+        raise InvalidArgument(
+            "run", str(run.path), "the run of its federation: a participant's ledger has no claim"
+        )
     written = read_json(run.claim, Claim)
     again = (claim_at or claims_of_ledger(ledger))(written.delta, written.accountant)
     same_ends = math.isclose(
@@ -257,6 +272,10 @@ UNFINISHED_CAVEAT = "the run is not finished: this is the epsilon spent so far"
 POISSON_CAVEAT = (
     "an Opacus history does not record how batches were drawn: this holds for Poisson sampling only"
 )
+FLOWER_CAVEAT = (
+    "this holds if the strategy added the noise that it recorded; the state of a Flower "
+    f"accountant has not: {'; '.join(NOT_IN_STATE)}"
+)
 
 
 class ExternalFormat(Enum):
@@ -268,18 +287,27 @@ class ExternalFormat(Enum):
     DP_EVENT = "dp-event"
     """The named tuple of a dp_accounting event."""
 
+    FLOWER = "flower"
+    """The ``state_dict`` of a privacy accountant for Flower."""
+
 
 @dataclass(frozen=True)
 class PricingRequest:
     """A mechanism, and the statement whose cost is computed.
 
     Attributes:
-        mechanism: What was released.
+        mechanism: What was released; in a federation, by the ledger with the largest epsilon.
         delta: The delta of the statement.
         adjacency: Which data sets are neighbors.
         sampling: How batches were drawn; None where the mechanism alone determines it.
         caveat: A limitation of the result that the reader must know; None: there is none.
         unit: The unit of privacy: what neighbors differ by.
+        participants: What each ledger of a federation released, by its name; empty for a run of
+            one trainer. The answer is the largest over them.
+        federation: The federation of the run; None for a run of one trainer.
+        without_release: Names of the ledgers of a federation that record no release.
+        notes: What a reader of the epsilons of a federation must know: uses of the records that
+            are not accounted for, and the figure that the paper of the strategy quotes.
     """
 
     mechanism: Mechanism
@@ -288,6 +316,15 @@ class PricingRequest:
     sampling: Sampling | None
     caveat: str | None = None
     unit: Unit = Unit.RECORD
+    participants: Mapping[str, Mechanism] = field(default_factory=dict)
+    federation: FederationHeader | None = None
+    without_release: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """The different mechanisms among the ledgers, the costliest first."""
+        return tuple(dict.fromkeys((self.mechanism, *self.participants.values())))
 
 
 def request_for_run(path: Path, delta: float | None) -> PricingRequest:
@@ -309,16 +346,37 @@ def request_for_run(path: Path, delta: float | None) -> PricingRequest:
     ledger = run.read_unfinished()
     if ledger.seal is not None or run.claim.exists():
         run.read_finished()  # a run that has ended must have its seal and its sealed files
-    if not ledger.releases:
+    parts = ledger.accounted_ledgers
+    if not parts and ledger.ended is not None:
+        raise IntegrityError(f"{run.path} has ended and added no noise: its epsilon is infinite")
+    if not parts:
         raise IntegrityError(f"{run.ledger} records no release yet")
-    require_accountable(ledger)
+    for part in parts.values():
+        require_accountable(part)
     at = claim_delta(run) if delta is None else delta
     require_delta("delta", at)
-    header = ledger.header
+    costliest, header = costliest_ledger(ledger, at), ledger.header
     caveat = None if ledger.seal is not None else UNFINISHED_CAVEAT
-    return PricingRequest(
-        ledger.mechanism, at, header.adjacency, header.sampling, caveat, header.unit
+    request = PricingRequest(
+        costliest.mechanism, at, header.adjacency, costliest.header.sampling, caveat, header.unit
     )
+    if header.federation is None:
+        return request
+    return replace(
+        request,
+        participants={name: part.mechanism for name, part in parts.items()},
+        federation=header.federation,
+        without_release=tuple(name for name in (SERVER, *ledger.participants) if name not in parts),
+        notes=tuple(_notes(run, ledger)),
+    )
+
+
+def _notes(run: RunDirectory, ledger: PrivacyLedger) -> Iterator[str]:
+    published = published_figure(run, ledger)
+    if published is not None:
+        yield published
+    for use in ledger.unaccounted:
+        yield f"not accounted for: {use}"
 
 
 def request_for_file(
@@ -327,27 +385,31 @@ def request_for_file(
     *,
     adjacency: Adjacency,
     noise_set_for: Adjacency,
-    delta: float,
+    delta: float | None,
 ) -> PricingRequest:
     """Build the request for the JSON file of another library.
 
     Args:
         source: The library that wrote the file.
         path: The file.
-        adjacency: Which data sets are neighbors.
+        adjacency: Which data sets are neighbors; a Flower state has its own.
         noise_set_for: The adjacency that the file's noise multipliers refer to.
-        delta: The delta of the statement, in (0, 1).
+        delta: The delta of the statement, in (0, 1); None: that of a Flower state.
 
     Returns:
         The request. An Opacus history does not record how batches were drawn: Poisson
-        sampling is assumed, with a caveat.
+        sampling is assumed, with a caveat. A Flower state has a caveat, too.
 
     Raises:
         InvalidArgument: If the file cannot be read, is no JSON, or is not what ``source`` writes.
         UnsupportedMechanism: If it holds an event that has no counterpart here.
     """
-    require_delta("delta", delta)
     document = _read_json(path)
+    if source is ExternalFormat.FLOWER:
+        return _request_for_flower(document, delta)
+    if delta is None:
+        raise InvalidArgument("delta", delta, f"given, as a file of {source.value} has none")
+    require_delta("delta", delta)
     match source:
         case ExternalFormat.OPACUS:
             mechanism = from_opacus(document)
@@ -355,6 +417,17 @@ def request_for_file(
         case ExternalFormat.DP_EVENT:
             mechanism = from_dp_event(document, adjacency=adjacency, noise_set_for=noise_set_for)
             return PricingRequest(mechanism, delta, adjacency, None)
+
+
+def _request_for_flower(document: Any, delta: float | None) -> PricingRequest:
+    """Build the request for the state of a privacy accountant for Flower."""
+    state = read_flower_state(document)
+    at = state.config.target_delta if delta is None else delta
+    require_delta("delta", at)
+    model = state.config.model
+    return PricingRequest(
+        state.mechanism, at, model.adjacency, model.sampling, FLOWER_CAVEAT, Unit.PARTICIPANT
+    )
 
 
 def _read_json(path: Path) -> Any:
@@ -412,17 +485,34 @@ def epsilon_answers(request: PricingRequest, accountant: str) -> tuple[EpsilonAn
         UnsupportedMechanism: If an accountant does not cover the mechanism.
     """
     names = SAMPLING_ACCOUNTANTS if accountant == "all" else (accountant,)
-    return tuple(
-        compute_epsilon(
-            name,
-            request.mechanism,
+    return tuple(_largest_answer(request, name) for name in names)
+
+
+def _largest_answer(request: PricingRequest, accountant: str) -> EpsilonAnswer:
+    """Compute epsilon by one accountant: the largest over the ledgers of a federation."""
+    found = {
+        mechanism: compute_epsilon(
+            accountant,
+            mechanism,
             request.delta,
             request.adjacency,
             request.sampling,
             request.unit,
         )
-        for name in names
+        for mechanism in request.mechanisms
+    }
+    largest = max(found.values(), key=lambda one: one.epsilon.upper)
+    return msgspec.structs.replace(
+        largest,
+        epsilon=_largest_bound(one.epsilon for one in found.values()),
+        participants={name: found[one].epsilon for name, one in request.participants.items()},
     )
+
+
+def _largest_bound(bounds: Iterable[Bound]) -> Bound:
+    """Return the interval of the largest of several numbers."""
+    known = tuple(bounds)
+    return Bound(max(one.lower for one in known), max(one.upper for one in known))
 
 
 def delta_warnings(request: PricingRequest, dataset_size: int | None) -> Iterator[str]:
@@ -467,7 +557,12 @@ def with_explanations(
 
 def delta_answer(request: PricingRequest, epsilon: float) -> DeltaAnswer:
     """Compute the interval of delta for a given epsilon; the request's delta is ignored."""
-    return answers.compute_delta(epsilon, request.mechanism, request.adjacency)
+    found = [
+        answers.compute_delta(epsilon, mechanism, request.adjacency)
+        for mechanism in request.mechanisms
+    ]
+    largest = max(found, key=lambda one: one.delta.upper)
+    return msgspec.structs.replace(largest, delta=_largest_bound(one.delta for one in found))
 
 
 def risk_answer(request: PricingRequest, fpr: tuple[float, ...]) -> RiskAnswer:
@@ -480,7 +575,15 @@ def risk_answer(request: PricingRequest, fpr: tuple[float, ...]) -> RiskAnswer:
     Returns:
         Upper bounds on the attacker's success.
     """
-    return answers.compute_risk(request.mechanism, request.adjacency, fpr)
+    found = [
+        answers.compute_risk(mechanism, request.adjacency, fpr) for mechanism in request.mechanisms
+    ]
+    return msgspec.structs.replace(
+        max(found, key=lambda one: one.advantage.upper),
+        tpr=tuple(map(_largest_bound, zip(*(one.tpr for one in found), strict=True))),
+        advantage=_largest_bound(one.advantage for one in found),
+        accuracy=_largest_bound(one.accuracy for one in found),
+    )
 
 
 def noise_answer(

@@ -250,6 +250,9 @@ def check_conformance(
 ) -> ConformanceResult:
     """Check that a trainer clips, samples and adds noise as is claimed of each of its steps.
 
+    Of a federated run, the clients or the server are checked. For servers and clients of your own,
+    see ``dpaudit.attacks.conformance.federated``.
+
     Args:
         trainer: A finished run or its path: the trainer that its settings describe, and the
             result is written into it. Or a function that makes a trainer from records and a

@@ -8,19 +8,33 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from dpaudit.accountants.answers import claim_from_ledger, compute_epsilon
 from dpaudit.files.regular_files import LEDGER_LIMIT, MIB, InputFile, open_input
 from dpaudit.gate.policy import Policy
-from dpaudit.report.run_status import EpsilonLimit, MeasuredAccuracy, RunStage, RunStatus
+from dpaudit.report.run_status import (
+    EpsilonLimit,
+    FederationStatus,
+    MeasuredAccuracy,
+    RunStage,
+    RunStatus,
+)
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.vocabulary.errors import (
     AccountingError,
     DpauditError,
     UnsupportedMechanism,
 )
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger, ReleaseEntry, ResumeEntry
 from dpaudit.vocabulary.mechanism import Composed, Release, Repeated
 from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
+from dpaudit.workflow.train.federated_plan import (
+    has_planned_mechanism,
+    planned_federated_epsilon,
+    planned_steps,
+)
 
 if TYPE_CHECKING:
     from dpaudit.workflow.train.accuracy import CheckpointAccuracy
@@ -93,16 +107,15 @@ class Observer:
         """
         name = self._run.name
         ledger = _read(self._run)
-        if ledger is None or not ledger.releases:
-            return RunStatus(run=name, stage=RunStage.BEGINNING)
+        if ledger is None or not ledger.release_count:
+            federation = None if ledger is None else _federation_status(ledger)
+            return RunStatus(run=name, stage=RunStage.BEGINNING, federation=federation)
         settings, steps, done = (
             self._settings(ledger),
             _planned_steps(self._run),
             count_completed_steps(ledger),
         )
-        self._rate.add(
-            ProgressSample(self._run.ledger.stat().st_mtime, done), _began(self._run, ledger)
-        )
+        self._rate.add(ProgressSample(_last_written(self._run), done), _began(self._run, ledger))
         spent, unknown = self._epsilons.spent(ledger, settings)
         finished, now = ledger.seal is not None, self._clock()
         left = 0 if finished or steps is None else steps - done
@@ -114,14 +127,28 @@ class Observer:
             steps=steps,
             delta=settings.delta,
             spent=spent,
-            projected=None if steps is None else self._epsilons.projected(ledger, settings, left),
+            projected=self._projected(ledger, settings, left) if steps is not None else None,
             limit=settings.limit,
             unknown=unknown,
             steps_per_second=self._rate.steps_per_second,
             ends=None if finished or steps is None else self._rate.ends(left, now),
             accuracy=accuracy,
             unmeasured=unmeasured,
+            federation=_federation_status(ledger),
         )
+
+    def _projected(self, ledger: PrivacyLedger, settings: WatchSettings, left: int) -> float | None:
+        """Return an upper bound on epsilon at the end; of a federation, by its settings."""
+        if ledger.header.federation is None or left <= 0:
+            return self._epsilons.projected(ledger, settings, left)
+        config = self._run.read_federated_config()
+        if not has_planned_mechanism(config) or settings.accountant != CLAIM_ACCOUNTANT:
+            return None
+        at_delta = replace(config, privacy=replace(config.privacy, delta=settings.delta))
+        planned = self._epsilons.planned(at_delta)
+        spent, _ = self._epsilons.spent(ledger, settings)
+        # A repeated round of a resumed run is recorded twice, and is not in the plan.
+        return None if planned is None or spent is None else max(planned, spent)
 
     def _settings(self, ledger: PrivacyLedger) -> WatchSettings:
         claim = None if self._policy is None else self._policy.claim
@@ -133,6 +160,14 @@ class Observer:
         if budget is not None:
             return WatchSettings(
                 budget.delta, CLAIM_ACCOUNTANT, EpsilonLimit(budget.epsilon, "the filter's")
+            )
+        if ledger.header.federation is not None and self._run.config.exists():
+            privacy = self._run.read_federated_config().privacy
+            limit = privacy.max_epsilon
+            return WatchSettings(
+                privacy.delta,
+                CLAIM_ACCOUNTANT,
+                None if limit is None else EpsilonLimit(limit, "the budget's"),
             )
         return WatchSettings(claim_delta(self._run), CLAIM_ACCOUNTANT, None)
 
@@ -253,6 +288,17 @@ class EpsilonCache:
         )
         return self._once(query, lambda: compute_epsilon(*query).epsilon.upper)[0]
 
+    def planned(self, config: FederatedConfig) -> float | None:
+        """Compute an upper bound on epsilon after all rounds of a federation.
+
+        Args:
+            config: Its settings.
+
+        Returns:
+            The upper bound; None where it is not known.
+        """
+        return self._once(config, lambda: planned_federated_epsilon(config))[0]
+
     def _once(self, key: object, compute: Callable[[], float]) -> tuple[float | None, str]:
         if key not in self._known:
             try:
@@ -269,9 +315,11 @@ def count_completed_steps(ledger: PrivacyLedger) -> int:
         ledger: The ledger.
 
     Returns:
-        The number of steps, without those that were repeated.
+        The number of steps, without those that were repeated; of a federation, of rounds.
     """
     done = 0
+    if ledger.header.federation is not None:
+        return ledger.rounds[-1].number + 1 if ledger.rounds else 0
     for line in ledger.lines:
         match line:
             case ReleaseEntry(step=int(step)):
@@ -294,7 +342,26 @@ def _read(run: RunDirectory) -> PrivacyLedger | None:
 
 
 def _planned_steps(run: RunDirectory) -> int | None:
-    return run.read_config().privacy.steps if run.config.exists() else None
+    return planned_steps(run.read_settings()) if run.config.exists() else None
+
+
+def _last_written(run: RunDirectory) -> float:
+    """Return when a ledger of the run was last written, in seconds since 1970."""
+    ledgers = (run.ledger, *run.participant_ledgers)
+    return max(ledger.stat().st_mtime for ledger in ledgers)
+
+
+def _federation_status(ledger: PrivacyLedger) -> FederationStatus | None:
+    """Return who left a federation, and whose updates were rejected; None without one."""
+    federation = ledger.header.federation
+    if federation is None:
+        return None
+    return FederationStatus(
+        participants=federation.participants,
+        left=tuple(sorted({name for one in ledger.rounds for name in one.left})),
+        rejected=dict(Counter(name for one in ledger.rounds for name in one.rejected)),
+        reasons={name: why for one in ledger.rounds for name, why in one.rejected.items()},
+    )
 
 
 def _began(run: RunDirectory, ledger: PrivacyLedger) -> float | None:

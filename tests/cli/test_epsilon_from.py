@@ -14,6 +14,29 @@ SAMPLED = ["dp_accounting.dp_event", "PoissonSampledDpEvent", 0.01, STEP]
 EVENT = ["dp_accounting.dp_event", "SelfComposedDpEvent", SAMPLED, 1000]
 PLAN = ("--sampling-rate", "0.01", "--noise-multiplier", "1", "--steps", "1000")
 
+FLOWER_CONFIG = {
+    "target_delta": 1e-5,
+    "population_size": 4,
+    "neighboring_relation": "add-or-remove-one",
+    "sampling_method": "no-amplification",
+    "max_epsilon": None,
+}
+FLOWER_EVENT = {"noise_multiplier": 2.0, "sample_size": 4, "population_size": 4}
+FLOWER_STATE = {
+    "schema_version": 1,
+    "backend": "rdp",
+    "config": FLOWER_CONFIG,
+    "orders": [2.0, 3.0],
+    "compositions": [{"event": FLOWER_EVENT, "count": 3}],
+}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    path = tmp_path / "state.json"
+    path.write_text(json.dumps(FLOWER_STATE))
+    return path
+
 
 @pytest.fixture
 def history(tmp_path: Path) -> Path:
@@ -56,6 +79,27 @@ def test_an_event_says_its_sampling_in_its_mechanism_alone(call: Call, event: Pa
     assert json.loads(result.out)["sampling"] is None
 
 
+def test_a_flower_state_has_its_delta_and_unit_and_says_what_it_does_not_cover(
+    call: Call, state: Path
+) -> None:
+    result = call("epsilon", "--from", "flower", state, "--accountant", "pld", "--format", "json")
+    assert result.code == 0
+    answer = json.loads(result.out)
+    assert answer["epsilon"]["upper"] == pytest.approx(3.7086349, abs=5e-8)
+    assert (answer["delta"], answer["unit"]) == (1e-5, "participant")
+    assert (answer["adjacency"], answer["sampling"]) == ("zero-out", "full-batch")
+    assert result.err.count("\n") == 1
+    for missing in ("round", "clip norm", "standard deviation", "replies", "randomness", "metrics"):
+        assert missing in result.err
+
+
+def test_another_delta_of_a_flower_state_can_be_given(call: Call, state: Path) -> None:
+    arguments = ("--delta", "1e-6", "--accountant", "pld", "--format", "json")
+    answer = json.loads(call("epsilon", "--from", "flower", state, *arguments).out)
+    assert answer["delta"] == 1e-6
+    assert answer["epsilon"]["lower"] > 4
+
+
 def test_the_convention_of_the_noise_can_be_said(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "gaussian.json"
     path.write_text(json.dumps(STEP))
@@ -67,7 +111,7 @@ def test_the_convention_of_the_noise_can_be_said(call: Call, tmp_path: Path) -> 
     assert as_set["epsilon"]["upper"] < 5.22
 
 
-@pytest.mark.parametrize("source", ["opacus", "dp-event"])
+@pytest.mark.parametrize("source", ["opacus", "dp-event", "flower"])
 @pytest.mark.parametrize(
     "content",
     [
@@ -86,6 +130,8 @@ def test_the_convention_of_the_noise_can_be_said(call: Call, tmp_path: Path) -> 
         b'["dp_accounting.dp_event", "NonPrivateDpEvent"]',
         b'["dp_accounting.dp_event", "GaussianDpEvent", Infinity]',
         b'["elsewhere", "UnheardOfDpEvent", 1.0]',
+        b'{"schema_version": 1, "backend": "rdp", "config": {"target_delta": NaN}}',
+        json.dumps(FLOWER_STATE | {"config": {**FLOWER_CONFIG, "target_delta": -1}}).encode(),
         b"[" * 100_000 + b"]" * 100_000,
     ],
     ids=lambda value: repr(value)[:20],
@@ -118,6 +164,9 @@ def test_a_file_that_cannot_be_read_is_named(call: Call, tmp_path: Path, name: s
         (("--from", "opacus", "FILE", "--delta", "1e-5", "--steps", "3"), "--steps"),
         (("--from", "opacus", "FILE", "--delta", "1e-5", "--sampling", "shuffled"), "--sampling"),
         (("--from", "opacus", "FILE", "--delta", "2"), "delta"),
+        (("--from", "flower", "FILE", "--adjacency", "replace-one"), "--adjacency"),
+        (("--from", "flower", "FILE", "--steps", "3"), "--steps"),
+        (("--from", "flower"), "FILE"),
         (("--from", "prv", "FILE", "--delta", "1e-5"), "prv"),
         (
             ("--from", "opacus", "FILE", "--delta", "1e-5", "--noise-set-for", "replace-one"),

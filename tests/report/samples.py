@@ -15,6 +15,7 @@ from dpaudit.report.evidence import (
     CanaryScoreHistogram,
     ComparisonEvidence,
     EpsilonCurve,
+    ParticipantEpsilon,
     ProfilePoint,
     RefusedAccountant,
     ReportEvidence,
@@ -33,6 +34,7 @@ from dpaudit.vocabulary.audit import (
 )
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer, Explanation
 from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
+from dpaudit.vocabulary.federation import FederationHeader, ThreatModel
 from dpaudit.vocabulary.ledger import Randomness, Sampling
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from dpaudit.vocabulary.verdict import (
@@ -346,6 +348,31 @@ def bare_evidence() -> ReportEvidence:
     return ReportEvidence(full.run, full.claim, full.mechanism_in_words, (), (), ())
 
 
+def make_federated_evidence() -> ReportEvidence:
+    """Return a finished federation, one of whose participants left, and one was rejected."""
+    full = make_evidence()
+    federation = FederationHeader(
+        "fedavg", 4, ("server", "other participants"), threat_model=ThreatModel(4, 3, 1)
+    )
+    claim = msgspec.structs.replace(make_claim(), federation=federation)
+    bounds = {"000": Bound(1.2, 1.3), "001": Bound(2.9703, 2.98461), "002": Bound(1.2, 1.3)}
+    found = tuple(ParticipantEpsilon(name, 20, bound) for name, bound in bounds.items())
+    return msgspec.structs.replace(
+        full,
+        claim=claim,
+        verdict=msgspec.structs.replace(make_verdict(), claim=claim),
+        answers=tuple(msgspec.structs.replace(one, participants=bounds) for one in make_answers()),
+        participants=(
+            ParticipantEpsilon("server", 0, None),
+            *found[:2],
+            msgspec.structs.replace(found[2], left=7, rejected=2),
+            ParticipantEpsilon("003", 0, None),
+        ),
+        rounds=10,
+        published="published: epsilon 0.01 per parameter and epoch; it is no bound for the run",
+    )
+
+
 def make_two_runs() -> ComparisonEvidence:
     before, causes = (
         make_evidence(),
@@ -382,6 +409,9 @@ def filled_by(value: Any, string: Callable[[str], str]) -> Any:
         return tuple(filled_by(item, string) for item in value)
     if isinstance(value, dict):
         return {string(key): filled_by(item, string) for key, item in value.items()}
+    if isinstance(value, FederationHeader):  # those whom it protects against are a closed set
+        strategy = string(value.strategy).encode(errors="replace").decode()  # UTF-8, as in a file
+        return msgspec.structs.replace(value, strategy=strategy)
     if isinstance(value, msgspec.Struct):
         fields = ((name, getattr(value, name)) for name in value.__struct_fields__)
         return type(value)(**{name: filled_by(field, string) for name, field in fields})

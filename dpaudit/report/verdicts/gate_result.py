@@ -12,7 +12,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from dpaudit.gate.policy_layers import POLICY_SECTIONS, LoadedPolicy
-from dpaudit.report.descriptions import claim_in_words
+from dpaudit.report.descriptions import (
+    claim_in_words,
+    threat_model_in_words,
+)
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict, VerdictBasis
 
 NO_RULES = RuleOutcome(
@@ -184,6 +187,8 @@ def verdict_facts(verdict: Verdict) -> Iterator[tuple[str, str]]:
     claim, basis = verdict.claim, verdict.basis
     if claim is not None:
         yield "claim", claim_in_words(claim)
+        if (threat_model := threat_model_in_words(claim.federation)) is not None:
+            yield "threat model", threat_model
         yield "assumed public", ", ".join(claim.assumed_public) or "nothing was declared"
         yield "not accounted for", ", ".join(claim.unaccounted) or "nothing was declared"
     if basis is not None:

@@ -10,7 +10,12 @@ import msgspec
 
 from dpaudit.gate.policy_layers import DEFAULT_ORIGIN, LoadedPolicy, policy_values
 from dpaudit.gate.run_differences import DifferenceCost, RunComparison
-from dpaudit.report.descriptions import claim_in_words, mechanism_in_words
+from dpaudit.report.descriptions import (
+    UNIT_DESCRIPTIONS,
+    claim_in_words,
+    mechanism_in_words,
+    observers_in_words,
+)
 from dpaudit.report.text import one_line, printable_name, table_lines
 from dpaudit.report.verdicts.gate_result import (
     rule_label,
@@ -21,8 +26,10 @@ from dpaudit.report.verdicts.gate_result import (
 )
 from dpaudit.vocabulary.baseline import Baseline
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.federation import FederatedConfig
+from dpaudit.vocabulary.privacy_terms import Unit
 from dpaudit.vocabulary.rounding import round_down, round_nearest, round_up
-from dpaudit.vocabulary.run_overview import RunList, RunOverview, RunSummary
+from dpaudit.vocabulary.run_overview import LedgerSummary, RunList, RunOverview, RunSummary
 from dpaudit.vocabulary.settings import RunConfig
 from dpaudit.vocabulary.verdict import Verdict
 
@@ -110,6 +117,16 @@ def toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(toml_value(item) for item in value)}]"
     return json.dumps(value)
+
+
+def _participants(ledger: LedgerSummary) -> str:
+    """State the number of participants, and of the releases in their ledgers."""
+    counts = ledger.participants.values()
+    if not counts:
+        return "no ledger of a participant"
+    least, most = min(counts), max(counts)
+    each = f"{least}" if least == most else f"{least} to {most}"
+    return f"{len(counts)}, with {each} releases each"
 
 
 # Comparison of two runs as text for the terminal.
@@ -217,11 +234,15 @@ def run_overview_text(found: RunOverview) -> str:
     Returns:
         Lines for the terminal.
     """
-    parts = [_section("run", list(_summary_rows(found.summary)))]
+    of_ledger = None if found.ledger is None else found.ledger.federation
+    federated = found.federated_settings is not None or of_ledger is not None
+    progress = "rounds" if federated else "steps"
+    parts = [_section("run", list(_summary_rows(found.summary, progress)))]
     if found.problems:
         parts.append("\n".join(["problems", *(f"  {one_line(one)}" for one in found.problems)]))
-    if found.settings is not None:
-        parts.append(_section("settings", list(_setting_rows(found.settings))))
+    settings = found.settings or found.federated_settings
+    if settings is not None:
+        parts.append(_section("settings", list(_setting_rows(settings))))
     if found.ledger is not None:
         parts.append(_section("ledger", list(_ledger_rows(found))))
     parts.append(_section("files", [(one.name, f"{one.size} bytes") for one in found.files]))
@@ -238,16 +259,16 @@ def _section(heading: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([heading, *(f"  {line}" for line in table_lines(rows))]) if rows else heading
 
 
-def _summary_rows(one: RunSummary) -> Iterator[tuple[str, str]]:
+def _summary_rows(one: RunSummary, progress: str) -> Iterator[tuple[str, str]]:
     yield "name", printable_name(one.run)
     yield "state", one.state.value
-    yield "steps", _steps(one)
+    yield progress, _steps(one)
     if one.epsilon_upper is not None:
         bound = f"upper bound {round_up(one.epsilon_upper)} at delta {one.delta:g}"
         yield "epsilon of the recorded releases", bound
 
 
-def _setting_rows(settings: RunConfig) -> Iterator[tuple[str, str]]:
+def _setting_rows(settings: RunConfig | FederatedConfig) -> Iterator[tuple[str, str]]:
     for section, values in msgspec.to_builtins(settings).items():
         if isinstance(values, dict):
             for name, value in values.items():
@@ -284,6 +305,50 @@ def training_plan_text(settings: RunConfig, origins: Mapping[str, str], claim: C
     return "\n".join([*table, "", *table_lines(plan)])
 
 
+def federated_plan_text(
+    settings: FederatedConfig, origins: Mapping[str, str], claim: Claim | None
+) -> str:
+    """Format the settings of a planned federation with their origins, and its epsilon.
+
+    Args:
+        settings: The settings that the run would have.
+        origins: Where each setting comes from, by ``section.key``.
+        claim: The claim that the run would make; None where it is not known in advance.
+
+    Returns:
+        Lines for the terminal.
+    """
+    rows = [(name, value, origins.get(name, "")) for name, value in _setting_rows(settings)]
+    federation, privacy = settings.federation, settings.privacy
+    epsilon = "not known before the run"
+    if not settings.adds_noise:
+        epsilon = "no claim: the run would add no noise, so it would protect nobody"
+    if claim is not None:
+        joins = "" if claim.unit is Unit.PARTICIPANT else " if a participant joins every round"
+        epsilon = (
+            f"upper bound {round_up(claim.epsilon.upper)} at delta {claim.delta:g} for "
+            f"{UNIT_DESCRIPTIONS[claim.unit]}{joins} "
+            f"({claim.accountant} accountant, {claim.adjacency.value})"
+        )
+    plan = [
+        ("planned rounds", str(federation.rounds)),
+        _noise_row(settings),
+        ("epsilon", epsilon),
+        *([("budget", f"{privacy.max_epsilon:g}")] if privacy.max_epsilon is not None else []),
+        ("not in the claim", one_line(", ".join(privacy.unaccounted)) or "nothing declared"),
+    ]
+    table = table_lines([("setting", "value", "origin"), *rows])
+    return "\n".join([*table, "", *table_lines(plan)])
+
+
+def _noise_row(settings: FederatedConfig) -> tuple[str, str]:
+    """Return name and value of what sets the noise of a federation."""
+    per_epoch = settings.selective.epsilon_per_epoch
+    if per_epoch is not None:  # of dssgd as published, which has no noise multiplier
+        return "published noise", f"epsilon {per_epoch:g} per epoch; it is no bound for the run"
+    return "noise multiplier", f"{settings.privacy.noise_multiplier!r}"
+
+
 def _value(value: Any) -> str:
     return (
         one_line(value) if isinstance(value, str) else one_line(msgspec.json.encode(value).decode())
@@ -302,5 +367,9 @@ def _ledger_rows(found: RunOverview) -> Iterator[tuple[str, str]]:
     yield "sampling", ledger.sampling.value
     yield "randomness", ledger.randomness.value
     yield "clip norm", f"{ledger.clip_norm:g}"
+    if ledger.federation is not None:
+        yield "strategy", one_line(ledger.federation.strategy)
+        yield "participants", _participants(ledger)
+        yield "protects against", observers_in_words(ledger.federation)
     yield "unaccounted", one_line(", ".join(ledger.unaccounted)) or "nothing"
     yield "hash of the last line", ledger.head

@@ -9,10 +9,15 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from dpaudit.accountants.answers import compute_epsilon
+from dpaudit.accountants.answers import (
+    compared_by,
+    compute_epsilon,
+    costliest_ledger,
+)
 from dpaudit.files.archives import open_npz
 from dpaudit.files.regular_files import DATA_LIMIT, InputFile, open_input
 from dpaudit.gate.policy import Policy
+from dpaudit.report.descriptions import partition_in_words
 from dpaudit.runs.consistency import model_tensors
 from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.runs.file_io import read_json, read_optional_json, require_new_file, sha256, write_json
@@ -20,6 +25,7 @@ from dpaudit.vocabulary.audit import AttackReport, AuditReport
 from dpaudit.vocabulary.baseline import Baseline, ReleaseCount, measured_rates
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.mechanism import Composed, Repeated
 from dpaudit.vocabulary.rounding import same_epsilon
@@ -47,7 +53,8 @@ def public_data_facts(run: RunDirectory) -> dict[str, str]:
     """
     if not run.config.exists():
         return {}
-    data = run.read_config().data
+    settings = run.read_settings()
+    data = settings.data
     scaled = "by its format" if data.feature_range is None else f"from {data.feature_range}"
     found = {
         "source": data.source,
@@ -55,6 +62,8 @@ def public_data_facts(run: RunDirectory) -> dict[str, str]:
         "scaling": scaled,
         "held out": f"{data.test_fraction:g} of the records, split seed {data.split_seed}",
     }
+    if isinstance(settings, FederatedConfig):
+        found["partition"] = partition_in_words(settings.federation)
     columns = _columns(data)
     return found if columns is None else {**found, "columns": columns}
 
@@ -72,7 +81,7 @@ def public_model_facts(run: RunDirectory, ledger: PrivacyLedger) -> dict[str, st
     Raises:
         IntegrityError: If the run's settings are broken.
     """
-    named = {"name": run.read_config().model.model} if run.config.exists() else {}
+    named = {"name": run.read_settings().model.model} if run.config.exists() else {}
     tensors = model_tensors(run.model)
     if not tensors:
         return named
@@ -99,7 +108,7 @@ def have_same_data(before: RunDirectory, after: RunDirectory) -> bool | None:
     """
     if not (before.config.exists() and after.config.exists()):
         return None
-    first, second = (Path(run.read_config().data.source) for run in (before, after))
+    first, second = (Path(run.read_settings().data.source) for run in (before, after))
     if first == second or not (first.is_file() and second.is_file()):
         return None
     return sha256(first) == sha256(second)
@@ -142,8 +151,12 @@ def baseline_of_run(run: RunDirectory, policy: Policy | None) -> Baseline:
 
     Raises:
         IntegrityError: If the run is unfinished, or a file is missing or altered.
+        InvalidArgument: If it is the ledger of one participant of a federation.
     """
     ledger = run.read_finished()
+    federation = ledger.header.federation
+    if federation is not None and federation.participant is not None:
+        raise InvalidArgument("run", str(run.path), "the run of its federation")
     audit, attack = (
         read_optional_json(run.audit, AuditReport),
         read_optional_json(run.attack, AttackReport),
@@ -185,15 +198,16 @@ def baseline_of_ledger(
     current = audit if audit is not None and audit.ledger_head == ledger.head else None
     further = attack if attack is not None and attack.ledger_head == ledger.head else None
     reports = [report for report in (current, further) if report is not None]
-    counts = Counter((release.what, release.mechanism) for release in ledger.releases)
+    costliest = costliest_ledger(ledger, claim.delta, compared_by(claim))
+    counts = Counter((release.what, release.mechanism) for release in costliest.releases)
     return Baseline(
         run=run.name,
         claim=claim,
-        clip_norm=ledger.header.clip_norm,
+        clip_norm=costliest.header.clip_norm,
         recorded=tuple(
             ReleaseCount(what, release, times) for (what, release), times in counts.items()
         ),
-        schedule_fixed_in_advance=ledger.header.schedule_fixed_in_advance,
+        schedule_fixed_in_advance=costliest.header.schedule_fixed_in_advance,
         versions=ledger.header.versions,
         bounds=() if current is None else current.bounds,
         rates=tuple(rate for report in reports for rate in measured_rates(report.membership)),

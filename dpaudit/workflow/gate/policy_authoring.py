@@ -20,6 +20,7 @@ from dpaudit.runs.file_io import require_new_file, write_bytes
 from dpaudit.vocabulary.audit import AuditReport, BoundKind, MembershipResult, TprAtFpr
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import InvalidArgument, InvalidPolicy
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Bound
 from dpaudit.vocabulary.rounding import round_down, round_up
@@ -29,6 +30,7 @@ from dpaudit.workflow.account import planned_claim
 from dpaudit.workflow.gate.baselines import baseline_of_run, write_baseline
 from dpaudit.workflow.gate.policy_sources import POLICY_FILE, PYPROJECT_FILE, pyproject_has_policy
 from dpaudit.workflow.gate.run_evaluation import evidence_of_run, utc_today
+from dpaudit.workflow.train.federated_plan import planned_federated_claim
 
 # Draft the text of a first policy from the claim and the measurements of one run.
 
@@ -220,13 +222,16 @@ def write_policy_draft(run: RunDirectory, path: Path, baseline: Path | None = No
 
 
 def check_policy(
-    policy: Policy, plans: Mapping[str, PrivacySettings], *, today: date | None = None
+    policy: Policy,
+    plans: Mapping[str, PrivacySettings | FederatedConfig],
+    *,
+    today: date | None = None,
 ) -> Verdict:
     """Evaluate the claim rules of a policy on plans, and its waivers on the current day.
 
     Args:
         policy: The policy.
-        plans: Settings of runs, by the name of their file.
+        plans: Settings of runs, or of federations, by the name of their file.
         today: The current day, in UTC; None: read from the clock.
 
     Returns:
@@ -240,10 +245,15 @@ def check_policy(
     return Verdict(tuple(apply_waivers(planned, policy, today or utc_today())), "")
 
 
-def _planned(policy: Policy, name: str, plan: PrivacySettings) -> Iterator[RuleOutcome]:
+def _planned(
+    policy: Policy, name: str, plan: PrivacySettings | FederatedConfig
+) -> Iterator[RuleOutcome]:
     claim_policy = policy.claim
     if claim_policy is None:
         raise InvalidPolicy("policy", "no section [claim]", "one with [claim], to check plans by")
-    claim = planned_claim(plan, claim_policy.delta, claim_policy.accountant)
+    if isinstance(plan, FederatedConfig):
+        claim = planned_federated_claim(plan, claim_policy.delta, claim_policy.accountant)
+    else:
+        claim = planned_claim(plan, claim_policy.delta, claim_policy.accountant)
     for rule in evaluate_claim_rules(claim_policy, claim):
         yield msgspec.structs.replace(rule, why=f"{name}: {rule.why}")

@@ -121,7 +121,12 @@ def history_entry(figures: Baseline, verdict: Verdict, steps: int, judged: datet
 
 
 def count_steps(ledger: PrivacyLedger) -> int:
-    """Count the recorded steps; a step that was repeated after a crash counts once."""
+    """Count the recorded steps; a step that was repeated after a crash counts once.
+
+    The steps of a federation are its rounds.
+    """
+    if ledger.header.federation is not None:
+        return len({one.number for one in ledger.rounds})
     return len({release.step for release in ledger.releases if release.step is not None})
 
 

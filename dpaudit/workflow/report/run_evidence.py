@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.accountants import pld, risk
-from dpaudit.accountants.answers import compute_epsilon
+from dpaudit.accountants.answers import (
+    compared_by,
+    compute_epsilon,
+    costliest_ledger,
+    ledger_epsilons,
+)
 from dpaudit.attacks.one_run import CanaryObservations, ClaimedSteps
 from dpaudit.gate.run_differences import (
     DifferenceCost,
@@ -23,11 +28,12 @@ from dpaudit.gate.run_differences import (
     RunDifference,
     isolated_changes,
 )
-from dpaudit.report.descriptions import mechanism_in_words
+from dpaudit.report.descriptions import mechanism_in_words, partition_in_words
 from dpaudit.report.evidence import (
     CanaryScoreHistogram,
     ComparisonEvidence,
     EpsilonCurve,
+    ParticipantEpsilon,
     ProfilePoint,
     RefusedAccountant,
     ReportEvidence,
@@ -46,7 +52,8 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     UnsupportedMechanism,
 )
-from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger
+from dpaudit.vocabulary.federation import FederatedConfig
+from dpaudit.vocabulary.ledger import GRADIENT_SUM, SERVER, PrivacyLedger
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
 from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS
 from dpaudit.vocabulary.settings import NoProgress, Progress
@@ -59,6 +66,8 @@ from dpaudit.workflow.audit.audit_plan import recorded_steps
 from dpaudit.workflow.gate.baselines import baseline_of_run, have_same_data, read_baseline
 from dpaudit.workflow.gate.policy_sources import project_digest
 from dpaudit.workflow.gate.run_evaluation import utc_now
+from dpaudit.workflow.gate.verdict_history import count_steps
+from dpaudit.workflow.train.federated_plan import published_figure
 
 # Scores of a run's gradient canaries, counted in bins.
 
@@ -218,10 +227,11 @@ def gather_evidence(
     ledger = run.read_finished()
     require_claim_of_ledger(run, ledger)
     claim = read_json(run.claim, Claim)
+    accounted = costliest_ledger(ledger, claim.delta, compared_by(claim))
     known = ReportEvidence(
         run=run.name,
         claim=claim,
-        mechanism_in_words=mechanism_in_words(ledger.mechanism),
+        mechanism_in_words=mechanism_in_words(accounted.mechanism),
         answers=(),
         curves=(),
         profile=(),
@@ -233,19 +243,45 @@ def gather_evidence(
         history=history,
         project_digest=project_digest(),
         facts=_facts(run, ledger),
+        participants=_participants(ledger, claim),
+        rounds=count_steps(ledger) if ledger.header.federation is not None else 0,
+        published=published_figure(run, ledger) or "",
     )
-    return _priced(known, ledger, progress or NoProgress())
+    return _priced(known, accounted, progress or NoProgress())
+
+
+def _participants(ledger: PrivacyLedger, claim: Claim) -> tuple[ParticipantEpsilon, ...]:
+    """Return epsilon of each ledger of a federation; empty for a run of one trainer."""
+    if ledger.header.federation is None:
+        return ()
+    parts = ledger_epsilons(ledger, claim.delta, compared_by(claim))
+    rejected = Counter(name for one in ledger.rounds for name in one.rejected)
+    left = {name: one.number for one in reversed(ledger.rounds) for name in one.left}
+    return tuple(
+        ParticipantEpsilon(
+            name=name,
+            releases=parts[name].releases if name in parts else 0,
+            epsilon=parts[name].epsilon if name in parts else None,
+            left=left.get(name),
+            rejected=rejected[name],
+        )
+        for name in (SERVER, *ledger.participants)
+    )
 
 
 def _facts(run: RunDirectory, ledger: PrivacyLedger) -> RunFacts:
     digest = ledger.seal.files.get(run.model.name, "") if ledger.seal else ""
     if not run.config.exists():  # your own training loop has no recorded settings
         return RunFacts(utc_now().replace(microsecond=0), model_digest=digest)
-    config = run.read_config()
+    config = run.read_settings()
     data, model = config.data, config.model
+    divided = ""
+    if isinstance(config, FederatedConfig):
+        divided = f"; partition {partition_in_words(config.federation)}"
     return RunFacts(
         written=utc_now().replace(microsecond=0),
-        data=f"{data.source} (test fraction {data.test_fraction:g}, split seed {data.split_seed})",
+        data=f"{data.source} (test fraction {data.test_fraction:g}, split seed {data.split_seed}"
+        f"{divided})",
         model=f"{model.model}, trained with {model.optimizer}",
         model_digest=digest,
     )

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpaudit.report.descriptions import claim_in_words
+from dpaudit.report.descriptions import claim_in_words, observers_in_words
 from dpaudit.report.evidence import ReportEvidence
 from dpaudit.report.report_pages import report_page
 from dpaudit.report.text import as_json
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.vocabulary.audit import MembershipResult
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, MissingExtra, RunExists
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.workflow.gate.verdict_history import count_steps, largest_lower_bound
 from dpaudit.workflow.report.run_evidence import gather_evidence
 
@@ -107,6 +108,11 @@ def _course(evidence: ReportEvidence) -> tuple[MetricPoint, ...]:
 def _measured(evidence: ReportEvidence, last: int) -> tuple[MetricPoint, ...]:
     claim, audit = evidence.claim, evidence.audit
     found = [("epsilon_claimed_at_most", claim.epsilon.upper)]
+    found += [
+        (f"epsilon_at_most/participant_{one.name}", one.epsilon.upper)
+        for one in evidence.participants
+        if one.epsilon is not None
+    ]
     if audit is not None:
         lower = largest_lower_bound(audit.bounds, claim.delta)
         found += [] if lower is None else [("epsilon_at_least", lower)]
@@ -141,11 +147,15 @@ def _parameters(run: RunDirectory, evidence: ReportEvidence) -> dict[str, str]:
         "unaccounted": ", ".join(claim.unaccounted) or "nothing that is known",
         "mechanism": evidence.mechanism_in_words,
     }
+    if claim.federation is not None:
+        parameters["protects_against"] = observers_in_words(claim.federation)
     return parameters | (_settings(run) if run.config.exists() else {})
 
 
 def _settings(run: RunDirectory) -> dict[str, str]:
-    config = run.read_config()
+    config = run.read_settings()
+    if isinstance(config, FederatedConfig):
+        return _federated_settings(config)
     privacy, model = config.privacy, config.model
     return {
         "noise_multiplier": f"{privacy.noise_multiplier!r}",
@@ -154,6 +164,23 @@ def _settings(run: RunDirectory) -> dict[str, str]:
         "steps": str(privacy.steps),
         "model": model.model,
         "optimizer": model.optimizer,
+    }
+
+
+def _federated_settings(config: FederatedConfig) -> dict[str, str]:
+    federation, privacy = config.federation, config.privacy
+    return {
+        "strategy": federation.strategy,
+        "participants": str(federation.participants),
+        "rounds": str(federation.rounds),
+        "partition": federation.partition,
+        "participation_rate": f"{privacy.participation_rate!r}",
+        "noise_multiplier": f"{privacy.noise_multiplier!r}",
+        "clip_norm": f"{privacy.clip_norm!r}",
+        "local_steps": str(config.local.local_steps),
+        "sampling_rate": f"{config.local.sampling_rate!r}",
+        "model": config.model.model,
+        "optimizer": config.model.optimizer,
     }
 
 

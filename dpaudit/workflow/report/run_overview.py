@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dpaudit.accountants.answers import claim_from_ledger
+from dpaudit.accountants.answers import claim_from_ledger, costliest_ledger
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import read_json, read_optional_json
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
+from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger
+from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.run_overview import (
     LedgerSummary,
     RunFile,
@@ -21,6 +23,7 @@ from dpaudit.vocabulary.run_overview import (
     RunState,
     RunSummary,
 )
+from dpaudit.vocabulary.settings import RunConfig
 from dpaudit.vocabulary.verdict import Verdict
 from dpaudit.workflow.account import (
     CLAIM_ACCOUNTANT,
@@ -30,8 +33,10 @@ from dpaudit.workflow.account import (
 )
 from dpaudit.workflow.gate.policy_sources import project_digest
 from dpaudit.workflow.gate.verdict_history import count_steps
+from dpaudit.workflow.train.federated_plan import planned_steps
 
 T = TypeVar("T")
+DEFAULT_DELTA = 1e-5  # compares the participants of a run whose own delta is not known
 
 
 @dataclass
@@ -86,7 +91,7 @@ def describe_run(run: RunDirectory) -> RunOverview:
         All parts that can be read, and one message for each of the others.
     """
     reader = _Reader([])
-    config = reader.read(run.read_config) if run.config.exists() else None
+    config = reader.read(run.read_settings) if run.config.exists() else None
     ledger = reader.read(lambda: _ledger(run))
     claim, verdict = None, None
     if ledger is not None and ledger.seal is None and run.claim.exists():
@@ -94,30 +99,36 @@ def describe_run(run: RunDirectory) -> RunOverview:
             run.read_finished
         )  # its seal is missing, or cut off: it cannot be shown as whole
     if ledger is not None and ledger.seal is not None:
-        claim = reader.read(lambda: _verified_claim(run, ledger))
+        own = ledger.header.federation
+        alone = own is not None and own.participant is not None  # a participant has no claim
+        claim = reader.read(lambda: _verified_claim(run, ledger), of_intact_run=alone)
     if ledger is not None:
         verdict = reader.read(lambda: _current_verdict(run, ledger), of_intact_run=True)
     shown = claim
-    if shown is None and ledger is not None and ledger.releases and not reader.damaged:
+    if shown is None and ledger is not None and ledger.release_count and not reader.damaged:
         shown = reader.read(lambda: _claim_so_far(run, ledger), of_intact_run=True)
+    if ledger is not None and ledger.ended is not None and not ledger.release_count:
+        reader.problems.append("it has ended without any noise: it has no claim, and no privacy")
     problems = tuple(dict.fromkeys(reader.problems))
+    delta = DEFAULT_DELTA if shown is None else shown.delta
     return RunOverview(
         summary=RunSummary(
             run=run.name,
             state=_state(ledger, reader),
             problem="; ".join(problems),
             steps=None if ledger is None else count_steps(ledger),
-            planned_steps=None if config is None else config.privacy.steps,
+            planned_steps=None if config is None else planned_steps(config),
             epsilon_upper=None if shown is None else shown.epsilon.upper,
             delta=None if shown is None else shown.delta,
             outcome=None if verdict is None else verdict.outcome,
             other_policy=_is_by_other_policy(verdict),
         ),
-        settings=config,
-        ledger=None if ledger is None else _summary(ledger),
+        settings=config if isinstance(config, RunConfig) else None,
+        federated_settings=config if isinstance(config, FederatedConfig) else None,
+        ledger=None if ledger is None else _summary(ledger, delta),
         files=tuple(
-            RunFile(path.name, path.stat().st_size)
-            for path in sorted(run.all_files)
+            RunFile(run.sealed_name(path), path.stat().st_size)
+            for path in sorted((*run.all_files, *run.participant_ledgers))
             if path.is_file()
         ),
         claim=claim,
@@ -163,10 +174,11 @@ def _current_verdict(run: RunDirectory, ledger: PrivacyLedger) -> Verdict | None
     return verdict
 
 
-def _summary(ledger: PrivacyLedger) -> LedgerSummary:
+def _summary(ledger: PrivacyLedger, delta: float) -> LedgerSummary:
+    """Summarize a ledger; the participants of a federation are compared at ``delta``."""
     header = ledger.header
     return LedgerSummary(
-        releases=len(ledger.releases),
+        releases=ledger.release_count,
         adjacency=header.adjacency,
         unit=header.unit,
         sampling=header.sampling,
@@ -174,5 +186,17 @@ def _summary(ledger: PrivacyLedger) -> LedgerSummary:
         clip_norm=header.clip_norm,
         unaccounted=ledger.unaccounted,
         head=ledger.head,
-        mechanism=ledger.mechanism if ledger.releases else None,
+        mechanism=_mechanism(ledger, delta),
+        federation=header.federation,
+        participants={name: len(one.releases) for name, one in ledger.participants.items()},
     )
+
+
+def _mechanism(ledger: PrivacyLedger, delta: float) -> Mechanism | None:
+    """Return what the claim accounts for; None without a release, or where none has a bound."""
+    if not ledger.accounted_ledgers:
+        return None
+    try:
+        return costliest_ledger(ledger, delta).mechanism
+    except DpauditError:  # epsilon is not known either, and the summary says why
+        return None

@@ -75,7 +75,7 @@ class CheckpointAccuracy:
 
     def _accuracy(self, final_steps: int | None, steps: int) -> float:
         if self._split is None:
-            self._split = load_dataset(self._run.read_config().data)
+            self._split = load_dataset(self._run.read_settings().data)
         if final_steps is not None:
             return heldout_accuracy(self._run, self._split)
         model = _checkpointed_model(self._run, self._split)
@@ -84,7 +84,7 @@ class CheckpointAccuracy:
 
 def _checkpointed_model(run: RunDirectory, split: DatasetSplit) -> nn.Module:
     """Return the model that would be released at the newest checkpoint: averaged, if configured."""
-    config, folder = run.read_config(), complete_checkpoints(run.checkpoints)[-1]
+    config, folder = run.read_settings(), complete_checkpoints(run.checkpoints)[-1]
     model = make_model(config.model.model, split.shape, len(split.classes), seed=0)
     averaged = config.model.average_decay is not None
     filled: nn.Module = AveragedModel(model) if averaged else model

@@ -101,6 +101,11 @@ def _sealed(run: RunDirectory, content: LedgerContent) -> PrivacyLedger:
 def _require_ended(run: RunDirectory, content: LedgerContent) -> None:
     """Refuse a run that may not have ended."""
     ledger = content.ledger
+    if ledger.ended is not None and not ledger.accounted_ledgers:
+        raise InvalidArgument(
+            "run", str(run.path), "one with noise: it has ended and released nothing with noise, "
+            "so there is nothing to claim",
+        )  # fmt: skip
     text = b"" if content.tail.complete else content.tail.text
     # An older version wrote no such line; then an incomplete seal may hold the digest.
     proven = ledger.ended is not None or _names_the_model(run, text)
@@ -123,7 +128,7 @@ def _delta(run: RunDirectory, delta: float | None) -> float:
     if delta is not None:
         return delta
     if run.config.exists():
-        return run.read_config().privacy.delta
+        return run.read_settings().privacy.delta
     raise InvalidArgument("delta", None, "given by --delta: the run has no settings that set it")
 
 

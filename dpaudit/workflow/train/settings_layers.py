@@ -184,39 +184,92 @@ def read_config_file(path: Path) -> ConfigFile:
         InvalidArgument: If the file is missing or no TOML, or has an unknown key or a value of
             another type; the message contains the key.
     """
+    if is_federated_file(path):
+        allowed = "without [federation], or with --federated STRATEGY for a federated run"
+        raise InvalidArgument("config", str(path), allowed)
+    content = read_sections(path, _FILE, _SECTIONS)
+    preset = content.pop("preset", None)
+    return ConfigFile(preset, content)
+
+
+def is_federated_file(path: Path) -> bool:
+    """Return whether a configuration file has the section of a federated run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether it has a section ``federation``.
+
+    Raises:
+        InvalidArgument: If the file is missing or no TOML.
+    """
+    return "federation" in read_toml_document(InputFile(path, "config", SETTINGS_LIMIT))
+
+
+def read_sections(
+    path: Path, file: type[msgspec.Struct], sections: Mapping[str, type[msgspec.Struct]]
+) -> dict[str, Any]:
+    """Read the settings of a configuration file that are set in it.
+
+    A relative path of records is relative to the file.
+
+    Args:
+        path: The file.
+        file: Type of the document, all of whose fields are optional.
+        sections: Types of its sections by name, for suggestions.
+
+    Returns:
+        Sections by name, and top-level values.
+
+    Raises:
+        InvalidArgument: If the file is missing or no TOML, or has an unknown key or a value of
+            another type; the message contains the key.
+    """
     document = read_toml_document(InputFile(path, "config", SETTINGS_LIMIT))
     try:
-        found = msgspec.convert(renamed(document, str(path)), _FILE)
+        found = msgspec.convert(renamed(document, str(path)), file)
     except (ValueError, ArithmeticError, RecursionError) as error:  # msgspec's are ValueErrors
-        allowed = f"a training run's settings ({error}{_suggestion(str(error))})"
+        allowed = f"a training run's settings ({error}{_suggestion(str(error), file, sections)})"
         raise InvalidArgument("config", str(path), allowed) from error
     content = _set_fields(found)
     version = content.pop("schema_version", SCHEMA_VERSION)
     if not is_readable(version):
         allowed = f"of schema_version {SCHEMA_VERSION}, not {version}"
         raise InvalidArgument("config", str(path), allowed)
-    preset = content.pop("preset", None)
-    layer = {name: _set_fields(section) for name, section in content.items()}
+    layer = {
+        name: _set_fields(value) if name in sections else value for name, value in content.items()
+    }
     source = layer.get("data", {}).get("source", BUNDLED_DATA)
     if source != BUNDLED_DATA:
         layer["data"]["source"] = os.path.abspath(path.parent / source)
-    return ConfigFile(preset, layer)
+    return layer
 
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `(?P<name>[^`]*)`(?: - at `\$\.(?P<section>\w+)`)?")
 
 
-def _suggestion(message: str) -> str:
+def _suggestion(
+    message: str, file: type[msgspec.Struct], sections: Mapping[str, type[msgspec.Struct]]
+) -> str:
     """Return the known key that an unknown one may stand for, as the end of a message."""
     found = _UNKNOWN_FIELD.search(message)
     if found is None:
         return ""
-    kind = _SECTIONS.get(found["section"] or "", _FILE)
+    kind = sections.get(found["section"] or "", file)
     return did_you_mean(found["name"], kind.__struct_fields__)
 
 
-def _with_optional_fields(kind: type[msgspec.Struct], *more: tuple[str, type]) -> Any:
-    """Return ``kind`` with every key optional and with ``more`` keys; nothing is checked yet."""
+def with_optional_fields(kind: type[msgspec.Struct], *more: tuple[str, type]) -> Any:
+    """Return a type with the fields of another, each optional.
+
+    Args:
+        kind: The other type.
+        *more: Name and type of further fields.
+
+    Returns:
+        The type; it checks the types of values and not their ranges.
+    """
     fields = [(field.name, field.type) for field in msgspec.structs.fields(kind)]
     return msgspec.defstruct(
         kind.__name__,
@@ -233,21 +286,36 @@ def _set_fields(struct: msgspec.Struct) -> dict[str, Any]:
 
 
 _SECTIONS = {
-    "data": _with_optional_fields(DataSettings),
-    "privacy": _with_optional_fields(PrivacySettings, ("target_epsilon", float), *SIZE_FIELDS),
-    "model": _with_optional_fields(ModelSettings),
-    "canaries": _with_optional_fields(CanarySettings),
-    "speed": _with_optional_fields(SpeedSettings),
+    "data": with_optional_fields(DataSettings),
+    "privacy": with_optional_fields(PrivacySettings, ("target_epsilon", float), *SIZE_FIELDS),
+    "model": with_optional_fields(ModelSettings),
+    "canaries": with_optional_fields(CanarySettings),
+    "speed": with_optional_fields(SpeedSettings),
 }
-_FILE = msgspec.defstruct(
-    "File",
-    [
-        *((name, kind | UnsetType, UNSET) for name, kind in _SECTIONS.items()),
-        *((name, str | UnsetType, UNSET) for name in ("preset", "schema_version")),
-    ],
-    frozen=True,
-    forbid_unknown_fields=True,
-)
+
+
+def document_of(sections: Mapping[str, Any], *texts: str) -> Any:
+    """Return the type of a configuration file.
+
+    Args:
+        sections: Types of its sections by name.
+        *texts: Names of its top-level texts.
+
+    Returns:
+        The type; every field is optional.
+    """
+    return msgspec.defstruct(
+        "File",
+        [
+            *((name, kind | UnsetType, UNSET) for name, kind in sections.items()),
+            *((name, str | UnsetType, UNSET) for name in texts),
+        ],
+        frozen=True,
+        forbid_unknown_fields=True,
+    )
+
+
+_FILE = document_of(_SECTIONS, "preset", "schema_version")
 
 
 def _merge_layers(layers: Sequence[SettingsLayer]) -> SettingsLayer:
