@@ -147,6 +147,29 @@ def test_the_python_of_a_guide_runs(name: str, run_python: dict[str, object]) ->
         assert str(epsilon.lower)[:10] == str(epsilon.upper)[:10] == "1.82823666"
     if name == "conformance":
         assert run_python["result"].verdict is Outcome.PASS  # type: ignore[attr-defined]
+        assert run_python["server_result"].verdict is Outcome.PASS  # type: ignore[attr-defined]
+
+
+def test_the_guide_to_flower_runs_on_a_grid(run_python: dict[str, object]) -> None:
+    pytest.importorskip("flwr", reason="flwr is not installed: pip install 'dpaudit[federated]'")
+    from flower_grid import InProcessGrid, as_server_app
+
+    from dpaudit.runs.directory import open_run
+
+    found = blocks(GUIDES / "flower.md", "python")
+    assert len(found) == 4
+    for code in found:
+        exec(code, run_python)
+    with as_server_app():
+        for prefix in ("", "secure_"):
+            grid = InProcessGrid(run_python[f"{prefix}client"], 4)  # type: ignore[arg-type]
+            run_python[f"{prefix}server"](grid, grid.contexts[5])  # type: ignore[operator]
+    run_python["accountant"].close()  # type: ignore[attr-defined]
+    assert open_run(Path("runs/flower")).read_unfinished().releases == ()
+    for name in ("federated", "secure"):
+        ledger = open_run(Path("runs", name)).read_finished()
+        assert 1 <= len(ledger.releases) <= 10
+        assert ledger.rounds[-1].rejected == {}
 
 
 CANARIES = re.compile(r"GradientCanaries\(\d+\)")
@@ -198,6 +221,34 @@ def test_the_configuration_file_of_the_guide_is_valid(tmp_path: Path) -> None:
     assert file.preset == "mnist-scattering"
     assert file.layer["data"]["source"] == str((tmp_path / "mnist.npz").resolve())
     assert file.layer["privacy"]["target_epsilon"] == 2.0
+
+
+def test_the_settings_and_the_policy_of_the_federated_guide_are_valid(tmp_path: Path) -> None:
+    from dpaudit.workflow.gate.policy_sources import read_policy
+    from dpaudit.workflow.train.federated_checks import require_usable_plan
+    from dpaudit.workflow.train.federated_settings import (
+        build_federated_config,
+        merge_federated_settings,
+        read_federated_file,
+    )
+
+    settings, secure, policy = blocks(GUIDES / "federated.md", "toml")
+    (tmp_path / "settings.toml").write_text(settings)
+    (tmp_path / "policy.toml").write_text(policy)
+    layers = [{"data": {"source": "digits"}}, read_federated_file(tmp_path / "settings.toml")]
+    config = build_federated_config(merge_federated_settings(layers))
+    assert config.federation.participants == 40
+    assert config.privacy.noise_multiplier > 0
+    require_usable_plan(config)
+    (tmp_path / "secure.toml").write_text(secure)
+    own = {"privacy": {"noise_multiplier": 2.0, "participation_rate": 1.0}}
+    layers = [*layers, read_federated_file(tmp_path / "secure.toml"), own]
+    with_sums = build_federated_config(merge_federated_settings(layers))
+    assert with_sums.secure_aggregation is not None
+    require_usable_plan(with_sums)
+    claim = read_policy(tmp_path / "policy.toml").claim
+    assert claim.unit.value == "participant"
+    assert claim.max_epsilon == config.privacy.max_epsilon
 
 
 # --- names that pages mention
