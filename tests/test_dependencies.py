@@ -18,6 +18,7 @@ from places import ROOT
 TEXT = (ROOT / "constraints.txt").read_text()
 TORCH = str(constraints.pins(TEXT)["torch"])
 SCRIPTS = ("check", "demo", ".ci/run", "tools/pin", "tools/check-newest", "tools/check-core")
+SCRIPTS += ("tools/check-flower",)
 SOURCED = ("tools/install.sh", "tools/venv.sh", "tools/steps.sh")
 
 # --- constraints.txt
@@ -236,6 +237,24 @@ def test_check_core_installs_no_torch_and_passes_arguments_on(machine: Machine) 
     options = ["--core", "--numprocesses", "2", "--dist", "worksteal", "--quiet", "-rs"]
     assert machine.calls()[-1] == ["pytest", *options, "-k", "gate"]
     assert (machine.root / ".venv-core-3.13.0").is_dir()
+
+
+def test_check_flower_has_an_environment_without_the_pins_that_flower_refuses(
+    machine: Machine,
+) -> None:
+    done = machine.run("tools/check-flower", "-k", "grid", OFFERED=CPU_BUILD)
+    assert done.returncode == 0
+    file = ".venv-flower/flower-constraints.txt"
+    assert machine.installs() == [
+        ["--no-deps", f"torch=={TORCH}"],
+        ["--constraint", file, "--editable", ".[federated,test-core]"],
+    ]
+    kept = constraints.pins((machine.root / file).read_text())
+    missing = constraints.pins(TEXT).keys() - kept.keys()
+    assert missing == {"packaging", "protobuf", "rich", "typer"}
+    assert machine.calls()[-1][-2:] == ["-k", "grid"]
+    machine.run("tools/check-flower", OFFERED=CPU_BUILD)
+    assert machine.installs() == []
 
 
 def test_check_core_says_why_it_skips(machine: Machine) -> None:
