@@ -342,7 +342,7 @@ def conformance_command(
     format_: str,
     output: Path | None,
 ) -> None:
-    """Test the steps of a trainer, or the rounds of a federation, against its claim.
+    """Test steps of a trainer, or rounds of a federation.
 
     Replays steps, and tests noise and sampling statistically. Of a federated RUN, the clients or
     the server are tested. Exit code: 0 no deviation was detected, 1 the trainer deviates from its
