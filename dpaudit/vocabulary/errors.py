@@ -566,6 +566,29 @@ def require_positive(name: str, value: float) -> None:
         raise InvalidArgument(name, value, "above 0 and finite")
 
 
+LARGEST_DEVIATION = 1e30
+"""Largest standard deviation of noise that sums and models of float32 hold, tails included."""
+
+
+def require_noise_within_float32(clip_norm: float, noise_multiplier: float) -> None:
+    """Refuse noise that sums of float32 cannot hold.
+
+    Args:
+        clip_norm: The sensitivity of the sum.
+        noise_multiplier: Noise standard deviation over ``clip_norm``.
+
+    Raises:
+        InvalidArgument: If the product is NaN or above ``LARGEST_DEVIATION``.
+    """
+    if not clip_norm * noise_multiplier <= LARGEST_DEVIATION:
+        limit = LARGEST_DEVIATION / noise_multiplier
+        raise InvalidArgument(
+            "clip_norm",
+            clip_norm,
+            f"at most {limit:g} at noise multiplier {noise_multiplier:g}: sums are float32",
+        )
+
+
 def require_sampling_rate(name: str, value: float) -> None:
     """Refuse anything but a probability above 0."""
     if not _is_inside(value, lambda number: 0 < number <= 1):

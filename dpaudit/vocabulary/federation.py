@@ -16,6 +16,7 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
     require_delta,
+    require_noise_within_float32,
     require_open_unit,
     require_positive,
     require_rate,
@@ -389,6 +390,7 @@ class FederatedPrivacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "noise_multiplier", self.noise_multiplier, "at least 0 and finite"
             )
         require_positive("clip_norm", self.clip_norm)
+        require_noise_within_float32(self.clip_norm, self.noise_multiplier)
         require_sampling_rate("participation_rate", self.participation_rate)
         require_rate("target_quantile", self.target_quantile)
         require_positive("quantile_noise", self.quantile_noise)

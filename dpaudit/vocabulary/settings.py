@@ -15,6 +15,7 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
     require_delta,
+    require_noise_within_float32,
     require_open_unit,
     require_positive,
     require_sampling_rate,
@@ -122,6 +123,7 @@ class PrivacySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         require_sampling_rate("sampling_rate", self.sampling_rate)
         require_positive("noise_multiplier", self.noise_multiplier)
         require_positive("clip_norm", self.clip_norm)
+        require_noise_within_float32(self.clip_norm, self.noise_multiplier)
         require_count("steps", self.steps)
         require_delta("delta", self.delta)
         require_positive("count_noise_multiplier", self.count_noise_multiplier)

@@ -99,6 +99,24 @@ def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 # Kinds of noise.
 
 
+@pytest.mark.parametrize(("clip_norm", "noise_multiplier"), [(1e300, 1.0), (1.0, 1e31)])
+def test_noise_beyond_float32_is_refused_before_a_ledger_exists(
+    clip_norm: float, noise_multiplier: float, tmp_path: Path
+) -> None:
+    net = model()
+    with pytest.raises(InvalidArgument, match="clip_norm must be at most"):
+        make_private(
+            net,
+            torch.optim.SGD(net.parameters(), lr=0.1),
+            noise_multiplier=noise_multiplier,
+            clip_norm=clip_norm,
+            sampling_rate=0.5,
+            expected_batch_size=20,
+            ledger=tmp_path / "ledger.jsonl",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_prefetched_noise_equals_noise_on_demand() -> None:
     assert torch.equal(weights(run(private(noise=Prefetched()), 4)), weights(run(private(), 4)))
 

@@ -32,10 +32,12 @@ from dpaudit.trainer.federated.updates import Update, check_update, clip_update,
 from dpaudit.trainer.noise.grid_noise import rounded_normals
 from dpaudit.trainer.noise.randomness import Keystream, NotCopyable, Purpose
 from dpaudit.vocabulary.errors import (
+    LARGEST_DEVIATION,
     InvalidArgument,
     InvalidUpdate,
     NoiseReused,
     require_count,
+    require_noise_within_float32,
     require_open_unit,
     require_positive,
     require_sampling_rate,
@@ -137,6 +139,7 @@ class ParticipantClipping:
                 self.adaptive.count_noise,
                 f"above half of noise_multiplier {self.noise_multiplier}",
             )
+        require_noise_within_float32(self.clip_norm, self.sum_multiplier)
 
     @property
     def denominator(self) -> float:
@@ -434,4 +437,6 @@ def with_next_clip_norm(settings: ParticipantClipping, share: float | None) -> P
         return settings
     change = adaptive.learning_rate * (share - adaptive.target)
     change = min(LARGEST_CHANGE, max(-LARGEST_CHANGE, change))
-    return replace(settings, clip_norm=settings.clip_norm * math.exp(-change))
+    limit = LARGEST_DEVIATION / settings.sum_multiplier
+    # In this order, min keeps NaN, which the settings refuse.
+    return replace(settings, clip_norm=min(settings.clip_norm * math.exp(-change), limit))

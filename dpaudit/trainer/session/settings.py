@@ -21,6 +21,7 @@ from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
+    require_noise_within_float32,
     require_open_unit,
     require_positive,
 )
@@ -321,7 +322,8 @@ class AttachSettings:
                 )
         else:
             self.step_settings(self.expected_batch_size)
-        self.rule.sensitivity(0, self.noise_multiplier(0))
+        multiplier = self.noise_multiplier(0)
+        require_noise_within_float32(self.rule.sensitivity(0, multiplier), multiplier)
         if self.average_decay is not None:
             require_open_unit("average_decay", self.average_decay)
 

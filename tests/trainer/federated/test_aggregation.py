@@ -306,6 +306,7 @@ def test_a_large_draw_moves_the_clip_norm_by_a_bounded_factor() -> None:
     "change",
     [
         {"clip_norm": 0.0},
+        {"clip_norm": 1e300},
         {"noise_multiplier": 0.0},
         {"noise_multiplier": math.nan},
         {"participation_rate": 1.5},
