@@ -43,6 +43,7 @@ from dpaudit.vocabulary.audit import (
 )
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.errors import (
+    LARGEST_DEVIATION,
     MOST_COUNT,
     DpauditError,
     InputOutputError,
@@ -79,14 +80,23 @@ counts = st.integers(0, 2**53)
 bounds = st.tuples(finite, finite).map(lambda pair: Bound(*sorted(pair)))
 ranges = st.tuples(finite, finite).map(sorted).filter(lambda pair: pair[0] < pair[1]).map(tuple)
 
+noise_within_float32 = st.tuples(positive, positive).filter(
+    lambda pair: pair[0] * pair[1] <= LARGEST_DEVIATION
+)
+
+
+def privacy_settings(noise_and_clip: tuple[float, float], **others: Any) -> PrivacySettings:
+    noise_multiplier, clip_norm = noise_and_clip
+    return PrivacySettings(noise_multiplier=noise_multiplier, clip_norm=clip_norm, **others)
+
+
 configs = st.builds(
     RunConfig,
     st.builds(DataSettings, text, st.none() | text, st.none() | ranges, unit, counts),
     st.builds(
-        PrivacySettings,
+        privacy_settings,
+        noise_within_float32,
         sampling_rate=unit | st.just(1.0),
-        noise_multiplier=positive,
-        clip_norm=positive,
         steps=st.integers(1, 2**53),
         delta=st.floats(1e-300, 1, exclude_max=True),
         expected_batch_size=st.none() | positive,
