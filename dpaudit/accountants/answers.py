@@ -239,6 +239,7 @@ def claim_from_ledger(ledger: PrivacyLedger, delta: float, accountant: str) -> C
         released=ReleaseScope.EVERY_STEP,  # composition bounds every release, not the last alone
         assumed_public=ledger.assumed_public,
         federation=header.federation,
+        noise=costliest.header.noise,
     )
 
 

@@ -35,6 +35,7 @@ from dpaudit.vocabulary.errors import (
     Unresolvable,
     require_count,
     require_delta,
+    to_python_number,
 )
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -118,6 +119,7 @@ def group_epsilon(
         >>> round(bound.upper, 4)  # that of noise multiplier 1 for one record
         4.3772
     """
+    size = to_python_number(size)
     require_count("size", size)
     require_delta("delta", delta)
     larger = group_mechanism(mechanism, size)
@@ -160,6 +162,7 @@ def group_delta(
         >>> round(bound.upper, 4)
         0.1269
     """
+    size = to_python_number(size)
     require_count("size", size)
     if not 0 <= epsilon < math.inf:
         raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")

@@ -196,6 +196,9 @@ def certified_lower_crossing(
 
 # A certified interval with its method and error budget.
 
+LARGEST_CONTRADICTION = 1e-9
+"""Relative size up to which two bounds may cross by rounding."""
+
 
 @dataclass(frozen=True)
 class CertifiedInterval:
@@ -279,9 +282,17 @@ class CertifiedInterval:
 
         Returns:
             This interval with both ends at most ``upper``.
+
+        Raises:
+            AccountingError: If ``upper`` is below the interval, which only a bug can cause.
         """
         if upper >= self.upper:
             return self
+        if upper < self.lower * (1 - LARGEST_CONTRADICTION):
+            raise AccountingError(
+                f"two bounds of one value contradict each other: at least {self.lower!r}, and at "
+                f"most {upper!r}"
+            )
         return replace(self, lower=min(self.lower, upper), upper=upper)
 
 

@@ -14,6 +14,7 @@ from dpaudit.vocabulary.errors import (
     UnsupportedMechanism,
     require_count,
     require_sampling_rate,
+    to_python_number,
 )
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import (
@@ -155,6 +156,7 @@ def training_mechanism(
     """
     require_adjacency("adjacency", adjacency)
     require_sampling_rate("sampling_rate", sampling_rate)
+    steps = to_python_number(steps)
     require_count("steps", steps)
     noise = Gaussian(noise_multiplier)
     match sampling:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from typing import ClassVar
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 
 class ExitCode(IntEnum):
@@ -327,6 +328,22 @@ class InvalidUpdate(DpauditError, ValueError):
         self.participant, self.reason = participant, reason
 
 
+class GradientsDisagree(DpauditError):
+    """A spot check found gradients that differ from those of the records' own losses.
+
+    Or it found that one record changes the loss of another. The step was not released. Earlier
+    steps may be wrong in the same way, so a claim of the run lists this as not covered.
+
+    Exit code: 1.
+
+    Remedy: If the message says that records are mixed, remove the operation that mixes them.
+    Otherwise report the model: a rule of the gradient engine is wrong for it.
+    """
+
+    code = "DPA405"
+    exit_code = ExitCode.FAIL
+
+
 class ProtocolViolation(DpauditError, ValueError):
     """A message of secure aggregation is malformed, oversized, unexpected or contradictory.
 
@@ -553,11 +570,34 @@ MOST_COUNT = 10**18
 
 
 def _is_inside(value: float, inside: Callable[[float], bool]) -> bool:
-    """Return whether a value is a number in a range."""
-    try:
-        return inside(value)
-    except TypeError:
-        return False
+    """Return whether a value is a number in a range; no Boolean is a number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and inside(value)
+
+
+def to_python_number(value: Any) -> Any:
+    """Return a number of NumPy, or a fraction, as a number of Python; anything else unchanged.
+
+    Args:
+        value: Any value. A number of another library has no place in JSON.
+
+    Returns:
+        An ``int`` where the value is of an integral type, a ``float`` for other real types.
+    """
+    if type(value) in {int, float, bool} or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def require_object(name: str, value: object, example: str) -> None:
+    """Refuse a class where one of its objects is meant, as ``OnGrid`` for ``OnGrid()``."""
+    if isinstance(value, type):
+        raise InvalidArgument(name, f"the class {value.__name__}", f"an object, as {example}")
+
+
+def require_above(name: str, value: float, bound: float) -> None:
+    """Refuse anything but a finite number above ``bound``."""
+    if not _is_inside(value, lambda number: bound < number < math.inf):
+        raise InvalidArgument(name, value, f"above {bound:g} and finite")
 
 
 def require_positive(name: str, value: float) -> None:

@@ -26,10 +26,13 @@ import msgspec
 
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
+    require_above,
     require_count,
+    require_not_negative,
     require_open_unit,
     require_positive,
     require_sampling_rate,
+    to_python_number,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 
@@ -43,6 +46,16 @@ class _Tagged(
     msgspec.Struct, frozen=True, tag_field="kind", tag=_kebab, forbid_unknown_fields=True
 ):
     """Base of the types whose JSON holds their name in the field ``kind``."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            given = getattr(self, name)
+            if (number := to_python_number(given)) is not given:
+                msgspec.structs.force_setattr(self, name, number)
+        self._require_valid()
+
+    def _require_valid(self) -> None:
+        """Refuse fields that are out of their range."""
 
 
 class Gaussian(_Tagged, frozen=True, omit_defaults=True):
@@ -68,7 +81,7 @@ class Gaussian(_Tagged, frozen=True, omit_defaults=True):
     noise_multiplier: float
     set_for: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("noise_multiplier", self.noise_multiplier)
         require_adjacency("set_for", self.set_for)
 
@@ -93,7 +106,7 @@ class Laplace(_Tagged, frozen=True):
     scale: float
     sensitivity: float = 1.0
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("scale", self.scale)
         require_positive("sensitivity", self.sensitivity)
 
@@ -105,7 +118,10 @@ class DiscreteGaussian(_Tagged, frozen=True):
 
     Attributes:
         scale: Parameter of the noise, close to its standard deviation; above 0 and finite.
-        sensitivity: Largest change of the number between neighbors; at least 1.
+        sensitivity: Largest change of the number between neighbors, under the adjacency that
+            epsilon is computed for; at least 1. Replacing a record changes a sum of values
+            clipped to C by up to 2 C: give 2 C for replace-one. ``Gaussian``, whose multiplier
+            refers to C, is doubled there by the accountants.
 
     Raises:
         InvalidArgument: If ``scale`` is not above 0 and finite, or ``sensitivity`` is no whole
@@ -122,7 +138,7 @@ class DiscreteGaussian(_Tagged, frozen=True):
     scale: float
     sensitivity: int = 1
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("scale", self.scale)
         require_count("sensitivity", self.sensitivity)
 
@@ -134,7 +150,8 @@ class DiscreteLaplace(_Tagged, frozen=True):
 
     Attributes:
         scale: Parameter of the noise; above 0 and finite.
-        sensitivity: Largest change of the number between neighbors; at least 1. Epsilon is
+        sensitivity: Largest change of the number between neighbors, under the adjacency that
+            epsilon is computed for (see ``DiscreteGaussian``); at least 1. Epsilon is
             ``sensitivity / scale``.
 
     Raises:
@@ -149,7 +166,7 @@ class DiscreteLaplace(_Tagged, frozen=True):
     scale: float
     sensitivity: int = 1
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("scale", self.scale)
         require_count("sensitivity", self.sensitivity)
 
@@ -166,7 +183,8 @@ class VectorDiscreteGaussian(_Tagged, frozen=True):
     Attributes:
         scale: Parameter of the noise of one coordinate, close to its standard deviation; from
             1e-100 to 1e100.
-        l2_sensitivity: Largest L2 norm of the change of the vector between neighbors; from 1
+        l2_sensitivity: Largest L2 norm of the change of the vector between neighbors, under the
+            adjacency that epsilon is computed for (see ``DiscreteGaussian``); from 1
             to 1e15.
         l1_sensitivity: Largest L1 norm of this change; at least 1. The square of
             ``l2_sensitivity`` always holds, because the change is an integer vector.
@@ -190,7 +208,7 @@ class VectorDiscreteGaussian(_Tagged, frozen=True):
     l1_sensitivity: float
     dimension: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("scale", self.scale)
         _require_integer_change(self)
 
@@ -206,7 +224,8 @@ class DistributedDiscreteGaussian(_Tagged, frozen=True):
         scale: Parameter of one share's noise on one coordinate; from 1e-100 to 1e100.
         shares: Number of draws that are surely added: honest participants that did not drop out;
             at least 1.
-        l2_sensitivity: Largest L2 norm of the change of the vector between neighbors; from 1
+        l2_sensitivity: Largest L2 norm of the change of the vector between neighbors, under the
+            adjacency that epsilon is computed for (see ``DiscreteGaussian``); from 1
             to 1e15.
         l1_sensitivity: Largest L1 norm of this change; at least 1.
         dimension: Number of coordinates; at least 1.
@@ -232,7 +251,7 @@ class DistributedDiscreteGaussian(_Tagged, frozen=True):
     l1_sensitivity: float
     dimension: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("scale", self.scale)
         require_count("shares", self.shares)
         _require_integer_change(self)
@@ -247,7 +266,8 @@ class Skellam(_Tagged, frozen=True):
 
     Attributes:
         variance: Variance of the noise of one coordinate; from 1e-100 to 1e100.
-        l1_sensitivity: Largest L1 norm of the change of the vector between neighbors; at least 1.
+        l1_sensitivity: Largest L1 norm of the change of the vector between neighbors, under the
+            adjacency that epsilon is computed for (see ``DiscreteGaussian``); at least 1.
         l2_sensitivity: Largest L2 norm of this change; from 1 to 1e15.
         dimension: Number of coordinates; at least 1.
 
@@ -268,7 +288,7 @@ class Skellam(_Tagged, frozen=True):
     l2_sensitivity: float
     dimension: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("variance", self.variance)
         _require_integer_change(self)
 
@@ -315,9 +335,10 @@ class RandomizedResponse(_Tagged, frozen=True):
     truth_probability: float
     categories: int = 2
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_count("categories", self.categories, least=2)
-        if not 1 / self.categories <= self.truth_probability < 1:
+        require_open_unit("truth_probability", self.truth_probability)
+        if self.truth_probability < 1 / self.categories:
             raise InvalidArgument(
                 "truth_probability",
                 self.truth_probability,
@@ -348,7 +369,7 @@ class Exponential(_Tagged, frozen=True):
 
     epsilon: float
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("epsilon", self.epsilon)
 
 
@@ -368,7 +389,7 @@ class PureDP(_Tagged, frozen=True):
 
     epsilon: float
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("epsilon", self.epsilon)
 
 
@@ -390,9 +411,8 @@ class ApproximateDP(_Tagged, frozen=True):
     epsilon: float
     delta: float
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.epsilon < float("inf"):
-            raise InvalidArgument("epsilon", self.epsilon, "at least 0 and finite")
+    def _require_valid(self) -> None:
+        require_not_negative("epsilon", self.epsilon)
         require_open_unit("delta", self.delta)
 
 
@@ -417,7 +437,7 @@ class ZCDP(_Tagged, frozen=True):
 
     rho: float
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("rho", self.rho)
 
 
@@ -453,7 +473,7 @@ class PoissonSampled(_Tagged, frozen=True):
     mechanism: ElementaryMechanism
     sampling_rate: float
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_sampling_rate("sampling_rate", self.sampling_rate)
         _require_kind("mechanism", self.mechanism, ElementaryMechanism)
 
@@ -483,7 +503,7 @@ class TruncatedPoisson(_Tagged, frozen=True):
     dataset_size: int
     largest_batch: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_sampling_rate("sampling_rate", self.sampling_rate)
         require_count("dataset_size", self.dataset_size)
         require_count("largest_batch", self.largest_batch)
@@ -512,7 +532,7 @@ class SampledWithoutReplacement(_Tagged, frozen=True):
     batch_size: int
     dataset_size: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_count("batch_size", self.batch_size)
         require_count("dataset_size", self.dataset_size, least=self.batch_size)
         _require_kind("mechanism", self.mechanism, ElementaryMechanism)
@@ -540,7 +560,7 @@ class RandomAllocation(_Tagged, frozen=True):
     mechanism: Gaussian
     steps: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_count("steps", self.steps)
         _require_kind("mechanism", self.mechanism, Gaussian)
 
@@ -569,7 +589,7 @@ class TreeAggregation(_Tagged, frozen=True):
     mechanism: Gaussian
     steps: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_count("steps", self.steps)
         _require_kind("mechanism", self.mechanism, Gaussian)
 
@@ -604,7 +624,7 @@ class BandedMatrixFactorization(_Tagged, frozen=True):
     bands: int
     sampling_rate: float = 1.0
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_count("steps", self.steps)
         require_count("bands", self.bands)
         require_sampling_rate("sampling_rate", self.sampling_rate)
@@ -649,7 +669,7 @@ class SparseVector(_Tagged, frozen=True):
     answers: int
     sensitivity: float = 1.0
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         _require_sparse_vector(self)
 
 
@@ -684,7 +704,7 @@ class MonotoneSparseVector(_Tagged, frozen=True):
     answers: int
     sensitivity: float = 1.0
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         _require_sparse_vector(self)
 
 
@@ -718,7 +738,7 @@ class FixedThresholdSparseVector(_Tagged, frozen=True):
     answers: int
     sensitivity: float = 1.0
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         _require_sparse_vector(self)
 
 
@@ -753,7 +773,7 @@ class NumericSparseVector(_Tagged, frozen=True):
     comparison: ThresholdComparison
     value_scale: float
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("value_scale", self.value_scale)
         _require_kind("comparison", self.comparison, ThresholdComparison)
 
@@ -825,9 +845,8 @@ class NegativeBinomialTrials(_Tagged, frozen=True):
     shape: float
     success: float
 
-    def __post_init__(self) -> None:
-        if not -1 < self.shape < float("inf"):
-            raise InvalidArgument("shape", self.shape, "above -1 and finite")
+    def _require_valid(self) -> None:
+        require_above("shape", self.shape, -1)
         require_open_unit("success", self.success)
 
 
@@ -850,7 +869,7 @@ class PoissonTrials(_Tagged, frozen=True):
 
     mean: float
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_positive("mean", self.mean)
 
 
@@ -884,7 +903,7 @@ class Selected(_Tagged, frozen=True):
     mechanism: Mechanism
     trials: TrialCount
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         _require_kind("mechanism", self.mechanism, Mechanism)
         _require_kind("trials", self.trials, TrialCount)
 
@@ -908,7 +927,7 @@ class Repeated(_Tagged, frozen=True):
     mechanism: Mechanism
     times: int
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         require_count("times", self.times)
         _require_kind("mechanism", self.mechanism, Mechanism)
 
@@ -930,7 +949,7 @@ class Composed(_Tagged, frozen=True):
 
     mechanisms: tuple[Mechanism, ...]
 
-    def __post_init__(self) -> None:
+    def _require_valid(self) -> None:
         if not self.mechanisms:
             raise InvalidArgument("mechanisms", self.mechanisms, "at least one mechanism")
         # A list is accepted. Accountants hash mechanisms, so it becomes a tuple.

@@ -11,6 +11,7 @@ import pytest
 
 from dpaudit.accountants import integer_noise, pld, rdp, sparse_vector
 from dpaudit.accountants.pld.laws import comparisons, noise_tables
+from dpaudit.accountants.pld.other_bounds import OtherBounds
 from dpaudit.accountants.rdp import release_divergence
 from dpaudit.vocabulary.errors import DpauditError
 from dpaudit.vocabulary.mechanism import (
@@ -101,7 +102,9 @@ def comparison_holds() -> bool:
     masses = discrete_gaussian_masses(1.3, 30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparisons, "WIDE_SCALE", 1.0)
-        patch.setattr(pld.PldProfile, "_renyi", lambda self: None)
+        patch.setattr(OtherBounds, "renyi", None)
+        patch.setattr(OtherBounds, "_concentrated", None)
+        patch.setattr(OtherBounds, "_naive", None)
         return contains(DiscreteGaussian(1.3, 1), lambda e: hockey_stick(*moved(masses, 1), e))
 
 
@@ -225,7 +228,9 @@ def same_variance_without_slack(patch):
 
 def release_without_a_pair_left_out(patch):
     patch.setattr(comparisons, "NO_PAIR", comparisons.Comparison(()))
-    patch.setattr(pld.PldProfile, "_renyi", lambda self: None)
+    patch.setattr(OtherBounds, "renyi", None)
+    patch.setattr(OtherBounds, "_concentrated", None)
+    patch.setattr(OtherBounds, "_naive", None)
 
 
 def sample_of_half_the_rate(patch):

@@ -18,15 +18,18 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from numbers import Real
 
-from dpaudit.accountants import gdp, rdp
+from dpaudit.accountants import gdp
 from dpaudit.accountants.numerics import CertifiedInterval, Direction, worst_direction
 from dpaudit.accountants.pld import closed_form
 from dpaudit.accountants.pld.closed_form import binary_responses_of
 from dpaudit.accountants.pld.contour import solver
+from dpaudit.accountants.pld.contour.inversion import epsilon_by_inversion
 from dpaudit.accountants.pld.laws.comparisons import needs_comparison
 from dpaudit.accountants.pld.laws.composition import BoundSide, Composition, LossQuery
+from dpaudit.accountants.pld.other_bounds import OtherBounds
 from dpaudit.accountants.releases import (
     ReleaseCounts,
     count_releases,
@@ -35,18 +38,16 @@ from dpaudit.accountants.releases import (
 )
 from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP
 from dpaudit.vocabulary.errors import (
-    AccountingError,
     InvalidArgument,
     Unresolvable,
     require_delta,
+    require_not_negative,
 )
 from dpaudit.vocabulary.mechanism import (
-    Composed,
     Gaussian,
     Mechanism,
     PoissonSampled,
     RandomAllocation,
-    Repeated,
     TruncatedPoisson,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
@@ -68,8 +69,8 @@ __all__ = ["PldProfile", "profile"]
 # 4. Per direction: one integral for a single release, otherwise contour integrals.
 #
 # Noise on integer vectors and sparse vector techniques are replaced by releases with a dominating
-# pair, from above and from below (``laws.comparisons``). The upper end is at most that of rdp, and
-# that of rdp where no pair is known.
+# pair, from above and from below (``laws.comparisons``). Where the interval is wide, or no pair is
+# known, the upper end is at most that of every other accountant (``other_bounds``).
 #
 # Where 4 cannot be certified, Gaussian releases fall back to the same Gaussians without
 # sampling. That is an upper bound, because the hockey-stick divergence is convex.
@@ -78,7 +79,12 @@ __all__ = ["PldProfile", "profile"]
 ASYMMETRIC_RELEASES = (PoissonSampled, TruncatedPoisson, RandomAllocation)
 UNSAMPLED_METHOD = "same Gaussians without sampling"
 OTHER_METHOD = "bounds of other accountants"
+LARGEST_LOSS_METHOD = "largest loss"
+# Intervals at least as narrow as these are not compared with the other accountants' bounds.
+NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH = 1e-3, 1e-6
 TRUNCATION_ROUNDS = 40
+MOST_POINTS_TO_INVERT = 20_000
+"""Quadrature points up to which a wide interval of epsilon is narrowed by evaluating delta."""
 
 
 def profile(
@@ -134,7 +140,7 @@ class PldProfile:
         if not LossQuery(
             self.releases, self.adjacency, Direction.REMOVED, BoundSide.ABOVE
         ).compared.complete:
-            self._renyi()
+            self.others.require_renyi()
         with suppress(Unresolvable):
             LossQuery(
                 self.releases, self.adjacency, Direction.REMOVED, BoundSide.ABOVE
@@ -143,11 +149,11 @@ class PldProfile:
     def epsilon(self, *, delta: float) -> Bound:
         """Compute the interval of the smallest epsilon at a given delta.
 
-        Refuses a delta out of range (``InvalidArgument``), and a delta at which no finite
-        epsilon can be certified (``Unresolvable``).
+        Refuses a delta out of range, and delta 0 of an unbounded loss (``InvalidArgument``); and a
+        delta at which no finite epsilon can be certified (``Unresolvable``).
 
         Args:
-            delta: Between 1e-300 (inclusive) and 1 (exclusive).
+            delta: Between 1e-300 (inclusive) and 1 (exclusive); or 0, for pure epsilon.
 
         Returns:
             A certified interval of epsilon, in nats.
@@ -174,7 +180,7 @@ class PldProfile:
         Unlike ``epsilon``, every direction is narrowed to full precision.
 
         Args:
-            delta: Between 1e-300 (inclusive) and 1 (exclusive).
+            delta: Between 1e-300 (inclusive) and 1 (exclusive); or 0, for pure epsilon.
 
         Returns:
             One interval of epsilon (nats) per direction; a single one where both directions agree.
@@ -190,6 +196,8 @@ class PldProfile:
         answer is the maximum over directions, so a direction that surely is not the larger one may
         stay wide.
         """
+        if isinstance(delta, Real) and delta == 0:
+            return (self._pure_epsilon(),)
         require_delta("delta", delta)
         if (mu := self._gaussian_mu()) is not None:
             return (
@@ -205,16 +213,16 @@ class PldProfile:
                     Bound(0.0, 0.0), "participation probability at most delta"
                 ),
             )
+        attempts = _Attempts(math.inf, likely_delta=lambda above: delta)
         answers: list[CertifiedInterval] = []
         for direction in self._directions():
             solve = partial(_epsilon_with_slack, delta=delta, sufficient_upper=sufficient(answers))
-            answers.append(self._answer(direction, solve))
-        renyi = self._renyi()
-        most = math.inf
-        if renyi is not None:
-            with suppress(AccountingError):
-                most = renyi.epsilon(delta=delta).upper
-        return _finite(answer.with_upper(most) for answer in answers)
+            answers.append(self._answer(direction, attempts, solve))
+        if not _is_narrow(answers, ABSOLUTE_EPSILON_WIDTH):
+            most = self.others.epsilon(delta)
+            answers = [answer.with_upper(most) for answer in answers]
+        attempts.require_upper_ends(answers)
+        return tuple(answers)
 
     def explain_delta(self, *, epsilon: float) -> tuple[CertifiedInterval, ...]:
         """Compute delta at a given epsilon per direction, with method and error budget.
@@ -228,24 +236,40 @@ class PldProfile:
         Raises:
             InvalidArgument: If ``epsilon`` is negative, infinite or NaN.
         """
-        if not 0 <= epsilon < math.inf:
-            raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
+        require_not_negative("epsilon", epsilon)
         if (mu := self._gaussian_mu()) is not None:
             return (
                 CertifiedInterval.closed(
                     gdp.delta_of_mu(epsilon, mu=mu), "one Gaussian, closed form"
                 ),
             )
+        loss = self.others.largest_loss
+        if loss is not None and loss.delta(epsilon) == 0:
+            return (CertifiedInterval.closed(Bound(0.0, 0.0), LARGEST_LOSS_METHOD),)
         if (pair := binary_responses_of(self.releases)) is not None:
             return (CertifiedInterval.closed(pair.delta(epsilon), "binomial sum"),)
+        attempts = _Attempts(1.0, likely_delta=lambda above: above.upper)
         solve = partial(_delta_with_slack, epsilon=epsilon)
+        answers = [self._answer(one, attempts, solve) for one in self._directions()]
         most = self._participation_probability()
-        renyi = self._renyi()
-        if renyi is not None:
-            with suppress(AccountingError):
-                most = min(most, renyi.delta(epsilon=epsilon).upper)
-        directions = (self._answer(direction, solve) for direction in self._directions())
-        return tuple(answer.with_upper(most) for answer in directions)
+        if not _is_narrow(answers, 0.0):
+            most = min(most, self.others.delta(epsilon))
+        answers = [answer.with_upper(most) for answer in answers]
+        attempts.require_upper_ends(answers)
+        return tuple(answers)
+
+    def _pure_epsilon(self) -> CertifiedInterval:
+        """Return epsilon at delta 0, which is the largest loss."""
+        loss = self.others.largest_loss
+        if loss is None:
+            allowed = "at least 1e-300 and below 1, as no bound of the privacy loss is known"
+            raise InvalidArgument("delta", 0.0, allowed)
+        return CertifiedInterval.closed(loss.epsilon, LARGEST_LOSS_METHOD)
+
+    @cached_property
+    def others(self) -> OtherBounds:
+        """Upper bounds of the other accountants."""
+        return OtherBounds(self.releases, self.adjacency)
 
     def _gaussian_mu(self) -> float | None:
         """Return mu of the composed Gaussian, or None if any release is of another kind."""
@@ -276,34 +300,22 @@ class PldProfile:
             return Direction.REMOVED, Direction.ADDED
         return (Direction.REMOVED,)  # every other pair is symmetric
 
-    def _answer(self, direction: Direction, solve: IntervalFunction) -> CertifiedInterval:
+    def _answer(
+        self, direction: Direction, attempts: _Attempts, solve: IntervalFunction
+    ) -> CertifiedInterval:
         """Evaluate the dominating pair and, where it is not attained, an attained pair.
 
         The dominating pair gives the upper end. Where no neighbors attain it, the lower end comes
         from a second evaluation with a pair that some neighbors do attain.
         """
         above = LossQuery(self.releases, self.adjacency, direction, BoundSide.ABOVE)
-        answer = solve(above)
+        answer = attempts.evaluate(solve, above)
         if not above.exact:
-            below = solve(LossQuery(self.releases, self.adjacency, direction, BoundSide.BELOW))
-            answer = answer.with_lower(below)
+            below = replace(above, side=BoundSide.BELOW, likely_delta=attempts.likely_delta(answer))
+            answer = answer.with_lower(attempts.evaluate(solve, below))
         return replace(
             answer, direction=direction.name.lower() if len(self._directions()) > 1 else ""
         )
-
-    def _renyi(self) -> rdp.RdpProfile | None:
-        """Return the Renyi profile where a dominating pair here is loose, or none is known.
-
-        These are random allocation, and the releases that ``comparisons`` replaces.
-        """
-        if any(
-            isinstance(release, RandomAllocation) or needs_comparison(release)
-            for release in self.releases
-        ):
-            parts = tuple(Repeated(release, times) for release, times in self.releases.items())
-            with suppress(AccountingError):
-                return rdp.profile(Composed(parts), adjacency=self.adjacency)
-        return None
 
 
 IntervalFunction = Callable[[LossQuery], CertifiedInterval]
@@ -355,7 +367,26 @@ def _epsilon_by_form(query: LossQuery, delta: float, sufficient_upper: float) ->
             found = gdp.epsilon_of_mu(delta, mu=math.sqrt(composition.gaussian))
             return CertifiedInterval.closed(found, "one Gaussian, closed form")
         case _:
-            return solver.epsilon_by_contour(composition, delta, sufficient_upper)
+            known = solver.epsilon_by_contour(composition, delta, sufficient_upper)
+            cheap = composition.rough_points <= MOST_POINTS_TO_INVERT
+            return _narrowed(query, delta, known, sufficient_upper) if cheap else known
+
+
+def _narrowed(
+    query: LossQuery, delta: float, known: CertifiedInterval, sufficient_upper: float
+) -> CertifiedInterval:
+    """Narrow a wide interval of epsilon by evaluating delta, which is certified more often."""
+    settled = known.upper <= sufficient_upper or known.upper == math.inf
+    if settled or _is_narrow((known,), ABSOLUTE_EPSILON_WIDTH):
+        return known
+    with suppress(Unresolvable):
+        return epsilon_by_inversion(
+            partial(solver.delta_by_contour, query.composition),
+            delta,
+            known,
+            lambda one: _is_narrow((one,), ABSOLUTE_EPSILON_WIDTH),
+        )
+    return known
 
 
 def _delta_by_form(query: LossQuery, epsilon: float) -> CertifiedInterval:
@@ -375,15 +406,51 @@ def _delta_by_form(query: LossQuery, epsilon: float) -> CertifiedInterval:
             return solver.delta_by_contour(query.composition, epsilon)
 
 
-def _finite(answers: Iterable[CertifiedInterval]) -> tuple[CertifiedInterval, ...]:
-    """Return the intervals; raise (``Unresolvable``) where no method gave an upper end."""
-    found = tuple(answers)
-    if not all(answer.upper < math.inf for answer in found):
-        raise Unresolvable(
-            "no accountant gives an upper bound of epsilon at this delta: add noise, or use a "
-            "larger delta"
-        )
-    return found
+class _Attempts:
+    """Evaluations of which some may fail, where another bound may take their place.
+
+    Args:
+        largest: The trivial upper end of a failed evaluation.
+        likely_delta: Function from the interval by dominating pairs to about its delta, for
+            which attained pairs are chosen.
+    """
+
+    def __init__(
+        self, largest: float, *, likely_delta: Callable[[CertifiedInterval], float]
+    ) -> None:
+        self._largest = largest
+        self._error: Unresolvable | None = None
+        self.likely_delta = likely_delta
+
+    def evaluate(self, solve: IntervalFunction, query: LossQuery) -> CertifiedInterval:
+        """Return the interval of a query; where the evaluation fails, the trivial one."""
+        try:
+            return solve(query)
+        except Unresolvable as error:
+            self._error = self._error or error
+        except (OverflowError, ZeroDivisionError) as error:
+            self._error = self._error or Unresolvable(
+                f"the computation leaves the range of floats: {error}"
+            )
+        return CertifiedInterval(0.0, self._largest, OTHER_METHOD)
+
+    def require_upper_ends(self, answers: Iterable[CertifiedInterval]) -> None:
+        """Raise the error of an evaluation whose place no other bound took."""
+        trivial = any(answer.upper >= self._largest for answer in answers)
+        if trivial and self._error is not None:
+            raise self._error
+        if trivial and self._largest == math.inf:
+            raise Unresolvable(
+                "no accountant gives an upper bound of epsilon at this delta: add noise, or use "
+                "a larger delta"
+            )
+
+
+def _is_narrow(answers: Sequence[CertifiedInterval], absolute: float) -> bool:
+    """Return whether the interval of the maximum over directions needs no other bound."""
+    lower = max(answer.lower for answer in answers)
+    upper = max(answer.upper for answer in answers)
+    return upper - lower <= max(NARROW_WIDTH * upper, absolute) < math.inf
 
 
 def _epsilon_with_slack(

@@ -215,8 +215,10 @@ def decay_envelope(
     steep = np.diff(base) * np.maximum(np.abs(turns[1:]), np.abs(turns[:-1]))
     turning = turns[1:] * turns[:-1] <= 0
     # A panel with a turning point may rise above its ends by this factor.
-    overshoot = np.maximum(density[1:], density[:-1]) * np.expm1(np.minimum(steep, 50.0))
-    variation = np.abs(np.diff(density)) + np.where(turning, 2 * overshoot, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        overshoot = np.maximum(density[1:], density[:-1]) * np.expm1(np.minimum(steep, 50.0))
+        variation = np.abs(np.diff(density)) + np.where(turning, 2 * overshoot, 0.0)
+    variation[np.isnan(variation)] = np.inf  # of two infinite ends: no bound
     # Mass of a monotone panel is at least its width times the smaller end.
     inside = np.where(turning, 0.0, np.minimum(mass[1:], mass[:-1]) * np.diff(base))
     mass_above = np.append(np.cumsum(inside[::-1])[::-1], 0.0)

@@ -423,6 +423,7 @@ def _certified_argument(
 MAX_DELTA_ROUNDS, MAX_TRUNCATIONS = 6, 4
 SETTLED_LOG_DELTA = 6.0  # nats: a truncation for a log delta this near is good enough
 MIN_LOG_DELTA = -680.0  # its exponential is a normal double
+RETAINED_GROWTH, MAX_GROWTHS = 3.0, 3  # of log delta, from -40 to below the least one
 MIN_SMOOTHING_SHARE = 0.2  # share of the width below which finer smoothing does not help
 
 
@@ -486,7 +487,7 @@ def _place_contour(
     Returns an interval instead where ``epsilon`` exceeds all losses.
     """
     log_delta = -40.0
-    for _ in range(MAX_TRUNCATIONS):
+    for _ in range(MAX_TRUNCATIONS + MAX_GROWTHS):
         composition = compose(math.exp(min(log_delta, -1.0)))
         if epsilon >= composition.supremum * ROUND_UP:
             lower, upper = (
@@ -495,6 +496,9 @@ def _place_contour(
             )
             return CertifiedInterval(lower, upper, "epsilon above all losses")
         if epsilon >= composition.largest * ROUND_UP:
+            if log_delta > MIN_LOG_DELTA:  # all that is retained is too small: retain more
+                log_delta = max(MIN_LOG_DELTA, RETAINED_GROWTH * log_delta)
+                continue
             lower, upper = (
                 composition.infinite_mass / ROUND_UP,
                 min(1.0, composition.missing_mass * ROUND_UP),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from dpaudit.accountants.pld.laws.loss_distribution import (
     poisson_loss_distribution,
     replaced_loss_distribution,
 )
+from dpaudit.accountants.pld.laws.mirrored_gaussians import mirrored_loss_distribution
+from dpaudit.accountants.pld.laws.two_candidates import two_candidate_pair
 from dpaudit.accountants.releases import ReleaseCounts, gaussian_mu, truncation_probability
 from dpaudit.accountants.rounding_margins import DOUBLE_EPSILON
 from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
@@ -146,6 +148,11 @@ class Composition:
             for distribution, times in distributions[SKETCHED_DISTRIBUTIONS::step]
         )
         return replace(self, distributions=(*distributions[:SKETCHED_DISTRIBUTIONS], *rest))
+
+    @property
+    def rough_points(self) -> int:
+        """Number of points of the widest panels: what one evaluation costs, about."""
+        return sum(len(distribution.rough[0]) for distribution, _ in self.distributions)
 
     @property
     def largest(self) -> float:
@@ -411,12 +418,15 @@ class LossQuery:
         adjacency: The relation of neighboring data sets.
         direction: Whether the record is removed or added.
         side: Whether the pairs dominate the mechanism or are attained by it.
+        likely_delta: About the delta of interest, where a pair is chosen for it; 0 for the delta
+            that ``composition`` is called with.
     """
 
     releases: ReleaseCounts
     adjacency: Adjacency
     direction: Direction
     side: BoundSide
+    likely_delta: float = 0.0
 
     @cached_property
     def compared(self) -> ComparedReleases:
@@ -463,7 +473,9 @@ class LossQuery:
         tail = max(TAIL_SHARE * delta / steps, MIN_TAIL)
         distributions, gaussian = [], 0.0
         for release, times in counts.items():
-            distribution = self._distribution(release, tail)
+            likely = self.likely_delta or delta
+            pair = partial(self._pair, times=times, tail=tail, delta=likely)
+            distribution = self._distribution(release, pair, tail)
             if isinstance(distribution, float):
                 gaussian += times * distribution * distribution
             else:
@@ -524,7 +536,9 @@ class LossQuery:
                     return None
         return math.hypot(*shifts)
 
-    def _distribution(self, release: Release, tail: float) -> LossDistribution | float:
+    def _distribution(
+        self, release: Release, pair: Callable[[Release], DominatingPair], tail: float
+    ) -> LossDistribution | float:
         """Return a release's loss distribution, or the shift mu of an unsampled Gaussian."""
         match release:
             case Gaussian():
@@ -532,36 +546,53 @@ class LossQuery:
             case RandomAllocation(inner, steps):
                 return self._allocated(inner, steps, tail)
             case PoissonSampled(inner, rate):
-                return self._poisson(inner, rate, tail)
+                return self._poisson(inner, rate, pair, tail)
             case TruncatedPoisson(inner, rate):
-                return self._poisson(inner, rate, tail)
-            case SampledWithoutReplacement(inner, batch, size):
-                return replaced_loss_distribution(self._pair(inner, tail), batch / size, tail)
-            case _:
-                return poisson_loss_distribution(
-                    self._pair(release, tail), FULL_RATE, Direction.REMOVED, tail
+                return self._poisson(inner, rate, pair, tail)
+            case SampledWithoutReplacement(Exponential(epsilon), batch, size) if not self.exact:
+                return replaced_loss_distribution(
+                    self._symmetric_pair(epsilon, tail), batch / size, tail
                 )
+            case SampledWithoutReplacement(inner, batch, size):
+                return replaced_loss_distribution(pair(inner), batch / size, tail)
+            case _:
+                return poisson_loss_distribution(pair(release), FULL_RATE, Direction.REMOVED, tail)
 
-    def _pair(self, release: Release, tail: float) -> DominatingPair:
+    def _symmetric_pair(self, epsilon: float, tail: float) -> DominatingPair:
+        """Return the pair of an exponential mechanism in a batch of fixed size.
+
+        There both neighbors' pairs take part, so the candidates' losses must be +-epsilon/2.
+        """
+        if self.side is BoundSide.ABOVE:
+            return dominating_pair(Exponential(epsilon), self.adjacency, tail)
+        return dominating_pair(PureDP(epsilon / 2), self.adjacency, tail)
+
+    def _pair(self, release: Release, *, times: int, tail: float, delta: float) -> DominatingPair:
         """Return the dominating pair; for a lower bound of choices, a pair that is attained.
 
         The curve of ``dominating_pair`` for the exponential mechanism is the envelope over all
         mechanisms of that range. Each epsilon has its own worst case, and no composition attains
-        all of them. Two candidates attain losses of +-epsilon/2, the pair of PureDP(epsilon / 2).
+        all of them. See ``two_candidates``.
         """
         if isinstance(release, Exponential) and not self.exact and self.side is BoundSide.BELOW:
-            return dominating_pair(PureDP(release.epsilon / 2), self.adjacency, tail)
+            return two_candidate_pair(release.epsilon, times, delta)
         return dominating_pair(release, self.adjacency, tail)
 
-    def _poisson(self, inner: Release, rate: float, tail: float) -> LossDistribution:
+    def _poisson(
+        self,
+        inner: Release,
+        rate: float,
+        pair: Callable[[Release], DominatingPair],
+        tail: float,
+    ) -> LossDistribution:
         """Return the distribution of a Poisson sample.
 
-        Under replace-one no tight pair is used. The upper bound is advanced joint convexity (Balle,
-        Barthe & Gaboardi 2018, arXiv:1807.01647, Theorem 2), as for sampling without replacement.
-        The lower bound replaces the record with one that contributes nothing.
+        Under replace-one no tight pair is known. The upper bound is advanced joint convexity
+        (Balle, Barthe & Gaboardi 2018, arXiv:1807.01647, Theorem 2), as without replacement.
+        The lower bound replaces the record with its opposite.
         """
         if self.adjacency is not Adjacency.REPLACE_ONE:
-            return poisson_loss_distribution(self._pair(inner, tail), rate, self.direction, tail)
+            return poisson_loss_distribution(pair(inner), rate, self.direction, tail)
         if not isinstance(inner, Gaussian):
             raise UnsupportedMechanism(
                 PoissonSampled(inner, rate),  # type: ignore[arg-type]
@@ -571,8 +602,7 @@ class LossQuery:
             return replaced_loss_distribution(
                 dominating_pair(inner, self.adjacency, tail), rate, tail
             )
-        alone = dominating_pair(inner, Adjacency.ZERO_OUT, tail)
-        return poisson_loss_distribution(alone, rate, self.direction, tail)
+        return mirrored_loss_distribution(gaussian_mu(inner, self.adjacency) / 2, rate, tail)
 
     def _allocated(self, inner: Gaussian, steps: int, tail: float) -> LossDistribution | float:
         """Return the distribution of one pass of random allocation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -82,3 +83,11 @@ def test_aliases_affect_the_lower_end_only():
     short = replace(found, transform=coarser)
     assert short.lower(1.8) <= found.lower(1.8) <= found.upper(1.8) <= short.upper(1.8)
     assert short.estimate(1.8) > found.estimate(1.8)
+
+
+def test_a_normal_factor_below_the_least_float_is_zero():
+    composition = replace(forced_contours.composition_of([(0.01, 1.0, 1)]), gaussian=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = tilted_transform(replace(composition, distributions=()), 1.0, 1e200, 3)
+    assert found.values.tolist() == [1, 0, 0]

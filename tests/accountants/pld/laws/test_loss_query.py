@@ -68,7 +68,9 @@ def test_noise_set_for_replaced_records_is_not_doubled_again(times):
         ).delta(epsilon=0.5)
         for noise, set_for in ((1.0, REPLACE), (2.0, ADD))
     ]
-    assert both[0].upper == pytest.approx(both[1].upper, rel=1e-6)
+    assert both[0].lower == pytest.approx(both[1].lower, rel=1e-6)
+    # Only of the second is the distance to an absent record known, which rdp uses.
+    assert both[1].upper <= both[0].upper * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("rate", [1e-3, 0.2])
@@ -77,8 +79,8 @@ def test_a_record_replaced_costs_at_least_what_one_zeroed_out_costs(rate, times)
     mechanism = Repeated(PoissonSampled(Gaussian(1.0), rate), times)
     replaced = pld.profile(mechanism, adjacency=REPLACE).epsilon(delta=1e-6)
     zeroed = pld.profile(mechanism, adjacency=ZERO).epsilon(delta=1e-6)
-    assert zeroed.lower <= replaced.upper
-    assert replaced.lower <= zeroed.upper * (1 + 1e-3) + 1e-6
+    assert zeroed.upper <= replaced.upper
+    assert zeroed.lower <= replaced.lower * (1 + 1e-3)
 
 
 def allocated_delta(epsilon: float, steps: int, noise: float, direction: str) -> float:
