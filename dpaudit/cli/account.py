@@ -82,9 +82,10 @@ SOURCE_OPTIONS = (
     click.option(
         "--from",
         "source",
-        type=Choice(["opacus", "dp-event", "flower"]),
-        help="Format of FILE: JSON of an Opacus history, of a dp_accounting event, or of the "
-        "state of a Flower accountant. FILE may be -, standard input.",
+        type=Choice(["dpaudit", "opacus", "dp-event", "flower"]),
+        help="Format of FILE, if its content is not enough: a mechanism, answer or plan of "
+        "dpaudit, an Opacus history, a dp_accounting event, or the state of a Flower "
+        "accountant. FILE may be -, standard input.",
     ),
     click.option(
         "--noise-set-for",
@@ -114,24 +115,24 @@ def pricing_request(ctx: click.Context, *, delta: float | None) -> PricingReques
     run, source = given["run"], given["source"]
     if was_given(ctx, "noise_set_for") and source != "dp-event":
         raise click.UsageError("--noise-set-for is for --from dp-event")
-    if source is not None:
+    if source is not None and run is None:
+        raise click.UsageError(f"--from {source} needs a FILE")
+    if run is not None and (source is not None or (run.exists() and not run.is_dir())):
         of_state = source == account.ExternalFormat.FLOWER.value
         _refuse_given(ctx, "FILE", PLAN_OPTIONS if of_state else FILE_OPTIONS)
-        if run is None:
-            raise click.UsageError(f"--from {source} needs a FILE")
         return account.request_for_file(
-            account.ExternalFormat(source),
+            None if source is None else account.ExternalFormat(source),
             run,
-            adjacency=Adjacency(given["adjacency"]),
+            adjacency=Adjacency(given["adjacency"]) if was_given(ctx, "adjacency") else None,
             noise_set_for=Adjacency(given["noise_set_for"]),
-            delta=delta if of_state else require_option("delta", delta),
+            delta=delta,
         )
     if run is not None:
         _refuse_given(ctx, "RUN", PLAN_OPTIONS)
         return account.request_for_run(run, delta)
     if not any(was_given(ctx, name) for name in PLAN_OPTIONS):
         raise click.UsageError(
-            "nothing to compute from: give a RUN, a FILE with --from, or a plan: "
+            "nothing to compute from: give a RUN, a FILE, or a plan: "
             "--noise-multiplier with --sampling-rate and --steps, or with --dataset-size, "
             "--batch-size and --epochs"
         )
@@ -202,7 +203,8 @@ def epsilon(
     """Compute epsilon of a run, a training plan or FILE.
 
     Prints a lower and an upper bound by each accountant; of a federated run, of each
-    participant, too. FILE is the history of another library; --from names its format.
+    participant, too. FILE names a mechanism: an answer of dpaudit in JSON, a plan with
+    [[release]] tables in TOML, or the history of another library.
 
     \b
     dpaudit epsilon --sampling-rate 0.01 --noise-multiplier 1 --steps 1000 \\
@@ -210,8 +212,8 @@ def epsilon(
     dpaudit epsilon --dataset-size 60000 --batch-size 256 --epochs 60 \\
                     --noise-multiplier 1.1 --delta 1e-5
     dpaudit epsilon runs/digits
-    dpaudit epsilon --from opacus history.json --delta 1e-5
-    dpaudit epsilon --from flower state.json
+    dpaudit epsilon plan.toml --delta 1e-5
+    dpaudit epsilon history.json --delta 1e-5
     """
     # Heavy imports stay inside the command that needs them.
     from dpaudit.report import text

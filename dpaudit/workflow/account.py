@@ -24,7 +24,7 @@ from dpaudit.accountants.importers import from_dp_event, from_opacus
 from dpaudit.accountants.importers.flower import NOT_IN_STATE, read_flower_state
 from dpaudit.accountants.registry import find_accountant
 from dpaudit.accountants.schedules import coin_sampling, training_mechanism
-from dpaudit.files.documents import read_json_document
+from dpaudit.files.documents import read_json_document, read_toml_document
 from dpaudit.files.regular_files import InputFile
 from dpaudit.gate.policy_evaluation import delta_warning, smallest_dataset
 from dpaudit.runs.directory import RunDirectory, open_run
@@ -38,11 +38,18 @@ from dpaudit.vocabulary.errors import (
     require_positive,
 )
 from dpaudit.vocabulary.federation import FederationHeader
-from dpaudit.vocabulary.ledger import SERVER, PrivacyLedger, Randomness, Sampling
+from dpaudit.vocabulary.ledger import SERVER, NoiseKind, PrivacyLedger, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism
 from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency, Bound, Unit
 from dpaudit.vocabulary.settings import PrivacySettings
 from dpaudit.vocabulary.verdict import Verdict
+from dpaudit.workflow.plan_files import (
+    ACCEPTED,
+    PLAN,
+    NamedMechanism,
+    is_own_document,
+    read_own_document,
+)
 from dpaudit.workflow.train.federated_plan import published_figure
 
 # The claim of a finished run, and the cost of training settings before anything is trained.
@@ -260,6 +267,7 @@ def planned_claim(privacy: PrivacySettings, delta: float, accountant: str) -> Cl
         ledger_head="",
         dpaudit_version=dpaudit.__version__,
         unaccounted=privacy.unaccounted,
+        noise=None if privacy.noise == "auto" else NoiseKind(privacy.noise),
     )
 
 
@@ -279,7 +287,10 @@ FLOWER_CAVEAT = (
 
 
 class ExternalFormat(Enum):
-    """The library that wrote a file."""
+    """What wrote a file."""
+
+    DPAUDIT = "dpaudit"
+    """A mechanism or an answer of dpaudit in JSON, or a plan in TOML."""
 
     OPACUS = "opacus"
     """The history of an Opacus accountant, or its state_dict."""
@@ -380,43 +391,73 @@ def _notes(run: RunDirectory, ledger: PrivacyLedger) -> Iterator[str]:
 
 
 def request_for_file(
-    source: ExternalFormat,
+    source: ExternalFormat | None,
     path: Path,
     *,
-    adjacency: Adjacency,
+    adjacency: Adjacency | None,
     noise_set_for: Adjacency,
     delta: float | None,
 ) -> PricingRequest:
-    """Build the request for the JSON file of another library.
+    """Build the request for a file that names a mechanism.
 
     Args:
-        source: The library that wrote the file.
-        path: The file.
-        adjacency: Which data sets are neighbors; a Flower state has its own.
-        noise_set_for: The adjacency that the file's noise multipliers refer to.
-        delta: The delta of the statement, in (0, 1); None: that of a Flower state.
+        source: What wrote the file; None: it is recognized by its content.
+        path: The file, in JSON or TOML.
+        adjacency: Which data sets are neighbors; None: as the file says, or else add-or-remove-one.
+            A Flower state has its own.
+        noise_set_for: The adjacency that the noise multipliers of a dp_accounting event refer to.
+        delta: The delta of the statement, in (0, 1); None: that of the file.
 
     Returns:
         The request. An Opacus history does not record how batches were drawn: Poisson
         sampling is assumed, with a caveat. A Flower state has a caveat, too.
 
     Raises:
-        InvalidArgument: If the file cannot be read, is no JSON, or is not what ``source`` writes.
+        InvalidArgument: If the file cannot be read, or is not what ``source`` writes.
         UnsupportedMechanism: If it holds an event that has no counterpart here.
     """
-    document = _read_json(path)
-    if source is ExternalFormat.FLOWER:
-        return _request_for_flower(document, delta)
-    if delta is None:
-        raise InvalidArgument("delta", delta, f"given, as a file of {source.value} has none")
-    require_delta("delta", delta)
-    match source:
+    document = _read_document(path)
+    match source or _recognized(document, path):
+        case ExternalFormat.FLOWER:
+            return _request_for_flower(document, delta)
+        case ExternalFormat.DPAUDIT:
+            named = read_own_document(document, adjacency or Adjacency.ADD_OR_REMOVE_ONE)
         case ExternalFormat.OPACUS:
-            mechanism = from_opacus(document)
-            return PricingRequest(mechanism, delta, adjacency, Sampling.POISSON, POISSON_CAVEAT)
+            named = NamedMechanism(from_opacus(document), sampling=Sampling.POISSON)
         case ExternalFormat.DP_EVENT:
-            mechanism = from_dp_event(document, adjacency=adjacency, noise_set_for=noise_set_for)
-            return PricingRequest(mechanism, delta, adjacency, None)
+            known = adjacency or Adjacency.ADD_OR_REMOVE_ONE
+            named = NamedMechanism(
+                from_dp_event(document, adjacency=known, noise_set_for=noise_set_for)
+            )
+    at = named.delta if delta is None else delta
+    if at is None:
+        raise InvalidArgument("delta", at, "given in the file, or with --delta")
+    require_delta("delta", at)
+    return PricingRequest(
+        named.mechanism,
+        at,
+        adjacency or named.adjacency or Adjacency.ADD_OR_REMOVE_ONE,
+        named.sampling,
+        POISSON_CAVEAT if named.sampling is Sampling.POISSON and named.delta is None else None,
+    )
+
+
+def _recognized(document: Any, path: Path) -> ExternalFormat:
+    """Return what wrote a file, by the form of its content."""
+    if is_own_document(document):
+        return ExternalFormat.DPAUDIT
+    if path.suffix == ".toml":  # of all these, plans alone are in TOML
+        raise InvalidArgument("FILE", str(path), PLAN)
+    if isinstance(document, Mapping) and "compositions" in document:
+        return ExternalFormat.FLOWER
+    if isinstance(document, Mapping) and "history" in document:
+        return ExternalFormat.OPACUS
+    if isinstance(document, list) and all(isinstance(entry, list) for entry in document):
+        numbers = all(isinstance(one, int | float) for entry in document for one in entry)
+        return ExternalFormat.OPACUS if numbers else ExternalFormat.DP_EVENT
+    if isinstance(document, list | Mapping):
+        return ExternalFormat.DP_EVENT
+    raise InvalidArgument("FILE", str(path), ACCEPTED)
 
 
 def _request_for_flower(document: Any, delta: float | None) -> PricingRequest:
@@ -430,7 +471,10 @@ def _request_for_flower(document: Any, delta: float | None) -> PricingRequest:
     )
 
 
-def _read_json(path: Path) -> Any:
+def _read_document(path: Path) -> Any:
+    """Return the parsed content of a TOML or a JSON file."""
+    if path.suffix == ".toml":
+        return read_toml_document(InputFile(path, "FILE"))
     # msgspec refuses Infinity, which an event may hold (a Poisson number of trials).
     return read_json_document(InputFile(path, "FILE"))
 

@@ -94,7 +94,7 @@ def test_training_without_noise_names_what_determines_it(
 def test_accounting_without_a_plan_lists_the_ways_to_give_one(call: Call, command: str) -> None:
     result = call(command)
     assert result.code == ExitCode.USAGE
-    assert "give a RUN, a FILE with --from, or a plan: --noise-multiplier with" in result.err
+    assert "give a RUN, a FILE, or a plan: --noise-multiplier with" in result.err
 
 
 def test_existing_policy_is_named_with_the_option_for_another(call: Call, trained: Path) -> None:

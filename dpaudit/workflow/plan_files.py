@@ -1,0 +1,206 @@
+"""Files that name a mechanism: dpaudit's own JSON, plans in TOML, and those of other libraries.
+
+A plan lists releases, each by its noise, rate and steps, or as a mechanism::
+
+    delta = 1e-5
+
+    [[release]]
+    noise_multiplier = 1.0
+    sampling_rate = 0.01
+    steps = 1000
+
+    [[release]]
+    mechanism = { kind = "laplace", scale = 10.0 }
+    times = 3
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import msgspec
+
+from dpaudit.accountants.schedules import training_mechanism
+from dpaudit.vocabulary.errors import InvalidArgument, did_you_mean, require_count
+from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
+from dpaudit.vocabulary.privacy_terms import Adjacency
+
+PLAN = "a plan with [[release]] tables in TOML"
+ACCEPTED = (
+    f"a mechanism or an answer of dpaudit in JSON, {PLAN}, an Opacus history, a dp_accounting "
+    "event, or the state of a Flower accountant"
+)
+
+
+class PlannedRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One phase of a plan: steps of DP-SGD, or a mechanism and how often it is used.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise over the clip norm.
+        sampling_rate: Probability that a record is in a batch, in (0, 1].
+        steps: Number of steps of DP-SGD.
+        mechanism: Any mechanism, in place of the three fields above.
+        times: How often ``mechanism`` is used.
+    """
+
+    noise_multiplier: float | None = None
+    sampling_rate: float = 1.0
+    steps: int | None = None
+    mechanism: Mechanism | None = None
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        require_count("times", self.times)
+        if (self.mechanism is None) == (self.noise_multiplier is None):
+            raise InvalidArgument(
+                "release", "one with both or neither", "either noise_multiplier or mechanism"
+            )
+
+    def to_mechanism(self, adjacency: Adjacency) -> Mechanism:
+        """Return what the phase releases.
+
+        Args:
+            adjacency: The relation of neighboring data sets.
+
+        Returns:
+            The mechanism, repeated.
+        """
+        if self.mechanism is not None:
+            return self.mechanism if self.times == 1 else Repeated(self.mechanism, self.times)
+        assert self.noise_multiplier is not None
+        return training_mechanism(
+            sampling=Sampling.POISSON if self.sampling_rate < 1 else Sampling.FULL_BATCH,
+            sampling_rate=self.sampling_rate,
+            noise_multiplier=self.noise_multiplier,
+            steps=1 if self.steps is None else self.steps,
+            adjacency=adjacency,
+        )
+
+
+class PlanFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A plan of several phases.
+
+    Attributes:
+        release: The phases, at least one.
+        delta: The delta of the statement; None: given with the command.
+        adjacency: Which data sets are neighbors; None: given with the command.
+    """
+
+    release: tuple[PlannedRelease, ...]
+    delta: float | None = None
+    adjacency: Adjacency | None = None
+
+
+@dataclass(frozen=True)
+class NamedMechanism:
+    """A mechanism that a file names, with what else the file says.
+
+    Attributes:
+        mechanism: The mechanism.
+        delta: The delta of an answer or a plan; None: the file has none.
+        adjacency: Of an answer or a plan; None: the file has none.
+        sampling: Of an answer; None: the mechanism says it.
+    """
+
+    mechanism: Mechanism
+    delta: float | None = None
+    adjacency: Adjacency | None = None
+    sampling: Sampling | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """The fields that are read from an answer of ``dpaudit epsilon``, ``delta`` or ``noise``."""
+
+    mechanism: Mechanism
+    results: tuple[_AnswerPart, ...] = ()
+    delta: Any = None
+    adjacency: Adjacency | None = None
+    sampling: Sampling | None = None
+
+
+class _AnswerPart(msgspec.Struct, frozen=True):
+    delta: float
+    adjacency: Adjacency
+    sampling: Sampling | None = None
+
+
+def is_own_document(document: Any) -> bool:
+    """Return whether parsed JSON or TOML is a mechanism, an answer or a plan of dpaudit.
+
+    Args:
+        document: The parsed content of a file.
+
+    Returns:
+        True for a mapping with one of the keys of these.
+    """
+    # The state_dict of an Opacus accountant has the name of its accountant as "mechanism".
+    if not isinstance(document, Mapping) or "history" in document:
+        return False
+    return "release" in document or "mechanism" in document or "kind" in document
+
+
+def read_own_document(document: Any, adjacency: Adjacency) -> NamedMechanism:
+    """Convert parsed JSON or TOML of dpaudit to a mechanism.
+
+    Args:
+        document: A mechanism, an answer or a plan.
+        adjacency: For the phases of a plan that has none.
+
+    Returns:
+        The mechanism, with delta and adjacency where the document has them.
+
+    Raises:
+        InvalidArgument: If it is none of these, or a field is out of range.
+    """
+    if "release" in document:
+        return _of_plan(_converted(document, PlanFile, "a plan"), adjacency)
+    if "kind" in document:
+        return NamedMechanism(_converted(document, Mechanism, "a mechanism"))
+    return _of_answer(_converted(document, _Answer, "an answer of dpaudit"))
+
+
+_PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`")
+_UNKNOWN_KIND = re.compile(r"Invalid value '(?P<name>[^']*)'")
+KEYS = ("delta", "adjacency", *PlannedRelease.__struct_fields__)
+
+
+def _converted(document: Any, kind: Any, what: str) -> Any:
+    """Return a document as a type; an error names the key, and the one that may be meant."""
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        given = "" if place is None else f" in {place['place']}"
+        raise InvalidArgument("FILE", f"{what} with an error{given}", _allowed(error)) from error
+
+
+def _allowed(error: msgspec.ValidationError) -> str:
+    """Return what a document must be, from msgspec's error."""
+    cause = _PLACE.sub("", str(error))
+    if unknown := _UNKNOWN.match(cause):
+        name = unknown["name"]
+        return f"without unknown keys as {name!r}{did_you_mean(name, KEYS)}"
+    if unknown := _UNKNOWN_KIND.match(cause):
+        kinds = [one.__struct_config__.tag for one in get_args(Mechanism)]
+        return f"of a known kind, not {unknown['name']!r}{did_you_mean(unknown['name'], kinds)}"
+    return f"one that can be read ({cause[0].lower()}{cause[1:]})"
+
+
+def _of_plan(plan: PlanFile, adjacency: Adjacency) -> NamedMechanism:
+    if not plan.release:
+        raise InvalidArgument("release", plan.release, "at least one phase")
+    known = plan.adjacency or adjacency
+    parts = tuple(phase.to_mechanism(known) for phase in plan.release)
+    mechanism = parts[0] if len(parts) == 1 else Composed(parts)
+    return NamedMechanism(mechanism, plan.delta, plan.adjacency)
+
+
+def _of_answer(answer: _Answer) -> NamedMechanism:
+    part = answer.results[0] if answer.results else answer
+    delta = part.delta if isinstance(part.delta, float) else None
+    return NamedMechanism(answer.mechanism, delta, part.adjacency, part.sampling)

@@ -1,0 +1,191 @@
+"""``dpaudit epsilon FILE``: answers that dpaudit wrote, plans of phases, and other libraries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from calling import Call
+
+from dpaudit.accountants import pld
+from dpaudit.vocabulary.errors import ExitCode
+from dpaudit.vocabulary.mechanism import (
+    Composed,
+    DiscreteLaplace,
+    Exponential,
+    Gaussian,
+    Laplace,
+    Mechanism,
+    PoissonSampled,
+    Repeated,
+    SampledWithoutReplacement,
+)
+from dpaudit.vocabulary.privacy_terms import Adjacency
+
+HISTORY = [[1.0, 0.01, 1000]]
+STEP = ["dp_accounting.dp_event", "GaussianDpEvent", 1.0]
+SAMPLED = ["dp_accounting.dp_event", "PoissonSampledDpEvent", 0.01, STEP]
+EVENT = ["dp_accounting.dp_event", "SelfComposedDpEvent", SAMPLED, 1000]
+FLOWER_CONFIG = {
+    "target_delta": 1e-5,
+    "population_size": 4,
+    "neighboring_relation": "add-or-remove-one",
+    "sampling_method": "no-amplification",
+    "max_epsilon": None,
+}
+FLOWER_EVENT = {"noise_multiplier": 2.0, "sample_size": 4, "population_size": 4}
+FLOWER_STATE = {
+    "schema_version": 1,
+    "backend": "rdp",
+    "config": FLOWER_CONFIG,
+    "orders": [2.0, 3.0],
+    "compositions": [{"event": FLOWER_EVENT, "count": 3}],
+}
+
+STEPS = Repeated(PoissonSampled(Gaussian(1.0), 0.01), 1000)
+PLAN = ("--sampling-rate", "0.01", "--noise-multiplier", "1", "--steps", "1000")
+
+
+def priced(call: Call, *arguments: object) -> tuple[float, dict[str, object]]:
+    """Return pld's upper end, and the printed document."""
+    result = call("epsilon", *arguments, "--format", "json")
+    assert result.code == ExitCode.PASS, result.err
+    document = json.loads(result.out)
+    (found,) = [one for one in document["results"] if one["accountant"] == "pld"]
+    return found["epsilon"]["upper"], document
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        STEPS,
+        Laplace(2.0),
+        Composed([STEPS, Repeated(DiscreteLaplace(5.0, 2), 3), Exponential(0.1)]),
+    ],
+    ids=repr,
+)
+def test_a_mechanism_tree_is_read_as_it_is_written(
+    call: Call, tmp_path: Path, mechanism: Mechanism
+) -> None:
+    path = tmp_path / "mechanism.json"
+    path.write_bytes(msgspec.json.encode(mechanism))
+    upper, document = priced(call, path, "--delta", "1e-6")
+    assert upper == pld.profile(mechanism).epsilon(delta=1e-6).upper
+    assert document["mechanism"] == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("command", ["epsilon", "delta", "noise"])
+def test_an_answer_is_read_back(call: Call, tmp_path: Path, command: str) -> None:
+    goal = {
+        "epsilon": ("--noise-multiplier", "1", "--delta", "1e-5"),
+        "delta": ("--noise-multiplier", "1", "--epsilon", "2"),
+        "noise": ("--target-epsilon", "2", "--delta", "1e-5"),
+    }[command]
+    written = call(command, "--sampling-rate", "0.01", "--steps", "1000", *goal, "--format", "json")
+    path = tmp_path / "answer.json"
+    path.write_text(written.out)
+    mechanism = msgspec.convert(json.loads(written.out)["mechanism"], Mechanism)
+    upper, _ = priced(call, path, "--delta", "1e-6")
+    assert upper == pld.profile(mechanism).epsilon(delta=1e-6).upper
+
+
+def test_an_answer_keeps_its_delta_and_adjacency(call: Call, tmp_path: Path) -> None:
+    expected, document = priced(call, *PLAN, "--delta", "1e-5", "--adjacency", "zero-out")
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps(document))
+    assert priced(call, path)[0] == expected
+    asked, _ = priced(call, path, "--adjacency", "add-or-remove-one", "--delta", "1e-6")
+    assert asked == pld.profile(STEPS).epsilon(delta=1e-6).upper
+
+
+PHASES = """
+delta = 1e-5
+
+[[release]]
+noise_multiplier = 1.0
+sampling_rate = 0.01
+steps = 1000
+
+[[release]]
+mechanism = { kind = "laplace", scale = 10.0 }
+times = 3
+
+[[release]]
+noise_multiplier = 20.0
+"""
+
+
+def test_a_plan_of_phases_is_priced(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(PHASES)
+    whole = Composed([STEPS, Repeated(Laplace(10.0), 3), Gaussian(20.0)])
+    assert priced(call, path)[0] == pld.profile(whole).epsilon(delta=1e-5).upper
+    path.write_text('adjacency = "replace-one"\n' + PHASES)
+    replaced = pld.profile(whole, adjacency=Adjacency.REPLACE_ONE).epsilon(delta=1e-5)
+    assert priced(call, path)[0] == replaced.upper
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("release = []", "at least one phase"),
+        ("[[release]]\nsteps = 3", "either noise_multiplier or mechanism"),
+        ("[[release]]\nnoise_multiplier = 1.0\nsteps = 0", "whole number"),
+        ("[[release]]\nnoise_multiplier = -1.0", "noise_multiplier"),
+        ("[[release]]\nnoise = 1.0", "unknown keys as 'noise'"),
+        ("[[release]]\nsample_rate = 1.0", "did you mean sampling_rate?"),
+        ('[[release]]\nmechanism = { kind = "magic" }', "magic"),
+        ('[[release]]\nmechanism = { kind = "laplac" }', "did you mean laplace?"),
+        ('[[release]]\nnoise_multiplier = "1"', "release[0].noise_multiplier"),
+        ("[[releases]]\nnoise_multiplier = 1.0", "[[release]] tables"),
+        ("", "[[release]] tables"),
+        ("[[release]]\nnoise_multiplier = 1.0", "--delta"),
+    ],
+)
+def test_what_is_no_plan_is_refused(call: Call, tmp_path: Path, plan: str, words: str) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(plan)
+    result = call("epsilon", path)
+    assert result.code == ExitCode.USAGE
+    assert words in result.err
+    assert "$." not in result.err
+
+
+@pytest.mark.parametrize(
+    ("document", "source"),
+    [
+        (HISTORY, "opacus"),
+        ({"history": HISTORY, "mechanism": "prv"}, "opacus"),
+        (EVENT, "dp-event"),
+        (FLOWER_STATE, "flower"),
+    ],
+)
+def test_a_lone_file_is_recognized(
+    call: Call, tmp_path: Path, document: object, source: str
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(document))
+    named = call("epsilon", "--from", source, path, "--delta", "1e-5", "--format", "json")
+    found = call("epsilon", path, "--delta", "1e-5", "--format", "json")
+    assert (found.code, found.out, found.err) == (named.code, named.out, named.err)
+    assert found.code == ExitCode.PASS
+
+
+@pytest.mark.parametrize("text", ["3", '"text"', "null", "{}", "[]", "[[1, 2]]"])
+def test_a_file_that_is_none_of_these_is_refused(call: Call, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    result = call("epsilon", path, "--delta", "1e-5")
+    assert result.code == ExitCode.USAGE
+    assert "Traceback" not in result.err
+
+
+def test_batches_of_a_fixed_size_are_read(call: Call, tmp_path: Path) -> None:
+    mechanism = Repeated(SampledWithoutReplacement(Gaussian(1.0), 10, 1000), 50)
+    path = tmp_path / "mechanism.json"
+    path.write_bytes(msgspec.json.encode(mechanism))
+    upper, _ = priced(call, path, "--delta", "1e-5", "--adjacency", "replace-one")
+    expected = pld.profile(mechanism, adjacency=Adjacency.REPLACE_ONE).epsilon(delta=1e-5)
+    assert upper == expected.upper
