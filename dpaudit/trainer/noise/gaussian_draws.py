@@ -1,30 +1,37 @@
-"""Gaussian noise from the keystream, by Box and Muller's transform.
+"""Gaussian noise in float32: from the AES keystream on a CPU, from ChaCha20 on other devices.
 
-The radius is computed in float64 from 53 bits, so that tails reach 8.6 standard deviations.
-The angle is computed in float32 from 32 bits, where rare values do not depend on it.
+On a CPU, Box and Muller's transform takes 40 bits for the radius and 22 for the angle, in float32.
+Radii in the far tail, one in 2^20, take 64 bits more, so that tails reach 12 standard deviations.
+
+On other devices the radius is computed in float64 from 53 bits, so that tails reach 8.6 standard
+deviations. The angle is computed in float32 from 32 bits.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dpaudit.trainer.noise.kernels import DRAWS, PAIRS, RARE, kernels
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import InvalidArgument
 
 MANTISSA, LOG_SCALE = 2**53 - 1, 53 * math.log(2)
+BLOCKS_AT_ONCE = 2**9
+"""Blocks of the CPU's kernel per chunk, so that they fit its cache; affects speed alone."""
+
 CPU_PAIRS, DEVICE_PAIRS = 2**15, 2**22
-"""Pairs that are transformed at once, which needs memory beside the draws. On a CPU, about as
-many as fit the cache per thread; elsewhere, enough to outweigh the cost of kernel launches."""
+"""Pairs of a device's stream that are transformed at once, which needs memory beside the draws. On
+a CPU, about as many as fit its cache; elsewhere, enough to outweigh the launches of kernels."""
 
 
 def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
     """Return draws of N(0, 1), which depend on the key, the purpose and the step alone.
-
-    They equal ``box_muller`` of the stream's words, which are made in chunks of cache size.
 
     Args:
         stream: Keystream of the draws.
@@ -35,25 +42,53 @@ def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tenso
     Returns:
         Shape ``(count,)``, float32, on the CPU.
     """
-    pairs = (count + 1) // 2
-    draws = torch.empty(2 * pairs)
-    at_once = CPU_PAIRS * torch.get_num_threads()
-    radii = stream.reader(purpose, step)
-    # Angles follow the radii in the stream: of one chunk, the same reader continues with them.
-    angles = radii if pairs <= at_once else stream.reader(purpose, step, 8 * pairs)
-    for start in range(0, pairs, at_once):
-        some = slice(start, min(start + at_once, pairs))
-        length = some.stop - start
-        of_radii, of_angles = bytearray(8 * length), bytearray(4 * length)
-        radii(of_radii)
-        angles(of_angles)
-        _transform(
-            torch.frombuffer(of_radii, dtype=torch.int64),
-            torch.frombuffer(of_angles, dtype=torch.int32),
-            draws[:pairs][some],
-            draws[pairs:][some],
-        )
-    return draws[:count]
+    draws, start = torch.empty(count), 0
+    for chunk in normal_chunks(stream, purpose, step, count):
+        draws[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    return draws
+
+
+def normal_chunks(stream: Keystream, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+    """Yield the draws of ``normals`` in chunks of cache size.
+
+    Draw i depends on the key, the purpose, the step and i alone.
+
+    Args:
+        stream: Keystream of the draws.
+        purpose: Address in the keystream, together with ``step``.
+        step: Number of the step, from 0.
+        count: Number of draws.
+
+    Yields:
+        float32 draws, ``count`` in all; a chunk is overwritten by the next one.
+    """
+    fill = stream.reader(purpose, step)
+    at_once = max(min(-(-count // DRAWS), BLOCKS_AT_ONCE), 1)
+    words, draws = np.empty(DRAWS * at_once, "<u4"), torch.empty(DRAWS * at_once)
+    as_array, bits = draws.numpy(), words.view(np.uint8).data
+    transform = kernels().float_normals(words, as_array)
+    for start in range(0, count, DRAWS * at_once):
+        blocks = min(-(-(count - start) // DRAWS), at_once)
+        fill(bits[: 4 * DRAWS * blocks])
+        if transform(blocks):
+            some, made = words[: DRAWS * blocks], as_array[: DRAWS * blocks]
+            rare = some.reshape(-1, 2, PAIRS)[:, 0] < RARE
+            for block, pair in np.argwhere(rare).tolist():
+                address = (start // DRAWS + block) * PAIRS + pair
+                further = next(stream.further_words(purpose, step, address))
+                radius, angle = some.reshape(-1, 2, PAIRS)[block, :, pair].tolist()
+                made.reshape(-1, 2, PAIRS)[block, :, pair] = _rare_pair(radius, angle, further)
+        yield draws[: min(DRAWS * blocks, count - start)]
+
+
+def _rare_pair(radius: int, angle: int, further: int) -> tuple[float, float]:
+    """Return both draws of a pair in float64, with 104 bits for u."""
+    known = (radius << 8 | angle & 255) << 64 | further
+    size = math.sqrt(-math.log((known + 0.5) * 2.0**-104))
+    y = math.pi / 4 * (((angle ^ 2**31) >> 10) + 0.5 - 2**21) * 2.0**-21
+    one, other = size * (math.cos(y) - math.sin(y)), size * (math.cos(y) + math.sin(y))
+    return (-one if angle >> 8 & 1 else one), (-other if angle >> 9 & 1 else other)
 
 
 def words_needed(count: int) -> int:

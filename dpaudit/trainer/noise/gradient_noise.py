@@ -7,142 +7,21 @@ alone, so ranks with the same key add the same noise.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from threading import Lock
-from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from dpaudit.trainer.noise import gaussian_draws, grid_noise
-from dpaudit.trainer.noise.gaussian_draws import normals
+from dpaudit.trainer.noise.gaussian_draws import normal_chunks, normals
+from dpaudit.trainer.noise.kernels import kernels
+from dpaudit.trainer.noise.prefetch import NoisePrefetcher
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
-from dpaudit.vocabulary.errors import ForkedSession, InvalidArgument, NoiseReused, require_count
-
-# Prefetching of noise: the next step's noise is made while a step computes its gradients.
-#
-# Noise depends on the step and on no record, so it can be made before it is needed. One thread
-# makes the noise of one step, and at most one step's noise is kept in memory.
-#
-# Noise that is used twice cancels in a difference. So each step's noise is handed out once, and
-# only in the process that made the prefetcher: a fork would carry the same key away, and has no
-# copy of the thread.
-
-
-class NoisePrefetcher:
-    """Makes the noise of consecutive steps, each before it is needed.
-
-    Args:
-        make: From the number of the step to its noise. It runs in the thread and must name its
-            device, as the current device is a setting of each thread.
-        first: The step whose noise is made first, at once.
-    """
-
-    def __init__(self, make: Callable[[int], Tensor], *, first: int = 0) -> None:
-        self._make, self._process, self._lock = make, os.getpid(), Lock()
-        self._taken = StepSet(first)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
-        self._expected = first
-        self._pending: Future[Tensor] | None = self._begin(first)
-
-    def take(self, step: int) -> Tensor:
-        """Return the noise of ``step``, and start making the next step's.
-
-        If ``step`` is not the expected one, its noise is made now, while the caller waits. An error
-        of ``make`` is raised here; the step can then be taken again.
-
-        Args:
-            step: Number of the step, from 0.
-
-        Returns:
-            What ``make`` returned for this step.
-
-        Raises:
-            NoiseReused: If the noise of this step was handed out before.
-            ForkedSession: If this is another process than the one that made the prefetcher.
-            RuntimeError: If ``close`` was called.
-        """
-        # Checked before taking the lock, which a fork may have copied while it was held.
-        if os.getpid() != self._process:
-            raise ForkedSession(
-                "prefetched noise was used in a forked process, which would use the same noise "
-                "as its parent: call make_private in each process"
-            )
-        # One lock for the taken steps and the pending one: no two threads get one noise.
-        with self._lock:
-            if step in self._taken:
-                raise NoiseReused(
-                    f"the noise of step {step} was used before: noise that is used twice cancels"
-                )
-            noise = self._made(step)
-            self._taken.add(step)
-            self._expected = step + 1
-            if self._expected not in self._taken:
-                self._pending = self._begin(self._expected)
-            return noise
-
-    def close(self) -> None:
-        """Wait for noise in the making, and drop it; a second call does nothing."""
-        if os.getpid() == self._process:  # a fork has no thread to wait for
-            with self._lock:
-                self._forget()
-                self._thread.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _made(self, step: int) -> Tensor:
-        """Return the noise of ``step``, waiting for it or making it."""
-        if step != self._expected:
-            self._forget()
-        pending, self._pending = self._pending or self._begin(step), None
-        return pending.result()
-
-    def _begin(self, step: int) -> Future[Tensor]:
-        """Start to make the noise of ``step`` in the thread."""
-        return self._thread.submit(self._make, step)
-
-    def _forget(self) -> None:
-        """Drop the pending step; if the thread has begun it, its result is ignored."""
-        if self._pending is not None:
-            self._pending.cancel()
-            self._pending = None
-
-
-class StepSet:
-    """A set of steps that needs constant memory while steps are added in order.
-
-    Args:
-        first: The first step that may be added in order.
-    """
-
-    def __init__(self, first: int) -> None:
-        self._first = self._end = first
-        self._others: set[int] = set()
-
-    def __contains__(self, step: int) -> bool:
-        return self._first <= step < self._end or step in self._others
-
-    def add(self, step: int) -> None:
-        """Add a step; steps that join the contiguous range are merged into it."""
-        self._others.add(step)
-        while self._end in self._others:
-            self._others.remove(self._end)
-            self._end += 1
-
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
+from dpaudit.vocabulary.ledger import NoiseKind
 
 GradientSums = dict[str, Tensor]
 """Sums per parameter name, or per further coordinate."""
@@ -165,6 +44,10 @@ class NoiseContext:
 
 class GradientNoise(Protocol):
     """A kind of noise: turns the clipped sum into the released sum."""
+
+    @property
+    def kind(self) -> NoiseKind:
+        """What the ledger records."""
 
     def deviation(
         self, noise_multiplier: float, norm: float, dimension: int, context: NoiseContext
@@ -197,6 +80,52 @@ class GradientNoise(Protocol):
         """
 
 
+class StepNoise(GradientNoise, Protocol):
+    """Noise of one step alone: draws that can be made before the sum is known."""
+
+    def scale(self, noise_multiplier: float, norm: float, dimension: int) -> float:
+        """Return what the draws depend on beside their address.
+
+        Args:
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+            dimension: Number of coordinates of the sum.
+
+        Returns:
+            A scale for ``draw``.
+        """
+
+    def draw(
+        self, context: NoiseContext, scale: float, count: int, device: torch.device
+    ) -> Iterable[Tensor]:
+        """Return the draws of one step, in chunks.
+
+        Args:
+            context: Keystream and step.
+            scale: As ``scale`` returned.
+            count: Number of draws.
+            device: Device of the sums.
+
+        Returns:
+            One-dimensional tensors, of ``count`` entries in all; the next one may overwrite one.
+        """
+
+    def add_drawn(
+        self, sums: GradientSums, drawn: Iterable[Tensor], noise_multiplier: float, norm: float
+    ) -> GradientSums:
+        """Add draws to the sums, in the order of the coordinates.
+
+        Args:
+            sums: Clipped sums per parameter; they are changed in place.
+            drawn: Draws of ``draw``, in order.
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+
+        Returns:
+            The noisy sums.
+        """
+
+
 @dataclass(frozen=True)
 class Independent:
     """Independent normals in each step: the Gaussian mechanism, in float32.
@@ -207,6 +136,8 @@ class Independent:
         >>> Independent().deviation(2.0, 0.5, dimension=10, context=context)
         1.0
     """
+
+    kind: ClassVar[NoiseKind] = NoiseKind.NORMAL
 
     def deviation(
         self, noise_multiplier: float, norm: float, dimension: int, context: NoiseContext
@@ -238,79 +169,54 @@ class Independent:
         Returns:
             The noisy sums by the same names, with the same shapes.
         """
-        drawn = standard_normals(context, count_coordinates(sums), _device(sums))
-        return _add_scaled(sums, drawn, noise_multiplier * norm)
+        return add_step_noise(self, sums, context, noise_multiplier, norm)
 
-
-class Prefetched:
-    """The noise of ``Independent``, drawn in a thread while the previous step is computed.
-
-    Example:
-        >>> import torch
-        >>> from dpaudit.trainer.noise.randomness import Keystream
-        >>> context = NoiseContext(Keystream.seeded(0), step=0)
-        >>> ahead = Prefetched().add_noise({"w": torch.zeros(3)}, context, 1.0, 1.0)
-        >>> plain = Independent().add_noise({"w": torch.zeros(3)}, context, 1.0, 1.0)
-        >>> torch.equal(ahead["w"], plain["w"])
-        True
-    """
-
-    def __init__(self) -> None:
-        self._prefetcher: NoisePrefetcher | None = None
-        self._stream: Keystream | None = None
-        self._dimension = 0
-
-    def deviation(
-        self, noise_multiplier: float, norm: float, dimension: int, context: NoiseContext
-    ) -> float:
-        """Return noise_multiplier * norm.
+    def scale(self, noise_multiplier: float, norm: float, dimension: int) -> float:
+        """Return 1, as the draws are standard normals.
 
         Args:
             noise_multiplier: Noise standard deviation over the sensitivity.
             norm: The sensitivity: largest L2 norm of what one record adds.
             dimension: Number of coordinates of the sum.
-            context: Keystream and step.
 
         Returns:
-            Standard deviation of the noise on one coordinate.
+            1.0
         """
-        return noise_multiplier * norm
+        return 1.0
 
-    def add_noise(
-        self, sums: GradientSums, context: NoiseContext, noise_multiplier: float, norm: float
-    ) -> GradientSums:
-        """Add the prefetched normals of this step, of deviation noise_multiplier * norm.
+    def draw(
+        self, context: NoiseContext, scale: float, count: int, device: torch.device
+    ) -> Iterable[Tensor]:
+        """Return standard normals.
 
         Args:
-            sums: Clipped sums per parameter; they may be changed in place.
-            context: Keystream and step; one pair gives one noise.
+            context: Keystream and step.
+            scale: As ``scale`` returned.
+            count: Number of draws.
+            device: Device of the sums.
+
+        Returns:
+            One-dimensional tensors, of ``count`` entries in all; the next one may overwrite one.
+        """
+        if device.type == "cpu":
+            return normal_chunks(context.stream, Purpose.GRADIENT_NOISE, context.step, count)
+        return [standard_normals(context, count, device)]
+
+    def add_drawn(
+        self, sums: GradientSums, drawn: Iterable[Tensor], noise_multiplier: float, norm: float
+    ) -> GradientSums:
+        """Add draws times noise_multiplier * norm.
+
+        Args:
+            sums: Clipped sums per parameter; they are changed in place.
+            drawn: Draws of ``draw``, in order.
             noise_multiplier: Noise standard deviation over the sensitivity.
             norm: The sensitivity: largest L2 norm of what one record adds.
 
         Returns:
-            The noisy sums by the same names, with the same shapes.
-
-        Raises:
-            NoiseReused: If the noise of this step was handed out before.
-            ForkedSession: If this process is a fork of the one that began prefetching.
+            The noisy sums.
         """
-        # Another dimension means other trainable parameters. Noise that was prefetched for this
-        # step but never handed out is dropped together with its prefetcher.
-        usable = self._stream is context.stream and self._dimension == count_coordinates(sums)
-        if self._prefetcher is None or not usable:
-            self._prefetcher, self._stream = self._start(sums, context), context.stream
-            self._dimension = count_coordinates(sums)
-        return _add_scaled(sums, self._prefetcher.take(context.step), noise_multiplier * norm)
-
-    @staticmethod
-    def _start(sums: GradientSums, context: NoiseContext) -> NoisePrefetcher:
-        """Return a prefetcher that begins with the noise of this step."""
-        dimension, device = count_coordinates(sums), _device(sums)
-        stream, first = context.stream, context.first
-        return NoisePrefetcher(
-            lambda step: standard_normals(NoiseContext(stream, step, first), dimension, device),
-            first=context.step,
-        )
+        return _add_scaled(sums, drawn, noise_multiplier * norm)
 
 
 @dataclass(frozen=True)
@@ -325,6 +231,8 @@ class OnGrid:
         >>> 1.0 < noise.widened_sensitivity(1.0, dimension=1000) < 1.001
         True
     """
+
+    kind: ClassVar[NoiseKind] = NoiseKind.GRID
 
     def deviation(
         self, noise_multiplier: float, norm: float, dimension: int, context: NoiseContext
@@ -369,17 +277,174 @@ class OnGrid:
         Returns:
             The noisy sums by the same names, with the same shapes.
         """
-        dimension = count_coordinates(sums)
-        flat = torch.cat([part.flatten() for part in sums.values()])
-        noisy = grid_noise.add_rounded_noise(
-            flat,
-            context.stream,
-            Purpose.GRADIENT_NOISE,
-            context.step,
-            deviation=self.deviation(noise_multiplier, norm, dimension, context),
-            grid=grid_noise.grid_spacing(norm, dimension),
+        return add_step_noise(self, sums, context, noise_multiplier, norm)
+
+    def scale(self, noise_multiplier: float, norm: float, dimension: int) -> float:
+        """Return the standard deviation of the noise in grid steps.
+
+        Args:
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+            dimension: Number of coordinates of the sum.
+
+        Returns:
+            The standard deviation before rounding, in grid steps.
+
+        Raises:
+            InvalidArgument: If it is not between 2^-32 and 2^32 grid steps.
+        """
+        deviation = noise_multiplier * self.widened_sensitivity(norm, dimension)
+        return grid_noise.deviation_in_units(deviation, grid_noise.grid_spacing(norm, dimension))
+
+    def draw(
+        self, context: NoiseContext, scale: float, count: int, device: torch.device
+    ) -> Iterable[Tensor]:
+        """Return rounded normals in grid steps, in float64 on the CPU.
+
+        Args:
+            context: Keystream and step.
+            scale: As ``scale`` returned.
+            count: Number of draws.
+            device: Device of the sums.
+
+        Returns:
+            One-dimensional tensors, of ``count`` entries in all; the next one may overwrite one.
+        """
+        chunks = grid_noise.grid_chunks(
+            context.stream, Purpose.GRADIENT_NOISE, context.step, scale, count
         )
-        return _split_by_parameter(noisy, sums)
+        return map(torch.from_numpy, chunks)
+
+    def add_drawn(
+        self, sums: GradientSums, drawn: Iterable[Tensor], noise_multiplier: float, norm: float
+    ) -> GradientSums:
+        """Round the sums to the grid and add draws in grid steps.
+
+        Args:
+            sums: Clipped sums per parameter; they are changed in place.
+            drawn: Draws of ``draw``, in order.
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+
+        Returns:
+            The noisy sums.
+
+        Raises:
+            InvalidArgument: If a sum is not finite, or beyond 2^52 grid steps.
+        """
+        grid = grid_noise.grid_spacing(norm, count_coordinates(sums))
+        for piece, draws in _pieces(sums, drawn):
+            grid_noise.add_in_place(piece, draws, grid)
+        return sums
+
+
+class Prefetched:
+    """Noise that is drawn in a thread while the previous step is computed.
+
+    If the scale of the draws changes between steps, as with adaptive clipping on a grid, they are
+    drawn again on demand, which costs time alone.
+
+    Args:
+        noise: The noise of a step: ``Independent`` or ``OnGrid``. None: ``Independent()``, also
+            where exact noise is the default of ``make_private``.
+
+    Attributes:
+        noise: The noise of a step.
+
+    Example:
+        >>> import torch
+        >>> from dpaudit.trainer.noise.randomness import Keystream
+        >>> context = NoiseContext(Keystream.seeded(0), step=0)
+        >>> ahead = Prefetched().add_noise({"w": torch.zeros(3)}, context, 1.0, 1.0)
+        >>> plain = Independent().add_noise({"w": torch.zeros(3)}, context, 1.0, 1.0)
+        >>> torch.equal(ahead["w"], plain["w"])
+        True
+    """
+
+    def __init__(self, noise: StepNoise | None = None) -> None:
+        self.noise: StepNoise = Independent() if noise is None else noise
+        self._prefetcher: NoisePrefetcher[tuple[float, Tensor]] | None = None
+        self._stream: Keystream | None = None
+        self._dimension = 0
+        self._wanted = _Wanted()
+
+    @property
+    def kind(self) -> NoiseKind:
+        """The kind of the noise of a step."""
+        return self.noise.kind
+
+    def deviation(
+        self, noise_multiplier: float, norm: float, dimension: int, context: NoiseContext
+    ) -> float:
+        """Return the deviation of the noise of a step.
+
+        Args:
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+            dimension: Number of coordinates of the sum.
+            context: Keystream and step.
+
+        Returns:
+            Standard deviation of the noise on one coordinate.
+        """
+        return self.noise.deviation(noise_multiplier, norm, dimension, context)
+
+    def add_noise(
+        self, sums: GradientSums, context: NoiseContext, noise_multiplier: float, norm: float
+    ) -> GradientSums:
+        """Add the prefetched noise of this step.
+
+        Args:
+            sums: Clipped sums per parameter; they may be changed in place.
+            context: Keystream and step; one pair gives one noise.
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+
+        Returns:
+            The noisy sums by the same names, with the same shapes.
+
+        Raises:
+            NoiseReused: If the noise of this step was handed out before.
+            ForkedSession: If this process is a fork of the one that began prefetching.
+        """
+        dimension, device = count_coordinates(sums), _device(sums)
+        self._wanted.scale = scale = self.noise.scale(noise_multiplier, norm, dimension)
+        # Another dimension means other trainable parameters. Noise that was prefetched for this
+        # step but never handed out is dropped together with its prefetcher.
+        usable = self._stream is context.stream and self._dimension == dimension
+        if self._prefetcher is None or not usable:
+            self._prefetcher = self._start(self.noise, self._wanted, context, dimension, device)
+            self._stream, self._dimension = context.stream, dimension
+        made_for, drawn = self._prefetcher.take(context.step)
+        chunks: Iterable[Tensor] = [drawn]
+        if made_for != scale:  # never handed out
+            chunks = self.noise.draw(context, scale, dimension, device)
+        return self.noise.add_drawn(sums, chunks, noise_multiplier, norm)
+
+    @staticmethod
+    def _start(
+        noise: StepNoise,
+        wanted: _Wanted,
+        context: NoiseContext,
+        dimension: int,
+        device: torch.device,
+    ) -> NoisePrefetcher[tuple[float, Tensor]]:
+        """Return a prefetcher that begins with the noise of this step."""
+        stream, first = context.stream, context.first
+
+        def make(step: int) -> tuple[float, Tensor]:
+            scale = wanted.scale
+            chunks = noise.draw(NoiseContext(stream, step, first), scale, dimension, device)
+            return scale, torch.cat([chunk.clone() for chunk in chunks])
+
+        return NoisePrefetcher(make, first=context.step)
+
+
+@dataclass
+class _Wanted:
+    """The scale of the step taken last, for which the next step's noise is made."""
+
+    scale: float = 1.0
 
 
 @dataclass
@@ -403,6 +468,8 @@ class Banded:
         >>> [round(value, 4) for value in noise.coefficients]
         [0.8944, 0.4472]
     """
+
+    kind: ClassVar[NoiseKind] = NoiseKind.CORRELATED
 
     bands: int
     _rows: deque[Tensor] = field(init=False, repr=False)
@@ -472,7 +539,7 @@ class Banded:
             self._rows.clear()
             for step in range(context.first, context.step):
                 self._make(NoiseContext(context.stream, step, context.first), sums)
-        return _add_scaled(sums, self._make(context, sums), noise_multiplier * norm)
+        return _add_scaled(sums, [self._make(context, sums)], noise_multiplier * norm)
 
     def _make(self, context: NoiseContext, sums: GradientSums) -> Tensor:
         """Return row t of C^-1 Z from z_t and the rows before it, and keep it."""
@@ -497,6 +564,43 @@ class Banded:
             earlier = zip(others, reversed(column), strict=False)
             column.append((0.0 if column else 1.0) / first - sum(c * d for c, d in earlier) / first)
         return math.hypot(*column[: row + 1])
+
+
+def noise_kind(noise: object) -> NoiseKind:
+    """Return the kind of noise that the ledger records.
+
+    Args:
+        noise: The noise of a run, possibly of the user's own class.
+
+    Returns:
+        Its kind; ``OTHER`` if it names none.
+    """
+    kind = getattr(noise, "kind", None)
+    return kind if isinstance(kind, NoiseKind) else NoiseKind.OTHER
+
+
+def default_noise(
+    device: torch.device, noise_multiplier: float, norm: float, dimension: int
+) -> Independent | OnGrid:
+    """Return the noise of a run that names none.
+
+    Args:
+        device: Device of the parameters.
+        noise_multiplier: Noise standard deviation over the sensitivity.
+        norm: The sensitivity: largest L2 norm of what one record adds.
+        dimension: Number of coordinates of the sum.
+
+    Returns:
+        Exact noise on a grid on a CPU with compiled kernels, unless the deviation is outside of
+        what a grid allows; else independent normals.
+    """
+    if device.type != "cpu" or not kernels().compiled:
+        return Independent()
+    try:
+        OnGrid().scale(noise_multiplier, norm, dimension)
+    except InvalidArgument:
+        return Independent()
+    return OnGrid()
 
 
 def standard_normals(context: NoiseContext, count: int, device: torch.device) -> Tensor:
@@ -534,17 +638,51 @@ def _device(sums: Mapping[str, Tensor]) -> torch.device:
     return next(iter(sums.values())).device
 
 
-def _add_scaled(sums: GradientSums, drawn: Tensor, deviation: float) -> GradientSums:
+def add_step_noise(
+    noise: StepNoise,
+    sums: GradientSums,
+    context: NoiseContext,
+    noise_multiplier: float,
+    norm: float,
+) -> GradientSums:
+    """Draw the noise of one step and add it, a chunk at a time.
+
+    Args:
+        noise: The noise of a step.
+        sums: Clipped sums per parameter; they may be changed in place.
+        context: Keystream and step; one pair gives one noise.
+        noise_multiplier: Noise standard deviation over the sensitivity.
+        norm: The sensitivity: largest L2 norm of what one record adds.
+
+    Returns:
+        The noisy sums by the same names, with the same shapes.
+    """
+    dimension = count_coordinates(sums)
+    scale = noise.scale(noise_multiplier, norm, dimension)
+    drawn = noise.draw(context, scale, dimension, _device(sums))
+    return noise.add_drawn(sums, drawn, noise_multiplier, norm)
+
+
+def _add_scaled(sums: GradientSums, drawn: Iterable[Tensor], deviation: float) -> GradientSums:
     """Add consecutive draws, times ``deviation``, to the sums in place."""
-    start = 0
-    for part in sums.values():
-        own = drawn[start : start + part.numel()].view_as(part)
-        part.add_(own, alpha=deviation)
-        start += part.numel()
+    for piece, draws in _pieces(sums, drawn):
+        piece.add_(draws, alpha=deviation)
     return sums
 
 
-def _split_by_parameter(flat: Tensor, sums: Mapping[str, Tensor]) -> GradientSums:
-    """Split a flat tensor into parts named and shaped like ``sums``."""
-    parts = torch.split(flat, [part.numel() for part in sums.values()])
-    return {name: own.view_as(part) for (name, part), own in zip(sums.items(), parts, strict=True)}
+def _pieces(sums: Mapping[str, Tensor], drawn: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield consecutive pieces of the sums, to be changed in place, each with its draws."""
+    chunks, draws, used, end = iter(drawn), torch.empty(0), 0, 0
+    for part in sums.values():
+        flat, start = part.reshape(-1), 0  # a view, unless the part is not contiguous
+        count = part.numel()
+        while start < count:
+            if used == end:
+                draws = next(chunks)
+                used, end = 0, len(draws)
+            length = min(end - used, count - start)
+            own = draws if length == end else draws[used : used + length]
+            yield flat[start : start + length], own
+            start, used = start + length, used + length
+        if not part.is_contiguous():
+            part.copy_(flat.view(part.shape))

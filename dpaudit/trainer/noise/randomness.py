@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, unique
 from typing import NoReturn, SupportsIndex
+from weakref import WeakSet
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -26,6 +27,7 @@ from dpaudit.vocabulary.errors import ForkedSession
 from dpaudit.vocabulary.ledger import Randomness
 
 AES_BLOCK_BYTES = 16
+ZEROS = memoryview(bytes(2**17))
 
 
 @unique  # two purposes with one value would share their random numbers
@@ -53,6 +55,14 @@ class Purpose(Enum):
     PARTICIPANT_KEY = 17
     """Keys of the participants of a federation in one process."""
     LOCAL_ORDER = 18
+    RECORD_LOADING = 19
+    """Seeds of the random numbers that a data set draws as its records are read."""
+    BATCH_TRANSFORM = 22
+    """Seeds of the random numbers that transforms of batches draw."""
+    DATA_COMPARISON = 20
+    """Which records ranks compare, to find out that their data differ."""
+    AUGMENTATION = 26
+    """Seeds of the random numbers that views of images are drawn with."""
     TURN_ORDER = 30
     """Order in which the participants of selective SGD take their turns."""
     SELECTION_ORDER = 31
@@ -69,6 +79,8 @@ class Purpose(Enum):
     UPDATE_ROUNDING = 44
     AGGREGATION_SESSION = 45
     """Public identifier of a run of secure aggregation."""
+    SPOT_CHECKS = 50
+    """Which steps get a spot check of their gradients."""
 
 
 def forked_session_error(what: str, how: str) -> ForkedSession:
@@ -96,6 +108,20 @@ class NotCopyable:
         raise forked_session_error(self.description, "was copied or pickled")
 
 
+_STREAMS: WeakSet[Keystream] = WeakSet()
+"""The streams of this process, whose keys a forked child drops."""
+
+
+def _drop_keys() -> None:
+    """Drop every key in a forked child, such as a worker that loads data."""
+    for stream in _STREAMS:
+        stream._key = b""
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=_drop_keys)
+
+
 class Keystream(NotCopyable):
     """Random words that depend on the key, the purpose and the step alone.
 
@@ -109,6 +135,7 @@ class Keystream(NotCopyable):
     def __init__(self, key: bytes, randomness: Randomness) -> None:
         self._key = key
         self._process = os.getpid()
+        _STREAMS.add(self)
         self.randomness = randomness
 
     @classmethod
@@ -187,7 +214,7 @@ class Keystream(NotCopyable):
     def reader(
         self, purpose: Purpose, step: int, start: int = 0
     ) -> Callable[[bytearray | memoryview], None]:
-        """Return a function that fills zeroed buffers with consecutive bytes of a stream.
+        """Return a function that fills buffers with consecutive bytes of a stream.
 
         Args:
             purpose: Address in the stream, together with ``step``.
@@ -195,7 +222,7 @@ class Keystream(NotCopyable):
             start: Position of the first byte.
 
         Returns:
-            A function that fills a buffer of zeros; each call continues where the last one ended.
+            A function that overwrites a buffer; each call continues where the last one ended.
 
         Raises:
             ForkedSession: If this process is a fork of the one that made the stream.
@@ -209,9 +236,30 @@ class Keystream(NotCopyable):
         cipher.update(bytes(within))
 
         def fill(buffer: bytearray | memoryview) -> None:
-            cipher.update_into(buffer, buffer)  # encrypted zeros are the keystream itself
+            view = memoryview(buffer).cast("B")
+            for first in range(0, len(view), len(ZEROS)):
+                part = view[first : first + len(ZEROS)]
+                cipher.update_into(ZEROS[: len(part)], part)  # encrypted zeros are the keystream
 
         return fill
+
+    def further_words(self, purpose: Purpose, step: int, draw: int) -> Iterator[int]:
+        """Yield the bits that continue one draw, from a separate key and address.
+
+        Args:
+            purpose: Address in the stream, together with ``step``.
+            step: Number of the step, from 0.
+            draw: Number of the draw, or of the pair of draws.
+
+        Yields:
+            64 uniform bits at a time.
+        """
+        key = bytes(self.bits(Purpose.FURTHER_BITS, step, 32))
+        fill = Keystream(key, self.randomness).reader(purpose, draw)
+        word = bytearray(8)
+        while True:
+            fill(word)
+            yield int.from_bytes(word, "little")
 
     def coins(self, purpose: Purpose, step: int, count: int, bias: float) -> NDArray[np.bool_]:
         """Return independent coins; coin i depends on the key, the purpose, the step and i alone.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpaudit.trainer.noise import grid_noise
+from dpaudit.trainer.noise import gradient_noise, grid_noise
 from dpaudit.trainer.noise.gradient_noise import (
     Banded,
     GradientNoise,
@@ -24,10 +25,14 @@ from dpaudit.trainer.noise.gradient_noise import (
     OnGrid,
     Prefetched,
     count_coordinates,
+    default_noise,
+    noise_kind,
     standard_normals,
 )
+from dpaudit.trainer.noise.kernels import NUMPY_KERNELS
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.vocabulary.errors import InvalidArgument, NoiseReused
+from dpaudit.vocabulary.ledger import NoiseKind
 
 FLOAT32 = 2.0**-24
 CPU = torch.device("cpu")
@@ -35,6 +40,7 @@ KINDS: dict[str, Callable[[], GradientNoise]] = {
     "independent": Independent,
     "ahead of time": Prefetched,
     "on a grid": OnGrid,
+    "on a grid, ahead of time": lambda: Prefetched(OnGrid()),
     "banded": lambda: Banded(3),
 }
 
@@ -108,22 +114,92 @@ def test_noise_depends_on_key_and_step_and_shapes_are_kept(kind: str) -> None:
 # Ahead of time.
 
 
-def test_noise_ahead_of_time_is_independent_noise_bit_for_bit() -> None:
-    assert torch.equal(rows_of(Prefetched(), range(6)), rows_of(Independent(), range(6)))
-    assert torch.equal(
-        rows_of(Prefetched(), range(4, 6), first=4), rows_of(Independent(), range(4, 6), first=4)
-    )
+@pytest.mark.parametrize("noise", [Independent(), OnGrid()])
+@pytest.mark.parametrize("dimension", [7, 70_000])
+def test_noise_ahead_of_time_is_that_on_demand_bit_for_bit(
+    noise: Independent | OnGrid, dimension: int
+) -> None:
+    for steps, first in ((range(3), 0), (range(4, 6), 4)):
+        ahead = rows_of(Prefetched(noise), steps, dimension, first=first)
+        assert torch.equal(ahead, rows_of(noise, steps, dimension, first=first))
 
 
-def test_noise_ahead_of_time_is_handed_out_once() -> None:
-    noise, context = Prefetched(), NoiseContext(Keystream.seeded(1), 2)
+def test_noise_ahead_of_time_follows_a_norm_that_changes() -> None:
+    """As with adaptive clipping: on a grid, the draws depend on it."""
+    stream, ahead = Keystream.seeded(3), Prefetched(OnGrid())
+    for step, norm in enumerate((1.0, 0.7, 0.7, 3.1)):
+        context = NoiseContext(stream, step)
+        expected = flat(OnGrid().add_noise(sums_of(value=0.1), context, 1.3, norm))
+        assert torch.equal(flat(ahead.add_noise(sums_of(value=0.1), context, 1.3, norm)), expected)
+        with pytest.raises(NoiseReused):
+            ahead.add_noise(sums_of(), context, 1.3, norm / 2)
+
+
+@pytest.mark.parametrize("kind", ["ahead of time", "on a grid, ahead of time"])
+def test_noise_ahead_of_time_is_handed_out_once(kind: str) -> None:
+    noise, context = KINDS[kind](), NoiseContext(Keystream.seeded(1), 2)
     noise.add_noise(sums_of(), context, 1.0, 1.0)
     with pytest.raises(NoiseReused):
         noise.add_noise(sums_of(), context, 1.0, 1.0)
 
 
+# Layouts of sums, and the default.
+
+
+@pytest.mark.parametrize("kind", ["independent", "on a grid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_follows_the_coordinates_whatever_the_layout(kind: str, dtype: torch.dtype) -> None:
+    values = torch.randn(40_003, generator=torch.Generator().manual_seed(1)).to(dtype)
+    parts = {"a": values[:3], "b": values[3:30_003].view(100, 300), "c": values[30_003:]}
+    transposed = {**parts, "b": parts["b"].T.contiguous().T}
+    assert not transposed["b"].is_contiguous()
+    context = NoiseContext(Keystream.seeded(5), 0)
+    expected = KINDS[kind]().add_noise({"all": values.clone()}, context, 1.5, 2.0)["all"]
+    for sums in (parts, transposed):
+        copied = {
+            name: part.clone(memory_format=torch.preserve_format) for name, part in sums.items()
+        }
+        noisy = KINDS[kind]().add_noise(copied, context, 1.5, 2.0)
+        assert {part.dtype for part in noisy.values()} == {dtype}
+        assert torch.equal(flat(noisy), expected)
+
+
+def test_on_a_grid_each_coordinate_keeps_its_type() -> None:
+    sums = {"a": torch.ones(5), "b": torch.ones(5, dtype=torch.float64)}
+    noisy = OnGrid().add_noise(sums, NoiseContext(Keystream.seeded(1), 0), 1.0, 1.0)
+    assert [part.dtype for part in noisy.values()] == [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_a_sum_that_no_grid_holds_is_refused_and_not_shown(bad: float) -> None:
+    sums = {"a": torch.tensor([0.0, bad])}
+    with pytest.raises(InvalidArgument, match="total must be finite") as refusal:
+        OnGrid().add_noise(sums, NoiseContext(Keystream.seeded(1), 0), 1.0, 1.0)
+    assert str(bad) not in str(refusal.value)
+
+
+def test_the_default_is_the_grid_where_kernels_are_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for compiled, expected in ((True, OnGrid()), (False, Independent())):
+        chosen = replace(NUMPY_KERNELS, compiled=compiled)
+        monkeypatch.setattr(gradient_noise, "kernels", lambda chosen=chosen: chosen)
+        assert default_noise(CPU, 1.0, 1.0, 1000) == expected
+        assert default_noise(torch.device("cuda"), 1.0, 1.0, 1000) == Independent()
+        # Outside of what a grid of floats allows.
+        assert default_noise(CPU, 1e9, 1.0, 1000) == Independent()
+        assert default_noise(CPU, 1.0, 1e-305, 1000) == Independent()
+
+
+def test_noise_without_a_kind_is_of_the_users_own() -> None:
+    assert [noise_kind(KINDS[kind]()).value for kind in KINDS] == [
+        "normal", "normal", "grid", "grid", "correlated"
+    ]  # fmt: skip
+    assert noise_kind(object()) is NoiseKind.OTHER
+
+
 @pytest.mark.parametrize("first", [0, 3])
-@pytest.mark.parametrize("kind", ["ahead of time", "banded"])
+@pytest.mark.parametrize("kind", ["ahead of time", "on a grid, ahead of time", "banded"])
 def test_under_another_key_noise_begins_anew(kind: str, first: int) -> None:
     """One object in two runs, one after the other, or resumed where the first one stood."""
     noise = KINDS[kind]()
@@ -188,14 +264,14 @@ def test_noise_on_a_grid_is_of_the_widened_sensitivity(
 ) -> None:
     context = NoiseContext(Keystream.seeded(1), 0)
     asked: list[float] = []
-    rounded_normals = grid_noise.rounded_normals
+    grid_chunks, unit = grid_noise.grid_chunks, grid_noise.grid_spacing(norm, dimension)
 
-    def noted(*given: Any) -> NDArray[np.int64]:
-        asked.append(given[3])
-        return rounded_normals(*given)
+    def noted(*given: Any) -> Iterator[NDArray[np.float64]]:
+        asked.append(given[3] * unit)
+        return grid_chunks(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid_noise, "rounded_normals", noted)
+        patch.setattr(grid_noise, "grid_chunks", noted)
         OnGrid().add_noise({"a": torch.zeros(dimension)}, context, multiplier, norm)
     assert asked == [OnGrid().deviation(multiplier, norm, dimension, context)]
     assert asked == [multiplier * OnGrid().widened_sensitivity(norm, dimension)]

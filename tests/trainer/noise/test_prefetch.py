@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpaudit.trainer.noise.gradient_noise import NoisePrefetcher
+from dpaudit.trainer.noise.prefetch import NoisePrefetcher
 from dpaudit.vocabulary.errors import ForkedSession, NoiseReused
 
 PATIENCE = 20.0
@@ -203,7 +203,7 @@ def test_a_fork_gets_no_noise(ahead: NoisePrefetcher) -> None:
 
 SCRIPT = """
 import torch
-from dpaudit.trainer.noise.gradient_noise import NoisePrefetcher
+from dpaudit.trainer.noise.prefetch import NoisePrefetcher
 ahead = NoisePrefetcher(lambda step: torch.zeros(step + 1))
 print(len(ahead.take(0)))
 """

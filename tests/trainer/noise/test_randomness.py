@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpaudit.trainer.noise.randomness import Keystream, Purpose
+from dpaudit.trainer.noise.randomness import ZEROS, Keystream, Purpose
 from dpaudit.vocabulary.ledger import Randomness
 
 purposes = st.sampled_from(Purpose)
@@ -82,6 +82,34 @@ def test_every_secure_stream_has_a_key_of_its_own() -> None:
     assert {stream.randomness for stream in streams} == {Randomness.SECURE}
     first = {int(stream.words(Purpose.GRADIENT_NOISE, 0, 1)[0]) for stream in streams}
     assert len(first) == len(streams)
+
+
+@given(purposes, steps, st.lists(st.integers(0, 60), max_size=5), st.integers(0, 100))
+def test_a_reader_overwrites_whatever_a_buffer_holds(
+    purpose: Purpose, step: int, lengths: list[int], start: int
+) -> None:
+    stream = Keystream.seeded(12)
+    fill, found = stream.reader(purpose, step, start), b""
+    for length in lengths:
+        buffer = bytearray(b"\xa5" * length)
+        fill(buffer)
+        found += buffer
+    assert found == stream.bits(purpose, step, start + len(found))[start:]
+
+
+def test_long_buffers_are_filled_like_short_ones() -> None:
+    stream, count = Keystream.seeded(13), 3 * len(ZEROS) + 5
+    blocks = block_by_block(stream.key, Purpose.MODEL.value, 7, -(-count // 16))
+    assert bytes(stream.bits(Purpose.MODEL, 7, count)) == blocks[:count]
+    assert not any(ZEROS)
+
+
+def test_further_words_are_a_stream_of_their_own() -> None:
+    stream = Keystream.seeded(14)
+    further = stream.further_words(Purpose.GRADIENT_NOISE, 5, 1234)
+    own = Keystream(bytes(stream.bits(Purpose.FURTHER_BITS, 5, 32)), Randomness.SEEDED)
+    expected = own.words(Purpose.GRADIENT_NOISE, 1234, 20).tolist()
+    assert list(itertools.islice(further, 20)) == expected
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.floats(0, 1), purposes, steps)
