@@ -219,6 +219,40 @@ def replace_tensors(batch: Batch, replacements: list[Tensor]) -> Batch:
     return map_tensors(batch, lambda _: next(left))
 
 
+MOST_SHOWN = 400
+"""Number of characters of a structure that an error shows."""
+
+
+class _Name(str):
+    """Text that is shown without quotes in a structure."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def describe_structure(batch: Batch) -> str:
+    """Return what a batch is made of, for an error message.
+
+    Args:
+        batch: Tensors and columns in any structure.
+
+    Returns:
+        Its structure, with the shape of a record in place of a tensor, and ``a list`` in place of
+        a column. The number of records is not in it.
+    """
+
+    def shape(tensor: Tensor) -> Any:
+        return _Name(f"tensor of shape ({', '.join(map(str, ('records', *tensor.shape[1:])))})")
+
+    try:
+        whole = repr(map_tensors(batch, shape, lambda _: _Name("a list")))
+    except Exception:  # a container of the user that checks its parts
+        whole = f"of type {type(batch).__name__}"
+    return whole if len(whole) <= MOST_SHOWN else f"{whole[:MOST_SHOWN]}..."
+
+
 def count_records(batch: Batch) -> int:
     """Return the number of records of a batch.
 
@@ -243,8 +277,9 @@ def count_records(batch: Batch) -> int:
         sizes = {tensor.shape[0] if tensor.dim() else -1 for tensor in batch_tensors(batch)}
         sizes |= {len(column) for column in batch_columns(batch)}
     if len(sizes) != 1 or -1 in sizes:
+        given = ["a scalar" if size < 0 else size for size in sorted(sizes)]
         raise InvalidArgument(
-            "batch", sorted(sizes), "tensors and lists that all have the records as their first "
+            "batch", given, "tensors and lists that all have the records as their first "
             "dimension",
         )  # fmt: skip
     return sizes.pop()

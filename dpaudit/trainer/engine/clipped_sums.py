@@ -8,6 +8,7 @@ written to, and buffers do not depend on records.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ from dpaudit.trainer.engine.batch_structure import (
     split_into_chunks,
     take_records,
 )
+from dpaudit.trainer.engine.checkpointing import checkpointing_without_reentry
 from dpaudit.trainer.engine.clipping import Clipping, finite_records
+from dpaudit.trainer.engine.generators import GeneratorStates
 from dpaudit.trainer.engine.gradient_forms import GradientForm
 from dpaudit.trainer.engine.independence import (
-    GeneratorStates,
     IndependenceProbe,
     SingleRecordCheck,
     perturbed_records,
@@ -39,18 +41,23 @@ from dpaudit.trainer.engine.model_snapshot import ModelSnapshot, take_snapshot
 from dpaudit.trainer.engine.model_state import (
     BufferGuard,
     ModuleState,
+    ParameterGuard,
     copy_saved_state,
-    parameter_versions,
     values_equal,
 )
 from dpaudit.trainer.engine.per_record_gradients import PerSampleLoss
 from dpaudit.trainer.engine.planned_gradients import (
-    MAX_VERIFIED_RECORDS,
     PlannedGradients,
     at_least_float32,
     do_nothing,
 )
-from dpaudit.vocabulary.errors import InvalidArgument, require_count
+from dpaudit.trainer.engine.spot_checks import CheckSchedule, SpotCheck, TakenGradients
+from dpaudit.trainer.engine.transforms import Transform, TransformTest
+from dpaudit.vocabulary.errors import GradientsDisagree, InvalidArgument, require_count
+
+VERIFIED_RECORDS = 6
+"""Records on which independence is verified in full. In the steps that follow, single records
+are compared with the whole batch; so these few need not show what only many records do."""
 
 REVERIFIED_RECORDS = 2
 """Records that are verified again after values have changed that the code may branch on."""
@@ -102,6 +109,12 @@ class Engine:
     Args:
         model: Model in the mode in which it trains.
         loss: Function of (model, batch) that returns one loss per record.
+        schedule: Which steps get a spot check (``spot_checks.py``); None: no step does.
+
+    Attributes:
+        compared: Records whose gradients the spot check of the last sum compared; 0 without one.
+        slow_share: Share of the last sum's CPU time for backward passes per record.
+        disagreement: The spot check that failed, after which no sum is taken; None: none did.
 
     Example:
         Two records with gradients of norms 70 and 0.7; only the first is clipped:
@@ -118,14 +131,19 @@ class Engine:
         tensor([70.0000,  0.7000], dtype=torch.float64)
     """
 
-    def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, loss: PerSampleLoss, schedule: CheckSchedule | None = None
+    ) -> None:
+        self._model, self._schedule = model, schedule
+        self.disagreement: GradientsDisagree | None = None
+        self.compared, self.slow_share, self._check_seconds = 0, 0.0, 0.0
         self._gradients = PlannedGradients(model, loss)
         self._snapshot: ModelSnapshot | None = None
+        self._transforms = TransformTest()
         self._forget()
         self._real_record: Batch = None  # of a model whose state moves, if zeros do not run
         self._steps, self._next_verification = 0, FIRST_REVERIFICATION
-        self._draws_by_python = False  # or by NumPy: then their generators are saved, too
+        self._draws_otherwise = False  # than from torch's generator: then others are saved, too
         self._single_checks_until = FIRST_SINGLE_CHECKS  # a step number
         self._random_differences = 0  # records whose own loss differed, as by dropout
 
@@ -178,16 +196,29 @@ class Engine:
         Raises:
             InvalidArgument: If the loss is not one number per record, records are mixed, the
                 forward pass writes to a parameter, or a buffer depends on records.
+            GradientsDisagree: If a spot check fails, in this or an earlier call.
         """
         if chunk is not None:
             require_count("chunk", chunk)
-        self.require_independence(batch)
-        self._steps += 1
+        if self.disagreement is not None:
+            raise self.disagreement
+        self.compared, began = 0, time.process_time()
+        before = self._check_seconds, self._gradients.slow_seconds
+        with self._gradients.same_parameters():
+            self.require_independence(batch)
+            self._steps += 1
+            found = self._verified_sum(batch, clipping, chunk)
+        self._note_costs(time.process_time() - began, *before)
+        return found
+
+    def _verified_sum(self, batch: Batch, clipping: Clipping, chunk: int | None) -> ClippedSums:
+        """Return the sum over a batch whose records are known to be independent."""
         with (
-            self._gradients.same_parameters(),
+            checkpointing_without_reentry(),
             self._one_pass(batch),
             self._unwritten_parameters(),
         ):
+            self._gradients.plan_again(batch)
             size = chunk or self._gradients.chunk_size(batch)
             parts = self._sums(batch, size, clipping)
         if not parts:
@@ -208,12 +239,20 @@ class Engine:
         records, parts = count_records(batch), []
         checks = self._steps <= self._single_checks_until or random_index(SINGLE_CHECK_EVERY) == 0
         checked = random_index(records) if records > 1 and checks else None
+        # Counted from 0; the chunk with a random record is the one that gets the spot check.
+        spot = self._schedule is not None and self._schedule.due(self._steps - 1)
+        spotted = random_index(records) if records > 1 and spot else None
         for number, some in enumerate(split_into_chunks(batch, size)):
             holds = checked is not None and number == checked // size
+            looks = spotted is not None and number == spotted // size
             # Saved before the chunk runs, so that the record can be run on the same numbers.
-            generators = GeneratorStates(python=self._draws_by_python) if holds else None
-            found = self._sum(some, clipping)
-            if generators is not None and checked is not None:
+            generators = self._generators() if holds or looks else None
+            self._gradients.numbers = generators
+            losses, taken = self._take(some, clipping)
+            if looks and generators is not None:
+                self._spot_check(some, taken, generators)
+            found = self._sum(losses, taken)
+            if holds and generators is not None and checked is not None:
                 alone = SingleRecordCheck(
                     self._model,
                     self._gradients.fresh_loss,
@@ -230,6 +269,29 @@ class Engine:
             parts.append(found)
         return parts
 
+    def _note_costs(self, seconds: float, checks: float, slow: float) -> None:
+        """Note what a step has cost, given the costs of checks and slow gradients before it."""
+        seconds -= self._check_seconds - checks
+        self.slow_share = (self._gradients.slow_seconds - slow) / max(seconds, 1e-9)
+        if self._schedule is not None:
+            self._schedule.note_step(seconds)
+
+    def _spot_check(self, batch: Batch, taken: TakenGradients, generators: GeneratorStates) -> None:
+        """Compare what was taken of a chunk with the slow way; a fault ends the run."""
+        assert self._schedule is not None
+        began = time.process_time()
+        try:
+            if count_records(batch) > 1:
+                check = SpotCheck(self._gradients, batch, generators)
+                self.compared = check.require_right(taken)
+        except GradientsDisagree as error:
+            self.disagreement = error
+            raise
+        finally:
+            spent = time.process_time() - began
+            self._check_seconds += spent
+            self._schedule.note_check(spent)
+
     @contextmanager
     def _unwritten_parameters(self) -> Iterator[None]:
         """Refuse a pass that writes to parameters: the change would be released without noise.
@@ -240,11 +302,9 @@ class Engine:
         Raises:
             InvalidArgument: If a parameter was written to; the error names it.
         """
-        before = parameter_versions(self._model)
+        guard = ParameterGuard(self._model)
         yield
-        after = parameter_versions(self._model)
-        written = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-        if written:
+        if written := guard.moved():
             raise InvalidArgument(
                 "model",
                 f"one whose forward pass writes to {written[0]!r}",
@@ -255,6 +315,19 @@ class Engine:
     def forget(self) -> None:
         """Verify everything again before the next sum, as after a change from outside."""
         self._snapshot = None
+
+    def require_independent_transform(self, transform: Transform, batch: Batch) -> None:
+        """Refuse a transform of batches that mixes records, before it changes a batch.
+
+        Args:
+            transform: Function of a batch that returns a batch of as many records.
+            batch: The batch that it is about to change; it is left as it is.
+
+        Raises:
+            InvalidArgument: If records are mixed, added, left out or reordered, or the transform
+                remembers records.
+        """
+        self._transforms.require_independent(transform, batch)
 
     def require_independence(self, batch: Batch) -> None:
         """Verify that records are independent, as far as this is not known yet.
@@ -283,7 +356,7 @@ class Engine:
         if known is None or found.structure != known.structure:
             self._forget()
         values = known is not None and found.values != known.values
-        self._snapshot = found
+        self._snapshot, self._gradients.held = found, found.generators
         self._stale = self._stale or values
         if not records:
             if not self._records_are_apart:
@@ -302,6 +375,15 @@ class Engine:
         if records and len(self._shapes) < MAX_SHAPES:
             self._shapes.add(shape)
 
+    def _probe(self) -> IndependenceProbe:
+        """Return a probe of the model and the loss."""
+        return IndependenceProbe(self._model, self.loss, self._gradients.held)
+
+    def _generators(self) -> GeneratorStates:
+        """Return the present states of the generators from which a pass draws."""
+        others = self._draws_otherwise
+        return GeneratorStates(python=others, held=self._gradients.held if others else ())
+
     def _require_no_hooks(self) -> None:
         """Refuse hooks on parameters: they would not be called with per-record gradients."""
         for name, parameter in self.parameters.items():
@@ -319,20 +401,20 @@ class Engine:
         if records > 1:
             return take_records(batch, torch.linspace(0, records - 1, min(most, records)).long())
         another = concatenate_batches(batch, perturbed_records(batch))
-        with suppress(Exception), IndependenceProbe(self._model, self.loss) as probe:
+        with suppress(Exception), self._probe() as probe:
             probe.losses(another)
             return another
         return duplicate_record(batch)
 
     def _verify(self, batch: Batch) -> None:
         """Verify independence, state and differentiability in full."""
-        sample = self._sample(batch, MAX_VERIFIED_RECORDS)
-        with self._unwritten_parameters(), IndependenceProbe(self._model, self.loss) as probe:
+        sample = self._sample(batch, VERIFIED_RECORDS)
+        with self._unwritten_parameters(), self._probe() as probe:
             probe.require_apart(sample)
-            self._moving = probe.require_no_statistics(sample)
+            self._moving = probe.require_no_statistics(sample) if probe.writes else None
             probe.require_apart_once_opened(sample)
         self._gradients.differentiates |= probe.differentiates
-        self._draws_by_python |= probe.draws
+        self._draws_otherwise |= probe.draws
         if not probe.requires_grad:
             raise InvalidArgument(
                 "per_sample_loss",
@@ -343,16 +425,17 @@ class Engine:
     def _verify_again(self, batch: Batch) -> None:
         """Verify independence on few records, and drop plans that no longer agree."""
         sample = self._sample(batch, REVERIFIED_RECORDS)
-        with IndependenceProbe(self._model, self.loss) as probe:
+        with self._probe() as probe:
             probe.require_apart(sample)
             self._moving = probe.require_no_statistics(sample) if probe.writes else None
         self._gradients.differentiates |= probe.differentiates
-        self._draws_by_python |= probe.draws
-        self._gradients.verify_plans(sample, stale=self._stale)
+        self._draws_otherwise |= probe.draws
+        with checkpointing_without_reentry():
+            self._gradients.verify_plans(sample, stale=self._stale)
 
     def _find_moving_state(self, batch: Batch) -> None:
         """Find which buffers a pass moves when the first batch is empty."""
-        with suppress(Exception), IndependenceProbe(self._model, self.loss) as probe:
+        with suppress(Exception), self._probe() as probe:
             self._moving = probe.require_no_statistics(blank_record(batch))
 
     @contextmanager
@@ -435,30 +518,34 @@ class Engine:
         sums = {name: at_least_float32(torch.zeros_like(p)) for name, p in self.parameters.items()}
         return ClippedSums(sums, torch.zeros(0, dtype=torch.float64), torch.zeros(0), 0)
 
-    def _sum(self, batch: Batch, clipping: Clipping) -> ClippedSums:
-        """Return the clipped sum of one chunk."""
+    def _take(self, batch: Batch, clipping: Clipping) -> tuple[Tensor, TakenGradients]:
+        """Return losses, gradients and clip factors of one chunk."""
         losses, forms = self._gradients.take(batch)
         with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
-            squares = [self._squares(form, losses) for form in forms.values()]
+            squares = torch.stack([self._squares(form, losses) for form in forms.values()])
             kept = finite_records(squares)
-            left_out = len(kept) - int(kept.sum())
-            # A factor of 0 is not enough: 0 times infinity is NaN, which would reveal the
-            # record. So records that are not finite are removed before the sum.
-            if left_out:
-                forms = {name: form and form.only(kept) for name, form in forms.items()}
-            # c_i from the norms, then sum_i c_i g_i for each parameter.
-            factors = clipping.factors(torch.stack(squares)[:, kept])
-            sums = {
-                name: at_least_float32(torch.zeros_like(p))
-                if form is None
-                else form.weighted(row).view_as(p)
-                for (name, p), form, row in zip(
-                    self.parameters.items(), forms.values(), factors, strict=True
-                )
-            }
+            factors = clipping.factors(squares if bool(kept.all()) else squares[:, kept])
+        rules = self._gradients.taken_by_rule
+        taken = TakenGradients(forms, squares, factors, kept, rules, clipping.sensitivity)
+        return losses.detach(), taken
+
+    def _sum(self, losses: Tensor, taken: TakenGradients) -> ClippedSums:
+        """Return sum_i c_i g_i for each parameter; the gradients are dropped one by one."""
+        sums: dict[str, Tensor] = {}
+        left_out = len(taken.kept) - int(taken.kept.sum())
+        with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
+            for (name, p), row in zip(self.parameters.items(), taken.factors, strict=True):
+                form = taken.forms.pop(name)
+                # A factor of 0 is not enough: 0 times infinity is NaN, which would reveal the
+                # record. So records that are not finite are removed before the sum.
+                if form is None:
+                    sums[name] = at_least_float32(torch.zeros_like(p))
+                else:
+                    finite = form.only(taken.kept) if left_out else form
+                    sums[name] = finite.weighted(row).view_as(p)
             # |g|^2 over all parameters is the sum of the parameters' squared norms.
-            norms = torch.stack(squares).sum(dim=0).sqrt()
-        return ClippedSums(sums, norms, losses.detach(), left_out)
+            norms = taken.squares.sum(dim=0).sqrt()
+        return ClippedSums(sums, norms, losses, left_out)
 
     @staticmethod
     def _squares(form: GradientForm | None, losses: Tensor) -> Tensor:
@@ -466,7 +553,3 @@ class Engine:
         if form is None:
             return torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
         return form.square_norms()
-
-
-def _nothing() -> None:
-    pass

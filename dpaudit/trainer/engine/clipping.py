@@ -8,7 +8,6 @@ record whose gradient is not finite contributes zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -206,13 +205,13 @@ class PerLayer:
         )
 
 
-def finite_records(squares: Sequence[Tensor]) -> Tensor:
+def finite_records(squares: Tensor) -> Tensor:
     """Return which records have finite gradients in all parameters.
 
     Args:
-        squares: Squared norms per parameter, each of shape ``(records,)``.
+        squares: Squared norms, shape ``(parameters, records)``.
 
     Returns:
         Mask of shape ``(records,)``.
     """
-    return torch.isfinite(torch.stack(list(squares)).sum(dim=0))
+    return torch.isfinite(squares.sum(dim=0))

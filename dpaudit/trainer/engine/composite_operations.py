@@ -221,15 +221,23 @@ def _run(
     state: RecurrentState,
     group: Sequence[Tensor],
     biased: bool,
+    inside: Tensor | None = None,
 ) -> tuple[Tensor, RecurrentState]:
-    """Run one direction of one layer over ``x`` of shape ``(records, times, features)``."""
+    """Run one direction of one layer over ``x`` of shape ``(records, times, features)``.
+
+    Outside of a record's own times, its state stays.
+    """
     w_in, w_state, *rest = group
     b_in, b_state = (rest[0], rest[1]) if biased else (None, None)
     projection = rest[2:] if biased else rest
     inputs = functional.linear(x, w_in, b_in)
     outputs = []
     for time in range(x.shape[1]):
-        state = cell(inputs[:, time], state, [w_state, *projection], [b_state])
+        after = cell(inputs[:, time], state, [w_state, *projection], [b_state])
+        if inside is not None:
+            now = inside[:, time, None]
+            after = tuple(torch.where(now, a, b) for a, b in zip(after, state, strict=True))
+        state = after
         outputs.append(state[0])
     return torch.stack(outputs, dim=1), state
 
@@ -245,6 +253,7 @@ def _layers(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
+    inside: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Run all layers and directions, in torch's order of weights and states."""
     x = x if batch_first else x.transpose(0, 1)
@@ -258,8 +267,10 @@ def _layers(
             group = weights[number * each : (number + 1) * each]
             begin = tuple(state[number] for state in states)
             # The backward direction reads the times in reverse.
-            ordered = x.flip(1) if direction else x
-            output, end = _run(cell, ordered, begin, group, has_biases)
+            ordered, times = x, inside
+            if direction:
+                ordered, times = x.flip(1), None if inside is None else inside.flip(1)
+            output, end = _run(cell, ordered, begin, group, has_biases, times)
             outputs.append(output.flip(1) if direction else output)
             last.append(end)
         x = torch.cat(outputs, dim=-1)
@@ -322,6 +333,58 @@ def _plain(
         return NotImplemented  # type: ignore[no-any-return]
     cell = partial(_plain_cell, activation=activation)
     return _layers(cell, x, (hx,), weights, *settings)  # type: ignore[arg-type]
+
+
+# The same for packed sequences: rows by time, and at each time by falling length.
+
+PACKED_CELLS: dict[Callable[..., Any], RecurrentCell] = {
+    torch.lstm: _lstm_cell,
+    torch.gru: _gru_cell,
+    torch.rnn_tanh: partial(_plain_cell, activation=torch.tanh),
+    torch.rnn_relu: partial(_plain_cell, activation=torch.relu),
+}
+
+
+def packed_layers(
+    func: Callable[..., Any],
+    order: Tensor | None,
+    rows: Tensor,
+    batch_sizes: Tensor,
+    hx: Tensor | RecurrentState,
+    weights: Sequence[Tensor],
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    """Compute what ``torch.lstm`` and the like compute for packed sequences, on padded ones.
+
+    Args:
+        func: A function of ``PACKED_CELLS``.
+        order: Record of each sequence; None if sequences are in the order of the records.
+        rows: The packed input, shape ``(rows, features)``.
+        batch_sizes: Number of sequences that are left at each time.
+        hx: First states, in the order of the sequences.
+        weights: All weights and biases in torch's order.
+        *settings: The remaining positional arguments of torch.
+
+    Returns:
+        Packed outputs, and last states in the order of the sequences.
+    """
+    sizes = batch_sizes.to(rows.device)
+    sequences = int(sizes[0])
+    order = torch.arange(sequences, device=rows.device) if order is None else order
+    place = torch.argsort(order)  # sequence of each record
+    # Row of sequence j at time t: the rows of all earlier times, then j.
+    number = (sizes.cumsum(0) - sizes) + place[:, None]
+    inside = place[:, None] < sizes
+    padded = torch.where(inside[..., None], rows[number * inside], 0.0)
+    states = hx if isinstance(hx, tuple | list) else (hx,)
+    first = tuple(state[:, place] for state in states)
+    has_biases, layers, dropout, train, bidirectional = settings
+    found, *last = _layers(
+        PACKED_CELLS[func], padded, first, weights, has_biases, layers, dropout, train,
+        bidirectional, batch_first=True, inside=inside,
+    )  # fmt: skip
+    times, sequence = inside[order].mT.nonzero().unbind(1)
+    return found[order[sequence], times], *(state[:, order] for state in last)
 
 
 RECURRENT_DECOMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -97,15 +97,26 @@ def square_norms_of_rows(values: Tensor) -> Tensor:
     """
     rows = values.reshape(len(values), math.prod(values.shape[1:]))
     whole = rows.shape[1] // COLUMNS_AT_ONCE * COLUMNS_AT_ONCE
-    parts: Tensor = torch.linalg.vector_norm(
-        rows[:, :whole].reshape(len(rows), whole // COLUMNS_AT_ONCE, COLUMNS_AT_ONCE), dim=2
-    )
     rest: Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1)
-    return (parts.double().square().sum(dim=1) + rest.double().square()) * (1 + FLOAT32_ROUNDING)
+    squares = rest.double().square_()
+    if whole:
+        parts: Tensor = torch.linalg.vector_norm(
+            rows[:, :whole].reshape(len(rows), whole // COLUMNS_AT_ONCE, COLUMNS_AT_ONCE), dim=2
+        )
+        squares += parts.double().square_().sum(dim=1)
+    return squares.mul_(1 + FLOAT32_ROUNDING)
 
 
-def _merge_rows(values: Tensor, rows: int) -> Tensor:
-    """Return (records * rows, T, ...) as (records, rows * T, ...)."""
+def merge_rows(values: Tensor, rows: int) -> Tensor:
+    """Return (records * rows, T, ...) as (records, rows * T, ...).
+
+    Args:
+        values: Positions of several rows per record.
+        rows: Rows per record, which are consecutive.
+
+    Returns:
+        The positions of all rows of a record, one after the other.
+    """
     _, length, *rest = values.shape
     return values.reshape(-1, rows * length, *rest)
 
@@ -165,7 +176,7 @@ class OuterProducts:
     columns: Tensor
 
     @property
-    def _by_inner_products(self) -> bool:
+    def by_inner_products(self) -> bool:
         """Whether Gram matrices cost less than the p d entries of a gradient: T (p + d) <= p d."""
         terms, p, d = self.rows.shape[1], self.rows.shape[2], self.columns.shape[2]
         return terms * (p + d) <= p * d
@@ -177,7 +188,7 @@ class OuterProducts:
 
     def square_norms(self) -> Tensor:
         """Return squared norms by the cheaper of the two ways."""
-        if not self._by_inner_products:
+        if not self.by_inner_products:
             return square_norms_of_rows(self._written_out)
         if self.rows.shape[1] == 1:  # |r c^T| = |r| |c|
             lengths: Tensor = torch.linalg.vector_norm(self.rows.squeeze(1), dim=1)
@@ -214,7 +225,7 @@ class OuterProducts:
 
     def grouped(self, rows: int) -> OuterProducts:
         """Return forms in which the positions of consecutive rows are one record's."""
-        return OuterProducts(_merge_rows(self.rows, rows), _merge_rows(self.columns, rows))
+        return OuterProducts(merge_rows(self.rows, rows), merge_rows(self.columns, rows))
 
     def joined(self, others: Sequence[OuterProducts]) -> OuterProducts:
         """Return forms whose positions are those of all uses, one after the other."""
@@ -258,8 +269,19 @@ class EmbeddingRows:
 
     def weighted(self, factors: Tensor) -> Tensor:
         """Return the scaled rows, added into a table of zeros."""
+        return self.add_weighted(self.values.new_zeros(self.size, self.values.shape[2]), factors)
+
+    def add_weighted(self, total: Tensor, factors: Tensor) -> Tensor:
+        """Add sum_i c_i g_i to a table in place.
+
+        Args:
+            total: The table, shape ``(size, d)``.
+            factors: The factors c_i, shape ``(records,)``.
+
+        Returns:
+            ``total``.
+        """
         record, row, sums = self._touched
-        total = sums.new_zeros(self.size, sums.shape[1])
         return total.index_add_(0, row, sums * factors.to(sums.dtype)[record, None])
 
     def dense(self) -> Tensor:
@@ -275,9 +297,7 @@ class EmbeddingRows:
 
     def grouped(self, rows: int) -> EmbeddingRows:
         """Return forms in which the look-ups of consecutive rows are one record's."""
-        return EmbeddingRows(
-            _merge_rows(self.index, rows), _merge_rows(self.values, rows), self.size
-        )
+        return EmbeddingRows(merge_rows(self.index, rows), merge_rows(self.values, rows), self.size)
 
     def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows:
         """Return forms with the look-ups of all uses, one after the other."""
@@ -335,6 +355,65 @@ class SumOfForms:
         return SumOfForms((*self.forms, *(form for other in others for form in other.forms)))
 
 
+@dataclass(frozen=True)
+class TiedTable:
+    """Sum of a matrix's gradient A and a table's E, as of an embedding that is also the last layer.
+
+    With A = sum_t r_t c_t^T, and rows i_s of E that look-ups s move by v_s,
+
+        |A + E|^2 = |A|^2 + |E|^2 + 2 sum_{s,t} r_t[i_s] (c_t . v_s),
+
+    so no gradient is written out, which for a large vocabulary would need most of the memory.
+
+    Attributes:
+        outer: The matrix's gradients.
+        table: The table's gradients.
+    """
+
+    outer: OuterProducts
+    table: EmbeddingRows
+
+    def square_norms(self) -> Tensor:
+        """Return squared norms of the sums.
+
+        Where the two cancel, only rounding remains. It is bounded as for outer products, as a
+        look-up is the outer product of a unit vector and v_s.
+        """
+        rows, columns, values = self.outer.rows, self.outer.columns, self.table.values
+        index = self.table.index[:, None].expand(-1, rows.shape[1], -1)
+        cross = torch.bmm(columns, values.mT).mul_(rows.gather(2, index)).sum(dim=(1, 2)).double()
+        norm = torch.linalg.vector_norm
+        lengths: Tensor = norm(rows, dim=2) * norm(columns, dim=2)
+        steps: Tensor = norm(values, dim=2)
+        scale = lengths.sum(dim=1).double() + steps.sum(dim=1).double()
+        squares = self.outer.square_norms() + self.table.square_norms() + 2 * cross
+        found: Tensor = squares.clamp(min=0.0) + FLOAT32_ROUNDING * scale.square()
+        return found
+
+    def weighted(self, factors: Tensor) -> Tensor:
+        """Return the matrix's weighted sum, with the table's added in place."""
+        return self.table.add_weighted(self.outer.weighted(factors), factors)
+
+    def dense(self) -> Tensor:
+        """Return the sum of both, written out."""
+        return self.outer.dense() + self.table.dense()
+
+    def only(self, which: Tensor) -> GradientForm:
+        """Return the selected records of both."""
+        return merge_forms([self.outer.only(which), self.table.only(which)])
+
+    def grouped(self, rows: int) -> TiedTable:
+        """Return both with consecutive rows added."""
+        return TiedTable(self.outer.grouped(rows), self.table.grouped(rows))
+
+    def joined(self, others: Sequence[TiedTable]) -> TiedTable:
+        """Return the sum of all matrices and of all tables."""
+        return TiedTable(
+            self.outer.joined([other.outer for other in others]),
+            self.table.joined([other.table for other in others]),
+        )
+
+
 def merge_forms(forms: Sequence[GradientForm]) -> GradientForm:
     """Return the sum of the gradients of several uses of one parameter.
 
@@ -347,9 +426,13 @@ def merge_forms(forms: Sequence[GradientForm]) -> GradientForm:
     Returns:
         One form of the per-record sums.
     """
-    first = forms[0]
-    if len(forms) == 1:
-        return first
-    if all(type(form) is type(first) for form in forms):
-        return first.joined(forms[1:])
-    return SumOfForms(tuple(forms))
+    kinds: dict[type, list[GradientForm]] = {}
+    for form in forms:
+        kinds.setdefault(type(form), []).append(form)
+    merged = [same[0].joined(same[1:]) if len(same) > 1 else same[0] for same in kinds.values()]
+    if len(merged) == 1:
+        return merged[0]
+    match sorted(merged, key=lambda form: type(form).__name__):
+        case [EmbeddingRows() as table, OuterProducts() as outer] if outer.by_inner_products:
+            return TiedTable(outer, table)
+    return SumOfForms(tuple(merged))

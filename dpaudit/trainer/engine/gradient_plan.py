@@ -6,225 +6,35 @@ in the rows of record i alone; the layout that this fits for all tested records 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dpaudit.trainer.engine.batch_structure import Batch, take_records
+from dpaudit.trainer.engine.batch_structure import Batch, batch_tensors, take_records
+from dpaudit.trainer.engine.parameter_uses import BroadcastKey, ParameterUse
 from dpaudit.trainer.engine.per_record_gradients import PerSampleLoss
-from dpaudit.trainer.engine.tape import ParameterUse, Tape
+from dpaudit.trainer.engine.record_layouts import (
+    Ambiguous,
+    InBlocks,
+    Interleaved,
+    Mixed,
+    RecordLayout,
+    Routed,
+    Shared,
+    counts_rows,
+    find_layout,
+    find_layout_of_groups,
+    find_routed_layout,
+    in_plan,
+    in_run,
+    reaches_only,
+    record_dimension,
+)
+from dpaudit.trainer.engine.tape import Tape
 from dpaudit.vocabulary.errors import InvalidArgument
-
-# Layouts: where an operation has its records.
-
-
-class RecordLayout(Protocol):
-    """Protocol of a layout: how to bring the records of a tensor to the front."""
-
-    def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Return the tensor with its records in front.
-
-        The shape is ``(records, ...)`` if one dimension counts records alone, or if other
-        dimensions lie in front of it. If each record has k rows of the first dimension, as several
-        images of one record, the shape is ``(records * k, ...)``, record by record.
-
-        Args:
-            tensor: An operation's input, output or output gradient.
-            records: Number of records in the batch.
-
-        Returns:
-            A view or a copy with the records first.
-
-        Raises:
-            ValueError: If the layout is not known.
-        """
-
-    def holds(self, shape: torch.Size, records: int) -> bool:
-        """Return whether a shape can have that many records in this layout.
-
-        Args:
-            shape: Shape of an operation's output.
-            records: Number of records in the batch.
-
-        Returns:
-            False for layouts without a known place of records.
-        """
-
-
-@dataclass(frozen=True)
-class AlongDimension:
-    """One dimension counts the records."""
-
-    dimension: int
-
-    def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Return the tensor with that dimension moved to the front."""
-        return tensor.movedim(self.dimension, 0)
-
-    def holds(self, shape: torch.Size, records: int) -> bool:
-        """Return whether the dimension has length ``records``."""
-        return shape[self.dimension] == records
-
-
-@dataclass(frozen=True)
-class InBlocks:
-    """One dimension holds ``rows`` rows of the first record, then of the second, and so on."""
-
-    dimension: int
-    rows: int
-
-    def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Return the tensor with blocks in front; it is so already in dimension 0."""
-        if self.dimension == 0:
-            return tensor
-        shape = tensor.shape
-        apart = (*shape[: self.dimension], records, self.rows, *shape[self.dimension + 1 :])
-        return tensor.reshape(apart).movedim(self.dimension, 0)
-
-    def holds(self, shape: torch.Size, records: int) -> bool:
-        """Return whether the dimension has length ``records * rows``."""
-        return shape[self.dimension] == records * self.rows
-
-
-@dataclass(frozen=True)
-class Interleaved:
-    """One dimension holds the first row of all records, then the second of all, up to ``rows``."""
-
-    dimension: int
-    rows: int
-
-    def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Return the tensor with the rows of each record brought together, in front."""
-        shape = tensor.shape
-        apart = (*shape[: self.dimension], self.rows, records, *shape[self.dimension + 1 :])
-        found = tensor.reshape(apart).movedim(self.dimension + 1, 0)
-        return found.flatten(0, 1) if self.dimension == 0 else found
-
-    def holds(self, shape: torch.Size, records: int) -> bool:
-        """Return whether the dimension has length ``records * rows``."""
-        return shape[self.dimension] == records * self.rows
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The operation ran once for all records, as on positions; no record has rows of its own."""
-
-    def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Return the single row, repeated for every record."""
-        return tensor.expand(records, *tensor.shape[1:])
-
-    def holds(self, shape: torch.Size, records: int) -> bool:
-        """Return False: the plan spreads such rows, after which they have another layout."""
-        return False
-
-
-@dataclass(frozen=True)
-class Ambiguous:
-    """More than one layout fits."""
-
-    def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Raise ValueError, as the place of the records is unknown."""
-        raise ValueError("the place of the records is unknown")
-
-    def holds(self, shape: torch.Size, records: int) -> bool:
-        """Return False: the place of the records is unknown."""
-        return False
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """The loss of one record depends on the rows of other records."""
-
-    def first(self, tensor: Tensor, records: int) -> Tensor:
-        """Raise ValueError, as no record has rows of its own."""
-        raise ValueError("records are mixed here")
-
-    def holds(self, shape: torch.Size, records: int) -> bool:
-        """Return False: no record has rows of its own."""
-        return False
-
-
-def _indices_with_gradient(gradient: Tensor, dimension: int) -> Tensor:
-    """Return which indices of a dimension have a nonzero gradient; NaN counts as zero (0 * inf)."""
-    others = tuple(d for d in range(gradient.dim()) if d != dimension)
-    touched = (gradient != 0) & ~torch.isnan(gradient)
-    return touched.any(dim=others) if others else touched
-
-
-def reaches_only(gradient: Tensor, layout: RecordLayout, group: Tensor) -> bool:
-    """Return whether a gradient is zero outside of the rows of some records.
-
-    Args:
-        gradient: Gradient of an operation's output.
-        layout: Assumed layout of the output.
-        group: Mask of the records that may have a gradient, shape ``(records,)``.
-
-    Returns:
-        False if any other record has a nonzero entry.
-    """
-    records = len(group)
-    touched = _indices_with_gradient(layout.first(gradient, records).reshape(records, -1), 0)
-    return not bool((touched & ~group).any())
-
-
-def _fits(gradients: Mapping[int, Tensor], layout: RecordLayout, records: int) -> bool:
-    """Return whether the loss of each tested record reaches that record's rows alone."""
-    return all(
-        reaches_only(gradient, layout, torch.arange(records, device=gradient.device) == record)
-        for record, gradient in gradients.items()
-    )
-
-
-def _candidates(shape: torch.Size, records: int) -> list[RecordLayout]:
-    """Return all layouts that a shape allows, the most common first.
-
-    The last dimension is not a candidate, as it counts features.
-    """
-    found: list[RecordLayout] = []
-    dimensions = range(max(1, len(shape) - 1))
-    found += [AlongDimension(d) for d in dimensions if shape[d] == records]
-    larger = [d for d in dimensions if shape[d] > records and shape[d] % records == 0]
-    found += [InBlocks(d, shape[d] // records) for d in larger]
-    found += [Interleaved(d, shape[d] // records) for d in larger]
-    return found
-
-
-def find_layout(
-    shape: torch.Size, gradients: Mapping[int, Tensor | None], records: int
-) -> RecordLayout:
-    """Return the layout of an operation's output.
-
-    Args:
-        shape: Shape of the output.
-        gradients: The output's gradient of the loss of the first and of the last record, by
-            record number; None if the loss does not depend on the output.
-        records: Number of records in the batch, at least 2.
-
-    Returns:
-        The only layout that fits; otherwise ``Ambiguous``, ``Shared`` or ``Mixed``.
-    """
-    reached = {r: g for r, g in gradients.items() if g is not None and bool((g != 0).any())}
-    fitting = [each for each in _candidates(shape, records) if _fits(reached, each, records)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:  # too few nonzero gradients to decide
-        return Ambiguous()
-    if len(reached) < len(gradients):
-        return Mixed()
-    # Both losses reach the same indices. The operation ran once for all, unless its first
-    # dimension could count the records: then its records are mixed.
-    one, other = reached.values()
-    alike = all(
-        torch.equal(_indices_with_gradient(one, d), _indices_with_gradient(other, d))
-        for d in range(max(1, len(shape) - 1))
-    )
-    return Shared() if alike and shape[0] != records else Mixed()
-
-
-# Plans.
 
 MAX_PLAN_ATTEMPTS = 8
 """Runs until a plan must hold; each run gives up rules or spreads rows."""
@@ -237,11 +47,17 @@ class GradientPlan:
     Attributes:
         by_rule: Names of parameters whose every use has a rule.
         others: Names of parameters whose gradients are taken record by record.
-        layouts: Layout of each use, in order of execution.
+        layouts: Layout of each use, in order of execution, but for those on chosen rows.
         spread: Numbers of the uses whose single row is repeated for every record.
         uses: Names and numbers of dimensions of all uses. A batch that differs needs its own
             plan.
         numbers: Entries of all output gradients of one record, held until norms are known.
+        broadcasts: Dimension of the records where parameters are repeated for them.
+        undecided: Those of the others that may get a rule later: no gradient has shown where
+            the records of their operations are.
+        freed: Entries of recomputed inputs and of their output gradients, of one record. A step
+            holds them until norms are known; plain training holds one layer's at a time.
+        routed: Names and numbers of dimensions of the uses on chosen rows, with their layout.
     """
 
     by_rule: tuple[str, ...]
@@ -250,6 +66,10 @@ class GradientPlan:
     spread: frozenset[int]
     uses: tuple[tuple[str, int], ...]
     numbers: int
+    broadcasts: tuple[tuple[BroadcastKey, int], ...] = ()
+    undecided: tuple[str, ...] = ()
+    freed: int = 0
+    routed: tuple[tuple[tuple[str, int], RecordLayout], ...] = ()
 
     def recorded_alike(self, other: GradientPlan) -> bool:
         """Return whether one recorded run serves both plans.
@@ -260,7 +80,11 @@ class GradientPlan:
         Returns:
             Whether both put the same parameters and uses under rules.
         """
-        return self.by_rule == other.by_rule and self.spread == other.spread
+        return (
+            self.by_rule == other.by_rule
+            and self.spread == other.spread
+            and self.broadcasts == other.broadcasts
+        )
 
     def fits(self, uses: list[ParameterUse], records: int) -> bool:
         """Return whether a run of the model used its parameters as the plan assumes.
@@ -272,9 +96,39 @@ class GradientPlan:
         Returns:
             True if operations, dimensions and layouts agree.
         """
-        return self.uses == uses_signature(uses) and all(
-            layout.holds(use.shape, records) for use, layout in zip(uses, self.layouts, strict=True)
+        layouts = self.layouts_of(uses)
+        return layouts is not None and all(
+            layout.holds(use.shape, records) for use, layout in zip(uses, layouts, strict=True)
         )
+
+    def layouts_of(self, uses: list[ParameterUse]) -> tuple[RecordLayout, ...] | None:
+        """Return the layout of each use in a run.
+
+        Uses on rows that records choose may be fewer or more than in the run that was planned,
+        as an expert that no token chooses may not run.
+
+        Args:
+            uses: The uses that were recorded, in order of execution.
+
+        Returns:
+            One layout per use; None if the run differs from the plan in another way.
+        """
+        if self.uses != uses_signature(uses):
+            return None
+        chosen = {signature for signature, layout in self.routed}
+        routed = next((layout for _, layout in self.routed), Ambiguous())
+        plain = iter(self.layouts)
+        found = []
+        for use in uses:
+            if use.rows is None:
+                found.append(layout := next(plain))
+                if use.unequal and counts_rows(layout):
+                    return None
+            elif (use.name, len(use.shape)) in chosen:
+                found.append(in_run(routed, use.rows))
+            else:
+                return None
+        return tuple(found)
 
 
 def run_on_tape(tape: Tape, loss: PerSampleLoss, model: nn.Module, batch: Batch) -> Tensor | None:
@@ -294,6 +148,7 @@ def run_on_tape(tape: Tape, loss: PerSampleLoss, model: nn.Module, batch: Batch)
     Raises:
         Exception: Whatever the model or the loss raises.
     """
+    tape.holds_records(batch_tensors(batch))
     try:
         with tape:
             losses = loss(model, batch)
@@ -314,7 +169,7 @@ def plan_record_by_record(model: nn.Module) -> GradientPlan:
         A plan that differentiates the loss of each record.
     """
     names = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    return GradientPlan((), names, (), frozenset(), (), 0)
+    return GradientPlan((), names, (), frozenset(), (), 0, undecided=names)
 
 
 def uses_signature(uses: list[ParameterUse]) -> tuple[tuple[str, int], ...]:
@@ -324,9 +179,9 @@ def uses_signature(uses: list[ParameterUse]) -> tuple[tuple[str, int], ...]:
         uses: Recorded uses, in order of execution.
 
     Returns:
-        One (name, dimensions) pair per use.
+        One (name, dimensions) pair per use that is not on chosen rows.
     """
-    return tuple((use.name, len(use.shape)) for use in uses)
+    return tuple((use.name, len(use.shape)) for use in uses if use.rows is None)
 
 
 def make_plan(
@@ -361,9 +216,10 @@ def _try_plan(
 ) -> GradientPlan | None:
     """Repeat the run with fewer rules until every remaining rule holds; return that plan."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    by_rule, spread = dict(named), frozenset[int]()
+    by_rule, spread, kept = dict(named), frozenset[int](), frozenset[BroadcastKey]()
+    undecided: set[int] = set()
     for _ in range(MAX_PLAN_ATTEMPTS):
-        tape = Tape(by_rule.values(), spread, records)
+        tape = Tape(by_rule.values(), spread, records, shared=kept)
         losses = run_on_tape(tape, loss, model, batch)
         if losses is None:
             return None
@@ -380,56 +236,177 @@ def _try_plan(
         ]
         layouts = [
             find_layout(use.shape, {0: a, records - 1: b}, records)
+            if use.rows is None
+            else find_routed_layout(use.rows, {0: a, records - 1: b}, records)
             for use, a, b in zip(tape.uses, first, last, strict=True)
         ]
-        layouts = _confirmed_layouts(tape, layouts, losses)
+        layouts = [
+            Ambiguous() if use.unequal and counts_rows(layout) else layout
+            for use, layout in zip(tape.uses, layouts, strict=True)
+        ]
+        silent = _silent_uses(tape, first, last, losses)
+        layouts = _confirmed_layouts(tape, _of_one_source(layouts), losses, silent)
+        found = _find_broadcasts(tape.uses, layouts)
         unclear = [
             n
-            for n, found in enumerate(zip(first, last, strict=True))
-            if any(g is None or not bool((g != 0).any()) for g in found)
-            or isinstance(layouts[n], Ambiguous)
+            for n, pair in enumerate(zip(first, last, strict=True))
+            if isinstance(layouts[n], Ambiguous)
+            or n in found.unclear
+            or (any(map(_is_zero, pair)) and not (tape.uses[n].rows or n in silent))
         ]
-        clear = [n for n in range(len(layouts)) if n not in unclear]
+        ours = {*unclear, *found.others}
+        clear = [n for n in range(len(layouts)) if n not in ours]
         _require_apart([tape.uses[n] for n in clear], [layouts[n] for n in clear], named)
         unknown = {id(p) for p, hit in zip(named.values(), reached, strict=True) if hit}
-        shared = [n for n, layout in enumerate(layouts) if isinstance(layout, Shared)]
+        shared = [n for n in clear if isinstance(layouts[n], Shared)]
         # Where no gradient arrives, the layout is unknown: these parameters lose their rules.
-        fixed = [*unclear, *(n for n in shared if tape.uses[n].shape[0] != 1)]
-        unknown |= {id(p) for n in fixed for p in tape.uses[n].operation.parameters}
+        several = (n for n in shared if tape.uses[n].shape[0] != 1 or tape.uses[n].recomputed)
+        undecided |= {source for n in unclear for source in tape.uses[n].sources} - unknown
+        unknown |= {source for n in several for source in tape.uses[n].sources} | undecided
         left = {name: p for name, p in by_rule.items() if id(p) not in unknown}
-        if len(left) == len(by_rule) and not shared:
-            others = tuple(name for name in named if name not in left)
-            numbers = sum(use.shape.numel() for use in tape.uses) // records
-            uses = uses_signature(tape.uses)
-            return GradientPlan(tuple(left), others, tuple(layouts), spread, uses, numbers)
+        others = frozenset(key for n in found.others if (key := tape.uses[n].broadcast))
+        if len(left) == len(by_rule) and not shared and not others:
+            slow = tuple(name for name in named if name not in left)
+            numbers = sum(
+                _entries(use, layout) for use, layout in zip(tape.uses, layouts, strict=True)
+            )
+            plain, routed = _by_rows(tape.uses, layouts)
+            return GradientPlan(
+                tuple(left), slow, plain, spread, uses_signature(tape.uses),
+                numbers // records, tuple(found.dimensions.items()),
+                tuple(name for name in slow if id(named[name]) in undecided),
+                sum(use.freed + use.shape.numel() for use in tape.uses if use.freed) // records,
+                routed,
+            )  # fmt: skip
         # Without some parameters, uses are numbered differently. So rows are spread only in
         # a run in which no parameter lost its rules.
-        spread = spread | frozenset(shared) if len(left) == len(by_rule) else frozenset()
-        by_rule = left
+        alike = len(left) == len(by_rule) and not others
+        spread = spread | frozenset(shared) if alike else frozenset()
+        by_rule, kept = left, kept | others
     raise InvalidArgument("model", type(model).__name__, "one that runs the same way twice")
 
 
+@dataclass(frozen=True)
+class _Broadcasts:
+    """Where parameters are repeated for the records.
+
+    Attributes:
+        dimensions: Dimension of the records by use.
+        others: Numbers of the uses that repeat a parameter for other ends.
+        unclear: Numbers of the uses without one place of the records.
+    """
+
+    dimensions: dict[BroadcastKey, int]
+    others: tuple[int, ...]
+    unclear: frozenset[int]
+
+
+def _find_broadcasts(uses: list[ParameterUse], layouts: list[RecordLayout]) -> _Broadcasts:
+    """Find the dimension along which each broadcast parameter is repeated for the records."""
+    dimensions: dict[BroadcastKey, int] = {}
+    others, unclear = [], set()
+    for n, (use, layout) in enumerate(zip(uses, layouts, strict=True)):
+        if use.broadcast is None:
+            continue
+        found = record_dimension(layout)
+        if found is None and use.may_be_shared and not isinstance(layout, Ambiguous):
+            others.append(n)
+        elif (
+            found is None
+            or not use.broadcast[1][found]  # it has rows of its own there
+            or dimensions.setdefault(use.broadcast, found) != found
+        ):
+            unclear.add(n)
+    return _Broadcasts(dimensions, tuple(others), frozenset(unclear))
+
+
+def _entries(use: ParameterUse, layout: RecordLayout) -> int:
+    """Return the number of gradients of a use that are held, of all records together."""
+    dimension = record_dimension(layout)
+    if use.broadcast is None or dimension is None:
+        return use.shape.numel()
+    return math.prod(
+        1 if one and d != dimension else size
+        for d, (size, one) in enumerate(zip(use.shape, use.broadcast[1], strict=True))
+    )
+
+
+def _by_rows(
+    uses: list[ParameterUse], layouts: list[RecordLayout]
+) -> tuple[tuple[RecordLayout, ...], tuple[tuple[tuple[str, int], RecordLayout], ...]]:
+    """Return the layouts of uses on all rows, and names and layouts of those on chosen rows."""
+    pairs = list(zip(uses, layouts, strict=True))
+    plain = tuple(layout for use, layout in pairs if use.rows is None)
+    routed = {
+        (use.name, len(use.shape)): in_plan(layout) for use, layout in pairs if use.rows is not None
+    }
+    return plain, tuple(routed.items())
+
+
+def _of_one_source(layouts: list[RecordLayout]) -> list[RecordLayout]:
+    """Return the layouts; those of chosen rows only if all rows come from places of one kind."""
+    kind = next((type(each.source) for each in layouts if isinstance(each, Routed)), None)
+    return [
+        Ambiguous() if isinstance(each, Routed) and type(each.source) is not kind else each
+        for each in layouts
+    ]
+
+
+def _is_zero(gradient: Tensor | None) -> bool:
+    """Return whether a loss has no gradient there."""
+    return gradient is None or not bool((gradient != 0).any())
+
+
+def _silent_uses(
+    tape: Tape, first: Sequence[Tensor | None], last: Sequence[Tensor | None], losses: Tensor
+) -> frozenset[int]:
+    """Return the uses that the losses of the first or the last record do not reach, but others do.
+
+    Such are the later times of a short sequence.
+    """
+    found = [n for n, pair in enumerate(zip(first, last, strict=True)) if any(map(_is_zero, pair))]
+    found = [n for n in found if tape.uses[n].rows is None]
+    if not found or len(losses) < 3:
+        return frozenset()
+    reached, _ = tape.gradients(losses[1:-1].sum(), retain_graph=True)
+    return frozenset(n for n in found if not _is_zero(reached[n]))
+
+
 def _confirmed_layouts(
-    tape: Tape, layouts: list[RecordLayout], losses: Tensor
+    tape: Tape, layouts: list[RecordLayout], losses: Tensor, silent_uses: Collection[int]
 ) -> list[RecordLayout]:
     """Return the layouts; those by rows only if every record's loss reaches its own rows alone.
 
     The first and the last record do not show whether the others have as many rows, as tokens
-    without padding may not. For each bit of the record number, two passes take the losses of
-    the records with and without that bit. Any two records differ in some bit.
+    without padding may not. Each of a few others gets a pass of its own. Of many, for each bit of
+    the record number, two passes take the losses of the records with and without that bit. Any
+    two records differ in some bit.
     """
-    rows = [n for n, layout in enumerate(layouts) if isinstance(layout, InBlocks | Interleaved)]
+    by_rows = InBlocks | Interleaved | Routed
+    rows = [n for n, layout in enumerate(layouts) if isinstance(layout, by_rows)]
+    silent = {n for n in rows if isinstance(layouts[n], Routed)}
     found = list(layouts)
     records = len(losses)
     numbers = torch.arange(records, device=losses.device)
-    for bit in range((records - 1).bit_length() if rows else 0):
-        for group in ((numbers >> bit) & 1 == 1, (numbers >> bit) & 1 == 0):
-            reached, _ = tape.gradients(losses[group].sum(), retain_graph=True)
-            for n in rows:
-                gradient = reached[n]
-                if gradient is not None and not reaches_only(gradient, layouts[n], group):
-                    found[n] = Ambiguous()
-    return found
+    seen: dict[int, list[tuple[Tensor, Tensor | None]]] = {n: [] for n in silent_uses}
+    # The first and the last record were seen alone, unless it matters whom they do not reach.
+    everyone = range(records) if silent or silent_uses else range(1, records - 1)
+    alone = [numbers == record for record in everyone]
+    bits = range((records - 1).bit_length())
+    by_bits = [(numbers >> bit) & 1 == side for bit in bits for side in (1, 0)]
+    for group in min(alone, by_bits, key=len) if rows or silent_uses else []:
+        reached, _ = tape.gradients(losses[group].sum(), retain_graph=True)
+        for n, pairs in seen.items():
+            pairs.append((group, reached[n]))
+        for n in rows:
+            gradient = reached[n]
+            if gradient is not None and not reaches_only(gradient, layouts[n], group):
+                found[n] = Ambiguous()
+            if n in silent and gradient is not None and bool((gradient != 0).any()):
+                silent.remove(n)
+    for n, pairs in seen.items():
+        found[n] = find_layout_of_groups(tape.uses[n].shape, pairs, records)
+    return [Ambiguous() if n in silent else layout for n, layout in enumerate(found)]
 
 
 def _require_apart(
@@ -438,11 +415,10 @@ def _require_apart(
     """Refuse uses in which the loss of one record reaches other records' rows."""
     for use, layout in zip(uses, layouts, strict=True):
         if isinstance(layout, Mixed):
-            ids = {id(p) for p in use.operation.parameters}
-            names = ", ".join(name for name, p in named.items() if id(p) in ids)
+            names = ", ".join(name for name, p in named.items() if id(p) in use.sources)
             raise InvalidArgument(
                 "model",
                 f"{use.name} with {names}",
                 "without operations that mix records: the loss of one record depends on others "
-                "(replace batch normalization by GroupNorm or LayerNorm)",
+                "(dpaudit.trainer.fix replaces batch normalization)",
             )

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,8 @@ from dpaudit.trainer.engine.batch_structure import (
     slice_records,
     take_records,
 )
+from dpaudit.trainer.engine.differentiation_watch import DifferentiationWatch
+from dpaudit.trainer.engine.generators import GeneratorStates, HeldGenerator
 from dpaudit.trainer.engine.model_state import (
     EXTRA_STATE,
     BufferGuard,
@@ -41,7 +42,6 @@ from dpaudit.trainer.engine.per_record_gradients import (
     convert_user_errors,
     replaced_parameters,
 )
-from dpaudit.trainer.engine.tape import DifferentiationWatch
 from dpaudit.vocabulary.errors import InvalidArgument
 
 PROBE_RECORDS = 6
@@ -50,7 +50,7 @@ PROBE_RECORDS = 6
 OUTPUT_TOLERANCE = 1e-4
 """Rounding allowed between runs of the same kernels, relative to the size of the outputs."""
 
-MAX_PERTURBED_RECORDS = 8
+MAX_PERTURBED_RECORDS = 4
 """Records that are tried again with perturbed parameters."""
 
 SMALL_PARAMETER = 4096
@@ -77,7 +77,7 @@ def require_independent_records(model: nn.Module, shape: tuple[int, ...]) -> Non
     probe = IndependenceProbe(model, lambda net, records: net(records))
     watched = torch.arange(PROBE_RECORDS) > 0
     with probe:
-        if _others_moved(probe.losses(batch), probe.losses(changed), watched):
+        if others_moved(probe.losses(batch), probe.losses(changed), watched):
             probe.refuse_mixing(batch, changed, watched)
 
 
@@ -101,12 +101,6 @@ def require_independent_losses(model: nn.Module, loss: PerSampleLoss, batch: Bat
         probe.require_no_statistics(batch)
 
 
-def _numpy_moved(before: Any) -> bool:
-    """Return whether NumPy's global generator differs from a saved state."""
-    now: Any = np.random.get_state(legacy=True)  # noqa: NPY002
-    return not all(np.array_equal(one, other) for one, other in zip(before, now, strict=True))
-
-
 class IndependenceProbe:
     """Run a model and a loss to observe what they do; the model is left as it was.
 
@@ -116,16 +110,19 @@ class IndependenceProbe:
     Args:
         model: Model in the mode in which it will train.
         loss: Function of (model, batch) that returns one loss per record.
+        held: Random generators that the model or the loss holds.
 
     Attributes:
         differentiates: Whether any watched run took gradients itself.
         writes: Whether the last watched run changed any state.
         requires_grad: Whether the losses of any run depend on a trained parameter.
-        draws: Whether any run drew from Python's or NumPy's generator.
+        draws: Whether any run drew from another generator than torch's global one.
     """
 
-    def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
-        self._model, self._loss = model, loss
+    def __init__(
+        self, model: nn.Module, loss: PerSampleLoss, held: Sequence[HeldGenerator] = ()
+    ) -> None:
+        self._model, self._loss, self._held = model, loss, held
         self._state = ModuleState(model)
         self._random = torch.random.fork_rng()
         self._seed = int.from_bytes(os.urandom(4), "big")
@@ -133,13 +130,12 @@ class IndependenceProbe:
 
     def __enter__(self) -> IndependenceProbe:
         self._random.__enter__()
-        self._drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self._drawn = GeneratorStates(python=True, held=self._held)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._drawn.restore()
         self._random.__exit__(None, None, None)
-        random.setstate(self._drawn[0])
-        np.random.set_state(self._drawn[1])  # noqa: NPY002
         self._state.restore()
 
     def losses(self, batch: Batch) -> Tensor:
@@ -157,13 +153,14 @@ class IndependenceProbe:
     def _run(self, batch: Batch) -> Tensor:
         """Run the loss with the probe's seed, from the model's current state."""
         # The same random numbers in all passes, so that only the records make a difference.
+        self._drawn.restore()
         seed_torch(self._seed)
         random.seed(self._seed)
         np.random.seed(self._seed)  # noqa: NPY002 - what a model draws from is not ours to choose
-        seeded = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
+        seeded = GeneratorStates(python=True, held=self._held)
         with torch.enable_grad():
             losses: Tensor = self._loss(self._model, copy_containers(batch))
-        self.draws |= seeded[0] != random.getstate() or _numpy_moved(seeded[1])
+        self.draws |= seeded.others_advanced()
         self.requires_grad |= losses.requires_grad
         return losses.detach()
 
@@ -182,7 +179,7 @@ class IndependenceProbe:
         self._state.restore()
         start, own = copy_saved_state(self._model), copy_attributes(self._model)
         guard = BufferGuard(self._model)
-        with convert_user_errors(), DifferentiationWatch() as watch:
+        with convert_user_errors(batch), DifferentiationWatch() as watch:
             losses = self.losses(batch)
         self.differentiates |= watch.differentiates
         moved = bool(guard.moved()) or _differ(start, copy_saved_state(self._model))
@@ -202,15 +199,18 @@ class IndependenceProbe:
         Raises:
             InvalidArgument: If records are mixed; the error names the first module that does.
         """
+        self._require_apart(batch, self.watch(batch))
+
+    def _require_apart(self, batch: Batch, before: Tensor) -> None:
+        """Compare the losses of a batch with those after each half of the records is replaced."""
         records = count_records(batch)
         numbers = torch.arange(records)
-        before = self.watch(batch)
         if before.shape != (records,):
             return  # refused later, as what it is
         for bit in range(max(0, records - 1).bit_length()):
             for replaced in ((numbers >> bit) & 1 == 1, (numbers >> bit) & 1 == 0):
                 changed = take_records(batch, torch.where(replaced, numbers.roll(1), numbers))
-                if _others_moved(before, self.losses(changed), ~replaced):
+                if others_moved(before, self.losses(changed), ~replaced):
                     self.refuse_mixing(batch, changed, ~replaced)
 
     def require_apart_once_opened(self, batch: Batch) -> None:
@@ -231,12 +231,14 @@ class IndependenceProbe:
         some = slice_records(batch, 0, MAX_PERTURBED_RECORDS)
         with replaced_parameters(self._model, moved):
             try:
-                self.losses(some)
+                with DifferentiationWatch() as watch:
+                    before = self.losses(some)
             except InvalidArgument:
                 raise
             except Exception:  # the model does not run with other parameters: no finding
                 return
-            self.require_apart(some)
+            self.differentiates |= watch.differentiates
+            self._require_apart(some, before)
 
     def refuse_mixing(self, batch: Batch, changed: Batch, watched: Tensor) -> None:
         """Raise an error that names the first module whose output mixed records.
@@ -251,13 +253,13 @@ class IndependenceProbe:
         """
         before, after = self._outputs(batch), self._outputs(changed)
         pairs = zip(before, after, strict=False)
-        moved = ((n, k) for (n, k, one), (_, _, two) in pairs if _others_moved(one, two, watched))
+        moved = ((n, k) for (n, k, one), (_, _, two) in pairs if others_moved(one, two, watched))
         name, kind = next(moved, ("", type(self._model).__name__))
         raise InvalidArgument(
             "model",
             f"{kind} {name!r}",
             "without operations that mix records: one record changed the outputs of others "
-            "(replace batch normalization by GroupNorm or LayerNorm)",
+            "(dpaudit.trainer.fix replaces batch normalization)",
         )
 
     def _outputs(self, batch: Batch) -> ModuleOutputs:
@@ -289,7 +291,7 @@ class IndependenceProbe:
             BufferGuard(self._model),
             copy_attributes(self._model),
         )
-        with convert_user_errors():
+        with convert_user_errors(batch):
             losses = self.losses(batch)
         after, changed = copy_saved_state(self._model), _differ(own, copy_attributes(self._model))
         written = set(guard.moved())
@@ -329,7 +331,7 @@ class IndependenceProbe:
         if watched is None:
             return
         for one in found[1:]:
-            if _others_moved(found[0], one, watched):
+            if others_moved(found[0], one, watched):
                 raise InvalidArgument(
                     "model",
                     type(self._model).__name__,
@@ -423,8 +425,17 @@ def perturbed_parameters(model: nn.Module) -> dict[int, Tensor]:
     return found
 
 
-def _others_moved(one: Tensor, other: Tensor, watched: Tensor) -> bool:
-    """Return whether outputs of the watched records differ by more than rounding."""
+def others_moved(one: Tensor, other: Tensor, watched: Tensor) -> bool:
+    """Return whether outputs of the watched records differ by more than rounding.
+
+    Args:
+        one: Outputs, with records first.
+        other: Outputs of another run.
+        watched: Mask of the records to compare.
+
+    Returns:
+        False if the first dimension does not count the records, or no finite output moved.
+    """
     if one.shape != other.shape:
         return True
     if one.ndim == 0 or one.shape[0] != len(watched):
@@ -469,36 +480,6 @@ LOW_PRECISION_TOLERANCE = 0.05
 
 MIN_LOSS_SHARE = 1e-2
 """Smallest scale of the comparison, as a share of the mean loss."""
-
-
-class GeneratorStates:
-    """Saved states of the random generators that a forward pass may use.
-
-    Args:
-        python: Whether to include Python's and NumPy's generators, which takes longer.
-    """
-
-    def __init__(self, *, python: bool) -> None:
-        self._torch = torch.get_rng_state()
-        self._python = random.getstate() if python else None
-        self._numpy = np.random.get_state() if python else None  # noqa: NPY002
-
-    def advanced(self) -> bool:
-        """Return whether any of the saved generators was used since."""
-        if not torch.equal(self._torch, torch.get_rng_state()):
-            return True
-        if self._python is None or self._numpy is None:
-            return False
-        pairs = zip(self._numpy, np.random.get_state(), strict=True)  # noqa: NPY002
-        same = all(np.array_equal(one, other) for one, other in pairs)
-        return not same or self._python != random.getstate()
-
-    def restore(self) -> None:
-        """Restore the states, so that the same numbers are drawn again."""
-        torch.set_rng_state(self._torch)
-        if self._python is not None and self._numpy is not None:
-            random.setstate(self._python)
-            np.random.set_state(self._numpy)  # noqa: NPY002
 
 
 def random_index(records: int) -> int:
@@ -559,7 +540,7 @@ class SingleRecordCheck:
         # generators continue where the batch left them.
         drawn = generators.advanced()
         state = ModuleState(self._model)
-        after = GeneratorStates(python=True) if drawn else generators
+        after = generators.now() if drawn else generators
         try:
             if drawn:
                 generators.restore()
@@ -604,7 +585,7 @@ class SingleRecordCheck:
             "model",
             "one that gives a record another loss in its batch than alone",
             "without operations that mix records, in every step (such as an opened gate, mixup "
-            "or batch statistics; replace batch normalization by GroupNorm or LayerNorm)",
+            "or batch statistics; dpaudit.trainer.fix replaces batch normalization)",
         )
 
     def _run(self, records: Batch, state: ModuleState) -> Tensor | None:

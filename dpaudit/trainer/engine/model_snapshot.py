@@ -21,6 +21,8 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 import numpy as np
 from torch import Tensor, nn
 
+from dpaudit.trainer.engine.generators import HELD_GENERATORS, HeldGenerator
+
 SIMPLE_TYPES = frozenset({bool, int, float, complex, str, bytes, type(None)})
 SMALL_TENSOR = 16  # entries up to which a tensor is compared by value
 MAX_ENTRIES = 64  # entries of a container or object that are followed
@@ -40,11 +42,13 @@ class ModelSnapshot:
         values: What its code may branch on.
         kept: Objects whose ``id`` is part of the snapshot. They are kept alive, so that no
             other object gets the same ``id``.
+        generators: Random generators that the model or the loss holds.
     """
 
     structure: tuple[object, ...]
     values: tuple[object, ...]
     kept: tuple[object, ...] = field(compare=False, repr=False)
+    generators: tuple[HeldGenerator, ...] = field(default=(), compare=False, repr=False)
 
 
 def take_snapshot(model: nn.Module, loss: object) -> ModelSnapshot:
@@ -62,7 +66,12 @@ def take_snapshot(model: nn.Module, loss: object) -> ModelSnapshot:
     snapshot = _SnapshotBuilder()
     snapshot.add(loss, MAX_DEPTH)
     snapshot.module(model)
-    return ModelSnapshot(tuple(snapshot.structure), tuple(snapshot.values), tuple(snapshot.kept))
+    return ModelSnapshot(
+        tuple(snapshot.structure),
+        tuple(snapshot.values),
+        tuple(snapshot.kept),
+        tuple(snapshot.generators),
+    )
 
 
 class _SnapshotBuilder:
@@ -72,6 +81,7 @@ class _SnapshotBuilder:
         self.structure: list[object] = []
         self.values: list[object] = []
         self.kept: list[object] = []
+        self.generators: list[HeldGenerator] = []
         self._seen: set[int] = set()
         self._tensors: dict[int, int] = {}
         self._classes: set[type] = set()
@@ -274,6 +284,9 @@ class _SnapshotBuilder:
         """Add an object by its class, its ``__call__``, its attributes and its slots."""
         kind = type(value)
         self.values.append(kind)
+        if isinstance(value, HELD_GENERATORS):  # its state moves in every pass
+            self.generators.append(value)
+            return
         if isinstance(call := getattr(kind, "__call__", None), FunctionType):  # noqa: B004
             self.add(call, depth)
         own = getattr(value, "__dict__", None)

@@ -8,8 +8,9 @@ Attributes are not saved; they matter if a later pass reads them.
 from __future__ import annotations
 
 import copy
+import operator
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,13 +123,24 @@ class _Listed:
         self.entries = self.value.copy()
 
     def restore(self) -> None:
-        """Put the container back, with the entries it had."""
+        """Put the container back, with the entries it had.
+
+        One that no pass changed is left alone: it may be read-only, as diffusers' settings are.
+        """
         self.holder[self.name] = self.value
+        if _same_entries(self.value, self.entries):
+            return
         self.value.clear()
         if isinstance(self.value, dict):
             self.value.update(self.entries)  # type: ignore[arg-type]
         else:
             self.value.extend(self.entries)
+
+
+def _same_entries(one: Iterable[object], other: Iterable[object]) -> bool:
+    """Return whether two containers of one kind hold the same objects in the same order."""
+    mine, its = ([*c, *c.values()] if isinstance(c, dict) else [*c] for c in (one, other))
+    return len(mine) == len(its) and all(map(operator.is_, mine, its))
 
 
 @dataclass
@@ -265,16 +277,65 @@ def _copied(value: object, depth: int) -> object:
     return [_copied(item, depth - 1) for item in value]
 
 
-def parameter_versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return identity and version of each parameter.
+def unique_modules(model: nn.Module) -> list[nn.Module]:
+    """Return a model and all modules below it, each once, in some fixed order.
+
+    ``named_modules`` takes much longer, as it makes names; steps of small models would show it.
 
     Args:
         model: The model.
 
     Returns:
-        Pairs with names as keys; a write in place or a replacement changes the pair.
+        The modules.
     """
-    return {name: (id(p), _version(p)) for name, p in model.named_parameters()}
+    found: dict[int, nn.Module] = {}
+    stack: list[nn.Module | None] = [model]
+    while stack:
+        module = stack.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            stack.extend(module._modules.values())
+    return list(found.values())
+
+
+class ParameterGuard:
+    """Detects which parameters were written to, or replaced, since it was made.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._marks = model, _parameter_marks(model)
+
+    def moved(self) -> list[str]:
+        """Return the parameters that have changed.
+
+        Returns:
+            Names in the model; a module of another class or place is named for its parameters.
+        """
+        now = _parameter_marks(self._model)
+        if now == self._marks:
+            return []
+        before = {mark[:2]: mark for mark in self._marks}
+        after = {mark[:2]: mark for mark in now}
+        changed = {key for key in {**before, **after} if before.get(key) != after.get(key)}
+        names = {
+            (id(module), name): _full_name(prefix, name)
+            for prefix, module in self._model.named_modules()
+            for name in module._parameters
+        }
+        return [names.get(key, key[1]) for key in sorted(changed, key=lambda key: key[1])]
+
+
+def _parameter_marks(model: nn.Module) -> list[tuple[int, str, int, int]]:
+    """Return place, name, identity and version of each parameter, one entry per use of it."""
+    return [
+        (id(module), name, id(parameter), _version(parameter))
+        for module in unique_modules(model)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    ]
 
 
 class BufferGuard:
@@ -294,7 +355,10 @@ class BufferGuard:
 
     def _now(self) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]]:
         """Return identity and version of all buffers, and the small buffers themselves."""
-        marks, small = {}, {}
+        marks: dict[str, tuple[int, int]] = {}
+        small: dict[str, Tensor] = {}
+        if not any(module._buffers for module in unique_modules(self._model)):
+            return marks, small
         for prefix, module in self._model.named_modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 from torch.func import grad, vmap
 
 from dpaudit.trainer.engine.batch_structure import (
@@ -18,6 +19,7 @@ from dpaudit.trainer.engine.batch_structure import (
     batch_columns,
     batch_tensors,
     count_records,
+    describe_structure,
     replace_tensors,
     slice_records,
 )
@@ -132,14 +134,16 @@ class PerRecordGradients:
         parts = batch_tensors(batch)
         in_dims = (None, *(0 for _ in parts))
         self._reset()
-        found = vmap(grad(loss_of_one), in_dims=in_dims, randomness="different")(detached, *parts)
+        differentiate = vmap(grad(loss_of_one), in_dims=in_dims, randomness="different")
+        with _without_advice_of_vmap():
+            found = differentiate(detached, *parts)
         return [found[name] for name in self._parameters]
 
     def _one_by_one(self, batch: Batch) -> list[Tensor]:
         """Return the gradients by one backward pass per record."""
         rows = []
         for record in range(count_records(batch)):
-            with convert_user_errors():
+            with convert_user_errors(batch):
                 rows.append(self._of_one(slice_records(batch, record, record + 1)))
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
@@ -183,11 +187,34 @@ USER_ERRORS = (
 )
 
 
+def _ignore(shown: bool) -> None:
+    """Do nothing."""
+
+
 @contextmanager
-def convert_user_errors() -> Iterator[None]:
+def _without_advice_of_vmap() -> Iterator[None]:
+    """Omit torch's advice to file an issue about an operation that vmap runs in a loop."""
+    # Private names of torch, which a later version may lack. The setting cannot be read.
+    show = getattr(functorch, "_set_vmap_fallback_warning_enabled", _ignore)
+    show(False)
+    try:
+        yield
+    finally:
+        show(True)  # torch's default
+
+
+ONE_RECORD_ERROR = "Expected more than 1 value per channel when training"
+"""Text of torch's error for batch statistics of one record."""
+
+
+@contextmanager
+def convert_user_errors(batch: Batch) -> Iterator[None]:
     """Turn an error of a model or a loss into one that names the argument.
 
     Running out of memory and errors of dpaudit pass unchanged.
+
+    Args:
+        batch: What the loss is called with; an error shows its structure.
 
     Yields:
         Nothing.
@@ -200,8 +227,16 @@ def convert_user_errors() -> Iterator[None]:
     except (DpauditError, torch.OutOfMemoryError):
         raise
     except USER_ERRORS as error:
+        if ONE_RECORD_ERROR in str(error):
+            raise InvalidArgument(
+                "model",
+                f"{type(error).__name__}: {error}",
+                "without batch statistics, which one record does not have "
+                "(dpaudit.trainer.fix replaces batch normalization)",
+            ) from error
         raise InvalidArgument(
             "per_sample_loss",
             f"{type(error).__name__}: {error}",
-            "a function that runs, and can be differentiated, on a batch of any records",
+            "a function of (model, batch) that runs, and can be differentiated, on a batch of any "
+            f"records; this batch is {describe_structure(batch)}",
         ) from error

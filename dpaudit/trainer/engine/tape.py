@@ -8,19 +8,49 @@ gradients of their own, by which the engine detects them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch as functorch
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
+from torch.autograd.graph import get_gradient_edge
 
-from dpaudit.trainer.engine.composite_operations import DECOMPOSITIONS
-from dpaudit.trainer.engine.operation_rules import RULES, Operation
+from dpaudit.trainer.engine.broadcast_uses import (
+    ATTENTION,
+    ELEMENTWISE,
+    EXPANDING,
+    IN_PLACE,
+    broadcast_operation,
+    broadcast_shape,
+    copies_for_records,
+    padded_shape,
+    promotes_alike,
+)
+from dpaudit.trainer.engine.chosen_rows import ChosenRows, RowsOfRun
+from dpaudit.trainer.engine.composite_operations import (
+    DECOMPOSITIONS,
+    PACKED_CELLS,
+    packed_layers,
+)
+from dpaudit.trainer.engine.contractions import PRODUCTS, product_operation
+from dpaudit.trainer.engine.differentiation_watch import DifferentiationWatch
+from dpaudit.trainer.engine.parameter_decompositions import PARAMETER_DECOMPOSITIONS
+from dpaudit.trainer.engine.parameter_functions import (
+    FunctionsOfParameters,
+    ParameterFunction,
+    map_arguments,
+    tensors_in,
+)
+from dpaudit.trainer.engine.parameter_uses import (
+    OF_CONSTANTS,
+    BroadcastKey,
+    ParameterUse,
+    RecomputedInput,
+)
+from dpaudit.trainer.engine.rules import RULES, Operation
 
 
 class _Differentiable(torch.autograd.Function):
@@ -71,74 +101,6 @@ def _is_whole(view: Tensor) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class ParameterUse:
-    """One call in which trained parameters took part.
-
-    Attributes:
-        name: Name of the operation, for messages.
-        operation: What the operation's rule returned.
-        shape: Shape of the output.
-        edge: Edge at which the gradient of the output arrives, in this shape or flattened.
-    """
-
-    name: str
-    operation: Operation
-    shape: torch.Size
-    edge: GradientEdge
-
-
-DIFFERENTIATING_TRANSFORMS = (functorch.TransformType.Grad, functorch.TransformType.Jvp)
-BACKWARD_FUNCTIONS = frozenset({torch.autograd.backward, Tensor.backward})
-
-
-class DifferentiationWatch(TorchFunctionMode):
-    """Detects whether gradients are taken while it is active.
-
-    Attributes:
-        differentiates: Whether the loss takes gradients itself. Second derivatives are lost
-            where parameters are detached, so rules must not be used then.
-    """
-
-    def __init__(self) -> None:
-        self.differentiates = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Collection[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        self.watch(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    def watch(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Note whether one call takes gradients of parameters.
-
-        Args:
-            func: The function of torch that is called.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
-        """
-        if func is torch.autograd.grad:
-            # Without a graph, gradients of inputs alone (adversarial examples) are constants.
-            twice = kwargs.get("create_graph", args[4] if len(args) > 4 else False)
-            inputs = kwargs.get("inputs", args[1] if len(args) > 1 else ())
-            inputs = [inputs] if isinstance(inputs, Tensor) else inputs
-            if twice or any(isinstance(each, nn.Parameter) for each in inputs):
-                self.differentiates = True
-        elif func in BACKWARD_FUNCTIONS or getattr(func, "__name__", "") == "_make_dual":
-            self.differentiates = True
-        elif functorch.peek_interpreter_stack() is not None:
-            levels = functorch.get_interpreter_stack() or ()
-            if any(level.key() in DIFFERENTIATING_TRANSFORMS for level in levels):
-                self.differentiates = True
-
-
 class Tape(DifferentiationWatch):
     """Records the uses of some parameters while it is active.
 
@@ -146,20 +108,58 @@ class Tape(DifferentiationWatch):
         parameters: Parameters that rules may cover.
         spread: Numbers of the uses whose single row is repeated for every record.
         records: Number of records, for these uses.
+        broadcasts: Dimension of the records where a parameter is repeated for them.
+        shared: Uses that repeat a parameter for other ends; None if no use is looked for that is
+            not among ``broadcasts``.
 
     Attributes:
         uses: The recorded uses, in order of execution.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], spread: Collection[int] = (), records: int = 1
+        self,
+        parameters: Iterable[Tensor],
+        spread: Collection[int] = (),
+        records: int = 1,
+        broadcasts: Mapping[BroadcastKey, int] | None = None,
+        shared: Collection[BroadcastKey] | None = (),
     ) -> None:
         super().__init__()
         self.uses: list[ParameterUse] = []
-        self._parameters = {id(parameter) for parameter in parameters}
+        self._functions = FunctionsOfParameters(parameters)
         self._spread, self._records = frozenset(spread), records
+        self._broadcasts = dict(broadcasts or {})
+        self._shared = None if shared is None else frozenset(shared)
+        self._rows = RowsOfRun(records)
+        self._of_records: dict[int, ref[Tensor]] = {}
+        # Functions of parameters that no rule covers, with their versions.
+        self._constants: dict[int, tuple[Tensor, int]] = {}
         self._anchor = torch.zeros((), requires_grad=True)
         self._recording = True
+
+    def holds_records(self, tensors: Iterable[Tensor]) -> None:
+        """Note that tensors hold records, as those of the batch do.
+
+        What is computed from them holds records, too. Anything else is a constant.
+
+        Args:
+            tensors: Tensors that the model will get.
+        """
+        for tensor in tensors:
+            self._of_records[id(tensor)] = ref(tensor)
+
+    def _has_records(self, tensor: Tensor) -> bool:
+        """Return whether a tensor that is no function of parameters depends on records."""
+        constant = self._constants.get(id(tensor))
+        if constant is not None and constant[1] == tensor._version:
+            return False
+        # The inputs of a recomputation may be leaves, which no parameter is.
+        if tensor.requires_grad and not (
+            tensor.is_leaf and (self._recording or isinstance(tensor, nn.Parameter))
+        ):
+            return True
+        known = self._of_records.get(id(tensor))
+        return known is not None and known() is tensor
 
     def __torch_function__(
         self,
@@ -176,26 +176,144 @@ class Tape(DifferentiationWatch):
         if (decomposition := DECOMPOSITIONS.get(func)) is not None:
             with self:
                 output = decomposition(*args, **kwargs)
-            return func(*args, **kwargs) if output is NotImplemented else output
-        if (rule := RULES.get(func)) is None:
-            return func(*args, **kwargs)
-        # The rule is used only if it covers every trained parameter of the call.
-        operation = rule(*args, **kwargs)
-        if operation is None or not self._has_rules_for(operation) or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        output = func(*map(self._plain, args), **{k: self._plain(v) for k, v in kwargs.items()})
-        return self._recorded(func, operation, output)
+            if output is NotImplemented and func in PACKED_CELLS:
+                output = self._of_packed(func, args)
+            if output is NotImplemented:
+                output = func(*args, **kwargs)
+                self._rows.follow(func, args, kwargs, output)
+            return output
+        sources, records = [], False
+        for tensor in tensors_in((*args, *kwargs.values())):
+            if self._functions.find(tensor) is not None:
+                sources.append(tensor)
+            else:
+                records = records or self._has_records(tensor)
+        if not sources or not torch.is_grad_enabled():
+            output = func(*args, **kwargs)
+            if not records and not sources:
+                self._constants.update(
+                    (id(t), (t, t._version)) for t in tensors_in([output]) if t.requires_grad
+                )
+            if records:
+                self._mark(output)
+                self._rows.follow(func, args, kwargs, output)
+            return output
+        return self._with_parameters(func, args, kwargs, sources, records=records)
 
-    def _has_rules_for(self, operation: Operation) -> bool:
-        """Return whether parameters are trained in a call, and rules may cover all of them."""
+    def _of_packed(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Run recurrent layers on packed sequences, whose records are known from their rows."""
+        rows, sizes = self._rows.find(args[0]), args[1]
+        order = None
+        if rows is not None and rows.total == int(sizes[0]):
+            order = rows.numbers[: rows.total]
+        with self:
+            return packed_layers(func, order, *args)
+
+    def _mark(self, output: Any) -> None:
+        """Note results that need no gradient, but depend on records."""
+        self.holds_records(t for t in tensors_in([output]) if not t.requires_grad)
+
+    def _with_parameters(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sources: list[Tensor],
+        *,
+        records: bool,
+    ) -> Any:
+        """Run a call in which parameters, or functions of them, take part."""
+        # One number chooses a part of a parameter, as the number of an expert does.
+        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and not args[1].dim():
+            args, records = (args[0], args[1].item()), False
+        if not records and not self._looks_like_records(func, args):
+            if func is Tensor.repeat:
+                with self:
+                    return PARAMETER_DECOMPOSITIONS[func](*args, **kwargs)
+            if func in EXPANDING and (output := self._expanded(func, args, kwargs)) is not None:
+                return output
+            if func in ELEMENTWISE:
+                args, kwargs = self._repeated(func, args, kwargs, among_constants=True)
+                given = {id(tensor) for tensor in tensors_in((*args, *kwargs.values()))}
+                sources = [tensor for tensor in sources if id(tensor) in given]
+            if not sources:
+                return func(*args, **kwargs)
+            # The gradients of parameters are pulled back through this call after the backward pass,
+            # when nothing is recomputed any more.
+            with tensors_kept() if active_saved_tensors_hooks() else nullcontext():
+                output = func(*args, **kwargs)
+            changed = args[0] if func is Tensor.__setitem__ else output
+            self._functions.add(func, args, kwargs, sources, changed)
+            return output
+        if (decomposition := PARAMETER_DECOMPOSITIONS.get(func)) is not None:
+            with self:
+                output = decomposition(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        operation = self._operation(func, args, kwargs)
+        if operation is not None and (functions := self._covered(operation)):
+            plain = self._plain(functions)
+            output = func(
+                *(map_arguments(value, plain) for value in args),
+                **{key: map_arguments(value, plain) for key, value in kwargs.items()},
+            )
+            rows = self._rows.among((operation.input, *args), kwargs)
+            unequal = rows is None and self._rows.unequal.among(args, kwargs)
+            output = self._recorded(func, operation, functions, output, rows, unequal=unequal)
+            self._rows.follow(func, args, kwargs, output)
+            return output
+        if func in EXPANDING and (output := self._expanded(func, args, kwargs)) is not None:
+            return output
+        if func in ELEMENTWISE or func in IN_PLACE or func is ATTENTION:
+            args, kwargs = self._repeated(func, args, kwargs)
+        output = func(*args, **kwargs)
+        self._mark(output)
+        self._rows.follow(func, args, kwargs, output)
+        return output
+
+    def _operation(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Operation | None:
+        """Return the operation of a call that has a rule."""
+        if func in PRODUCTS:
+            return product_operation(
+                func, args, kwargs, lambda tensor: self._functions.find(tensor) is not None
+            )
+        rule = RULES.get(func)
+        return None if rule is None else rule(*args, **kwargs)
+
+    def _looks_like_records(self, func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        """Return whether a constant may stand for records, as first states or token types do."""
+        return (func in RULES or func in PRODUCTS) and any(
+            tensor.dim() > 1
+            and len(tensor) == self._records
+            and not (tensor.requires_grad or isinstance(tensor, nn.Parameter))
+            for tensor in tensors_in(args)
+        )
+
+    def _covered(self, operation: Operation) -> dict[int, ParameterFunction]:
+        """Return the trained parameters of a call; none unless all are covered by rules."""
+        if self._functions.find(operation.input) is not None:
+            return {}
         trained = [p for p in operation.parameters if p is not None and p.requires_grad]
-        return bool(trained) and all(id(p) in self._parameters for p in trained)
+        found = {id(p): f for p in trained if (f := self._functions.find(p)) is not None}
+        return found if len(found) == len({id(p) for p in trained}) else {}
 
-    def _plain(self, value: Any) -> Any:
-        """Return a covered parameter detached, and any other value unchanged."""
-        return value.detach() if id(value) in self._parameters else value
+    @staticmethod
+    def _plain(functions: Collection[int]) -> Callable[[Tensor], Tensor]:
+        """Return a function that detaches the covered parameters."""
+        return lambda tensor: tensor.detach() if id(tensor) in functions else tensor
 
-    def _recorded(self, func: Callable[..., Any], operation: Operation, output: Tensor) -> Tensor:
+    def _recorded(
+        self,
+        func: Callable[..., Any],
+        operation: Operation,
+        functions: dict[int, ParameterFunction],
+        output: Tensor,
+        rows: ChosenRows | None,
+        *,
+        unequal: bool,
+    ) -> Tensor:
         """Return the output of a call, with a graph edge, and record the use."""
         if output._is_view() and not _is_whole(output):
             output = output.clone()
@@ -204,9 +322,13 @@ class Tape(DifferentiationWatch):
         if not output.requires_grad:
             output = output.clone() if output._is_view() else output
             output = _Differentiable.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+        hooks = active_saved_tensors_hooks()
+        # The hooks of a recomputation count the tensors that they are given: both runs of a
+        # checkpointed function give them the same.
+        packed = None if hooks is None else hooks[0](operation.input.detach())
         # A use that ran once for all records gets one copy of its row per record, so that
-        # each record's loss reaches its own copy.
-        if len(self.uses) in self._spread:
+        # each record's loss reaches its own copy. Recomputed uses are never spread.
+        if self._recording and len(self.uses) in self._spread and hooks is None:
             output = output.expand(self._records, *output.shape[1:]).clone()
             row = operation.input
             operation = replace(operation, input=row.expand(self._records, *row.shape[1:]))
@@ -215,8 +337,113 @@ class Tape(DifferentiationWatch):
             # A view that is changed in place gets another edge; its base keeps this one.
             source = output._base if output._is_view() else output
             assert source is not None
-            self.uses.append(ParameterUse(name, operation, output.shape, get_gradient_edge(source)))
+            edge = get_gradient_edge(source)
+            use = ParameterUse(
+                name, operation, functions, output.shape, edge, rows=rows, unequal=unequal
+            )
+            if hooks is not None:
+                recomputed, size = RecomputedInput(hooks[1], packed), operation.input.numel()
+                source.register_hook(recomputed.find)  # type: ignore[no-untyped-call]
+                operation = replace(operation, input=FREED)
+                use = replace(use, operation=operation, recomputed=recomputed, freed=size)
+            self.uses.append(use)
         return output
+
+    def _repeated(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        among_constants: bool = False,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of an elementwise call, with parameters repeated for the records.
+
+        Among constants, this is done if one of them may have rows for the records.
+        """
+        shape = broadcast_shape(func, args, kwargs)
+        if shape is None or (func in IN_PLACE and self._functions.find(args[0]) is not None):
+            return args, kwargs
+        if among_constants and not self._may_have_records(shape, args, kwargs):
+            return args, kwargs
+        name = func.__name__ + (OF_CONSTANTS if among_constants else "")
+        activations = [] if func is not ATTENTION else [*args[:3], *(
+            kwargs.get(name) for name in ("query", "key", "value"))]  # fmt: skip
+
+        def change(tensor: Tensor) -> Tensor:
+            if any(tensor is each for each in activations):
+                return tensor
+            if self._functions.find(tensor) is None or not promotes_alike(args, kwargs, tensor):
+                return tensor
+            rows = self._rows.among(args, kwargs)
+            unequal = rows is None and self._rows.unequal.among(args, kwargs)
+            copies = self._copies(name, tensor, shape, rows, unequal=unequal)
+            return tensor if copies is None else copies
+
+        return (
+            tuple(map_arguments(value, change) for value in args),
+            {key: map_arguments(value, change) for key, value in kwargs.items()},
+        )
+
+    def _may_have_records(
+        self, shape: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Return whether parameters are repeated along a dimension that may count records."""
+        own = [
+            padded_shape(tensor, len(shape))
+            for tensor in tensors_in((*args, *kwargs.values()))
+            if self._functions.find(tensor) is not None
+        ]
+        return any(
+            size and size % self._records == 0 and all(each[d] == 1 for each in own)
+            for d, size in enumerate(shape)
+        )
+
+    def _expanded(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Return a parameter that is expanded for the records; None if it is not for them."""
+        if self._functions.find(args[0]) is None:
+            return None
+        shape = func(args[0].detach(), *args[1:], **kwargs).shape
+        if not self._may_have_records(shape, args[:1], {}):
+            return None
+        copies = self._copies(func.__name__ + OF_CONSTANTS, args[0], shape)
+        return None if copies is None else copies.expand(shape)
+
+    def _copies(
+        self,
+        name: str,
+        parameter: Tensor,
+        shape: Sequence[int],
+        rows: ChosenRows | None = None,
+        *,
+        unequal: bool = False,
+    ) -> Tensor | None:
+        """Return a parameter with one copy per record, and record the use."""
+        function = self._functions.find(parameter)
+        key = name, tuple(size == 1 for size in padded_shape(parameter, len(shape)))
+        dimension = self._broadcasts.get(key)
+        if dimension is None and (self._shared is None or key in self._shared):
+            return None
+        copies = copies_for_records(parameter, shape, dimension)
+        if copies is None or function is None:
+            return None
+        if self._recording:
+            operation, functions = broadcast_operation(parameter, copies), {id(parameter): function}
+            self.uses.append(
+                ParameterUse(
+                    name,
+                    operation,
+                    functions,
+                    copies.shape,
+                    get_gradient_edge(copies),
+                    key,
+                    rows=rows,
+                    unequal=unequal,
+                )
+            )
+        return copies
 
     def gradients(
         self, loss: Tensor, others: Sequence[Tensor] = (), *, retain_graph: bool = False
@@ -237,12 +464,30 @@ class Tape(DifferentiationWatch):
         if not wanted:
             return [], []
         with self._replayed():
-            found = torch.autograd.grad(loss, wanted, retain_graph=retain_graph, allow_unused=True)
+            # torch.autograd.grad would run under no tape, as torch switches the mode off while
+            # the mode handles a call. This is what it calls.
+            found = run_backward(
+                (loss,),
+                (torch.ones_like(loss),),
+                retain_graph,
+                False,  # create_graph
+                tuple(wanted),
+                allow_unreachable=True,
+                accumulate_grad=False,
+            )
         own: list[Tensor | None] = [
             None if gradient is None else gradient.reshape(use.shape)
             for use, gradient in zip(self.uses, found, strict=False)
         ]
+        self._put_recomputed_inputs()
         return own, list(found[len(own) :])
+
+    def _put_recomputed_inputs(self) -> None:
+        """Give the uses the inputs that the last backward pass has recomputed, if any."""
+        for number, use in enumerate(self.uses):
+            if use.recomputed is not None and use.recomputed.found:
+                operation = replace(use.operation, input=use.recomputed.found.pop())
+                self.uses[number] = replace(use, operation=operation)
 
     @contextmanager
     def _replayed(self) -> Iterator[None]:
@@ -256,3 +501,33 @@ class Tape(DifferentiationWatch):
                 yield
         finally:
             self._recording = True
+
+
+run_backward: Callable[..., tuple[Tensor | None, ...]] = (
+    torch.autograd.Variable._execution_engine.run_backward
+)
+"""The backward pass of torch; with inputs, it returns their gradients."""
+
+FREED = torch.empty(0)
+"""Stands for an input that is freed until the backward pass."""
+
+
+def tensors_kept() -> torch.autograd.graph.saved_tensors_hooks:
+    """Return a context in which autograd keeps tensors as it does without hooks.
+
+    Returns:
+        Hooks on saved tensors that change nothing, in the place of those that are active.
+    """
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
+def active_saved_tensors_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """Return the active hooks on saved tensors.
+
+    Returns:
+        The pair of ``torch.autograd.graph.saved_tensors_hooks``; None if there are none.
+    """
+    if torch.compiler.is_compiling():  # no graph is traced through hooks
+        return None
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if hooks is None else (hooks[0], hooks[1])

@@ -18,12 +18,13 @@ from dpaudit.trainer.batches.grouped_records import (
     Users,
     Views,
     average_row_losses,
-    make_batch_source,
 )
+from dpaudit.trainer.data_sources.batch_source import make_batch_source
 from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.engine.batch_structure import (
     concatenate_batches,
     count_records,
+    describe_structure,
     duplicate_record,
     fold_rows,
     slice_records,
@@ -238,3 +239,13 @@ def test_views_of_columns_are_of_their_own_record() -> None:
         assert len(views) == 4
     with pytest.raises(InvalidArgument, match="sorted_texts"):
         Views(sorted_texts, 2)({"text": WORDS, "y": Y})
+
+
+def test_a_structure_shows_the_shape_of_a_record_and_no_number_of_records() -> None:
+    batch = {"ids": torch.zeros(7, 5), "text": ["a"] * 7, "pair": (torch.zeros(7), None)}
+    assert describe_structure(batch) == (
+        "{'ids': tensor of shape (records, 5), 'text': a list, "
+        "'pair': (tensor of shape (records), None)}"
+    )
+    wide = {f"column {number}": torch.zeros(7) for number in range(1000)}
+    assert len(describe_structure(wide)) < 500

@@ -78,14 +78,14 @@ def test_a_factor_is_at_most_one_and_cuts_at_the_clip_norm(norm: float, clip_nor
 def test_what_is_not_finite_never_passes(norm: float) -> None:
     norms = torch.tensor([1.0, norm, 0.0], dtype=torch.float64)
     assert clip_factors(norms, 0.5).tolist() == [pytest.approx(0.5 * ROUNDING_MARGIN), 0.0, 1.0]
-    squares = [torch.ones(3, dtype=torch.float64), norms, norms.flip(0)]
+    squares = torch.stack([torch.ones(3, dtype=torch.float64), norms, norms.flip(0)])
     assert finite_records(squares).tolist() == [True, False, True]
 
 
 def test_a_record_that_is_not_finite_in_one_parameter_is_not_finite() -> None:
     squares = torch.ones(4, 6, dtype=torch.float64)
     squares[0, 1], squares[3, 2], squares[2, 5] = math.nan, math.inf, math.inf
-    assert finite_records(list(squares)).tolist() == [True, False, False, True, True, False]
+    assert finite_records(squares).tolist() == [True, False, False, True, True, False]
 
 
 @given(st.lists(CLIP_NORMS, min_size=1, max_size=6))

@@ -18,9 +18,10 @@ from dpaudit.trainer.engine.gradient_forms import (
     GradientForm,
     OuterProducts,
     SumOfForms,
+    TiedTable,
     merge_forms,
 )
-from dpaudit.trainer.engine.operation_rules import ConvolutionGeometry, ConvolutionGradients
+from dpaudit.trainer.engine.rules.convolution import ConvolutionGeometry, ConvolutionGradients
 
 ROWS, COLUMNS = 4, 6  # of the parameter where several kinds of forms are mixed
 NEVER_SMALLER = 1 - 1e-7
@@ -95,6 +96,19 @@ def several(draw: st.DrawFn, records: int | None = None) -> SumOfForms:
 
 
 @st.composite
+def tied_tables(draw: st.DrawFn, records: int | None = None) -> TiedTable:
+    count = draw(st.integers(1, 5)) if records is None else records
+    table = draw(table_rows(records=count, shape=(ROWS, COLUMNS)))
+    outer = draw(outer_products(records=count, shape=(ROWS, COLUMNS)))
+    if draw(st.booleans()):  # the matrix undoes the table's look-ups, all or all but a part
+        undone = functional.one_hot(table.index, ROWS).float() * (
+            draw(st.sampled_from([0.0, 1e-3])) - 1
+        )
+        outer = OuterProducts(undone, table.values)
+    return TiedTable(outer, table)
+
+
+@st.composite
 def convolved(draw: st.DrawFn, records: int | None = None) -> ConvolutionGradients:
     torch.manual_seed(draw(st.integers(0, 2**32)))
     count = draw(st.integers(1, 4)) if records is None else records
@@ -114,7 +128,7 @@ def convolved(draw: st.DrawFn, records: int | None = None) -> ConvolutionGradien
     )
 
 
-forms = st.one_of(denses(), outer_products(), table_rows(), several(), convolved())
+forms = st.one_of(denses(), outer_products(), table_rows(), tied_tables(), several(), convolved())
 
 
 def flat(values: Tensor) -> Tensor:
@@ -139,6 +153,8 @@ def exact(form: GradientForm) -> Tensor:
             return flat(in_double(form).dense())
         case SumOfForms():
             return torch.stack([exact(part) for part in form.forms]).sum(dim=0)
+        case TiedTable():
+            return exact(form.outer) + exact(form.table)
         case _:
             return flat(form.dense())
 
@@ -155,6 +171,8 @@ def magnitude(form: GradientForm) -> Tensor:
             return most[0] * most[1] * form.weight[0, 0].numel() ** 0.5
         case SumOfForms():
             return torch.stack([magnitude(part) for part in form.forms]).sum(dim=0)
+        case TiedTable():
+            return magnitude(form.outer) + magnitude(form.table)
         case _:
             return exact(form).norm(dim=1)
 
@@ -439,6 +457,20 @@ def test_uses_of_several_kinds_are_merged_to_their_sum(records: int, data: st.Da
     parts.append(data.draw(several(records=records)))
     assert_is_sum(merge_forms(parts), parts)
     assert_is_sum(merge_forms([parts[-1], parts[-1]]), [parts[-1], parts[-1]])
+
+
+@given(st.integers(1, 4), st.integers(1, 2), st.data())
+@often
+def test_a_matrix_and_a_table_are_merged_without_writing_gradients_out(
+    records: int, uses: int, data: st.DataObject
+) -> None:
+    drawn = [data.draw(tied_tables(records=records)) for _ in range(uses)]
+    parts: list[GradientForm] = [part for one in drawn for part in (one.table, one.outer)]
+    one, (few, *_) = merge_forms(parts), (part for part in parts if isinstance(part, OuterProducts))
+    if uses == 1 and few.rows.shape[1] * (ROWS + COLUMNS) <= ROWS * COLUMNS:
+        assert type(one) is TiedTable
+    assert_is_sum(one, parts)
+    assert_is_sum(drawn[0].joined(drawn[1:]), parts)
 
 
 def assert_is_sum(one: GradientForm, parts: list[GradientForm]) -> None:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dpaudit.trainer.engine import Engine, Flat
 from dpaudit.trainer.engine.independence import require_independent_records
-from dpaudit.trainer.models.factories import cnn_model, fix, linear_model, mlp_model
-from dpaudit.trainer.run import cross_entropies
+from dpaudit.trainer.models.factories import cnn_model, linear_model, mlp_model
+from dpaudit.trainer.models.fix import fix
+from dpaudit.trainer.tasks import cross_entropies
 from dpaudit.vocabulary.errors import InvalidArgument
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from dpaudit.trainer.engine import Engine, Flat
+from dpaudit.trainer.engine.model_state import ModuleState
 from dpaudit.vocabulary.errors import InvalidArgument
 from tests.trainer.engine.networks import cross_entropies, head, numbers
 from tests.trainer.engine.oracle import per_record, relative_gap
@@ -123,6 +124,31 @@ def test_what_a_model_remembers_outside_of_buffers_is_refused_where_it_reads_it(
 
     with pytest.raises(InvalidArgument, match="memory"):
         Engine(Remembering(None, remember), cross_entropies).clipped_sum(numbers(6)(5), CLIP)
+
+
+def test_a_model_may_hold_settings_that_refuse_to_be_changed() -> None:
+    class Settings(dict[str, int]):  # as diffusers' models hold
+        def update(self, *given: Any, **named: Any) -> None:
+            raise TypeError("settings are read-only")
+
+    model, batch = Moving(None, lambda module, x: None), numbers(6)(5)
+    model.settings = Settings(layers=2)
+    got = Engine(model, cross_entropies).clipped_sum(batch, CLIP).sums
+    assert relative_gap(got, per_record(model, cross_entropies, batch).clipped_sum(CLIP)) < ROUNDING
+    assert model.settings == {"layers": 2}
+
+
+def test_a_list_that_a_pass_appends_to_is_put_back() -> None:
+    def append(module: Any, x: Tensor) -> None:
+        module.seen.append(len(module.seen))
+
+    model, batch = Moving(None, append), numbers(6)(5)
+    model.seen = [0]
+    state = ModuleState(model)
+    model(batch[0])
+    assert model.seen == [0, 1]
+    state.restore()
+    assert model.seen == [0]
 
 
 def test_what_a_model_only_shows_is_no_memory() -> None:

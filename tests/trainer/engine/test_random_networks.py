@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from dpaudit.trainer.engine import Engine, Flat
 from tests.trainer.engine.networks import (
@@ -87,6 +88,68 @@ class Positions(nn.Module):
         return x + self.table(index)
 
 
+class Scaled(nn.Module):
+    """Divides by the root mean square, scales and shifts, as networks of language do."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(shape))
+        self.shift = nn.Parameter(torch.randn(shape[-1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.square().mean(dim=-1, keepdim=True)
+        return (1.0 + self.scale) * (x * torch.rsqrt(size + 0.1)) - self.shift
+
+
+class Token(nn.Module):
+    """Puts a row that is learned before the others, and adds one to each position."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(length + 3, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        return h + self.positions[: h.shape[1]]
+
+
+class Product(nn.Module):
+    """Multiplies by a matrix, in one of the usual ways."""
+
+    def __init__(self, width: int, out: int, way: str) -> None:
+        super().__init__()
+        shape = (out, width) if way in {"transposed", "einsum"} else (width, out)
+        self.matrix, self._way = nn.Parameter(torch.randn(shape)), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self._way:
+            case "transposed":
+                return x @ self.matrix.T
+            case "einsum":
+                return torch.einsum("oi,...i->...o", self.matrix, x)
+            case "left":
+                return (self.matrix.T @ x.transpose(-1, -2)).transpose(-1, -2)
+            case _:
+                return x @ self.matrix
+
+
+class Experts(nn.Module):
+    """Rows choose one of two layers, or none."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2, width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        choice, y = (rows[:, 0] > 0).long() + (rows[:, -1] > 0.5).long(), rows.clone()
+        for number in range(2):
+            mask = choice == number
+            y[mask] = torch.tanh(rows[mask] @ self.weights[number])
+        return y.view_as(x)
+
+
 def activation(draw: st.DrawFn) -> nn.Module:
     return draw(st.sampled_from([nn.Tanh, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.PReLU]))()
 
@@ -134,7 +197,30 @@ def activated(draw: st.DrawFn, shape: Shape) -> Step:
     return activation(draw), shape
 
 
+def scaled(draw: st.DrawFn, shape: Shape) -> Step:
+    return Scaled(*shape[-draw(st.integers(1, len(shape))) :]), shape
+
+
+def product(draw: st.DrawFn, shape: Shape) -> Step:
+    ways = ["right", "transposed", "einsum"] + ["left"] * (len(shape) > 1)
+    out = draw(st.integers(1, 6))
+    return Product(shape[-1], out, draw(st.sampled_from(ways))), (*shape[:-1], out)
+
+
+def weight_normed(draw: st.DrawFn, shape: Shape) -> Step:
+    out = draw(st.integers(1, 6))
+    return parametrizations.weight_norm(nn.Linear(shape[-1], out)), (*shape[:-1], out)
+
+
 # --- records that are sequences
+
+
+def token(draw: st.DrawFn, shape: Shape) -> Step:
+    return Token(*shape), (shape[0] + 1, shape[1])
+
+
+def experts(draw: st.DrawFn, shape: Shape) -> Step:
+    return Experts(shape[-1]), shape
 
 
 def elsewhere(draw: st.DrawFn, shape: Shape) -> Step:
@@ -204,13 +290,18 @@ def instance(draw: st.DrawFn, shape: Shape) -> Step:
 
 
 KINDS: dict[str, list[Callable[[st.DrawFn, Shape], Step]]] = {
-    "vectors": [linear, residual, normed, grouped, activated],
-    "sequences": [linear, residual, normed, elsewhere, attention, encoder, recurrent, positions],
-    "tokens": [linear, normed, elsewhere, attention, encoder, recurrent, positions],
-    "signals": [convolution, grouped, normed, instance, activated],
-    "images": [convolution, grouped, normed, instance, activated],
-    "volumes": [convolution, grouped, instance, activated],
-}
+    "vectors": [linear, residual, normed, grouped, activated, scaled, product, weight_normed],
+    "sequences": [
+        linear, residual, normed, elsewhere, attention, encoder, recurrent, positions, scaled,
+        product, weight_normed, token, experts,
+    ],
+    "tokens": [
+        linear, normed, elsewhere, attention, encoder, recurrent, positions, scaled, product, token,
+    ],
+    "signals": [convolution, grouped, normed, instance, activated, scaled, product],
+    "images": [convolution, grouped, normed, instance, activated, scaled],
+    "volumes": [convolution, grouped, instance, activated, scaled],
+}  # fmt: skip
 DIMENSIONS = {"vectors": 1, "sequences": 2, "tokens": 2, "signals": 2, "images": 3, "volumes": 4}
 
 

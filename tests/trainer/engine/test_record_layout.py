@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpaudit.trainer.engine.gradient_plan import (
+from dpaudit.trainer.engine.record_layouts import (
     AlongDimension,
     InBlocks,
     Interleaved,

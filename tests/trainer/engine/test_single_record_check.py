@@ -130,7 +130,7 @@ def test_coins_of_the_batch_are_not_taken_by_the_look() -> None:
         engine = Engine(model, loss)
         engine.clipped_sum(data(), Flat(1.0))
         if not looks:
-            engine._sums = lambda batch, size, rule, e=engine: [e._sum(batch, rule)]  # type: ignore[method-assign]
+            engine._sums = lambda batch, size, rule, e=engine: [e._sum(*e._take(batch, rule))]  # type: ignore[method-assign]
         torch.manual_seed(3)
         random.seed(3)
         np.random.seed(3)  # noqa: NPY002
