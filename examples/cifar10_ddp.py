@@ -26,9 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from dpaudit.accountants import calibrate
 from dpaudit.trainer import make_private
-from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Repeated
+from dpaudit.vocabulary.rounding import round_up
 
 Batch = tuple[Tensor, Tensor]
 
@@ -95,35 +94,36 @@ def train_plainly(model: nn.Module, train: Batch, options: Options) -> None:
 
 def train_privately(model: nn.Module, train: Batch, options: Options) -> str:
     """Train with DP-SGD; return what it cost, in words."""
-    rate = options.batch_size / len(train[1])
-    steps = round(options.epochs / rate)
-    noise = calibrate.noise_multiplier(
-        lambda noise: Repeated(PoissonSampled(Gaussian(noise), rate), steps),
-        target_epsilon=options.target_epsilon,
-        delta=options.delta,
-    )
     private = make_private(
         model,
         torch.optim.SGD(model.parameters(), lr=options.learning_rate, momentum=0.9),
-        noise_multiplier=noise.value,
-        clip_norm=options.clip_norm,
-        sampling_rate=rate,
+        train,
+        target_epsilon=options.target_epsilon,
+        delta=options.delta,
+        epochs=options.epochs,
+        dataset_size=len(train[1]),
         expected_batch_size=options.batch_size,
+        clip_norm=options.clip_norm,
         physical_batch_size=256,
     )
-    for images, labels in private.batches(train, steps=steps):
+    for images, labels in private.batches():
         private.step(cross_entropies, (images.to(options.device), labels.to(options.device)))
-    spent = private.epsilon(delta=options.delta)
-    return f"epsilon at most {spent.upper:.3f} at delta {options.delta:g}, {steps} steps"
+    spent = private.epsilon()
+    return (
+        f"epsilon at most {round_up(spent.upper)} at delta {options.delta:g}, {private.steps} steps"
+    )
 
 
 def accuracy(model: nn.Module, test: Batch, device: torch.device) -> float:
-    """Return the share of test records that are classified rightly."""
-    right = 0
+    """Return the share of test records that are classified rightly; each rank takes its part."""
+    rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    images, labels = (part[rank::ranks] for part in test)
+    right = torch.zeros((), dtype=torch.int64, device=device)
     with torch.no_grad():
-        for images, labels in zip(test[0].split(500), test[1].split(500), strict=True):
-            right += int((model(images.to(device)).argmax(dim=1).cpu() == labels).sum())
-    return right / len(test[1])
+        for some, known in zip(images.split(500), labels.split(500), strict=True):
+            right += (model(some.to(device)).argmax(dim=1) == known.to(device)).sum()
+    distributed.all_reduce(right)
+    return int(right) / len(test[1])
 
 
 def report(name: str, test: Batch, options: Options, run: Callable[[nn.Module], str]) -> None:
@@ -133,8 +133,8 @@ def report(name: str, test: Batch, options: Options, run: Callable[[nn.Module], 
     start = time.perf_counter()
     cost = run(model)
     seconds = time.perf_counter() - start
+    reached = accuracy(model, test, options.device)
     if distributed.get_rank() == 0:
-        reached = accuracy(model, test, options.device)
         ranks = distributed.get_world_size()
         print(f"{name:8} {reached:6.1%}  {seconds:6.0f} s on {ranks} ranks  {cost}", flush=True)
 
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--clip-norm", type=float, default=0.5)
     given = parser.parse_args()
     cuda = torch.cuda.is_available()
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=60))
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
     local = distributed.get_rank() % max(1, torch.cuda.device_count())
     options = Options(
         epochs=given.epochs,
