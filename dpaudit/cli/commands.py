@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -159,7 +159,8 @@ class Group(_Suggesting, click.Group):
         """
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing:
-            raise click.UsageError(_unknown("command", name, self.list_commands(ctx)), ctx)
+            known = self.list_commands(ctx)
+            raise click.UsageError(_unknown("command", name, known), ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -178,5 +179,10 @@ class Group(_Suggesting, click.Group):
                 formatter.write_dl([(name, one.get_short_help_str(80)) for name, one in found])
 
 
-def _unknown(kind: str, word: str, known: Iterable[str]) -> str:
-    return f"no such {kind} {word}{did_you_mean(word, known)}"
+FEW = 8
+"""Number of words that an error lists if none of them is close to the given one."""
+
+
+def _unknown(kind: str, word: str, known: Collection[str]) -> str:
+    listed = f"; there are {', '.join(known)}" if len(known) <= FEW else ""
+    return f"no such {kind} {word}{did_you_mean(word, known) or listed}"

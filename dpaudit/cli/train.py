@@ -93,23 +93,29 @@ def print_presets(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 # fmt: off
 TRAIN_OPTIONS = (
     click.argument("config", metavar="[CONFIG]", required=False, type=click.Path(path_type=Path)),
-    click.option("--preset", type=Choice(list(PRESETS)), help="Settings tuned on a benchmark. The privacy cost of tuning is not in the claim. CONFIG and options override them."),
+    click.option("--preset", type=Choice(list(PRESETS)), metavar="NAME", help="Settings tuned on a benchmark, as --list-presets prints them. The privacy cost of tuning is not in the claim. CONFIG and options override them."),
     click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=print_presets, help="Print every preset and its source, and exit."),
-    _setting("data", "--data", key="source", default="digits", show_default=True, help="digits; a .npz, .csv or .parquet file; IDX files; or a folder of images by class."),
+    _setting("data", "--data", key="source", default="digits", show_default=True, help="digits; a .npz, .csv or .parquet file; IDX files; a folder of images by class; or a .txt or .bytes file, cut into token sequences."),
     _setting("data", "--label", help="Column of the label in a table.  [default: label, else the last]"),
     _setting("data", "--feature-range", type=(float, float), help="Public minimum and maximum of the features, scaled to 0 and 1."),
+    _setting("data", "--text", help="Column of a table whose texts are the records, as token sequences."),
+    _setting("data", "--tokenizer", help="Local folder with a Hugging Face tokenizer.json, for text.  [default: bytes as tokens]"),
+    _setting("data", "--sequence-length", type=int, default=128, show_default=True, help="Number of tokens of a record of text."),
     _setting("data", "--test-fraction", type=float, default=0.2, show_default=True, help="Fraction of records held out, unless the data have a test set."),
     _setting("data", "--split-seed", type=int, default=0, show_default=True, help="Seed of the held-out split."),
-    _setting("model", "--model", default="auto", show_default=True, help="auto, linear, mlp, cnn, scattering, or package.module:factory."),
+    _setting("model", "--model", default="auto", show_default=True, help="auto, linear, mlp, cnn, scattering, wrn-16-4, or package.module:factory, which is called with (shape, classes): the shape of a record and the number of classes. For text: gpt2-tiny, a local folder with config.json and safetensors weights, or a factory, called with ((length,), vocabulary)."),
+    _setting("model", "--lora", key="lora_rank", type=int, metavar="RANK", help="Freeze the model and train adapters of this rank beside its linear layers."),
+    _setting("model", "--freeze-body", is_flag=True, help="Train the last linear layer alone."),
+    _setting("model", "--views", type=int, default=1, show_default=True, help="Views of each image, shifted and mirrored at random, whose losses are averaged before clipping."),
     _setting("model", "--optimizer", type=Choice(OPTIMIZERS), default="sgd", show_default=True, help="Optimizer of the noisy gradients."),
-    _setting("model", "--learning-rate", type=float, help="Learning rate.  [default: 1 for linear, 2 for other models; 0.01 for Adam variants]"),
+    _setting("model", "--learning-rate", type=float, help="Learning rate.  [default: 1 for linear, 2 for other models, 0.5 for text; 0.01 for Adam variants, 0.003 for text]"),
     _setting("model", "--momentum", type=float, default=0.9, show_default=True, help="Momentum of sgd."),
     _setting("model", "--learning-rate-schedule", type=Choice(LEARNING_RATE_SCHEDULES), default="constant", show_default=True, help="Learning rate over the steps."),
     _setting("model", "--average-decay", type=float, help="Save an exponential moving average of the weights with this decay, e.g. 0.99.  [default: the last weights]"),
     _setting("privacy", "--target-epsilon", type=float, help="Use the smallest noise multiplier whose epsilon is at most this."),
     _setting("privacy", "--noise-multiplier", type=float, help="Standard deviation of the noise divided by the clip norm."),
     _setting("privacy", "--delta", type=float, default=1e-5, show_default=True, help="Delta of the claim."),
-    _setting("privacy", "--noise", type=Choice(NOISE_DISTRIBUTIONS), default="normal", show_default=True, help="Noise distribution; grid: rounded to a grid, so that the floats of the noise leak nothing."),
+    _setting("privacy", "--noise", type=Choice(NOISE_DISTRIBUTIONS), default="auto", show_default=True, help="Noise distribution; grid: rounded to a grid, so that the floats of the noise leak nothing; auto: grid on a CPU with the compiled kernels, else normal."),
     _setting("privacy", "--clip-norm", type=float, default=0.5, show_default=True, help="Largest L2 norm of one record's gradient."),
     _setting("privacy", "--sampling-rate", type=float, default=0.1, show_default=True, help="Probability that a record is in a batch."),
     _setting("privacy", "--steps", type=int, default=100, show_default=True, help="Number of noisy steps."),
@@ -146,12 +152,16 @@ RESUME_OPTIONS = frozenset({"if_exists", "out", "stop_when_refuted"})
 def train_command(ctx: click.Context, /, **options: Any) -> None:
     """Train a model or a federation and write its run directory.
 
+    A classifier learns the classes of records; a language model predicts the tokens of text.
+
     CONFIG is a TOML file like the config.toml of a run; keys that it does not set have the
     defaults below. Options override CONFIG, and CONFIG overrides a preset.
 
     \b
     dpaudit train --target-epsilon 3 --canaries 500
     dpaudit train --data mnist.npz --preset mnist-scattering
+    dpaudit train --data notes.parquet --text body --model models/gpt2 \\
+        --tokenizer models/gpt2 --lora 8 --target-epsilon 3
     dpaudit train settings.toml --clip-norm 0.2 --dry-run
     dpaudit train --resume --out runs/mnist
     dpaudit train --federated fedavg settings.toml --target-epsilon 4
@@ -166,7 +176,7 @@ def train_command(ctx: click.Context, /, **options: Any) -> None:
     from dpaudit.report.descriptions import claim_in_words
     from dpaudit.runs.directory import require_absent
     from dpaudit.trainer import run as runs
-    from dpaudit.workflow.train.accuracy import heldout_accuracy
+    from dpaudit.workflow.train.accuracy import evaluate_heldout
     from dpaudit.workflow.train.finish import finish_and_read_claim
     from dpaudit.workflow.train.settings_layers import build_run_config
 
@@ -177,6 +187,7 @@ def train_command(ctx: click.Context, /, **options: Any) -> None:
         prepared, begin = runs.prepare_resume(out), runs.resume_run
     else:
         asked = _asked(ctx, options)
+        _name_preset(ctx, asked)
         out = _out(options["out"], asked.source)
         begin = runs.replace_run if options["if_exists"] == "overwrite" else runs.train_run
         if begin is runs.train_run:
@@ -189,7 +200,7 @@ def train_command(ctx: click.Context, /, **options: Any) -> None:
     watch = partial(_watched, options["stop_when_refuted"], out, prepared.config)
     run = _with_progress(privacy, lambda on_step: begin(prepared, out, watch(on_step)))
     print_text(claim_in_words(finish_and_read_claim(run, privacy.delta)))
-    print_text(f"held-out accuracy {heldout_accuracy(run, prepared.split):.1%}")
+    print_text(str(evaluate_heldout(run, prepared.split)))
     print_text(f"wrote {printable_path(run.path)}")
 
 
@@ -263,6 +274,7 @@ def _print_plan(ctx: click.Context, options: Options) -> None:
     from dpaudit.workflow.train.settings_layers import build_run_config, setting_origins
 
     asked = _asked(ctx, options)
+    _name_preset(ctx, asked)
     out = _out(options["out"], asked.source)
     if options["if_exists"] is None:
         require_absent(out)
@@ -274,6 +286,20 @@ def _print_plan(ctx: click.Context, options: Options) -> None:
     print_text(training_plan_text(settings, origins, claim))
     print_text(f"dry run: nothing was trained; the run would be {printable_path(out)}")
     print_plan_verdict(ctx, settings.privacy)
+
+
+def _name_preset(ctx: click.Context, asked: RequestedSettings) -> None:
+    """Name the preset for the records in a line on standard error, if no model was chosen."""
+    from dpaudit.vocabulary.settings import preset_for
+
+    name = preset_for(asked.source)
+    if name is None or asked.preset is not None or asked.sections["model"]["model"] != "auto":
+        return
+    known = PRESETS[name]
+    warn(
+        f"dpaudit: hint: --preset {name} is for records of this name ({known.figure}, at epsilon "
+        f"{known.target_epsilon:g} and delta {known.delta:g})"
+    )
 
 
 def _require_data(settings: RunConfig) -> None:
@@ -334,15 +360,14 @@ def _asked(ctx: click.Context, options: Options) -> RequestedSettings:
 
 def _layer(options: Options, names: Set[str]) -> SettingsLayer:
     """Return the settings that the options called ``names`` hold, by section and key."""
+    from dpaudit.workflow.train.settings_layers import with_absolute_paths
+
     settings = [one for one in train_command.params if isinstance(one, Setting)]
     layer: dict[str, dict[str, Any]] = {one.section: {} for one in settings}
     for one in settings:
         if one.name in names:
             layer[one.section][one.key] = options[one.name]
-    source = layer["data"].get("source", "digits")
-    if source != "digits":
-        layer["data"]["source"] = os.path.abspath(source)
-    return layer
+    return with_absolute_paths(layer, Path())
 
 
 def _watched(

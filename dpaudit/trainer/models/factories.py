@@ -6,26 +6,20 @@ computed once per run; only the part after it is trained.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_model
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from dpaudit.files.regular_files import DATA_LIMIT, InputFile, open_input
 from dpaudit.files.user_code import call_factory, call_user_function, import_object
-from dpaudit.runs.directory import RunDirectory
-from dpaudit.trainer.data import DatasetSplit, RecordArrays
+from dpaudit.trainer.data import RecordArrays
 from dpaudit.trainer.models.scattering_transform import SCATTERING_CHANNELS, ScatteringTransform
-from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
+from dpaudit.trainer.models.wide_resnet import wide_resnet
+from dpaudit.vocabulary.errors import InvalidArgument, did_you_mean
 
 Shape = tuple[int, ...]
 ModelFactory = Callable[[Shape, int], nn.Module]
@@ -223,6 +217,7 @@ BUILT_IN_MODELS: dict[str, ModelFactory] = {
     "mlp": mlp_model,
     "cnn": cnn_model,
     "scattering": scattering_model,
+    "wrn-16-4": wide_resnet,
 }
 ALLOWED_MODELS = (
     f"auto, {', '.join(BUILT_IN_MODELS)} or package.module:factory that can be imported"
@@ -286,7 +281,8 @@ def make_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
         UserCodeError: If the factory, or its model, raised an error.
     """
     name = resolve_model_name(name, shape)
-    factory = BUILT_IN_MODELS.get(name) or import_object("model", name, ALLOWED_MODELS)
+    allowed = ALLOWED_MODELS + did_you_mean(name, BUILT_IN_MODELS)
+    factory = BUILT_IN_MODELS.get(name) or import_object("model", name, allowed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = call_factory("model", name, factory, shape, classes)
@@ -339,6 +335,14 @@ class Evaluation:
         """Cross-entropy in nats, shape ``(records,)``."""
         return np.logaddexp(0.0, -self.confidences)
 
+    @property
+    def loss(self) -> None:
+        """No figure of a classifier, whose figure is the accuracy."""
+        return
+
+    def __str__(self) -> str:
+        return f"held-out accuracy {self.accuracy:.1%}"
+
 
 def evaluate_model(model: nn.Module, records: RecordArrays) -> Evaluation:
     """Compute confidences and accuracy of a model in evaluation mode.
@@ -379,116 +383,3 @@ def logit_scaled(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     wide, own = logits.double(), labels[:, None]
     others = wide.scatter(1, own, -torch.inf)
     return wide.gather(1, own)[:, 0] - others.logsumexp(1)
-
-
-def load_trained_model(run: RunDirectory, split: DatasetSplit) -> nn.Module:
-    """Return the run's model with its released weights.
-
-    Args:
-        run: The run directory.
-        split: The run's data set, for the shape of records and the number of classes.
-
-    Returns:
-        The model.
-
-    Raises:
-        IntegrityError: If the weights are missing, broken or of another model.
-    """
-    config = run.read_settings()
-    model = make_model(config.model.model, split.shape, len(split.classes), seed=0)
-    with open_input(InputFile(run.model, limit=DATA_LIMIT)):
-        pass  # refuses anything but a regular file: safetensors opens the path itself
-    try:
-        load_model(model, run.model)
-    except Exception as error:  # safetensors raises its own errors and torch's
-        raise IntegrityError(f"{run.model} does not fit the run's model: {error}") from error
-    return model
-
-
-# Replace layers that mix records, so that a model can be trained privately.
-
-MAX_GROUPS = 32
-
-
-@dataclass(frozen=True)
-class FixedModel:
-    """A model with replaced layers.
-
-    Attributes:
-        model: The changed copy.
-        changes: One sentence per replaced module, which begins with the module's path.
-    """
-
-    model: nn.Module
-    changes: tuple[str, ...]
-
-
-def fix(model: nn.Module) -> FixedModel:
-    """Return a copy of a model without batch normalization and running statistics.
-
-    Batch normalization becomes group normalization with the same scale and shift. Instance
-    normalization loses its running statistics. In-place operations become out-of-place ones.
-    The model itself is not changed. Other ways of mixing records are detected when training
-    begins.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        The changed copy, and the list of changes.
-
-    Example:
-        >>> from torch import nn
-        >>> fixed = fix(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)))
-        >>> fixed.changes
-        ('Sequential.1: BatchNorm1d is now GroupNorm of 2 groups',)
-    """
-    changes: list[str] = []
-    whole = copy.deepcopy(model)
-    replaced = _fixed(whole, type(model).__name__, changes)
-    return FixedModel(replaced, tuple(changes))
-
-
-def _fixed(module: nn.Module, name: str, changes: list[str]) -> nn.Module:
-    """Return ``module`` or its replacement, with its children fixed; append to ``changes``."""
-    match module:
-        case _BatchNorm():
-            found = _group_norm_for(module)
-            changes.append(f"{name}: {type(module).__name__} is now {_class_name(found)}")
-            return found
-        case _InstanceNorm() if module.track_running_stats:
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-            changes.append(f"{name}: {type(module).__name__} keeps no running statistics")
-        case _ if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
-            changes.append(f"{name}: {type(module).__name__} no longer works in place")
-        case _:
-            pass
-    for child_name, child in list(module.named_children()):
-        setattr(module, child_name, _fixed(child, f"{name}.{child_name}", changes))
-    return module
-
-
-def _class_name(module: nn.Module) -> str:
-    """Return the class of a module, with the number of groups of a group normalization."""
-    groups = f" of {module.num_groups} groups" if isinstance(module, nn.GroupNorm) else ""
-    return type(module).__name__ + groups
-
-
-def _group_norm_for(module: _BatchNorm) -> nn.Module:
-    """Return group normalization with at least two channels per group.
-
-    A single channel without spatial dimensions has nothing to normalize over: it becomes the
-    identity.
-    """
-    channels = module.num_features
-    if channels == 1 and isinstance(module, nn.BatchNorm1d):
-        return nn.Identity()
-    divisors = [g for g in range(1, min(MAX_GROUPS, channels // 2) + 1) if channels % g == 0]
-    options: dict[str, Any] = {"eps": module.eps, "affine": module.affine}
-    found = nn.GroupNorm(max(divisors, default=1), channels, **options)
-    if module.affine:
-        found = found.to(module.weight.device, module.weight.dtype)
-        found.weight, found.bias = module.weight, module.bias
-    return found.train(module.training)

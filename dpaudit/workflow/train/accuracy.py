@@ -1,4 +1,4 @@
-"""Held-out accuracy of a finished run, or of the newest checkpoint of an unfinished one."""
+"""Held-out accuracy, or loss, of a finished run or of the newest checkpoint of another one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from dpaudit.files.regular_files import DATA_LIMIT, InputFile, open_input
 from dpaudit.report.run_status import MeasuredAccuracy
 from dpaudit.runs.checkpoints import complete_checkpoints, read_newest_progress
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.trainer.data import DatasetSplit, load_dataset
-from dpaudit.trainer.models.factories import evaluate_model, load_trained_model, make_model
+from dpaudit.trainer.data import DatasetSplit
+from dpaudit.trainer.models.factories import Evaluation, evaluate_model
+from dpaudit.trainer.models.language_models import TokenEvaluation
 from dpaudit.trainer.run import heldout_records
+from dpaudit.trainer.tasks import Split, load_trained_model, make_run_model, task_of
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError
 
 
@@ -33,6 +35,23 @@ def heldout_accuracy(run: RunDirectory, split: DatasetSplit) -> float:
     return evaluate_model(model, heldout_records(run, split)).accuracy
 
 
+def evaluate_heldout(run: RunDirectory, split: Split) -> Evaluation | TokenEvaluation:
+    """Evaluate the released model on held-out records, which no claim protects.
+
+    Args:
+        run: A finished run.
+        split: Its data.
+
+    Returns:
+        The evaluation, whose text is accuracy, or loss and perplexity.
+
+    Raises:
+        IntegrityError: If the model is missing, broken, or of another architecture.
+    """
+    task = task_of(run.read_settings().data)
+    return task.evaluate(load_trained_model(run, split), heldout_records(run, split))
+
+
 class CheckpointAccuracy:
     """Measures each new checkpoint once, on held-out records, which no claim protects.
 
@@ -42,7 +61,7 @@ class CheckpointAccuracy:
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
-        self._split: DatasetSplit | None = None
+        self._split: Split | None = None
         self._tried: int | None = None
         self._newest: MeasuredAccuracy | None = None
         self._failed = ""
@@ -62,7 +81,8 @@ class CheckpointAccuracy:
             steps = self._checkpointed() if final_steps is None else final_steps
             if steps is not None and steps != self._tried:
                 self._tried = steps
-                self._newest = MeasuredAccuracy(self._accuracy(final_steps, steps), steps)
+                found = self._evaluation(final_steps)
+                self._newest = MeasuredAccuracy(found.accuracy, steps, found.loss)
                 self._failed = ""
         # The trainer may remove a checkpoint while it is read; the next call reads a newer one.
         except (DpauditError, OSError) as error:
@@ -73,19 +93,20 @@ class CheckpointAccuracy:
         progress = read_newest_progress(self._run.checkpoints)
         return None if progress is None else progress.steps_done
 
-    def _accuracy(self, final_steps: int | None, steps: int) -> float:
+    def _evaluation(self, final_steps: int | None) -> Evaluation | TokenEvaluation:
+        task = task_of(self._run.read_settings().data)
         if self._split is None:
-            self._split = load_dataset(self._run.read_settings().data)
+            self._split = task.load(self._run.read_settings().data)
         if final_steps is not None:
-            return heldout_accuracy(self._run, self._split)
+            return evaluate_heldout(self._run, self._split)
         model = _checkpointed_model(self._run, self._split)
-        return evaluate_model(model, heldout_records(self._run, self._split)).accuracy
+        return task.evaluate(model, heldout_records(self._run, self._split))
 
 
-def _checkpointed_model(run: RunDirectory, split: DatasetSplit) -> nn.Module:
+def _checkpointed_model(run: RunDirectory, split: Split) -> nn.Module:
     """Return the model that would be released at the newest checkpoint: averaged, if configured."""
     config, folder = run.read_settings(), complete_checkpoints(run.checkpoints)[-1]
-    model = make_model(config.model.model, split.shape, len(split.classes), seed=0)
+    model = make_run_model(task_of(config.data), config.model, split, seed=0)
     averaged = config.model.average_decay is not None
     filled: nn.Module = AveragedModel(model) if averaged else model
     weights = folder / f"{'average' if averaged else 'model'}.safetensors"

@@ -38,6 +38,8 @@ SettingsLayer = Mapping[str, Mapping[str, Any]]
 """Settings by section and key; an absent key was not set."""
 
 BUNDLED_DATA = "digits"
+MODEL_CONFIG = "config.json"
+"""File by which the folder of a pre-trained model is recognized."""
 SIZE_KEYS = ("dataset_size", "batch_size", "epochs")
 RATE_KEYS = ("sampling_rate", "steps", "expected_batch_size")
 NOISE_KEYS = ("target_epsilon", "noise_multiplier")
@@ -120,11 +122,12 @@ def build_run_config(requested: RequestedSettings) -> RunConfig:
     """
     sections = {name: dict(values) for name, values in requested.sections.items()}
     canaries = sections["canaries"]
-    inputs = canaries.get("inputs")
-    if inputs is None:
-        canaries["inputs"] = canaries["gradient"] // GRADIENT_CANARIES_PER_INPUT_CANARY
+    data = DataSettings(**sections["data"])
+    if canaries.get("inputs") is None:  # text has no labels that could be wrong
+        share = 0 if data.has_tokens else GRADIENT_CANARIES_PER_INPUT_CANARY
+        canaries["inputs"] = canaries["gradient"] // share if share else 0
     return RunConfig(
-        data=DataSettings(**sections["data"]),
+        data=data,
         privacy=_privacy(sections["privacy"]),
         model=ModelSettings(**sections["model"]),
         canaries=CanarySettings(**canaries),
@@ -240,10 +243,28 @@ def read_sections(
     layer = {
         name: _set_fields(value) if name in sections else value for name, value in content.items()
     }
-    source = layer.get("data", {}).get("source", BUNDLED_DATA)
-    if source != BUNDLED_DATA:
-        layer["data"]["source"] = os.path.abspath(path.parent / source)
-    return layer
+    return with_absolute_paths(layer, path.parent)
+
+
+def with_absolute_paths(layer: SettingsLayer, folder: Path) -> dict[str, Any]:
+    """Return settings whose paths of records, tokenizer and model folder are absolute.
+
+    Args:
+        layer: Settings by section and key.
+        folder: What relative paths are relative to.
+
+    Returns:
+        The settings; the name of a built-in model or of a factory stays as it is.
+    """
+    data, model = dict(layer.get("data", {})), dict(layer.get("model", {}))
+    if data.get("source", BUNDLED_DATA) != BUNDLED_DATA:
+        data["source"] = os.path.abspath(folder / data["source"])
+    if data.get("tokenizer") is not None:
+        data["tokenizer"] = os.path.abspath(folder / data["tokenizer"])
+    if (folder / str(model.get("model", "")) / MODEL_CONFIG).is_file():
+        model["model"] = os.path.abspath(folder / model["model"])
+    changed = {"data": data, "model": model}
+    return {**layer, **{name: changed[name] for name in changed if name in layer}}
 
 
 _UNKNOWN_FIELD = re.compile(r"unknown field `(?P<name>[^`]*)`(?: - at `\$\.(?P<section>\w+)`)?")

@@ -13,6 +13,7 @@ from torch import nn
 
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer import run as runs
+from dpaudit.trainer import tasks
 from dpaudit.trainer.canaries.run_canaries import RunCanaries
 from dpaudit.trainer.data import load_dataset
 from dpaudit.trainer.models import factories
@@ -21,11 +22,11 @@ from dpaudit.trainer.models.factories import (
     compute_features,
     default_learning_rate,
     evaluate_model,
-    load_trained_model,
     make_model,
     trained_part,
 )
 from dpaudit.trainer.models.scattering_transform import ScatteringTransform
+from dpaudit.trainer.tasks import load_trained_model
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.settings import (
     CanarySettings,
@@ -166,8 +167,8 @@ def test_training_on_features_is_training_the_whole_model(
 ) -> None:
     """The same run, with features made anew from each batch's images, ends at the same weights."""
     once = train(config, tmp_path / "once")
-    monkeypatch.setattr(runs, "trained_part", lambda model: model)
-    monkeypatch.setattr(runs, "compute_features", lambda model, records: records)
+    monkeypatch.setattr(tasks, "trained_part", lambda model: model)
+    monkeypatch.setattr(tasks, "compute_features", lambda model, records: records)
     every_step = train(config, tmp_path / "every-step")
     one, other = load_file(once.model), load_file(every_step.model)
     assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
@@ -204,3 +205,8 @@ def test_a_preset_is_named_in_what_the_ledger_takes_as_public(
 def test_optimizers_that_scale_their_steps_have_a_small_default_rate(optimizer: str) -> None:
     assert default_learning_rate("linear", (8, 8), optimizer) == 0.01
     assert default_learning_rate("linear", (8, 8), "sgd") == 1.0
+
+
+def test_a_misspelt_model_gets_a_suggestion() -> None:
+    with pytest.raises(InvalidArgument, match=r"did you mean mlp\?"):
+        make_model("mpl", (8,), 2, 0)

@@ -14,12 +14,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dpaudit.report.run_status import MeasuredAccuracy
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import write_toml
+from dpaudit.trainer import tasks
 from dpaudit.trainer.data import load_dataset
 from dpaudit.trainer.models.factories import evaluate_model, make_model
 from dpaudit.trainer.run import heldout_records
 from dpaudit.trainer.session.checkpoint import MARKER, Progress, write_checkpoint
 from dpaudit.vocabulary.settings import ModelSettings, RunConfig
-from dpaudit.workflow.train import accuracy as accuracy_so_far
 from dpaudit.workflow.train.accuracy import CheckpointAccuracy
 
 
@@ -68,7 +68,7 @@ def test_the_newest_whole_checkpoint_is_measured_once(
         measured.append(1)
         return evaluate_model(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(accuracy_so_far, "evaluate_model", evaluated)
+    monkeypatch.setattr(tasks, "evaluate_model", evaluated)
     run_observer = CheckpointAccuracy(run)
     assert run_observer.newest(None) == (None, "")
     checkpoint(run, model_of(config, 1), 0)
