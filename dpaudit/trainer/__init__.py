@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     )
     from dpaudit.trainer.canaries.run_canaries import GradientCanaries
     from dpaudit.trainer.clip_rules import Quantile, Scheduled
+    from dpaudit.trainer.data_sources.padding import PadTokens
     from dpaudit.trainer.engine import Automatic, Engine, Flat, PerLayer
-    from dpaudit.trainer.models.factories import fix
+    from dpaudit.trainer.models.fix import fix
     from dpaudit.trainer.noise.gradient_noise import Banded, Independent, OnGrid, Prefetched
     from dpaudit.trainer.private import Private
     from dpaudit.trainer.session.settings import NoisyCount
@@ -46,6 +47,7 @@ __all__ = [
     "Independent",
     "NoisyCount",
     "OnGrid",
+    "PadTokens",
     "PerLayer",
     "Poisson",
     "Prefetched",
@@ -66,7 +68,7 @@ _SOURCES = {
     "Private": "private",
     "GradientCanaries": "canaries.run_canaries",
     "NoisyCount": "session.settings",
-    "fix": "models.factories",
+    "fix": "models.fix",
     "Engine": "engine",
     "Flat": "engine",
     "PerLayer": "engine",
@@ -86,6 +88,7 @@ _SOURCES = {
     "RecordGroups": "batches.grouped_records",
     "Users": "batches.grouped_records",
     "Views": "batches.grouped_records",
+    "PadTokens": "data_sources.padding",
     "AdamCorrected": "adam",
 }
 

@@ -2,25 +2,24 @@
 
 The optimizer step becomes private; everything else stays as it is::
 
-    private = make_private(model, optimizer, noise_multiplier=1.1, clip_norm=1.0,
-                           sampling_rate=0.01, expected_batch_size=64)
-    for batch in private.batches(dataset):
+    private = make_private(model, optimizer, data, target_epsilon=3.0, delta=1e-5,
+                           epochs=10, dataset_size=60_000, expected_batch_size=512)
+    for batch in private.batches():
         private.step(per_sample_loss, batch)
-    private.epsilon(delta=1e-5)
-    private.finish(delta=1e-5)  # with ledger="runs/mine/ledger.jsonl"
+    private.epsilon()
+    private.finish()  # with ledger="runs/mine/ledger.jsonl"
 
 ``dpaudit train`` uses the same functions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -28,30 +27,40 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.ledger_file import read_unfinished
+from dpaudit.runs.directory import remove_unfinished_run
+from dpaudit.trainer.argument_hints import with_argument_hints
 from dpaudit.trainer.batches.samplers import Poisson, Sampler
 from dpaudit.trainer.canaries.canary_file import CanaryFile
 from dpaudit.trainer.canaries.run_canaries import GradientCanaries, RunCanaries
-from dpaudit.trainer.clip_rules import ClipRule, ConstantClipping, Scheduled
+from dpaudit.trainer.clip_rules import ClipRule
+from dpaudit.trainer.data_sources.collate import CollateFunction
+from dpaudit.trainer.data_sources.data_loaders import LoadableData, LoadingSettings, unpack_loader
 from dpaudit.trainer.distributed import RankGroup, current_ranks, is_sharded
-from dpaudit.trainer.engine import Clipping, Flat
-from dpaudit.trainer.noise.gradient_noise import Banded, GradientNoise, Independent
+from dpaudit.trainer.engine import Clipping
+from dpaudit.trainer.noise.gradient_noise import Banded, GradientNoise
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
-from dpaudit.trainer.private import Private, require_all_parameters
+from dpaudit.trainer.private import Private
 from dpaudit.trainer.session.checkpoint import newest_checkpoint, read_checkpoint
+from dpaudit.trainer.session.chosen_noise import choose_noise, recorded_noise
+from dpaudit.trainer.session.described_training import describe_training
+from dpaudit.trainer.session.resumed_run import (
+    read_unfinished_run,
+    recorded_canaries,
+    require_same_canaries,
+    require_same_canary_file,
+)
 from dpaudit.trainer.session.settings import (
     AttachSettings,
-    ConstantSchedule,
     NoisyCount,
     Schedule,
+    to_clip_rule,
     to_float,
-    to_schedule,
 )
+from dpaudit.trainer.session.training_plan import PlanRequest, TrainingPlan, plan_training
 from dpaudit.trainer.session.training_session import Session, SessionState, is_run_ledger
-from dpaudit.vocabulary.errors import InvalidArgument, RunExists, require_count
-from dpaudit.vocabulary.ledger import RECORD_COUNT, PrivacyLedger
-from dpaudit.vocabulary.mechanism import Gaussian
+from dpaudit.trainer.trainable import require_trainable
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
+from dpaudit.vocabulary.ledger import RECORD_COUNT
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,10 @@ class TrainingSetup:
         stream: Keystream of coins and noise, the same on every rank.
         ranks: The group of ranks.
         canary_file: The trainer's canary file, if records include canaries.
+        plan: Steps, delta and budget; None: the caller has them.
+        loadable: The data, and how they are loaded; None: the caller gives them to ``batches``.
+        loading: How data that are given to ``batches`` are loaded.
+        released: Names of the tensors that the finished run releases; None: all of the model.
     """
 
     model: nn.Module
@@ -75,30 +88,52 @@ class TrainingSetup:
     stream: Keystream
     ranks: RankGroup
     canary_file: CanaryFile | None = None
+    plan: TrainingPlan | None = None
+    loadable: LoadableData | None = None
+    loading: LoadingSettings | None = None
+    released: frozenset[str] | None = None
 
 
+@with_argument_hints
 def make_private(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    data: Any = None,
     *,
-    noise_multiplier: float | Schedule,
+    target_epsilon: float | None = None,
+    delta: float | None = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    dataset_size: int | NoisyCount | None = None,
+    noise_multiplier: float | Schedule | None = None,
     clip_norm: float | Schedule = 1.0,
     sampling_rate: float | None = None,
-    expected_batch_size: float | NoisyCount,
+    expected_batch_size: float | NoisyCount | None = None,
     sampler: Sampler | None = None,
     clipping: Clipping | ClipRule | None = None,
     noise: GradientNoise | None = None,
     unit: str = "record",
     unaccounted: Sequence[str] = (),
     physical_batch_size: int | None = None,
+    collate_fn: CollateFunction | None = None,
+    workers: int | None = None,
+    prefetch: int = 0,
     canaries: GradientCanaries | None = None,
     canary_file: Path | str | None = None,
     average_decay: float | None = None,
     ledger: Path | str | None = None,
+    overwrite: bool = False,
     resume: Path | str | None = None,
     seed: int | None = None,
 ) -> Private:
     """Return a trainer that takes private steps on ``model`` with ``optimizer``.
+
+    With ``target_epsilon``, ``delta``, ``epochs`` and ``dataset_size``, everything else is
+    computed: sampling rate, number of steps, and the least noise multiplier that meets the
+    target, by the PLD accountant. The budget is set, so that no step can exceed it.
+
+    The number of records is never taken from ``data``: under add-or-remove-one it is secret.
+    ``dataset_size`` is a number that you declare public, or ``NoisyCount(len(data))``.
 
     In a process group of torch.distributed, each rank calls this with a model of the same shape:
     plain, or sharded by ``fully_shard``. Each rank processes its part of every batch. Ranks
@@ -106,23 +141,46 @@ def make_private(
 
     Args:
         model: Any model that processes each record independently; it is not wrapped.
-        optimizer: Any optimizer of torch, over all trainable parameters.
+        optimizer: Any optimizer of torch whose step needs no closure, over all trainable
+            parameters.
+        data: The records that ``private.batches()`` draws from: tensors, NumPy arrays or pandas
+            objects with records first, alone or in a tuple or dict; or records by index: a list,
+            a map-style data set of torch or Hugging Face, or a DataLoader. Of a DataLoader the
+            data set, ``collate_fn``, workers and ``pin_memory`` are used; its sampler is replaced.
+            None: data are given to ``batches``.
+        target_epsilon: Largest epsilon at ``delta``, in place of ``noise_multiplier``.
+        delta: Delta of the target, and default of ``epsilon`` and ``finish``, in [1e-300, 1).
+        epochs: Number of passes over the records, on average.
+        steps: Number of steps, in place of ``epochs``.
+        dataset_size: Public number of records (or users), or a ``NoisyCount``, which is released
+            and recorded. It connects sampling rate and expected batch size.
         noise_multiplier: Noise standard deviation over the sensitivity (the clip norm, for plain
             clipping); or a schedule, from the number of the step to a value.
         clip_norm: Largest L2 norm of one record's gradient, over all parameters together; or a
             schedule.
-        sampling_rate: Probability with which each record joins each step, in (0, 1].
+        sampling_rate: Probability with which each record joins each step, in (0, 1]. None:
+            ``expected_batch_size / dataset_size``.
         expected_batch_size: Public constant that noisy sums are divided by, in records. It is not
-            the number of drawn records, which is secret. ``NoisyCount`` releases one.
+            the number of drawn records, which is secret. None: ``sampling_rate * dataset_size``;
+            without a sampling rate the batch size of the DataLoader, or else 256 (or all records
+            of a smaller ``dataset_size``). ``NoisyCount`` releases one.
         sampler: Another sampler than Poisson sampling, in place of ``sampling_rate``.
         clipping: Another clipping or clip rule, in place of ``clip_norm``.
-        noise: Another kind of noise; None: independent normals.
+        noise: Another kind of noise. None: exact noise on a grid (``OnGrid``) on a CPU, if the
+            installation has the compiled kernels; else independent normals in float32
+            (``Independent``). A resumed run keeps the kind that its ledger names.
         unit: What neighboring data sets differ in: ``record`` or ``user``. Users need the owners
             of records in ``batches``.
         unaccounted: Other uses of the records that no claim of this run covers, as tuning, early
             stopping or printed training losses. The ledger records them.
         physical_batch_size: Records in memory at once; None: about as many as plain training has
             memory for. Affects speed alone.
+        collate_fn: Makes a batch of a list of records, as ``PadTokens(128)``; None: values of
+            records are stacked. Rows must not depend on other records.
+        workers: Number of processes that read records by index; None: those of the DataLoader,
+            or 0. Affects speed alone.
+        prefetch: Number of batches that are loaded in advance, by a thread for columns, by
+            a process for records by index. Affects speed alone.
         canaries: Gradient canaries, from which ``dpaudit audit`` computes lower bounds. Their
             files are written beside the ledger of a run directory.
         canary_file: The trainer's file of ``dpaudit canaries make``. Its canaries must be among
@@ -133,6 +191,8 @@ def make_private(
         ledger: A new file, in which every release is recorded before it is made; None: memory.
             Its folder is created. ``finish`` turns the folder of ``runs/NAME/ledger.jsonl`` into
             a run directory. A ledger without a release is begun again.
+        overwrite: Remove the files of an unfinished run that is in the place of the ledger. A
+            finished run is never removed.
         resume: A folder that ``checkpoint`` wrote to: continue from its newest checkpoint, with
             the same ledger. Without a checkpoint, training begins at step 0, and the ledger's
             releases still count.
@@ -142,8 +202,8 @@ def make_private(
         The trainer.
 
     Raises:
-        InvalidArgument: If an argument is out of range, the optimizer lacks a parameter, or ranks
-            have different settings.
+        InvalidArgument: If an argument is missing, unknown, out of range or contradicts another
+            one, the model or optimizer cannot be trained, or ranks have different settings.
         RunExists: If the ledger, or another file of an earlier run, is in the folder, and
             ``resume`` is None.
         IntegrityError: If the run to be resumed is missing files, broken, or another run's.
@@ -153,46 +213,75 @@ def make_private(
         >>> from torch import nn
         >>> model = nn.Linear(3, 1)
         >>> private = make_private(
-        ...     model, torch.optim.SGD(model.parameters(), lr=0.1), noise_multiplier=1.0,
-        ...     sampling_rate=0.5, expected_batch_size=4)
+        ...     model, torch.optim.SGD(model.parameters(), lr=0.1),
+        ...     (torch.randn(80, 3), torch.randn(80)),
+        ...     target_epsilon=2.0, delta=1e-5, epochs=3, dataset_size=80, expected_batch_size=8)
         >>> def per_sample_loss(model, batch):
         ...     features, targets = batch
         ...     return (model(features)[:, 0] - targets) ** 2
-        >>> for batch in private.batches((torch.randn(8, 3), torch.randn(8)), steps=3):
+        >>> for batch in private.batches():
         ...     private.step(per_sample_loss, batch)
         >>> private.steps
-        3
-        >>> 0 < private.epsilon(delta=1e-5).upper < 10
+        30
+        >>> 1.9 < private.epsilon().upper <= 2.0
         True
     """
-    _require_kinds(model, optimizer, canaries, seed)
+    require_trainable(model, optimizer)
+    _require_kinds(canaries, seed)
+    loading = LoadingSettings(collate_fn, workers, prefetch)
+    loadable = unpack_loader(data, loading, depth=2)
+    plan = plan_training(
+        PlanRequest(
+            sampler=sampler,
+            sampling_rate=sampling_rate,
+            expected_batch_size=expected_batch_size,
+            dataset_size=dataset_size,
+            noise_multiplier=noise_multiplier,
+            target_epsilon=target_epsilon,
+            delta=delta,
+            epochs=epochs,
+            steps=steps,
+            loader_batch_size=loadable.batch_size,
+        )
+    )
+    rule = to_clip_rule(clipping, clip_norm)
+    recorded = recorded_noise(ledger) if resume is not None else None
     settings = AttachSettings(
-        sampler=_sampler(sampler, sampling_rate),
-        noise_multiplier=to_schedule("noise_multiplier", noise_multiplier),
-        noise=_noise(noise),
-        rule=_clip_rule(clipping, clip_norm),
-        expected_batch_size=_batch_size(expected_batch_size),
+        sampler=plan.sampler,
+        noise_multiplier=plan.noise_multiplier,
+        noise=choose_noise(noise, model, plan.noise_multiplier, rule, recorded),
+        rule=rule,
+        expected_batch_size=plan.expected_batch_size,
         physical_batch_size=physical_batch_size,
         unit=unit,
         unaccounted=unaccounted,
         average_decay=None if average_decay is None else to_float("average_decay", average_decay),
+        assumed_public=("number of records",) if plan.size_is_public else (),
     )
     ranks = current_ranks()
     stream = ranks.broadcast_stream(Keystream.of(seed))
     if settings.sampler.caution:
-        warnings.warn(settings.sampler.caution, stacklevel=2)
+        warnings.warn(settings.sampler.caution, stacklevel=3)
     path = None if ledger is None else Path(ledger)
     file = None if canary_file is None else CanaryFile.read(Path(canary_file))
-    setup = TrainingSetup(model, optimizer, settings, canaries, stream, ranks, file)
+    setup = TrainingSetup(
+        model, optimizer, settings, canaries, stream, ranks, file, plan, loadable, loading
+    )
     if resume is None:
-        return begin_training(setup, ledger=path)
+        return begin_training(setup, ledger=path, overwrite=overwrite)
+    if overwrite:
+        raise InvalidArgument("overwrite", True, "False with resume, which continues the run")
     if path is None:
         raise InvalidArgument("ledger", None, "the ledger of the run that is resumed")
     return resume_training(setup, ledger=path, folder=Path(resume))
 
 
 def begin_training(
-    setup: TrainingSetup, *, ledger: Path | None, config: msgspec.Struct | None = None
+    setup: TrainingSetup,
+    *,
+    ledger: Path | None,
+    config: msgspec.Struct | None = None,
+    overwrite: bool = False,
 ) -> Private:
     """Return the trainer of a new session.
 
@@ -200,6 +289,7 @@ def begin_training(
         setup: Model, optimizer, settings, canaries, keystream and ranks.
         ledger: A new file; None: releases are recorded in memory.
         config: Settings to write beside the ledger, which records their digest.
+        overwrite: Remove the files of an unfinished run that is in the place of the ledger.
 
     Returns:
         The trainer, at step 0.
@@ -219,8 +309,8 @@ def begin_training(
         allowed = "runs/NAME/ledger.jsonl with canaries: their files are written beside it"
         raise InvalidArgument("ledger", str(ledger), allowed)
     ranks.broadcast_parameters(setup.model)
-    if ledger is not None:
-        _close_unused(ledger)
+    if ledger is not None and ranks.rank == 0:
+        _clear(ledger, overwrite=overwrite)
     session = Session.begin(settings.header(stream), stream, ranks, trained, ledger)
     if ledger is not None:
         _SESSIONS[ledger.absolute()] = session
@@ -233,15 +323,17 @@ _SESSIONS: WeakValueDictionary[Path, Session] = WeakValueDictionary()
 """The newest session of this process by ledger: a notebook keeps one that failed."""
 
 
-def _close_unused(ledger: Path) -> None:
-    """Close an earlier session of this process on the ledger, if it has recorded nothing.
+def _clear(ledger: Path, *, overwrite: bool) -> None:
+    """Close an earlier session of this process on the ledger, and remove what may be replaced.
 
-    After an error in its first step, a variable or the traceback keeps the session, and with it
+    After an error in its first step, a variable or the traceback keeps a session, and with it
     the lock of the ledger. It holds no release, so a new one may replace it.
     """
     earlier = _SESSIONS.get(ledger.absolute())
-    if earlier is not None and not earlier.recorded:
+    if earlier is not None and (overwrite or not earlier.recorded):
         earlier.close()
+    if overwrite:
+        remove_unfinished_run(ledger)
 
 
 def resume_training(setup: TrainingSetup, *, ledger: Path, folder: Path) -> Private:
@@ -263,16 +355,18 @@ def resume_training(setup: TrainingSetup, *, ledger: Path, folder: Path) -> Priv
     """
     settings, stream, ranks = setup.settings, setup.stream, setup.ranks
     trained = _session_state(setup)
-    found = _read_unfinished(ledger)
+    found = read_unfinished_run(ledger)
     header = settings.header(stream)
     # The header holds for the whole ledger, so a resumed run must have the same one.
-    for name in ("adjacency", "sampling", "clip_norm", "unit", "randomness", "unaccounted"):
+    same = ("adjacency", "sampling", "clip_norm", "unit", "randomness", "unaccounted", "noise")
+    for name in same:
         recorded, given = getattr(found.header, name), getattr(header, name)
-        if recorded != given:
+        # Earlier versions did not record the noise in the header, but in the checkpoint.
+        if recorded != given and not (name == "noise" and recorded is None):
             raise InvalidArgument(name, given, f"{recorded!r}, as in the run that is resumed")
-    canaries = _recorded_canaries(ledger, found)
-    _require_same_canaries(setup.canaries, canaries)
-    _require_same_canary_file(setup.canary_file, ledger, found)
+    canaries = recorded_canaries(ledger, found)
+    require_same_canaries(setup.canaries, canaries)
+    require_same_canary_file(setup.canary_file, ledger, found)
     _require_canaries_fit(canaries, settings)
     kept = newest_checkpoint(folder, found)
     if kept is None:  # the run died before its first checkpoint: begin at step 0
@@ -320,52 +414,36 @@ def _private(
     """Return the trainer of a session; ``texts`` are its settings where they are known."""
     texts = texts or setup.settings.settings_with(setup.model, setup.optimizer)
     step_settings = setup.settings.step_settings(expected_batch_size)
-    return Private(session, step_settings, setup.settings.rule, texts, canaries, setup.canary_file)
+    private = Private(
+        session,
+        step_settings,
+        setup.settings.rule,
+        texts,
+        canaries,
+        setup.canary_file,
+        plan=setup.plan,
+        loadable=setup.loadable,
+        loading=setup.loading,
+    )
+    if setup.plan is not None and setup.plan.budget is not None:
+        session.stop_at(setup.plan.budget)
+    return private
 
 
 def _session_state(setup: TrainingSetup) -> SessionState:
     """Return the state that steps change, after all ranks agree on the settings."""
     model, optimizer, settings = setup.model, setup.optimizer, setup.settings
     canaries, stream, decay = setup.canaries, setup.stream, settings.average_decay
-    require_all_parameters(model, optimizer)
+    require_trainable(model, optimizer)
     setup.ranks.require_same_settings(
-        {
-            **settings.settings_with(model, optimizer),
-            "seed": stream.randomness.value,
-            "optimizer settings": _describe_optimizer(optimizer),
-            "trainable": _describe_trainable(model),
-            "records": _record_count_digest(settings, stream),
-            "canaries": repr(canaries) if isinstance(canaries, GradientCanaries) else "",
-        }
+        describe_training(model, optimizer, settings, canaries, stream, setup.plan)
     )
     if decay is None:
-        return SessionState(model, optimizer)
+        return SessionState(model, optimizer, released=setup.released)
     if any(is_sharded(parameter) for parameter in model.parameters()):
         raise InvalidArgument("average_decay", decay, "None for a sharded model")
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
-    return SessionState(model, optimizer, average)
-
-
-def _describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    """Return an optimizer's class and the settings of its groups."""
-    groups = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
-    return f"{type(optimizer).__name__} {groups!r}"
-
-
-def _record_count_digest(settings: AttachSettings, stream: Keystream) -> str:
-    """Return a keyed digest of the number of records that is counted, as it is secret."""
-    count = settings.expected_batch_size
-    if not isinstance(count, NoisyCount):
-        return ""
-    return hashlib.sha256(stream.key + str(count.records).encode()).hexdigest()
-
-
-def _describe_trainable(model: nn.Module) -> str:
-    """Return the names of the trainable parameters."""
-    return ", ".join(name for name, p in model.named_parameters() if p.requires_grad)
+    return SessionState(model, optimizer, average, setup.released)
 
 
 def _released_batch_size(settings: AttachSettings, session: Session) -> float:
@@ -375,7 +453,7 @@ def _released_batch_size(settings: AttachSettings, session: Session) -> float:
         return count
     assert isinstance(settings.sampler, Poisson)
     # Recorded before the noise is drawn, like every release.
-    session.record(RECORD_COUNT, Gaussian(count.noise_multiplier))
+    session.record(RECORD_COUNT, count.release)
     noise = float(session.stream.normals(Purpose.COUNT_NOISE, 0, 1)[0])
     noisy = count.records + count.noise_multiplier * noise
     return max(1.0, settings.sampler.sampling_rate * noisy)
@@ -398,95 +476,9 @@ def _require_canaries_fit(canaries: RunCanaries | None, settings: AttachSettings
         raise InvalidArgument("noise", settings.noise, allowed)
 
 
-def _read_unfinished(ledger: Path) -> PrivacyLedger:
-    """Return the ledger of an unfinished run, checked against the run's other files."""
-    run = RunDirectory(ledger.parent)
-    found = run.read_unfinished() if run.ledger == ledger else read_unfinished(ledger)
-    if found.seal is not None:
-        raise RunExists(f"{ledger.parent} is finished: there is nothing to resume")
-    return found
-
-
-def _recorded_canaries(ledger: Path, found: PrivacyLedger) -> RunCanaries | None:
-    """Return the canaries that an interrupted run was begun with, if any; refuse altered files."""
-    run = RunDirectory(ledger.parent)
-    if found.begun is None or run.secret_canaries.name not in found.begun.files:
-        return None
-    run.require_unaltered(found.begun.files)
-    return RunCanaries.read(run)
-
-
-def _require_same_canaries(
-    given: RunCanaries | GradientCanaries | None, recorded: RunCanaries | None
-) -> None:
-    """Refuse to resume with another number of gradient canaries than the run began with."""
-    if given is recorded or isinstance(given, RunCanaries):
-        return
-    count = 0 if recorded is None else len(recorded.gradient_included)
-    if (0 if given is None else given.count) != count:
-        raise InvalidArgument(
-            "canaries", given, f"{count} gradient canaries, as at the beginning of the run"
-        )
-
-
-def _require_same_canary_file(given: CanaryFile | None, ledger: Path, found: PrivacyLedger) -> None:
-    """Refuse to resume with another canary file than the one at the run's beginning."""
-    run, begun = RunDirectory(ledger.parent), found.begun
-    recorded = None if begun is None else begun.files.get(run.canary_file_copy.name)
-    digest = None if given is None else hashlib.sha256(given.content).hexdigest()
-    if recorded != digest:
-        path = None if given is None else str(given.path)
-        raise InvalidArgument("canary_file", path, "the file that the run was begun with, or None")
-
-
-def _require_kinds(model: object, optimizer: object, canaries: object, seed: object) -> None:
-    """Refuse a model, optimizer, canaries or seed of the wrong type, before anything is drawn."""
-    if not isinstance(model, nn.Module):
-        raise InvalidArgument("model", type(model).__name__, "a torch.nn.Module")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InvalidArgument("optimizer", type(optimizer).__name__, "a torch.optim.Optimizer")
+def _require_kinds(canaries: object, seed: object) -> None:
+    """Refuse canaries or a seed of the wrong type, before anything is drawn."""
     if not isinstance(canaries, GradientCanaries | None):
         raise InvalidArgument("canaries", canaries, "GradientCanaries(count), or None")
     if seed is not None:
         require_count("seed", cast(int, seed), least=0)
-
-
-def _sampler(sampler: object, sampling_rate: object) -> Sampler:
-    """Return the given sampler, or Poisson sampling at the given rate."""
-    if sampler is None and sampling_rate is None:
-        raise InvalidArgument("sampling_rate", None, "given, unless there is a sampler")
-    if sampler is None:
-        return Poisson(to_float("sampling_rate", sampling_rate))
-    if not hasattr(sampler, "draw") or not hasattr(sampler, "release_at"):
-        raise InvalidArgument("sampler", sampler, "a sampler, as Poisson(0.01)")
-    return cast(Sampler, sampler)
-
-
-def _noise(noise: object) -> GradientNoise:
-    """Return the given noise, or independent noise."""
-    if noise is None:
-        return Independent()
-    if not hasattr(noise, "add_noise") or not hasattr(noise, "deviation"):
-        raise InvalidArgument("noise", noise, "a kind of noise, as OnGrid()")
-    return cast(GradientNoise, noise)
-
-
-def _batch_size(value: object) -> float | NoisyCount:
-    """Return the expected batch size as a float, or the noisy count."""
-    return value if isinstance(value, NoisyCount) else to_float("expected_batch_size", value)
-
-
-def _clip_rule(clipping: object, clip_norm: object) -> ClipRule:
-    """Return the clip rule from ``clipping``, or from ``clip_norm`` if that is None."""
-    if clipping is None:
-        norm = to_schedule("clip_norm", clip_norm)
-        return (
-            ConstantClipping(Flat(norm.value))
-            if isinstance(norm, ConstantSchedule)
-            else Scheduled(norm)
-        )
-    if isinstance(clipping, ClipRule):
-        return clipping
-    if not hasattr(clipping, "factors") or not hasattr(clipping, "sensitivity"):
-        raise InvalidArgument("clipping", clipping, "a kind of clipping, as PerLayer((1.0, 0.5))")
-    return ConstantClipping(cast(Clipping, clipping))

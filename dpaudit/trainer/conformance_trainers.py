@@ -24,16 +24,16 @@ from torch import Tensor, distributed, nn
 from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.engine import PerSampleLoss
 from dpaudit.trainer.models.factories import compute_features, trained_part
-from dpaudit.trainer.noise.gradient_noise import NoiseContext
+from dpaudit.trainer.noise.gradient_noise import Independent, NoiseContext
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.run import (
     PreparedRun,
-    cross_entropies,
     noise_from_settings,
     optimizer_from_settings,
 )
+from dpaudit.trainer.tasks import cross_entropies
 from dpaudit.vocabulary.conformance import StepClaim
-from dpaudit.vocabulary.errors import require_positive
+from dpaudit.vocabulary.errors import InvalidArgument, require_positive
 
 Record = tuple[Any, Any]
 MakeTrainer = Callable[[Sequence[Record], int], Any]
@@ -58,7 +58,8 @@ class PrivateTrainerFactory:
         clip_norm: Largest L2 norm of one record's gradient.
         sampling_rate: Probability with which each record joins each step.
         expected_batch_size: The public constant that noisy sums are divided by, in records.
-        options: Further arguments of ``make_private``.
+        options: Further arguments of ``make_private``; without ``noise``, it is ``Independent``,
+            whose deviation is exactly the claimed one.
     """
 
     model: Callable[[], nn.Module]
@@ -123,7 +124,7 @@ class PrivateTrainerFactory:
             sampling_rate=self.sampling_rate,
             expected_batch_size=self.expected_batch_size,
             seed=seed,
-            **{**self.options, **options},
+            **{"noise": Independent(), **self.options, **options},
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -249,6 +250,12 @@ class RunTrainerFactory:
         Returns:
             The factory.
         """
+        if prepared.config.data.has_tokens:
+            allowed = (
+                "records with classes: to test your own trainer on text, use "
+                "dpaudit conformance package.module:make_trainer"
+            )
+            raise InvalidArgument("data", prepared.config.data.source, allowed)
         privacy = prepared.config.privacy
         true = max(1.0, privacy.sampling_rate * len(prepared.split.train))
         return cls(prepared, privacy.expected_batch_size or true)
@@ -288,7 +295,7 @@ class RunTrainerFactory:
         Returns:
             Pairs of features and label.
         """
-        train = self.prepared.split.train
+        train: Any = self.prepared.split.train  # of records with classes, as ``of`` requires
         first = train[np.arange(min(most, len(train)))]
         return list(
             zip(compute_features(self.prepared.model, first.features), first.labels, strict=True)

@@ -74,7 +74,10 @@ IMAGE_FORMATS = (
     "GIF",
     "WEBP",
 )  # decoders of other formats may start programs
-DATA_FORMATS = "digits, a .npz, .csv or .parquet file, IDX files or a folder of images by class"
+DATA_FORMATS = (
+    "digits, a .npz, .csv or .parquet file, IDX files, a folder of images by class, or a .txt or "
+    ".bytes file of text"
+)
 NPZ_NAMES = (("x_train", "y_train"), ("x_test", "y_test"), ("x", "y"), ("features", "labels"))
 BYTE_RANGE = (0.0, 255.0)
 MAX_VALUES_SHOWN = 20
@@ -144,7 +147,14 @@ def load_dataset(settings: DataSettings) -> DatasetSplit:
         UnreadableFile: If the source is missing, or of no known format.
         InvalidData: If it holds NaN or infinity, has features and labels of different lengths,
             labels that are not classes, or fewer than two classes.
+        InvalidArgument: If the settings name token sequences, which have no classes.
     """
+    if settings.has_tokens:
+        allowed = (
+            "records with classes for this purpose: token sequences have none (score them "
+            "yourself, and give the scores with --scores)"
+        )
+        raise InvalidArgument("data", settings.source, allowed)
     try:
         return _load(settings)
     except DpauditError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,10 @@ def unsharded_parameters(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
+HALF = 0.5
+"""Mantissa of a power of two."""
+
+
 def set_gradients(model: nn.Module, sums: Mapping[str, Tensor], expected: float) -> None:
     """Set each trainable parameter's gradient to its sum, or this rank's shard, over ``expected``.
 
@@ -81,11 +86,14 @@ def set_gradients(model: nn.Module, sums: Mapping[str, Tensor], expected: float)
         sums: Noisy sums per parameter; divided in place.
         expected: The expected batch size, in records.
     """
+    # Division by a power of two is a multiplication, bit for bit, in half the time.
+    share = 1 / expected if math.frexp(expected)[0] == HALF else None
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             parameter.grad = None
         else:
-            gradient = sums[name].div_(expected).to(parameter.dtype)
+            total = sums[name].div_(expected) if share is None else sums[name].mul_(share)
+            gradient = total.to(parameter.dtype)
             parameter.grad = shard_like(gradient, parameter) if is_sharded(parameter) else gradient
 
 

@@ -7,7 +7,7 @@ References: Abadi et al. (2016), arXiv:1607.00133, Algorithm 1, with Poisson sam
 
 from __future__ import annotations
 
-import operator
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,31 +17,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer.adam import set_noise_deviation
-from dpaudit.trainer.batches.grouped_records import (
-    RecordGroups,
-    Users,
-    average_row_losses,
-    make_batch_source,
-)
+from dpaudit.trainer.batches.grouped_records import RecordGroups, Users, average_row_losses
 from dpaudit.trainer.batches.samplers import Poisson
 from dpaudit.trainer.canaries.canary_file import CanaryFile
 from dpaudit.trainer.canaries.run_canaries import Observation, RunCanaries, not_observed
 from dpaudit.trainer.clip_rules import ClipRule
+from dpaudit.trainer.data_sources.bound_data import BoundData
+from dpaudit.trainer.data_sources.data_loaders import LoadableData, LoadingSettings
 from dpaudit.trainer.distributed import set_gradients, unsharded_parameters
+from dpaudit.trainer.drawn_batches import (
+    DrawnBatches,
+    Transform,
+    count_of_steps,
+    floating_type,
+)
 from dpaudit.trainer.engine import Engine, PerSampleLoss
 from dpaudit.trainer.engine.batch_structure import Batch, count_records
 from dpaudit.trainer.engine.model_state import seed_torch
+from dpaudit.trainer.engine.spot_checks import CheckSchedule
 from dpaudit.trainer.noise.gradient_noise import GradientSums, count_coordinates
 from dpaudit.trainer.noise.randomness import NotCopyable, Purpose
 from dpaudit.trainer.session.release_account import PrivacyBudget
 from dpaudit.trainer.session.settings import StepSettings
+from dpaudit.trainer.session.training_plan import TrainingPlan
 from dpaudit.trainer.session.training_session import Session
-from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, require_count
-from dpaudit.vocabulary.ledger import GRADIENT_SUM, LedgerHeader
+from dpaudit.trainer.trainable import require_all_parameters
+from dpaudit.vocabulary.errors import (
+    BudgetExceeded,
+    GradientsDisagree,
+    InvalidArgument,
+)
+from dpaudit.vocabulary.ledger import GRADIENT_SUM, LedgerHeader, Randomness
 from dpaudit.vocabulary.mechanism import Gaussian, Release
 from dpaudit.vocabulary.privacy_terms import Bound, Unit
 
@@ -59,6 +68,9 @@ class Private(NotCopyable):
         settings: Every setting that privacy depends on, as one text per setting, for checkpoints.
         canaries: Gradient canaries of the run; None: there are none.
         canary_file: The trainer's canary file, if records include canaries.
+        plan: Steps, delta and budget; None: the caller gives them to the methods.
+        loadable: The data, and how they are loaded; None: the caller gives them to ``batches``.
+        loading: How data that are given to ``batches`` are loaded; None: by default.
 
     Attributes:
         model: The model that is trained.
@@ -67,6 +79,7 @@ class Private(NotCopyable):
         clip_rule: The clip rule in its present state.
         canaries: Gradient canaries of the run; None: there are none.
         canary_file: The trainer's canary file, if records include canaries.
+        plan: Steps, delta and calibrated noise of ``make_private``; None: there is no plan.
 
     Example:
         >>> import torch
@@ -91,16 +104,21 @@ class Private(NotCopyable):
         settings: dict[str, str],
         canaries: RunCanaries | None = None,
         canary_file: CanaryFile | None = None,
+        *,
+        plan: TrainingPlan | None = None,
+        loadable: LoadableData | None = None,
+        loading: LoadingSettings | None = None,
     ) -> None:
         self._session, self.step_settings, self.clip_rule = session, step_settings, rule
         self._settings, self.canaries, self.canary_file = settings, canaries, canary_file
         self.model, self.optimizer = session.trained.model, session.trained.optimizer
-        self._engine = Engine(self.model, _missing_loss)
+        self._engine = Engine(self.model, _missing_loss, _check_schedule(session))
         self._shapes: dict[str, torch.Size] = {}
-        self._checked_dataset: Any = None  # the last data set found to hold the file's canaries
-        # Identity of the columns that are drawn by position; the data set keeps them alive.
-        self._positioned: tuple[tuple[int, ...], Any] | None = None
+        self.plan = plan
+        bound = BoundData(loadable, loading or LoadingSettings(), floating_type(self.model))
+        self._batches = DrawnBatches(session, step_settings.sampler, bound, canary_file)
         self._drawn = session.steps  # number of batches drawn
+        self._sums_taken = 0  # in this process
         self._drawn_records = 0  # records, or users, of the batch drawn last
 
     @property
@@ -119,58 +137,59 @@ class Private(NotCopyable):
         return self._session.observations
 
     def batches(
-        self, dataset: Any, *, steps: int | None = None, users: Users | None = None
+        self,
+        data: Any = None,
+        *,
+        steps: int | None = None,
+        users: Users | None = None,
+        transform: Transform | None = None,
     ) -> Iterator[Batch]:
-        """Yield the batch of each step, for ``steps`` steps or about one pass.
+        """Yield the batch of each step: ``steps`` steps, or what is left of the plan.
 
-        Ends before the step that would exceed the budget of ``stop_at``.
+        Ends before the step that would exceed the budget of ``target_epsilon`` or ``stop_at``.
 
         Args:
-            dataset: Tensors with records first, in a tuple, dict or dataclass; or records by index
-                with a length, as torch's data sets.
-            steps: Number of steps; None: as many as draw each record once, on average.
+            data: The records, as ``make_private`` takes them; None: those given to it.
+            steps: Number of steps; None: the rest of the plan's steps, or without a plan as many
+                as draw each record once, on average.
             users: The owners of the records: users are drawn in place of records, and
                 ``RecordGroups`` are yielded. Required if ``unit`` is not ``record``, and only then.
+            transform: Changes each batch, record by record, before it is yielded. A transform
+                that mixes records, as mixup or standardization over the batch, is refused.
 
         Yields:
             The drawn records of this rank, possibly none.
 
         Raises:
             InvalidArgument: If no step was taken on the previous batch, or an argument does not
-                fit. Also if canaries of the canary file are missing, or ranks have data of
-                different lengths.
+                fit. Also if canaries of the canary file are missing, or ranks have different
+                data.
+            UserCodeError: If the data set or ``collate_fn`` raises an exception.
         """
         if (users is None) != (self.step_settings.unit is Unit.RECORD):
             raise InvalidArgument(
                 "users", users, f"given if, and only if, the unit is not a record; it is "
                 f"{self.step_settings.unit.value!r}",
             )  # fmt: skip
-        session, sampler = self._session, self.step_settings.sampler
-        source = make_batch_source(dataset, users)
-        times = sampler.steps_in_a_pass if steps is None else _count_of_steps(steps)
-        self._require_same_records(dataset)
-        if self.canary_file is not None and dataset is not self._checked_dataset:
-            self.canary_file.require_among(dataset)
-            self._checked_dataset = dataset
-        session.ranks.require_same_settings(
-            {"records": str(source.records), "steps": str(times), "step": str(self.steps)}
-        )
-        for number in range(times):
-            session.require_open()
-            # A step on each batch is required, except across calls: an interrupted loop may
-            # continue with the batch that it had.
-            if number and self._drawn > self.steps:
-                raise InvalidArgument(
-                    "batches", "a batch without a step", "followed by one private.step "
-                    "each: a dropped batch makes the sampling differ from the recorded one",
-                )  # fmt: skip
-            if not session.has_room(self._next_release()):
-                return
-            drawn = sampler.draw(session.stream, self.steps, source.records)
-            drawn = session.ranks.share(drawn)
-            batch = source(drawn, session.stream, self.steps)
-            self._drawn, self._drawn_records = self.steps + 1, len(drawn)
-            yield batch
+        session = self._session
+        times = self._steps_left() if steps is None else count_of_steps(steps)
+        bound = self._batches.bind(data, users, times)
+        with self._batches.load(bound, times) as loaded:
+            for number in range(times):
+                session.require_open()
+                # A step on each batch is required, except across calls: an interrupted loop may
+                # continue with the batch that it had.
+                if number and self._drawn > self.steps:
+                    raise InvalidArgument(
+                        "batches", "a batch without a step", "followed by one private.step "
+                        "each: a dropped batch makes the sampling differ from the recorded one",
+                    )  # fmt: skip
+                if not session.has_room(self._next_release()):
+                    return
+                one = next(loaded)
+                batch = self._batches.prepare(one, bound, transform, self._engine)
+                self._drawn, self._drawn_records = self.steps + 1, one.drawn
+                yield batch
 
     def step(self, per_sample_loss: PerSampleLoss, batch: Batch) -> None:
         """Take one private step on a batch of ``batches``.
@@ -190,6 +209,7 @@ class Private(NotCopyable):
             UnrecordedChange: If the model was changed since the last step.
             ForkedSession: If this process is a fork of the one that made the trainer.
             NoiseReused: If another thread is in the middle of a step.
+            GradientsDisagree: If a spot check fails, in this step or an earlier one.
         """
         session = self._session
         with session.one_step():
@@ -202,10 +222,11 @@ class Private(NotCopyable):
                 if isinstance(batch, RecordGroups)
                 else per_sample_loss
             )
+            self._batches.require_loss_without_padding(self.model, self._engine.loss, batch)
             step, noise_multiplier = self.steps, self.step_settings.noise_multiplier(self.steps)
             norm = self.clip_rule.sensitivity(step, noise_multiplier)
             joined = self._canaries_that_join(step)
-            sums = self._clipped_sums(batch, joined, noise_multiplier)
+            sums = self._checked_sums(batch, joined, noise_multiplier)
             if (release := self._next_release()) is not None:
                 session.record(GRADIENT_SUM, release, step)
             # After the record, so that no rank has the sum before the release is on disk.
@@ -307,7 +328,7 @@ class Private(NotCopyable):
             settings=self._settings,
         )
 
-    def finish(self, *, delta: float) -> RunDirectory:
+    def finish(self, *, delta: float | None = None) -> RunDirectory:
         """End the run: the ledger's folder becomes a finished run directory.
 
         It holds ``model.safetensors`` (the released weights), ``claim.json`` (the claim at
@@ -316,7 +337,7 @@ class Private(NotCopyable):
         are gathered.
 
         Args:
-            delta: Delta of the claim, in [1e-300, 1).
+            delta: Delta of the claim, in [1e-300, 1); None: that of ``make_private``.
 
         Returns:
             The run directory.
@@ -326,7 +347,7 @@ class Private(NotCopyable):
                 named ``ledger.jsonl``.
             UnrecordedChange: If the model was changed since the last step.
         """
-        return self._session.seal(delta, self.canaries)
+        return self._session.seal(self._delta(delta), self.canaries)
 
     def close(self) -> None:
         """End the session without finishing the run, which can be resumed.
@@ -347,19 +368,26 @@ class Private(NotCopyable):
     ) -> None:
         self.close()
 
-    def epsilon(self, *, delta: float) -> Bound:
+    def epsilon(self, *, delta: float | None = None) -> Bound:
         """Return certified bounds of epsilon for all releases so far.
 
         Args:
-            delta: Delta, in [1e-300, 1).
+            delta: Delta, in [1e-300, 1); None: that of ``make_private``.
 
         Returns:
             Lower and upper bound of epsilon; both 0 if nothing was released.
 
         Raises:
-            InvalidArgument: If delta is out of range.
+            InvalidArgument: If delta is out of range, or given nowhere.
         """
-        return self._session.epsilon(delta)
+        return self._session.epsilon(self._delta(delta))
+
+    def _delta(self, delta: float | None) -> float:
+        """Return a given delta, or that of the plan."""
+        own = self.plan.delta if delta is None and self.plan is not None else delta
+        if own is None:
+            raise InvalidArgument("delta", None, "given here or to make_private, as 1e-5")
+        return own
 
     def stop_at(self, *, epsilon: float, delta: float) -> None:
         """Set a privacy budget: ``batches`` ends before the step that would exceed it.
@@ -372,6 +400,12 @@ class Private(NotCopyable):
             InvalidArgument: If an argument is out of range, or ranks have different budgets.
         """
         self._session.stop_at(PrivacyBudget(epsilon, delta))
+
+    def _steps_left(self) -> int:
+        """Return the number of steps that are left of the plan, or those of about one pass."""
+        if self.plan is None or self.plan.steps is None:
+            return self.step_settings.sampler.steps_in_a_pass
+        return max(0, self.plan.steps - self.steps)
 
     def _require_drawn(self, batch: Batch) -> None:
         """Refuse a batch that was not drawn, or has more records than were drawn."""
@@ -386,25 +420,6 @@ class Private(NotCopyable):
                 "put several rows of one record, such as views, into RecordGroups",
             )  # fmt: skip
 
-    def _require_same_records(self, dataset: Any) -> None:
-        """Refuse other records in the middle of a release that draws by position.
-
-        Where one release covers a pass or the run, each record is assigned its steps by its
-        position. In another order, a record could join twice.
-        """
-        sampler = self.step_settings.sampler
-        if sampler.steps_per_release == 1:
-            return
-        # The columns are compared: another tuple of the same tensors is the same data set.
-        columns = tuple(map(id, _columns_of(dataset)))
-        begins = self.steps % sampler.steps_per_release == 0
-        if self._positioned and columns != self._positioned[0] and not begins:
-            raise InvalidArgument(
-                "dataset", "another one than before", "the same object, in the same order, within "
-                "one release: this sampler draws by position",
-            )  # fmt: skip
-        self._positioned = (columns, dataset)
-
     def _canaries_that_join(self, step: int) -> NDArray[np.bool_]:
         """Return the canaries in the batch, shape ``(m,)``; none on other ranks than the first."""
         if self.canaries is None:
@@ -413,6 +428,43 @@ class Private(NotCopyable):
         assert isinstance(sampler, Poisson)  # make_private refuses other samplers with canaries
         joined = self.canaries.joined(self._session.stream, step, sampler.sampling_rate)
         return joined if self._session.ranks.rank == 0 else np.zeros_like(joined)
+
+    @property
+    def record_by_record(self) -> tuple[str, ...]:
+        """Names of the parameters that need a backward pass per record, which is slow.
+
+        Known after the first step. A parameter without a gradient, as in an adapter that starts
+        at zero, is listed until gradients flow.
+        """
+        return self._engine.record_by_record
+
+    def _checked_sums(
+        self, batch: Batch, joined: NDArray[np.bool_], noise_multiplier: float
+    ) -> GradientSums:
+        """Return the sums of a step; record its spot check, if there was one."""
+        if self._engine.disagreement is not None:
+            raise self._engine.disagreement
+        try:
+            sums = self._clipped_sums(batch, joined, noise_multiplier)
+        except GradientsDisagree as error:
+            self._session.record_spot_check(self.steps, 0, str(error))
+            raise
+        if self._engine.compared:
+            self._session.record_spot_check(self.steps, self._engine.compared)
+        self._sums_taken += 1
+        if self._sums_taken == WARNED_STEP and self.record_by_record:
+            warnings.warn(self._slow_parameters(), stacklevel=3)
+        return sums
+
+    def _slow_parameters(self) -> str:
+        """Return the warning that names slow parameters, with their cost."""
+        slow, share = self.record_by_record, self._engine.slow_share
+        shown = ", ".join(slow[:MAX_NAMES_SHOWN]) + (", ..." if len(slow) > MAX_NAMES_SHOWN else "")
+        return (
+            f"{len(slow)} parameters have no fast rule and take {share:.0%} of the CPU time of a "
+            f"step, by one backward pass per record: {shown} (all: private.record_by_record); "
+            "freeze them, or express the operation by layers of torch.nn"
+        )
 
     def _clipped_sums(
         self, batch: Batch, joined: NDArray[np.bool_], noise_multiplier: float
@@ -468,6 +520,26 @@ class Private(NotCopyable):
         return self.step_settings.sampler.release_at(noise, self.steps, self._session.first)
 
 
+WARNED_STEP = 4
+"""The step after which slow parameters are named, once: by then, plans have been made again."""
+
+MAX_NAMES_SHOWN = 5
+"""Names of slow parameters in the warning."""
+
+SEEDED_CHECK_RATE = 1 / 256
+"""Probability of a spot check in seeded runs, in which nothing may depend on the time taken."""
+
+
+def _check_schedule(session: Session) -> CheckSchedule:
+    """Return which steps are checked, by random numbers that only this process can know."""
+
+    def draw(_: int) -> float:  # of the session's step: equal in a resumed, seeded run
+        return session.stream.seed_for(Purpose.SPOT_CHECKS, session.steps) / 2**63
+
+    seeded = session.stream.randomness is Randomness.SEEDED
+    return CheckSchedule(draw, SEEDED_CHECK_RATE if seeded else None)
+
+
 def _require_weights_fit(
     own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
 ) -> None:
@@ -480,48 +552,6 @@ def _require_weights_fit(
         if given.shape != parameter.shape or not bool(torch.isfinite(given).all()):
             allowed = f"finite, of shape {tuple(parameter.shape)}"
             raise InvalidArgument(f"weights[{name!r}]", f"shape {tuple(given.shape)}", allowed)
-
-
-def _count_of_steps(steps: object) -> int:
-    """Return a number of steps as an int; Python and NumPy integers of at least 0 are accepted."""
-    try:
-        times = operator.index(steps)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise InvalidArgument("steps", steps, "a whole number of at least 0") from error
-    require_count("steps", times, least=0)
-    return times
-
-
-def _columns_of(dataset: Any) -> tuple[Any, ...]:
-    """Return the columns of a data set; the data set itself if it has none."""
-    if isinstance(dataset, dict):
-        return tuple(dataset.values())
-    if isinstance(dataset, TensorDataset):
-        return tuple(dataset.tensors)
-    return tuple(dataset) if isinstance(dataset, tuple) else (dataset,)
-
-
-def require_all_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer that lacks a trainable parameter of the model.
-
-    Args:
-        model: The model.
-        optimizer: The optimizer.
-
-    Raises:
-        InvalidArgument: If one is missing; names the parameters.
-    """
-    present = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [
-        name for name, p in model.named_parameters() if p.requires_grad and id(p) not in present
-    ]
-    if missing:
-        raise InvalidArgument(
-            "optimizer",
-            type(optimizer).__name__,
-            f"one over all trainable parameters; it lacks {', '.join(missing)} (freeze them, "
-            "or add them with optimizer.add_param_group)",
-        )
 
 
 def _missing_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

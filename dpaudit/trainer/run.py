@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from msgspec.structs import replace
+from torch import nn
 
 from dpaudit.runs.checkpoints import remove_checkpoints
 from dpaudit.runs.consistency import is_proven_by_claim
@@ -17,10 +19,11 @@ from dpaudit.runs.directory import RunDirectory, create_run, open_run, remove_ru
 from dpaudit.runs.ledger_file import complete_seal, read_run
 from dpaudit.trainer import attach
 from dpaudit.trainer.adam import AdamCorrected
+from dpaudit.trainer.batches.grouped_records import RecordGroups, Views
 from dpaudit.trainer.batches.samplers import Poisson
-from dpaudit.trainer.canaries.run_canaries import Observation, RunCanaries, make_canaries
+from dpaudit.trainer.canaries.run_canaries import Observation, RunCanaries
 from dpaudit.trainer.clip_rules import ConstantClipping
-from dpaudit.trainer.data import DatasetSplit, RecordArrays, load_dataset
+from dpaudit.trainer.data import DatasetSplit
 from dpaudit.trainer.distributed import (
     RankGroup,
     current_ranks,
@@ -28,20 +31,24 @@ from dpaudit.trainer.distributed import (
     select_device,
 )
 from dpaudit.trainer.engine import Flat
-from dpaudit.trainer.engine.independence import require_independent_records
-from dpaudit.trainer.models.factories import (
-    FixedFeatureModel,
-    compute_features,
-    default_learning_rate,
-    make_model,
-    trained_part,
-)
-from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, OnGrid
+from dpaudit.trainer.engine.batch_structure import Batch
+from dpaudit.trainer.models.factories import trained_part
+from dpaudit.trainer.models.wide_resnet import random_crop_and_flip
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, OnGrid, default_noise
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.session.settings import AttachSettings, ConstantSchedule, NoisyCount
+from dpaudit.trainer.tasks import (
+    CLASSIFICATION,
+    Split,
+    Task,
+    make_run_model,
+    public_base,
+    released_names,
+    task_of,
+)
 from dpaudit.vocabulary.errors import InvalidArgument, RunExists
-from dpaudit.vocabulary.settings import PrivacySettings, RunConfig
+from dpaudit.vocabulary.settings import ModelSettings, PrivacySettings, RunConfig
 
 StepCallback = Callable[[int, Observation], None]
 """Called after each step with the number of steps done and the observation of the canaries."""
@@ -60,10 +67,15 @@ class PreparedRun:
     """
 
     config: RunConfig
-    split: DatasetSplit
+    split: Split
     model: nn.Module
     stream: Keystream
     ranks: RankGroup
+
+    @property
+    def task(self) -> Task:
+        """What the model learns from the records."""
+        return task_of(self.config.data)
 
 
 def prepare_run(config: RunConfig) -> PreparedRun:
@@ -81,10 +93,23 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     device = select_device(config.speed.device)
     join_process_group(device)
     ranks = current_ranks()
-    split = load_dataset(config.data)
+    task = task_of(config.data)
+    split = task.load(config.data)
     stream = ranks.broadcast_stream(Keystream.of(config.privacy.seed))
-    model = prepare_model(config.model.model, split, stream)
-    return PreparedRun(config, split, model.to(device), stream, ranks)
+    model = _prepared_model(task, config.model, split, stream).to(device)
+    return PreparedRun(_with_noise_kind(config, model), split, model, stream, ranks)
+
+
+def _with_noise_kind(config: RunConfig, model: nn.Module) -> RunConfig:
+    """Return the settings with the kind of noise that is used, in place of ``auto``."""
+    privacy = config.privacy
+    if privacy.noise != "auto":
+        return config
+    trained = [p for p in trained_part(model).parameters() if p.requires_grad]
+    dimension = sum(p.numel() for p in trained) + config.canaries.gradient
+    norm, multiplier = privacy.clip_norm, privacy.noise_multiplier
+    noise = default_noise(trained[0].device, multiplier, norm, dimension)
+    return replace(config, privacy=replace(privacy, noise=noise.kind.value))
 
 
 def prepare_model(name: str, split: DatasetSplit, stream: Keystream) -> nn.Module:
@@ -101,15 +126,19 @@ def prepare_model(name: str, split: DatasetSplit, stream: Keystream) -> nn.Modul
     Raises:
         InvalidArgument: If it has no trainable parameter, or mixes records.
     """
-    seed = stream.seed_for(Purpose.MODEL)
-    model = make_model(name, split.shape, len(split.classes), seed)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InvalidArgument("model", name, "a model with a trainable parameter")
+    return _prepared_model(CLASSIFICATION, ModelSettings(name), split, stream)
+
+
+def _prepared_model(
+    task: Task, settings: ModelSettings, split: Split, stream: Keystream
+) -> nn.Module:
+    """Return a run's model in training mode; refuse one that mixes records."""
+    model = make_run_model(task, settings, split, stream.seed_for(Purpose.MODEL))
     model.train()
-    require_independent_records(model, split.shape)
-    # A trained part that begins at zero hides whether its features mix records.
-    if isinstance(model, FixedFeatureModel):
-        require_independent_records(model.features, split.shape)
+    task.require_independent(model, split)
+    if settings.views > 1 and not (task.has_images(split) and trained_part(model) is model):
+        allowed = "1, except for images that a model without a fixed part takes"
+        raise InvalidArgument("views", settings.views, allowed)
     return model
 
 
@@ -216,7 +245,7 @@ def resume_run(prepared: PreparedRun, out: Path, on_step: StepCallback) -> RunDi
         return _take_steps(prepared, private, canaries, run, on_step)
 
 
-def heldout_records(run: RunDirectory, split: DatasetSplit) -> RecordArrays:
+def heldout_records(run: RunDirectory, split: Split) -> Any:
     """Return the held-out records that did not become canaries.
 
     Args:
@@ -230,22 +259,6 @@ def heldout_records(run: RunDirectory, split: DatasetSplit) -> RecordArrays:
     inputs = settings.canaries.inputs if isinstance(settings, RunConfig) else 0
     taken = np.arange(len(split.heldout)) < inputs
     return split.heldout[~taken]
-
-
-def cross_entropies(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Return each record's cross-entropy.
-
-    Args:
-        model: The model; of a model with fixed features, its trained part is used.
-        batch: Inputs of the trained part and labels, of shapes ``(records, ...)`` and
-            ``(records,)``.
-
-    Returns:
-        Losses in nats, shape ``(records,)``.
-    """
-    features, labels = batch
-    outputs = trained_part(model)(features)
-    return nn.functional.cross_entropy(outputs, labels, reduction="none")
 
 
 def make_optimizer(
@@ -305,7 +318,7 @@ def _make_canaries(prepared: PreparedRun) -> RunCanaries:
     trained = trained_part(prepared.model).parameters()
     parameters = sum(p.numel() for p in trained if p.requires_grad)
     settings, stream = prepared.config.canaries, prepared.stream
-    return make_canaries(settings, prepared.split, parameters, stream)[0]
+    return prepared.task.draw_canaries(settings, prepared.split, parameters, stream)
 
 
 def _training_setup(prepared: PreparedRun, canaries: RunCanaries) -> attach.TrainingSetup:
@@ -317,6 +330,7 @@ def _training_setup(prepared: PreparedRun, canaries: RunCanaries) -> attach.Trai
         canaries=canaries,
         stream=prepared.stream,
         ranks=prepared.ranks,
+        released=released_names(prepared.config.model, prepared.model),
     )
 
 
@@ -328,6 +342,8 @@ def _attach_settings(prepared: PreparedRun, canaries: RunCanaries) -> AttachSett
         records = len(prepared.split.train) + len(canaries.trained_inputs)
         batch = NoisyCount(records, privacy.count_noise_multiplier)
     preset = () if config.preset is None else (f"preset {config.preset}",)
+    base = public_base(config.model)
+    weights = () if base is None else (base.description,)
     return AttachSettings(
         sampler=Poisson(privacy.sampling_rate),
         noise_multiplier=ConstantSchedule(privacy.noise_multiplier),
@@ -337,16 +353,15 @@ def _attach_settings(prepared: PreparedRun, canaries: RunCanaries) -> AttachSett
         physical_batch_size=config.speed.physical_batch_size,
         unaccounted=privacy.unaccounted,
         average_decay=config.model.average_decay,
-        assumed_public=("feature shape", "label set", *preset),
+        assumed_public=(*prepared.task.assumed_public, *weights, *preset),
     )
 
 
 def _learning_rate(prepared: PreparedRun) -> float:
     """Return the learning rate of the settings, or the model's default."""
     settings = prepared.config.model
-    return settings.learning_rate or default_learning_rate(
-        settings.model, prepared.split.shape, settings.optimizer
-    )
+    default = prepared.task.learning_rate(settings.model, prepared.split, settings.optimizer)
+    return settings.learning_rate or default
 
 
 def _set_learning_rate(prepared: PreparedRun, private: Private) -> None:
@@ -356,14 +371,6 @@ def _set_learning_rate(prepared: PreparedRun, private: Private) -> None:
         factor = (1 + math.cos(math.pi * private.steps / prepared.config.privacy.steps)) / 2
         for group in private.optimizer.param_groups:
             group["lr"] = factor * _learning_rate(prepared)
-
-
-def _records(prepared: PreparedRun, canaries: RunCanaries) -> tuple[Tensor, Tensor]:
-    """Return all training records, input canaries included, as inputs of the trained part."""
-    inputs, train = canaries.trained_inputs, prepared.split.train
-    features = np.concatenate([train.features, inputs.features])
-    labels = np.concatenate([train.labels, inputs.labels])
-    return torch.from_numpy(compute_features(prepared.model, features)), torch.from_numpy(labels)
 
 
 def _take_steps(
@@ -377,15 +384,31 @@ def _take_steps(
     steps, every = prepared.config.privacy.steps, prepared.config.speed.checkpoint_every
     device = next(prepared.model.parameters()).device
     remaining = steps - private.steps
-    for features, labels in private.batches(_records(prepared, canaries), steps=remaining):
+    task = prepared.task
+    records = task.inputs(prepared.model, prepared.split, canaries)
+    for inputs, targets in private.batches(records, steps=remaining):
         _set_learning_rate(prepared, private)
-        private.step(cross_entropies, (features.to(device), labels.to(device)))
+        batch = _viewed(prepared, private, (inputs.to(device), targets.to(device)))
+        private.step(task.losses, batch)
         if private.steps % every == 0 or private.steps == steps:
             private.checkpoint(run.checkpoints)
         if prepared.ranks.rank == 0:
             on_step(private.steps, private.observations[-1])
     private.finish(delta=prepared.config.privacy.delta)
     return _remove_checkpoints(prepared, run)
+
+
+def _viewed(prepared: PreparedRun, private: Private, batch: Batch) -> Batch | RecordGroups:
+    """Return the views of each image of a batch that the settings ask for.
+
+    They are drawn anew for each step, so that a step that is run again has the same views.
+    """
+    views = prepared.config.model.views
+    if views == 1:
+        return batch
+    with torch.random.fork_rng():
+        torch.manual_seed(prepared.stream.seed_for(Purpose.AUGMENTATION, private.steps))
+        return Views(random_crop_and_flip, views)(batch)
 
 
 def _lacks_only_seal(run: RunDirectory) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 from dpaudit.trainer import (
     Automatic,
     GradientCanaries,
+    Independent,
     OnGrid,
     Poisson,
     Prefetched,
@@ -35,7 +36,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "clipping": ({}, {"clipping": Automatic(1.0)}),
     "noise_multiplier": ({}, {"noise_multiplier": 0.5}),
-    "noise": ({}, {"noise": OnGrid()}),
+    "noise": ({"noise": Independent()}, {"noise": OnGrid()}),
     "sampling_rate": ({}, {"sampling_rate": 0.25}),
     "sampler": ({"sampler": Poisson(0.5)}, {"sampler": Truncated(0.5, RECORDS, 30)}),
     "expected_batch_size": ({}, {"expected_batch_size": 10}),
@@ -84,8 +85,11 @@ def main(out: Path) -> None:
     attempt("trainable", lambda: private(frozen=rank == 1))
     records = data(RECORDS - 10 * rank)
     attempt("records", lambda: next(private().batches(records, steps=2)))
+    others = tuple(part.flip(0) if rank else part for part in data())
+    attempt("data", lambda: next(private().batches(others, steps=2)))
     attempt("steps", lambda: next(private().batches(data(), steps=2 + rank)))
-    same = private(noise=Prefetched() if rank else None, physical_batch_size=1 + rank)
+    noise = Prefetched() if rank else Independent()
+    same = private(noise=noise, physical_batch_size=1 + rank)
     for batch in same.batches(data(), steps=2):  # what only speed depends on may differ
         same.step(loss, batch)
     said["speed alone"] = f"{same.steps} steps"

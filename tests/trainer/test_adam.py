@@ -210,6 +210,7 @@ def trainer(**changes: object) -> tuple[Private, AdamCorrected]:
         "sampling_rate": 0.25,
         "expected_batch_size": 10.0,
         "seed": 11,
+        "noise": Independent(),  # of exactly the deviation that is set
         **changes,
     }
     return make_private(net, optimizer, **given_ones), optimizer  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise_words import fixed_noise
 from torch import Tensor, nn
 
 from dpaudit.trainer.attach import make_private
@@ -21,7 +22,6 @@ from dpaudit.trainer.clip_rules import (
 )
 from dpaudit.trainer.engine import Automatic, ClippedSums, Engine, Flat, PerLayer
 from dpaudit.trainer.engine.batch_structure import Batch, slice_records
-from dpaudit.trainer.noise import gradient_noise
 from dpaudit.trainer.noise.gradient_noise import Independent, NoiseContext
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.trainer.private import Private
@@ -264,6 +264,7 @@ def trainer_of(
         clipping=rule,
         sampling_rate=1.0,
         expected_batch_size=expected_batch_size,
+        noise=Independent(),
         seed=4,
     )
 
@@ -277,7 +278,7 @@ def moves(
     monkeypatch: pytest.MonkeyPatch, trainer: Private, records: Tensor, steps: int
 ) -> list[Tensor]:
     """Return by how much each step moves the weights, without any noise."""
-    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.zeros(n))
+    fixed_noise(monkeypatch, lambda stream, step, count: torch.zeros(count))
     found = []
     for batch in trainer.batches(records, steps=steps):
         before = trainer.model.weight.detach().clone()
@@ -294,7 +295,7 @@ def test_a_schedule_of_clip_norms_is_used_step_by_step(monkeypatch: pytest.Monke
 
 
 def test_a_schedule_scales_the_noise_with_the_clip_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.ones(n))
+    fixed_noise(monkeypatch, lambda stream, step, count: torch.ones(count))
     norms = [1.0, 0.25, 2.0]
     trainer = trainer_of(Scheduled(lambda step: norms[step]), noise_multiplier=3.0)
     before = trainer.model.weight.detach().clone()

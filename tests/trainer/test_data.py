@@ -263,7 +263,7 @@ def test_a_source_that_does_not_exist_is_refused(source: str) -> None:
 
 
 def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
+    path = tmp_path / "a.pdf"
     path.write_text("1 2 3")
     assert "a .npz, .csv or .parquet file" in refusal(path)
 

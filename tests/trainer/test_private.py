@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise_words import fixed_noise
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -20,7 +21,6 @@ from dpaudit.runs.ledger_file import read_ledger
 from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.batches.samplers import BallsInBins, FixedSize, Shuffled, Truncated
 from dpaudit.trainer.engine.batch_structure import Batch
-from dpaudit.trainer.noise import gradient_noise
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import Randomness, Sampling
@@ -105,7 +105,7 @@ def weights(trainer: Private) -> Tensor:
 def test_the_step_is_the_noisy_clipped_sum_over_the_public_constant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.ones(n))
+    fixed_noise(monkeypatch, lambda stream, step, count: torch.ones(count))
     trainer, net = private(physical_batch_size=3), model()
     (batch,) = trainer.batches(data(), steps=1)
     trainer.step(loss, batch)

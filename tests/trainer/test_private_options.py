@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from noise_words import fixed_noise
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -22,7 +23,7 @@ from dpaudit.trainer.batches.samplers import BallsInBins, Cyclic, Truncated
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Automatic, Engine, Flat, PerLayer
 from dpaudit.trainer.engine.batch_structure import Batch
-from dpaudit.trainer.noise import gradient_noise
+from dpaudit.trainer.noise.gaussian_draws import normals
 from dpaudit.trainer.noise.gradient_noise import (
     Banded,
     GradientNoise,
@@ -93,7 +94,7 @@ def weights(trainer: Private) -> Tensor:
 
 
 def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_noise, "normals", lambda stream, purpose, step, n: torch.zeros(n))
+    fixed_noise(monkeypatch, lambda stream, step, count: torch.zeros(count))
 
 
 # Kinds of noise.
@@ -118,11 +119,13 @@ def test_noise_beyond_float32_is_refused_before_a_ledger_exists(
 
 
 def test_prefetched_noise_equals_noise_on_demand() -> None:
-    assert torch.equal(weights(run(private(noise=Prefetched()), 4)), weights(run(private(), 4)))
+    assert torch.equal(
+        weights(run(private(noise=Prefetched()), 4)), weights(run(private(noise=Independent()), 4))
+    )
 
 
 def test_noise_on_a_grid_costs_what_independent_noise_costs() -> None:
-    gridded, plain = run(private(noise=OnGrid()), 4), run(private(), 4)
+    gridded, plain = (run(private(noise=noise), 4) for noise in (OnGrid(), Independent()))
     assert gridded.epsilon(delta=1e-5) == plain.epsilon(delta=1e-5)
     assert not torch.equal(weights(gridded), weights(plain))
 
@@ -431,13 +434,13 @@ def test_noise_that_was_added_is_not_added_to_another_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Were the step taken again, the difference of two sums would be bare."""
-    draw, steps = gradient_noise.normals, []
+    steps = []
 
-    def noted(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
+    def noted(stream: Keystream, step: int, count: int) -> Tensor:
         steps.append(step)
-        return draw(stream, purpose, step, count)
+        return normals(stream, Purpose.GRADIENT_NOISE, step, count)
 
-    monkeypatch.setattr(gradient_noise, "normals", noted)
+    fixed_noise(monkeypatch, noted)
     trainer = private(optimizer=lambda own: Failing(own, lr=0.5))
     (batch,) = trainer.batches(data(), steps=1)
     with pytest.raises(MemoryError):

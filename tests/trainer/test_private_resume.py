@@ -6,7 +6,7 @@ import itertools
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +22,17 @@ from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.batches.samplers import BallsInBins, Cyclic, Poisson, Shuffled
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Flat
-from dpaudit.trainer.noise.gradient_noise import Banded, OnGrid, Prefetched
+from dpaudit.trainer.noise import gradient_noise
+from dpaudit.trainer.noise.gradient_noise import (
+    Banded,
+    GradientNoise,
+    Independent,
+    OnGrid,
+    Prefetched,
+)
+from dpaudit.trainer.noise.kernels import NUMPY_KERNELS
 from dpaudit.trainer.private import Private
+from dpaudit.trainer.session import settings as session_settings
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.ledger import Randomness, ResumeEntry
 from dpaudit.vocabulary.mechanism import (
@@ -127,6 +136,48 @@ def weights(trainer: Private) -> Tensor:
 def files_in(folder: Path) -> dict[str, bytes]:
     paths = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+# The kind of noise.
+
+
+@pytest.mark.parametrize("noise", [Independent(), OnGrid()])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_resumed_run_keeps_its_kind_of_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: GradientNoise, compiled: bool
+) -> None:
+    """On a machine with another default, too."""
+    run = Run(tmp_path / "run")
+    run.interrupted(2, 2, noise=noise)
+    chosen = replace(NUMPY_KERNELS, compiled=compiled)
+    monkeypatch.setattr(gradient_noise, "kernels", lambda: chosen)
+    resumed = run.resume()
+    assert resumed.step_settings.noise == noise
+    assert resumed.header.noise is noise.kind
+    die(resumed)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_another_kind_of_noise_than_recorded_is_refused(tmp_path: Path, kept: int) -> None:
+    run = Run(tmp_path / "run")
+    run.interrupted(kept, 2, noise=OnGrid())
+    with pytest.raises(InvalidArgument, match="noise"):
+        run.resume(noise=Independent())
+    die(run.resume(noise=Prefetched(OnGrid())))  # the same noise
+
+
+def test_a_run_of_an_earlier_version_continues_with_independent_noise(tmp_path: Path) -> None:
+    """Its header names no noise, which was independent by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session_settings, "noise_kind", lambda noise: None)
+        run = Run(tmp_path / "run")
+        run.interrupted(2, 2, noise=Independent())
+    resumed = run.resume()
+    assert resumed.header.noise is None
+    assert resumed.step_settings.noise == Independent()
+    die(resumed)
+    with pytest.raises(InvalidArgument, match="noise"):
+        run.resume(noise=OnGrid())
 
 
 # Seeded: the same again.
@@ -356,7 +407,8 @@ def test_a_ledger_that_was_cut_is_refused(tmp_path: Path) -> None:
         run.ledger.write_bytes(b"".join(lines[:kept]))
         require_refused(run, IntegrityError, "the ledger was cut")
     # An incomplete line that the checkpoint does not know of counts, though it was not used.
-    run.ledger.write_bytes(b"".join(lines[:5]) + lines[5][:-5])
+    last = [at for at, line in enumerate(lines) if b'"kind":"release"' in line][3]
+    run.ledger.write_bytes(b"".join(lines[:last]) + lines[last][:-5])
     assert len(read_unfinished(run.ledger).releases) == 4
     assert run.resume().steps == 3
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from noise_words import fixed_noise
 from torch import Tensor, nn
 
 from dpaudit.accountants import pld
@@ -20,7 +21,8 @@ from dpaudit.trainer.canaries.run_canaries import (
     directions_from_arrays,
 )
 from dpaudit.trainer.data import RecordArrays
-from dpaudit.trainer.noise import gradient_noise
+from dpaudit.trainer.noise.gaussian_draws import normals
+from dpaudit.trainer.noise.gradient_noise import Independent
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.session.settings import NoisyCount
@@ -89,13 +91,13 @@ def test_an_empty_batch_still_takes_a_noisy_step_and_is_recorded(tmp_path: Path)
 
 
 def test_noise_enters_the_sum_once_with_the_recorded_deviation() -> None:
-    trainer = private(canaries=GradientCanaries(40_000))
+    trainer = private(canaries=GradientCanaries(40_000), noise=Independent())
     assert trainer.canaries is not None
     take(trainer, records(10), 2)
     for step, seen in enumerate(trainer.observations):
         size = len(parameters(trainer)) + 40_000
         stream = trainer._session.stream
-        drawn = gradient_noise.normals(stream, Purpose.GRADIENT_NOISE, step, size)[-40_000:]
+        drawn = normals(stream, Purpose.GRADIENT_NOISE, step, size)[-40_000:]
         noise = drawn.numpy() * NOISE
         assert abs(noise.std() / NOISE - 1) < 0.02
         # A canary is clipped like any record: a hair below C, so that rounding stays inside.
@@ -117,13 +119,12 @@ def test_each_release_is_on_disk_before_its_noise_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded_at_noise = []
-    honest = gradient_noise.normals
 
-    def watched(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tensor:
+    def watched(stream: Keystream, step: int, count: int) -> Tensor:
         recorded_at_noise.append(len(read_ledger(tmp_path / "ledger").releases))
-        return honest(stream, purpose, step, count)
+        return normals(stream, Purpose.GRADIENT_NOISE, step, count)
 
-    monkeypatch.setattr(gradient_noise, "normals", watched)
+    fixed_noise(monkeypatch, watched)
     take(private(ledger=tmp_path / "ledger"), records(10), 3)
     assert recorded_at_noise == [1, 2, 3]
 

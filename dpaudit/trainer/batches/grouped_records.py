@@ -3,22 +3,19 @@
 Two uses share this code. K augmented views of one record: De et al. (2022),
 arXiv:2204.13650, section 3.2. Users, all of whose records are protected together: McMahan
 et al. (2018), arXiv:1710.06963. The clipped gradient is that of the average loss. So a
-record or user moves the sum by at most the clip norm, whatever the number of rows. Batch
-sources, which take drawn records from a data set, are here too.
+record or user moves the sum by at most the clip norm, whatever the number of rows.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass, is_dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset, default_collate
 
 from dpaudit.trainer.engine.batch_structure import (
     Batch,
@@ -27,7 +24,6 @@ from dpaudit.trainer.engine.batch_structure import (
     count_records,
     fold_rows,
     map_tensors,
-    slice_records,
     take_records,
     unfold_rows,
 )
@@ -233,114 +229,3 @@ class Users:
         seed = stream.seed_for(Purpose.USER_ROWS, step)
         generator = np.random.Generator(np.random.Philox(key=[seed, user]))
         return generator.permutation(records)[: self.rows]
-
-
-# Sources of batches: tensors, or indexed records; whole users where users are drawn.
-
-TakeRows = Callable[[NDArray[np.int64]], Batch]
-"""Maps positions, shape ``(batch,)``, to a batch of the records there."""
-
-
-@dataclass(frozen=True)
-class BatchSource:
-    """A data set as a source of batches.
-
-    Attributes:
-        records: Number of records, or of users, to draw from.
-        rows: Takes the records at some positions.
-        users: The owners of the records, if users are drawn; else None.
-    """
-
-    records: int
-    rows: TakeRows
-    users: Users | None = None
-
-    def __call__(self, drawn: NDArray[np.int64], stream: Keystream, step: int) -> Batch:
-        """Return the batch of the drawn records or users.
-
-        Args:
-            drawn: Positions of records, or of users, shape ``(batch,)``.
-            stream: Keystream that decides which records of a large user are taken.
-            step: Number of the step, from 0.
-
-        Returns:
-            The records; ``RecordGroups`` if users are drawn.
-        """
-        if self.users is None:
-            return self.rows(drawn)
-        chosen, weights = self.users.rows_of(drawn, stream, step)
-        flat = self.rows(chosen.flatten())
-        return RecordGroups(fold_rows(flat, *chosen.shape), weights)
-
-
-def make_batch_source(dataset: Any, users: Users | None) -> BatchSource:
-    """Return a data set as a source of batches.
-
-    Args:
-        dataset: Tensors or arrays with records first, in a tuple, list, dict or dataclass; a
-            ``TensorDataset``; or records by index, with a length.
-        users: The owners of the records, if users are drawn; else None.
-
-    Returns:
-        The source, with the number of records or users to draw from.
-
-    Raises:
-        InvalidArgument: If the data set is empty or of no known form, or ``users`` has another
-            number of records.
-    """
-    if isinstance(dataset, TensorDataset):
-        dataset = dataset.tensors
-    records, rows = _column_rows(dataset) if _has_columns(dataset) else _indexed_rows(dataset)
-    if users is None:
-        return BatchSource(records, rows)
-    if users.records != records:
-        raise InvalidArgument("owners", users.records, f"one for each of {records} records")
-    return BatchSource(len(users), rows, users)
-
-
-def _has_columns(dataset: Any) -> bool:
-    """Return whether a data set holds all records in columns: tensors, arrays or lists."""
-    match dataset:
-        case Mapping() | Tensor() | np.ndarray():
-            return True
-        case list() if all(isinstance(record, tuple | Mapping) for record in dataset):
-            return False  # a list of records
-        case tuple() | list():
-            return any(isinstance(part, list) or _has_columns(part) for part in dataset)
-        case _ if is_dataclass(dataset) and not isinstance(dataset, type):
-            return bool(batch_tensors(dataset))
-        case _:
-            return False
-
-
-def _column_rows(dataset: Batch) -> tuple[int, TakeRows]:
-    """Return the number of records of columns, and the function that takes rows of them."""
-    return count_records(dataset), lambda which: take_records(dataset, torch.from_numpy(which))
-
-
-def _indexed_rows(dataset: Any) -> tuple[int, TakeRows]:
-    """Return the number of records of an indexed data set, and the function that collates some."""
-    by_index = isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")
-    if not by_index or len(dataset) == 0:
-        raise InvalidArgument(
-            "dataset", type(dataset).__name__, "tensors, a dict of columns, or records by index "
-            "(of a DataLoader: its dataset)",
-        )  # fmt: skip
-    # An empty batch has the structure of one record's batch, with no rows.
-    nothing = slice_records(_collated([dataset[0]]), 0, 0)
-
-    def take(which: NDArray[np.int64]) -> Batch:
-        return _collated([dataset[int(i)] for i in which]) if len(which) else nothing
-
-    return len(dataset), take
-
-
-def _collated(records: list[Any]) -> Batch:
-    """Return records collated to a batch by torch's ``default_collate``."""
-    try:
-        return default_collate(records)
-    except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        raise InvalidArgument(
-            "dataset", f"{type(records[0]).__name__} records: {error}", "of records that torch's "
-            "default_collate makes a batch of (pad them to one length, or give a dict of columns)",
-        ) from error  # fmt: skip

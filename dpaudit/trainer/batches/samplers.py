@@ -46,6 +46,16 @@ class Sampler(Protocol):
     def steps_per_release(self) -> int:
         """The number of consecutive steps that one recorded release covers."""
 
+    def expected_batch_size(self, dataset_size: int) -> float:
+        """Return the number of records that a step draws on average.
+
+        Args:
+            dataset_size: Public number of records (or users).
+
+        Returns:
+            The mean of the number of drawn records, or an upper bound of it.
+        """
+
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Draw the records that join ``step``.
 
@@ -109,6 +119,17 @@ class Poisson:
     def steps_in_a_pass(self) -> int:
         """The number of steps of about one pass: 1 / sampling_rate, rounded."""
         return max(1, round(1 / self.sampling_rate))
+
+    def expected_batch_size(self, dataset_size: int) -> float:
+        """Return the mean number of drawn records: sampling_rate * dataset_size.
+
+        Args:
+            dataset_size: Public number of records (or users).
+
+        Returns:
+            A number of records.
+        """
+        return self.sampling_rate * dataset_size
 
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Draw each record with one independent coin of bias ``sampling_rate``.
@@ -175,6 +196,17 @@ class Truncated:
     def steps_in_a_pass(self) -> int:
         """The number of steps of about one pass: 1 / sampling_rate, rounded."""
         return max(1, round(1 / self.sampling_rate))
+
+    def expected_batch_size(self, dataset_size: int) -> float:
+        """Return the mean number of drawn records before batches are truncated.
+
+        Args:
+            dataset_size: Public number of records (or users).
+
+        Returns:
+            A number of records.
+        """
+        return self.sampling_rate * dataset_size
 
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Draw a Poisson sample; keep a uniform subset of it where it is too large.
@@ -248,6 +280,17 @@ class FixedSize:
         """The number of steps of about one pass: dataset_size / batch_size, rounded."""
         return max(1, round(self.dataset_size / self.batch_size))
 
+    def expected_batch_size(self, dataset_size: int) -> float:
+        """Return the number of drawn records, whatever the size of the data set.
+
+        Args:
+            dataset_size: Public number of records (or users).
+
+        Returns:
+            A number of records.
+        """
+        return self.batch_size
+
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Draw ``batch_size`` records uniformly without replacement.
 
@@ -309,6 +352,17 @@ class BallsInBins:
     def steps_per_release(self) -> int:
         """The number of steps of one pass, which one release covers."""
         return self.steps_in_a_pass
+
+    def expected_batch_size(self, dataset_size: int) -> float:
+        """Return the mean number of drawn records: dataset_size / steps_in_a_pass.
+
+        Args:
+            dataset_size: Public number of records (or users).
+
+        Returns:
+            A number of records.
+        """
+        return dataset_size / self.steps_in_a_pass
 
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Draw the records whose bin in this pass is ``step``.
@@ -379,6 +433,17 @@ class Shuffled:
     def steps_per_release(self) -> int:
         """The number of steps of one pass, which one release covers."""
         return self.steps_in_a_pass
+
+    def expected_batch_size(self, dataset_size: int) -> float:
+        """Return the number of drawn records, whatever the size of the data set.
+
+        Args:
+            dataset_size: Public number of records (or users).
+
+        Returns:
+            A number of records.
+        """
+        return self.batch_size
 
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Return the next ``batch_size`` records of this pass's random order.
@@ -454,6 +519,17 @@ class Cyclic:
     def steps_per_release(self) -> int:
         """The number of steps of the run, which one release covers."""
         return self.steps
+
+    def expected_batch_size(self, dataset_size: int) -> float:
+        """Return the mean number of drawn records of a group.
+
+        Args:
+            dataset_size: Public number of records (or users).
+
+        Returns:
+            A number of records.
+        """
+        return self.sampling_rate * dataset_size / self.bands
 
     def draw(self, stream: Keystream, step: int, records: int) -> Indices:
         """Draw a Poisson sample of the group whose turn is ``step``.

@@ -44,6 +44,7 @@ from dpaudit.vocabulary.federation import (
     FederatedConfig,
     require_secure_settings,
 )
+from dpaudit.vocabulary.ledger import NoiseKind
 from dpaudit.vocabulary.mechanism import Release
 from dpaudit.vocabulary.privacy_terms import Unit
 
@@ -316,6 +317,12 @@ def _check(config: FederatedConfig) -> None:
         clipping_settings(config)
 
 
+def _noise(config: FederatedConfig) -> NoiseKind | None:
+    """Return the kind of the server's noise; that of secure aggregation is in its mechanism."""
+    adds = is_private(config) and config.secure_aggregation is None
+    return NoiseKind.GRID if adds else None
+
+
 DEFINITION = StrategyDefinition(
     unit=Unit.PARTICIPANT,
     protects_against=("other participants", "readers of the final model"),
@@ -323,4 +330,5 @@ DEFINITION = StrategyDefinition(
     check=_check,
     is_private=is_private,
     sampling=lambda config: coin_sampling(config.privacy.participation_rate),
+    noise=_noise,
 )

@@ -37,6 +37,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from dpaudit.trainer.noise.gaussian_draws import normals
 from dpaudit.trainer.noise.gradient_noise import GradientSums, NoiseContext, count_coordinates
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.ledger import NoiseKind
 
 __all__ = ["PublicScores", "SelectedEntries", "select_publicly"]
 
@@ -164,6 +166,8 @@ class SelectedEntries:
         >>> [value == 0 for value in noisy.tolist()]
         [True, False, True]
     """
+
+    kind: ClassVar[NoiseKind] = NoiseKind.NORMAL
 
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension

@@ -38,6 +38,7 @@ from dpaudit.trainer.federated.selective_rounds import (
 from dpaudit.trainer.federated.strategy import StrategyDefinition
 from dpaudit.vocabulary.errors import InvalidArgument, InvalidUpdate
 from dpaudit.vocabulary.federation import OBSERVERS, FederatedConfig
+from dpaudit.vocabulary.ledger import NoiseKind
 from dpaudit.vocabulary.privacy_terms import Unit
 
 STEPS, SQUARES, UPLOADS = "steps", "squared uploads", "uploads"
@@ -153,6 +154,7 @@ DEFINITION = StrategyDefinition(
     protects_against=OBSERVERS,
     begin=lambda federation: SelectiveRounds(federation, CorrectedTurn(federation)),
     check=require_corrected_settings,
+    noise=lambda config: NoiseKind.NORMAL if is_private(config) else None,
     is_private=is_private,
     sampling=lambda config: coin_sampling(config.local.sampling_rate),
     assumed_public=("expected batch size", "order of turns", "who joins a round"),

@@ -30,6 +30,7 @@ from dpaudit.trainer.federated.strategy import RoundResult, StrategyDefinition
 from dpaudit.trainer.federated.updates import Update, check_update
 from dpaudit.vocabulary.errors import InvalidArgument, InvalidUpdate
 from dpaudit.vocabulary.federation import OBSERVERS, FederatedConfig
+from dpaudit.vocabulary.ledger import NoiseKind
 from dpaudit.vocabulary.mechanism import Gaussian, Release
 from dpaudit.vocabulary.privacy_terms import Unit
 
@@ -211,4 +212,5 @@ DEFINITION = StrategyDefinition(
     is_private=is_private,
     sampling=lambda config: coin_sampling(config.local.sampling_rate),
     assumed_public=("expected batch size", "weights of participants", "who joins a round"),
+    noise=lambda config: NoiseKind.NORMAL if is_private(config) else None,
 )

@@ -48,7 +48,7 @@ from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.trainer.run import prepare_model
 from dpaudit.trainer.session.checkpoint import newest_checkpoint, write_weights
 from dpaudit.trainer.session.release_account import PrivacyBudget
-from dpaudit.vocabulary.errors import RunExists
+from dpaudit.vocabulary.errors import InvalidArgument, RunExists
 from dpaudit.vocabulary.federation import FederatedConfig, FederationSettings
 from dpaudit.vocabulary.ledger import PrivacyLedger, ResumeEntry
 
@@ -83,12 +83,23 @@ def prepare_federation(config: FederatedConfig) -> PreparedFederation:
     """
     definition = find_strategy(config.federation.strategy)
     definition.check(config)
+    _require_whole_model(config)
     device = select_device(config.speed.device)
     split = load_dataset(config.data)
     parts = divide_records(config, split)
     stream = Keystream.of(config.privacy.seed)
     model = prepare_model(config.model.model, split, stream)
     return PreparedFederation(config, definition, split, model.to(device), parts, stream)
+
+
+def _require_whole_model(config: FederatedConfig) -> None:
+    """Refuse settings of the model that participants would not apply."""
+    model = config.model
+    for name, given in (("lora", model.lora_rank is not None), ("freeze_body", model.freeze_body),
+                        ("views", model.views > 1)):  # fmt: skip
+        if given:
+            allowed = "left out in a federation: participants train the whole model on its records"
+            raise InvalidArgument(name, "a value", allowed)
 
 
 def divide_records(config: FederatedConfig, split: DatasetSplit) -> partition.Parts:

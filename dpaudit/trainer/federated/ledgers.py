@@ -28,6 +28,7 @@ from dpaudit.vocabulary.ledger import (
     ReleaseEntry,
     ResumeEntry,
     RoundEntry,
+    SpotCheckEntry,
     participant_name,
 )
 from dpaudit.vocabulary.mechanism import Release
@@ -105,6 +106,7 @@ def federation_header(
             participant,
             threat_model,
         ),
+        noise=definition.noise(config),
     )
 
 
@@ -240,6 +242,15 @@ class FederationLedger:
         if self.writer is not None:
             self.writer.declare(change)
 
+    def record_spot_check(self, check: SpotCheckEntry) -> None:
+        """Record that the gradients of a participant's step were checked.
+
+        Args:
+            check: The step and the result.
+        """
+        if self.writer is not None:
+            self.writer.record_spot_check(check)
+
     def end_round(
         self,
         number: int,
@@ -347,6 +358,14 @@ class AheadRecorder:
             change: The declared change and its step.
         """
         self._ledger.declare(change)
+
+    def record_spot_check(self, check: SpotCheckEntry) -> None:
+        """Record that the gradients of a participant's step were checked.
+
+        Args:
+            check: The step and the result.
+        """
+        self._ledger.record_spot_check(check)
 
 
 def _by_name(values: Mapping[int, str]) -> dict[str, str]:

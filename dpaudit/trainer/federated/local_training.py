@@ -20,9 +20,10 @@ from dpaudit.trainer.federated.ledgers import AheadRecorder
 from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent
 from dpaudit.trainer.noise.randomness import Purpose
 from dpaudit.trainer.private import Private
-from dpaudit.trainer.run import cross_entropies, make_optimizer
+from dpaudit.trainer.run import make_optimizer
 from dpaudit.trainer.session.settings import AttachSettings, ConstantSchedule
 from dpaudit.trainer.session.training_session import Session, SessionState
+from dpaudit.trainer.tasks import cross_entropies
 
 Weights = Mapping[str, Tensor]
 """One tensor per trainable parameter, by name."""

@@ -21,7 +21,7 @@ from dpaudit.vocabulary.federation import (
     FEDAVG,
     FederatedConfig,
 )
-from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.ledger import NoiseKind, Sampling
 from dpaudit.vocabulary.privacy_terms import Unit
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class StrategyDefinition:
         clip_norm: Largest L2 norm of what one unit adds to a sum, for the headers.
         unaccounted: Uses of the records that the ledgers of this strategy do not cover.
         assumed_public: Quantities that this strategy assumes to be public.
+        noise: The kind of noise on its sums, for the headers; None where it is none of these.
     """
 
     unit: Unit
@@ -114,6 +115,7 @@ class StrategyDefinition:
     clip_norm: Callable[[FederatedConfig], float] = lambda config: config.privacy.clip_norm
     unaccounted: Callable[[FederatedConfig], tuple[str, ...]] = lambda config: ()
     assumed_public: tuple[str, ...] = ()
+    noise: Callable[[FederatedConfig], NoiseKind | None] = lambda config: None
 
 
 def find_strategy(name: str) -> StrategyDefinition:

@@ -2,10 +2,13 @@
 
 After each step a fingerprint of every tensor of the model is kept: parameters, buffers, and
 whatever else its ``state_dict`` holds. A fingerprint is the sum of all 64-bit words modulo
-2^64, and a sample of them with weights by position. It costs one pass over the weights. It
-detects writes that bypass version counters (``.data``, NumPy views). A change that was undone
-bit for bit is accepted, as when averaged weights are swapped in for an evaluation and out
-again.
+2^64, and a sample of them with weights by position. It costs one pass over the trained weights
+and buffers. It detects writes that bypass version counters (``.data``, NumPy views). A change
+that was undone bit for bit is accepted, as when averaged weights are swapped in for an
+evaluation and out again.
+
+Frozen parameters keep their earlier fingerprint while version counter, address and sample are
+equal. So a large frozen model costs no pass, and the end compares it with its beginning.
 
 Before a step, version counters, addresses and the sample are compared; if one differs, the
 fingerprint decides. At a checkpoint and at the end the fingerprint is always compared. Of the
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,9 +34,20 @@ from dpaudit.trainer.distributed import is_sharded
 
 WORD_BYTES = 8
 SAMPLED_WORDS = 256  # words of each tensor that are compared before every step
+MANY_WORDS = 2**14  # from here on torch adds words faster than NumPy
 
-Fingerprint = dict[str, tuple[object, ...]]
-"""Type, shape, sum of words and weighted sample of each named tensor."""
+
+class TensorFingerprint(NamedTuple):
+    """What is kept of one tensor: type, shape, sum of words and weighted sample."""
+
+    kind: torch.dtype
+    shape: torch.Size
+    total: int
+    sample: int
+
+
+Fingerprint = dict[str, TensorFingerprint]
+"""The fingerprint of each named tensor."""
 
 ChangeMarks = dict[str, tuple[object, ...]]
 """What an ordinary write to a tensor changes: address, version counter, type and sample."""
@@ -60,13 +75,13 @@ class ChangeDetector:
             frozen: Accept changes of trainable tensors only, as a step makes them. A changed frozen
                 parameter is then reported as a change.
         """
-        self._offset += 1
         content = _words(_tensors(self._modules))
+        still, moved = self._frozen(content) if frozen else ({}, {})
+        if not moved:  # samples at one position can be compared; a changed tensor keeps its own
+            self._offset += 1
         samples = _samples(content, self._offset)
-        now = _fingerprint(content, samples)
-        kept = self._untrained(now) if frozen else {}
-        self._noted = {**now, **kept}
-        self._marks = {} if kept else _marks(content, samples)
+        self._noted = {**_fingerprint(content, samples, still), **moved}
+        self._marks = {} if moved else _marks(content, samples)
         self._optimizer_marks = self._state()
 
     def changed(self, *, thoroughly: bool) -> tuple[str, ...]:
@@ -84,7 +99,7 @@ class ChangeDetector:
         samples = _samples(content, self._offset)
         if not thoroughly and _marks(content, samples) == self._marks:
             return moved
-        now, noted = _fingerprint(content, samples), self._noted
+        now, noted = _fingerprint(content, samples, {}), self._noted
         return (*(name for name in {**noted, **now} if noted.get(name) != now.get(name)), *moved)
 
     def _state(self) -> ChangeMarks:
@@ -92,16 +107,21 @@ class ChangeDetector:
         content = _words(_state_of(self._optimizer))
         return _marks(content, _samples(content, self._offset))
 
-    def _untrained(self, now: Fingerprint) -> Fingerprint:
-        """Return the accepted fingerprints of frozen parameters that have changed since."""
-        frozen = {
-            prefix + name
-            for prefix, module in self._modules.items()
-            for name, parameter in module.named_parameters()
-            if not parameter.requires_grad and not prefix
-        }
-        noted = self._noted
-        return {n: noted[n] for n in frozen if n in noted and noted[n] != now.get(n)}
+    def _frozen(self, content: TensorWords) -> tuple[dict[str, int], Fingerprint]:
+        """Return what was accepted of frozen parameters: sums of the unmoved, and what changed.
+
+        The sum of words is that of the accepted state where no mark has moved. Where a
+        fingerprint has changed, the accepted one is returned.
+        """
+        noted, model = self._noted, self._modules.get("")
+        named = () if model is None else model.named_parameters()
+        names = [n for n, p in named if not p.requires_grad and n in noted and n in content]
+        own = {name: content[name] for name in names}
+        samples = _samples(own, self._offset)
+        marks = _marks(own, samples)
+        sums = {n: noted[n].total for n in names if marks[n] == self._marks.get(n)}
+        now = _fingerprint(own, samples, sums)
+        return sums, {n: noted[n] for n in names if now[n] != noted[n]}
 
 
 Words = Tensor | NDArray[np.int64]
@@ -131,14 +151,22 @@ def _samples(content: TensorWords, offset: int) -> list[int]:
     return _values([_sum_of_some(words, offset) for _, words in content.values()])
 
 
-def _fingerprint(content: TensorWords, samples: list[int]) -> Fingerprint:
-    """Return type, shape, sum of words and sample of each tensor."""
-    sums = _values([words.sum() for _, words in content.values()])
-    parts = zip(content.items(), sums, samples, strict=True)
+def _fingerprint(content: TensorWords, samples: list[int], known: Mapping[str, int]) -> Fingerprint:
+    """Return the fingerprint of each tensor; a known sum of words is not computed again."""
+    unknown = [name for name in content if name not in known]
+    sums = dict(zip(unknown, _values([_sum(content[n][1]) for n in unknown]), strict=True))
+    sums.update(known)
     return {
-        name: (tensor.dtype, tensor.shape, total, sample)
-        for (name, (tensor, _)), total, sample in parts
+        name: TensorFingerprint(tensor.dtype, tensor.shape, sums[name], sample)
+        for (name, (tensor, _)), sample in zip(content.items(), samples, strict=True)
     }
+
+
+def _sum(words: Words) -> Tensor | np.int64:
+    """Return the sum of words modulo 2^64, by the faster of two libraries."""
+    if isinstance(words, Tensor) or len(words) < MANY_WORDS:
+        return words.sum()
+    return np.int64(torch.from_numpy(words).sum().item())
 
 
 def _marks(content: TensorWords, samples: list[int]) -> ChangeMarks:
@@ -152,12 +180,32 @@ def _marks(content: TensorWords, samples: list[int]) -> ChangeMarks:
 def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """Yield this rank's part of every tensor of modules and of what they save, each once."""
     seen: set[int] = set()
-    for prefix, module in modules.items():
-        named = (*module.named_parameters(), *module.named_buffers())
-        for name, tensor in (*named, *module.state_dict(keep_vars=True).items()):
+    for prefix, root in modules.items():
+        for name, tensor in _saved(root):
             if isinstance(tensor, Tensor) and id(tensor) not in seen and not tensor.is_meta:
                 seen.add(id(tensor))
                 yield prefix + name, _own(tensor)
+
+
+def _saved(root: nn.Module) -> Iterator[tuple[str, object]]:
+    """Yield parameters and buffers in one walk, then what else a ``state_dict`` may hold."""
+    saves_more = False
+    for path, module in root.named_modules():
+        place = f"{path}." if path else ""
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            yield place + name, tensor
+        kind: type = type(module)
+        hooks = module._state_dict_hooks or module._state_dict_pre_hooks
+        saves_more |= _saves_more(kind) or bool(hooks)
+    if saves_more:
+        yield from root.state_dict(keep_vars=True).items()
+
+
+@cache
+def _saves_more(kind: type) -> bool:
+    """Return whether modules of a class may save more than parameters and buffers."""
+    methods = ("state_dict", "_save_to_state_dict", "get_extra_state")
+    return any(getattr(kind, name) is not getattr(nn.Module, name) for name in methods)
 
 
 def _state_of(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,16 +17,19 @@ from torch.optim import Optimizer
 import dpaudit
 from dpaudit.trainer.batches.samplers import Cyclic, Poisson, Sampler
 from dpaudit.trainer.clip_rules import ClipRule, ConstantClipping, Scheduled
-from dpaudit.trainer.noise.gradient_noise import Banded, GradientNoise, Independent, Prefetched
+from dpaudit.trainer.engine import Clipping, Flat
+from dpaudit.trainer.noise.gradient_noise import Banded, GradientNoise, Prefetched, noise_kind
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
     require_noise_within_float32,
+    require_object,
     require_open_unit,
     require_positive,
 )
 from dpaudit.vocabulary.ledger import LedgerHeader
+from dpaudit.vocabulary.mechanism import Gaussian
 from dpaudit.vocabulary.privacy_terms import Unit
 
 # Settings of every private step: fixed before training.
@@ -149,6 +153,34 @@ def to_schedule(name: str, value: object) -> Schedule:
     return ConstantSchedule(constant)
 
 
+def to_clip_rule(clipping: object, clip_norm: object) -> ClipRule:
+    """Return the clip rule from ``clipping``, or from ``clip_norm`` if that is None.
+
+    Args:
+        clipping: A clipping, a clip rule, or None.
+        clip_norm: A number, or a schedule.
+
+    Returns:
+        The clip rule.
+
+    Raises:
+        InvalidArgument: If an argument is of another kind or out of range.
+    """
+    if clipping is None:
+        norm = to_schedule("clip_norm", clip_norm)
+        return (
+            ConstantClipping(Flat(norm.value))
+            if isinstance(norm, ConstantSchedule)
+            else Scheduled(norm)
+        )
+    require_object("clipping", clipping, "PerLayer((1.0, 0.5))")
+    if isinstance(clipping, ClipRule):
+        return clipping
+    if not hasattr(clipping, "factors") or not hasattr(clipping, "sensitivity"):
+        raise InvalidArgument("clipping", clipping, "a kind of clipping, as PerLayer((1.0, 0.5))")
+    return ConstantClipping(cast(Clipping, clipping))
+
+
 @dataclass(frozen=True)
 class NoisyCount:
     """An expected batch size that is computed from a noisy count of the records.
@@ -172,6 +204,11 @@ class NoisyCount:
     def __post_init__(self) -> None:
         require_count("records", self.records, least=0)
         require_positive("noise_multiplier", self.noise_multiplier)
+
+    @property
+    def release(self) -> Gaussian:
+        """The release that the ledger records before the count is drawn."""
+        return Gaussian(self.noise_multiplier)
 
 
 @dataclass(frozen=True)
@@ -240,7 +277,7 @@ def describe_settings(
         A text for each setting, without the secret number of records.
     """
     if isinstance(noise, Prefetched):  # the same noise, drawn earlier
-        noise = Independent()
+        noise = noise.noise
     clipping: object = rule
     if isinstance(rule, Scheduled):
         clipping = _describe_schedule(rule.clip_norm)
@@ -392,6 +429,7 @@ class AttachSettings:
             unaccounted=tuple(self.unaccounted),
             assumed_public=(*self.assumed_public, *batch, "hyper-parameters"),
             unit=Unit(self.unit),
+            noise=noise_kind(self.noise),
         )
 
 

@@ -47,6 +47,7 @@ from dpaudit.vocabulary.ledger import (
     Randomness,
     ReleaseEntry,
     ResumeEntry,
+    SpotCheckEntry,
 )
 from dpaudit.vocabulary.mechanism import Release
 from dpaudit.vocabulary.privacy_terms import Bound
@@ -64,16 +65,28 @@ class SessionState:
         optimizer: The optimizer of its trainable parameters.
         average: Exponential average of the weights over the steps, released in place of the last
             weights; None: the last weights are released.
+        released: Names of the tensors that are released; None: all of them.
     """
 
     model: nn.Module
     optimizer: Optimizer
     average: AveragedModel | None = None
+    released: frozenset[str] | None = None
 
     @property
     def ships(self) -> nn.Module:
         """The model whose weights ``seal`` writes."""
         return self.model if self.average is None else self.average.module
+
+    def weights(self) -> nn.Module | dict[str, Tensor]:
+        """Return what ``seal`` writes; shards are gathered, for which all ranks must call this."""
+        if self.released is None:
+            return _shards_of(self.ships) or self.ships
+        tensors = {**dict(self.ships.named_parameters()), **dict(self.ships.named_buffers())}
+        return {
+            name: gather_shards(tensors[name].detach()).contiguous()
+            for name in sorted(self.released)
+        }
 
     @property
     def watched(self) -> dict[str, nn.Module]:
@@ -99,6 +112,13 @@ class ReleaseRecorder(Protocol):
             change: The declared change and its step.
         """
 
+    def record_spot_check(self, check: SpotCheckEntry) -> None:
+        """Record that the gradients of a step were checked.
+
+        Args:
+            check: The step and the result.
+        """
+
 
 class MemoryRecorder:
     """Stores nothing on disk: for a run without a ledger, or a rank other than the first."""
@@ -115,6 +135,13 @@ class MemoryRecorder:
 
         Args:
             change: The declared change and its step.
+        """
+
+    def record_spot_check(self, check: SpotCheckEntry) -> None:
+        """Accept a spot check, and store nothing.
+
+        Args:
+            check: The step and the result.
         """
 
 
@@ -287,6 +314,16 @@ class Session(NotCopyable):
         # Counted first: an interrupt in between counts one release too many, never too few.
         self._account.count(release)
         self._recorder.record_release(ReleaseEntry(what, release, step=step))
+
+    def record_spot_check(self, step: int, records: int, disagreement: str = "") -> None:
+        """Record that the gradients of a step were checked; the first rank records its own.
+
+        Args:
+            step: Number of the step, from 0.
+            records: Number of records whose gradients were compared.
+            disagreement: What was wrong; empty if they agreed.
+        """
+        self._recorder.record_spot_check(SpotCheckEntry(step, records, disagreement))
 
     def declare_change(self, what: str) -> None:
         """Record that the model was changed outside of the recorded steps.
@@ -575,9 +612,9 @@ class Session(NotCopyable):
             raise InvalidArgument("steps", self.steps, "at least 1 before a run is finished")
         self.ranks.require_same_settings({"delta": repr(delta)})
         self._require_unchanged_everywhere()
-        shards = _shards_of(self.trained.ships)
+        weights = self.trained.weights()
         if isinstance(self._recorder, LedgerWriter):
-            self._write_sealed(run, self._recorder, shards, delta, canaries)
+            self._write_sealed(run, self._recorder, weights, delta, canaries)
         self._finished = True
         self.ranks.require_same("steps", self.steps)  # waits for the files, too
         return run
@@ -592,7 +629,7 @@ class Session(NotCopyable):
         self,
         run: RunDirectory,
         writer: LedgerWriter,
-        shards: dict[str, Tensor],
+        weights: nn.Module | dict[str, Tensor],
         delta: float,
         canaries: RunCanaries | None,
     ) -> None:
@@ -602,7 +639,7 @@ class Session(NotCopyable):
             return  # an earlier finish() was interrupted after its seal
         claim = claim_from_ledger(run.read_ledger(), delta, ACCOUNTANT)
         metadata = {RUN_KEY: self.header.run, RELEASES_KEY: str(writer.releases)}
-        write_weights(run.model, shards or self.trained.ships, metadata)
+        write_weights(run.model, weights, metadata)
         if canaries is not None:
             write_secret_arrays(run.observations, **observations_to_arrays(self.observations))
         # Once the claim is on disk, more steps would contradict it.

@@ -137,9 +137,11 @@ def test_the_release_is_recorded_before_any_noise_is_drawn() -> None:
     order: list[str] = []
 
     class Watched(Keystream):
-        def words(self, purpose: Purpose, step: int, count: int) -> np.ndarray:
+        def reader(
+            self, purpose: Purpose, step: int, start: int = 0
+        ) -> Callable[[bytearray | memoryview], None]:
             order.append(purpose.name)
-            return super().words(purpose, step, count)
+            return super().reader(purpose, step, start)
 
     stream = Watched(Keystream.seeded(0).key, Keystream.seeded(0).randomness)
     ParticipantAggregation(

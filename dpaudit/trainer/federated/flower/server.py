@@ -32,7 +32,7 @@ from dpaudit.vocabulary.errors import (
     require_positive,
 )
 from dpaudit.vocabulary.federation import DP_FEDAVG, FederationHeader
-from dpaudit.vocabulary.ledger import LedgerHeader
+from dpaudit.vocabulary.ledger import LedgerHeader, NoiseKind
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, Unit
 
 PROTECTS_AGAINST = ("other participants", "readers of the final model")
@@ -279,4 +279,5 @@ def _header(settings: ServerSettings, stream: Keystream) -> LedgerHeader:
         assumed_public=ASSUMED_PUBLIC,
         unit=Unit.PARTICIPANT,
         federation=FederationHeader(DP_FEDAVG, clipping.participants, PROTECTS_AGAINST),
+        noise=NoiseKind.GRID,
     )
