@@ -253,6 +253,10 @@ def _beside(before: Baseline, after: Baseline) -> Iterator[RunDifference]:
     old, new = (one.claim.randomness.value for one in (before, after))
     if old != new:
         yield RunDifference("randomness", old, new, EpsilonEffect.NONE)
+    kinds = (one.claim.noise for one in (before, after))
+    old, new = ("not recorded" if kind is None else kind.value for kind in kinds)
+    if old != new:
+        yield RunDifference("noise", old, new, EpsilonEffect.NONE)
     yield from _in_names("data", before.data, after.data)
     yield from _in_names("model", before.model, after.model)
     yield from _in_versions(_versions(before), _versions(after))

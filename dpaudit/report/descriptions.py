@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import dpaudit
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.federation import FederationHeader, FederationSettings
+from dpaudit.vocabulary.ledger import NoiseKind
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     ApproximateDP,
@@ -210,6 +212,26 @@ RELEASE_DESCRIPTIONS = {
 }
 
 
+NOISE_DESCRIPTIONS = {
+    NoiseKind.NORMAL: "normals in float32",
+    NoiseKind.GRID: "exactly rounded normals on a grid",
+    NoiseKind.CORRELATED: "correlated normals in float32",
+    NoiseKind.OTHER: "of the trainer's own code",
+}
+
+
+def noise_in_words(noise: NoiseKind | None) -> str:
+    """Describe the kind of noise on the sums of gradients.
+
+    Args:
+        noise: The kind; None if it was not recorded.
+
+    Returns:
+        A phrase such as "normals in float32".
+    """
+    return "not recorded" if noise is None else NOISE_DESCRIPTIONS[noise]
+
+
 def claim_in_words(claim: Claim) -> str:
     """State a claim with its terms as one sentence.
 
@@ -224,6 +246,7 @@ def claim_in_words(claim: Claim) -> str:
         f"At delta {claim.delta:g}, epsilon is at most {round_up(claim.epsilon.upper)} for "
         f"{UNIT_DESCRIPTIONS[claim.unit]} ({claim.adjacency.value}, {claim.accountant} accountant, "
         f"{claim.sampling.value} sampling, {claim.randomness.value} randomness, "
+        f"{'' if claim.noise is None else f'{claim.noise.value} noise, '}"
         f"{claim.releases} releases; {RELEASE_DESCRIPTIONS[claim.released]})."
         f"{_federation_sentence(claim)}"
     )
@@ -257,6 +280,19 @@ def threat_model_in_words(federation: FederationHeader | None) -> str | None:
     if federation is None or federation.threat_model is None:
         return None
     return "; ".join(federation.threat_model.assumptions)
+
+
+def participants_in_words(federation: FederationHeader) -> str:
+    """Return the number of participants of a federation, as "1 participant".
+
+    Args:
+        federation: What its ledger records.
+
+    Returns:
+        The number and the noun.
+    """
+    count = federation.participants
+    return f"{count} participant" if count == 1 else f"{count} participants"
 
 
 def observers_in_words(federation: FederationHeader) -> str:
@@ -343,6 +379,23 @@ def stop_reason_in_words(
     )
 
 
+def loss_in_words(loss: float) -> str:
+    """Describe the mean loss of a language model.
+
+    Args:
+        loss: Mean loss over tokens, in nats.
+
+    Returns:
+        The loss, and the perplexity that follows from it.
+    """
+    perplexity = math.exp(min(loss, MAX_EXPONENT))
+    return f"loss {loss:.3f} nats per token, perplexity {perplexity:.4g}"
+
+
+MAX_EXPONENT = 700.0
+"""Largest exponent of a perplexity; the exponential of a larger one overflows."""
+
+
 # Descriptions of the presets.
 
 PRESET_WARNING = (
@@ -378,5 +431,6 @@ def _preset_in_words(name: str, preset: Preset) -> str:
             f"momentum {model.momentum:g}"
             + (f", weights averaged with decay {model.average_decay:g}" if averaged else ""),
             f"  from {preset.source}",
+            f"  measured: {preset.figure}",
         )
     )

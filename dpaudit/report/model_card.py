@@ -11,7 +11,9 @@ from collections.abc import Iterable
 
 from dpaudit.report.descriptions import (
     RELEASE_DESCRIPTIONS,
+    noise_in_words,
     observers_in_words,
+    participants_in_words,
     threat_model_in_words,
 )
 from dpaudit.report.evidence import (
@@ -103,13 +105,15 @@ def _claim(claim: Claim, mechanism: str) -> Iterable[str]:
     if claim.federation is not None:
         federation = claim.federation
         yield (
-            f"Federation of {federation.participants} participants by "
+            f"Federation of {participants_in_words(federation)} by "
             f"{escape(federation.strategy)}; it protects against {observers_in_words(federation)}."
         )
         if (threat_model := threat_model_in_words(federation)) is not None:
             yield f"Threat model of secure aggregation: {threat_model}."
     if claim.randomness is Randomness.SEEDED:
         yield SEEDED_WARNING
+    if claim.noise is not None:
+        yield f"Noise on the sums of gradients: {noise_in_words(claim.noise)}."
     yield f"Assumed public: {_listed(claim.assumed_public)}."
     yield f"Not accounted for: {_listed(claim.unaccounted)}."
 

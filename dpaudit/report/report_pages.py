@@ -11,7 +11,10 @@ from dpaudit.report.descriptions import (
     RELEASE_DESCRIPTIONS,
     UNIT_DESCRIPTIONS,
     claim_in_words,
+    loss_in_words,
+    noise_in_words,
     observers_in_words,
+    participants_in_words,
     threat_model_in_words,
 )
 from dpaudit.report.evidence import (
@@ -104,7 +107,7 @@ def _federation_sentence(claim: Claim) -> str:
         return ""
     largest = "" if claim.unit is Unit.PARTICIPANT else "; the largest over the participants"
     return (
-        f" Federation of {federation.participants} participants by {federation.strategy}{largest}. "
+        f" Federation of {participants_in_words(federation)} by {federation.strategy}{largest}. "
         f"It protects against {observers_in_words(federation)}."
     )
 
@@ -286,6 +289,7 @@ def report_page(evidence: ReportEvidence) -> str:
         far_apart=privacy_figures.differ_tenfold(evidence.curves),
         card=model_card_markdown(evidence),
         sampling_words=SAMPLING_DESCRIPTIONS,
+        noise_in_words=noise_in_words(claim.noise),
         signs=OUTCOME_SIGNS,
         kinds=BOUND_KIND_DESCRIPTIONS,
         **_federation(evidence),
@@ -443,13 +447,14 @@ def _claim(run: ReportEvidence) -> Iterator[tuple[str, str]]:
     yield "Unit of privacy", claim.unit.value
     if claim.federation is not None:
         federation = claim.federation
-        yield "Federation", f"{federation.strategy}, {federation.participants} participants"
+        yield "Federation", f"{federation.strategy}, {participants_in_words(federation)}"
         yield "Protects against", observers_in_words(federation)
         if (threat_model := threat_model_in_words(federation)) is not None:
             yield "Threat model", threat_model
     yield "Covers", RELEASE_DESCRIPTIONS[claim.released]
     yield "Sampling", SAMPLING_DESCRIPTIONS[claim.sampling]
     yield "Randomness", claim.randomness.value
+    yield "Noise", noise_in_words(claim.noise)
     yield "Mechanism", run.mechanism_in_words
     yield "Assumed public", ", ".join(claim.assumed_public) or "nothing was declared"
     yield "Not accounted for", ", ".join(claim.unaccounted) or "nothing was declared"
@@ -459,6 +464,8 @@ def _claim(run: ReportEvidence) -> Iterator[tuple[str, str]]:
     yield "dpaudit version", claim.dpaudit_version
     if run.audit is not None and run.audit.heldout_accuracy is not None:
         yield "Held-out accuracy", round_nearest(run.audit.heldout_accuracy)
+    if run.audit is not None and run.audit.heldout_loss is not None:
+        yield "Held-out loss", loss_in_words(run.audit.heldout_loss).removeprefix("loss ")
     if run.conformance is not None:
         yield "Conformance of the trainer", run.conformance.verdict.value
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from dpaudit.report.descriptions import loss_in_words
 from dpaudit.report.participants import names_in_words
 from dpaudit.report.text import printable_name
 from dpaudit.vocabulary.rounding import round_down, round_nearest, round_up
@@ -25,10 +26,27 @@ class RunStage(Enum):
 
 @dataclass(frozen=True)
 class MeasuredAccuracy:
-    """Accuracy on held-out records, in [0, 1], of the model after ``steps`` steps."""
+    """What held-out records show of the model after ``steps`` steps.
 
-    accuracy: float
+    Attributes:
+        accuracy: Fraction of correct predictions, in [0, 1]; None for a language model.
+        steps: Number of steps.
+        loss: Mean loss of a language model over tokens, in nats; None for a classifier.
+    """
+
+    accuracy: float | None
     steps: int
+    loss: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the figure."""
+        return "held-out accuracy" if self.loss is None else "held-out loss"
+
+    def __str__(self) -> str:
+        if self.loss is not None:
+            return loss_in_words(self.loss).removeprefix("loss ")
+        return "not known" if self.accuracy is None else f"{self.accuracy:.1%}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,10 @@ def status_rows(status: RunStatus) -> list[tuple[str, str]]:
         ("epsilon at the end", _at_the_end(status)),
         ("rate", _rate(status)),
         ("ends", _ends(status)),
-        ("held-out accuracy", _accuracy(status)),
+        (
+            "held-out accuracy" if status.accuracy is None else status.accuracy.name,
+            _accuracy(status),
+        ),
         *(() if federation is None else _participants(federation)),
     ]
 
@@ -220,6 +241,6 @@ def _ends(status: RunStatus) -> str:
 def _accuracy(status: RunStatus) -> str:
     measured = status.accuracy
     what = "step" if status.federation is None else "round"
-    known = "" if measured is None else f"{measured.accuracy:.1%} after {what} {measured.steps}"
+    known = "" if measured is None else f"{measured} after {what} {measured.steps}"
     failed = f"not measured: {printable_name(status.unmeasured)}" if status.unmeasured else ""
     return "; ".join(part for part in (known, failed) if part) or NOT_YET_MEASURED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC
 
 import msgspec
@@ -12,8 +12,10 @@ from dpaudit.report.descriptions import (
     RELEASE_DESCRIPTIONS,
     UNIT_DESCRIPTIONS,
     guarantee_in_words,
+    loss_in_words,
     mechanism_in_words,
     observers_in_words,
+    participants_in_words,
 )
 from dpaudit.report.participants import participant_table
 from dpaudit.vocabulary import SCHEMA_VERSION
@@ -111,7 +113,7 @@ def participants_text(
     """
     shown = min(answers, key=lambda one: one.epsilon.upper)
     heading = (
-        f"federation of {federation.participants} participants ({one_line(federation.strategy)}), "
+        f"federation of {participants_in_words(federation)} ({one_line(federation.strategy)}), "
         f"protects {UNIT_DESCRIPTIONS[shown.unit]} against {observers_in_words(federation)}; "
         f"{shown.accountant} accountant"
     )
@@ -225,6 +227,14 @@ def _heading(mechanism: Mechanism, adjacency: Adjacency, sampling: Sampling | No
     return [mechanism_in_words(mechanism), ", ".join(terms), ""]
 
 
+def _heldout_lines(report: AuditReport) -> Iterator[str]:
+    """Yield what held-out records show of the model, if it was measured."""
+    if report.heldout_accuracy is not None:
+        yield f"held-out accuracy {report.heldout_accuracy:.1%}"
+    if report.heldout_loss is not None:
+        yield f"held-out {loss_in_words(report.heldout_loss)}"
+
+
 def audit_text(report: AuditReport) -> str:
     """Format the measurements of an audit: accuracy, attacks and lower bounds.
 
@@ -234,9 +244,8 @@ def audit_text(report: AuditReport) -> str:
     Returns:
         Lines for the terminal, with the assumptions and the power below each bound.
     """
-    lines = []
-    if report.heldout_accuracy is not None:
-        lines.append(f"held-out accuracy {report.heldout_accuracy:.1%}")
+    lines: list[str] = []
+    lines += _heldout_lines(report)
     for attack in report.membership:
         lines.append(
             f"membership inference by {attack.attack}: AUC {attack.auc:.3f}, "
@@ -282,6 +291,8 @@ def audit_text(report: AuditReport) -> str:
                 "  power: not known; with all guesses correct, the lower bound is "
                 f"{round_down(bound.greatest_epsilon)}"
             )
+    if report.spot_checks:
+        lines.append(f"gradients of the run: {report.spot_checks}")
     return "\n".join(lines)
 
 

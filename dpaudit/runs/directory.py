@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from dpaudit.files.regular_files import utf8_name, write_error
+from dpaudit.runs.checkpoints import checkpoint_folders, remove_checkpoint
 from dpaudit.runs.consistency import expected_seal, sealed_digests
 from dpaudit.runs.file_io import (
     final_name,
@@ -116,8 +117,9 @@ class RunDirectory(RunFiles):
             raise InvalidArgument(
                 "run",
                 str(self.path),
-                "one that dpaudit train made: your own training loop writes no config.toml "
-                "(test its trainer with dpaudit conformance package.module:make_trainer --run)",
+                "one that dpaudit train made: your own training loop writes no config.toml (attack "
+                "by dpaudit attack RUN --scores FILE; test the trainer by dpaudit conformance "
+                "package.module:make_trainer --run RUN)",
             )
         if has_table(self.config, "federation"):
             return read_toml(self.config, FederatedConfig)
@@ -312,6 +314,47 @@ def remove_run(path: Path) -> None:
         for file in (*path.glob("*.partial"), *run.all_files):
             file.unlink(missing_ok=True)
         path.rmdir()
+
+
+def remove_unfinished_run(ledger: Path) -> None:
+    """Remove the ledger of an unfinished run, with the run's other files, and nothing else.
+
+    Other files in the folder stay. Nothing is removed if anything is refused.
+
+    Args:
+        ledger: The ledger; a missing one is ignored, with its folder.
+
+    Raises:
+        RunExists: If the run is finished, or the file is no ledger.
+        RunLocked: If a process is writing the ledger.
+        IntegrityError: If the ledger is damaged, so that it may be that of a finished run.
+    """
+    if not os.path.lexists(ledger) or has_no_release(ledger):
+        return  # a ledger without a release is replaced in any case
+    if ledger.is_symlink() or not is_ledger(ledger):
+        raise RunExists(f"{ledger} is not a ledger, and is not replaced: choose another file")
+    run = RunDirectory(ledger.parent)
+    in_directory = run.ledger == ledger
+    with ExitStack() as locks:
+        locks.enter_context(ledger_lock(ledger))
+        found = run.read_unfinished() if in_directory else read_unfinished(ledger)
+        if found.seal is not None or (in_directory and run.claim.exists()):
+            raise RunExists(
+                f"{ledger} is that of a finished run, which overwrite does not replace: choose "
+                "another folder, or move this one away"
+            )
+        if not in_directory:
+            ledger.unlink()
+            return
+        if run.participants.exists():
+            raise RunExists(f"{run.path} is a federation: choose another folder")
+        for folder in checkpoint_folders(run.checkpoints):
+            remove_checkpoint(folder)
+        with suppress(OSError):  # the user's files may be there, too
+            run.checkpoints.rmdir()
+        # The ledger goes last, so that an interrupted removal can be repeated.
+        for file in (*(one for one in run.all_files if one != ledger), ledger):
+            file.unlink(missing_ok=True)
 
 
 # The end of a run. Order on disk: the files, the line with their digests, the claim, the seal.

@@ -67,6 +67,7 @@ from dpaudit.vocabulary.ledger import (
     ResumeEntry,
     RoundEntry,
     Seal,
+    SpotCheckEntry,
 )
 
 T = TypeVar("T")
@@ -518,6 +519,14 @@ class LedgerWriter:
             change: The change.
         """
         self._append(change)
+
+    def record_spot_check(self, check: SpotCheckEntry) -> None:
+        """Record that the gradients of a step were checked, before the release of the step.
+
+        Args:
+            check: The step and the result.
+        """
+        self._append(check)
 
     def checkpointed(self, checkpoint: CheckpointEntry) -> None:
         """Record the digests of a checkpoint's files.

@@ -43,6 +43,7 @@ from dpaudit.vocabulary.ledger import (
     ResumeEntry,
     RoundEntry,
     Seal,
+    SpotCheckEntry,
 )
 from dpaudit.vocabulary.renamed import has_old_names, renamed
 
@@ -145,6 +146,7 @@ ENTRY_TYPES = (
     ChangeEntry,
     CheckpointEntry,
     RoundEntry,
+    SpotCheckEntry,
     EndEntry,
     Seal,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 import msgspec
@@ -482,10 +483,14 @@ class AuditReport(msgspec.Struct, frozen=True):
         membership: One result per attack.
         heldout_accuracy: Accuracy of the model on held-out records, in [0, 1]; None if it was
             not measured.
+        heldout_loss: Mean loss of a language model on held-out tokens, in nats, at least 0; None
+            for other models, or if it was not measured.
         unseen_steps: Steps that were interrupted after their noise was drawn. They gave no
             observation, and bounds are compared with the epsilon of the other steps.
         files: SHA-256 of each file that was measured and is not part of the run, under its
             role.
+        spot_checks: At how many steps of the run its gradients were compared with the slow way,
+            in words; empty without a run, and in files of older versions.
         schema_version: Version of the JSON format.
 
     Raises:
@@ -500,12 +505,16 @@ class AuditReport(msgspec.Struct, frozen=True):
     heldout_accuracy: float | None = None
     unseen_steps: int = 0
     files: dict[str, str] = {}
+    heldout_loss: float | None = None
+    spot_checks: str = ""
     schema_version: str = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         require_open_unit("confidence", self.confidence)
         if self.heldout_accuracy is not None:
             require_rate("heldout_accuracy", self.heldout_accuracy)
+        if self.heldout_loss is not None and not 0 <= self.heldout_loss < math.inf:
+            raise InvalidArgument("heldout_loss", self.heldout_loss, "finite and at least 0")
         require_count("unseen_steps", self.unseen_steps, least=0)
         # Union bound: the probability that any bound fails is at most the sum of theirs.
         of_bounds = [one.confidence for one in self.bounds if one.kind is not BoundKind.ESTIMATE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -10,6 +11,7 @@ from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.audit import AuditResult, MembershipResult
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import (
+    InvalidArgument,
     require_count,
     require_open_unit,
     require_positive,
@@ -80,13 +82,15 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         rates: Rates of attacks, without inconclusive ones.
         heldout_accuracy: Accuracy of the model on held-out records, in [0, 1]; None if it was
             not measured.
+        heldout_loss: Mean loss of a language model on held-out tokens, in nats, at least 0; None
+            for other models, or if it was not measured.
         data: Public properties of the records, such as their source and columns. It has no
             digest and no count, which would confirm a guess of a record.
         model: Properties of the model: architecture, tensors, digest of the weights.
         schema_version: Version of the JSON format.
 
     Raises:
-        InvalidArgument: If ``clip_norm`` or ``heldout_accuracy`` is out of its range.
+        InvalidArgument: If a number is out of its range.
     """
 
     run: str
@@ -98,6 +102,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     bounds: tuple[AuditResult, ...] = ()
     rates: tuple[AttackRate, ...] = ()
     heldout_accuracy: float | None = None
+    heldout_loss: float | None = None
     data: dict[str, str] = {}
     model: dict[str, str] = {}
     schema_version: str = SCHEMA_VERSION
@@ -106,6 +111,8 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         require_positive("clip_norm", self.clip_norm)
         if self.heldout_accuracy is not None:
             require_rate("heldout_accuracy", self.heldout_accuracy)
+        if self.heldout_loss is not None and not 0 <= self.heldout_loss < math.inf:
+            raise InvalidArgument("heldout_loss", self.heldout_loss, "finite and at least 0")
 
 
 def measured_rates(results: Iterable[MembershipResult]) -> tuple[AttackRate, ...]:

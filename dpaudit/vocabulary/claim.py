@@ -6,7 +6,7 @@ import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.federation import FederationHeader
-from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.ledger import NoiseKind, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, ReleaseScope, Unit
 
@@ -159,6 +159,8 @@ class Claim(msgspec.Struct, frozen=True):
         released: The releases that the claim covers.
         federation: Strategy, participants, and whom the claim protects against, for a federated
             run; null for a run of one trainer.
+        noise: The kind of noise on the sums of gradients; null if it was not recorded, as by
+            earlier versions.
         schema_version: Version of the JSON format.
 
     Example:
@@ -192,4 +194,5 @@ class Claim(msgspec.Struct, frozen=True):
     unit: Unit = Unit.RECORD
     released: ReleaseScope = ReleaseScope.EVERY_STEP
     federation: FederationHeader | None = None
+    noise: NoiseKind | None = None
     schema_version: str = SCHEMA_VERSION

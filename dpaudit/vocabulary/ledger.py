@@ -61,6 +61,22 @@ class Randomness(Enum):
     """Reproducible, for tests: the seed determines the noise, so it must stay secret."""
 
 
+class NoiseKind(Enum):
+    """The kind of noise that is added to the sum of gradients."""
+
+    NORMAL = "normal"
+    """Normals in float32, whose low bits leak information about the sum."""
+
+    GRID = "grid"
+    """Normals that are rounded, without error, to a grid to which the sum is rounded, too."""
+
+    CORRELATED = "correlated"
+    """Normals in float32 that are correlated over steps."""
+
+    OTHER = "other"
+    """Noise of the user's own code."""
+
+
 class RenyiBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The budget of a Renyi filter, fixed before the first release.
 
@@ -105,6 +121,8 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
             was not fixed in advance; None without a filter.
         unit: What neighbors differ by.
         federation: The federation that the ledger belongs to; None for a run of one trainer.
+        noise: The kind of noise on the sums of gradients; None if it was not recorded, as by
+            earlier versions.
         schema_version: Version of the file format.
     """
 
@@ -120,6 +138,7 @@ class LedgerHeader(msgspec.Struct, frozen=True, tag_field="kind", tag="header"):
     budget: RenyiBudget | None = None
     unit: Unit = Unit.RECORD
     federation: FederationHeader | None = None
+    noise: NoiseKind | None = None
     schema_version: str = SCHEMA_VERSION
 
 
@@ -173,6 +192,22 @@ class ChangeEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="declared-c
 
     what: str
     step: int
+
+
+class SpotCheckEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="spot-check"):
+    """The gradients of a step were compared with the slow way, before their release.
+
+    Ledgers of earlier versions have no such lines.
+
+    Attributes:
+        step: The training step.
+        records: Number of records whose gradients were compared.
+        disagreement: What was wrong; empty if they agreed. Such a step is not released.
+    """
+
+    step: int
+    records: int
+    disagreement: str = ""
 
 
 class CheckpointEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="checkpointed"):
@@ -231,6 +266,7 @@ BodyEntry = (
     | ReleaseEntry
     | ResumeEntry
     | ChangeEntry
+    | SpotCheckEntry
     | CheckpointEntry
     | RoundEntry
     | EndEntry
@@ -269,6 +305,21 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
         return tuple(line for line in self.lines if isinstance(line, RoundEntry))
 
     @property
+    def checked_steps(self) -> frozenset[int]:
+        """The steps whose gradients agreed with the slow way in a spot check."""
+        checks = (line for line in self.lines if isinstance(line, SpotCheckEntry))
+        return frozenset(line.step for line in checks if not line.disagreement)
+
+    @property
+    def spot_checks(self) -> str:
+        """At how many steps a spot check found that the gradients are right, in words."""
+        checked = len(self.checked_steps)
+        if not self.header.sampling.records_every_step:  # one line for several steps
+            return f"checked at {checked:,} steps"
+        steps = {line.step for line in self.releases if line.step is not None}
+        return f"checked at {checked:,} of {len(steps):,} steps"
+
+    @property
     def release_count(self) -> int:
         """Number of releases that a claim of this ledger covers.
 
@@ -304,7 +355,7 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
     def unaccounted(self) -> tuple[str, ...]:
         """Uses of the records that no claim covers: the header's list, then declared changes.
 
-        Those of the participants follow, without repetitions.
+        Then spot checks that failed. Those of the participants follow, without repetitions.
         """
         changes = (
             f"model changed outside of the recorded steps at step {line.step}: {line.what}"
@@ -312,7 +363,13 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
             if isinstance(line, ChangeEntry)
         )
         others = (use for ledger in self.participants.values() for use in ledger.unaccounted)
-        return tuple(dict.fromkeys((*self.header.unaccounted, *changes, *others)))
+        wrong = (
+            f"spot check failed at step {line.step}, so earlier steps may be wrong: "
+            f"{line.disagreement}"
+            for line in self.lines
+            if isinstance(line, SpotCheckEntry) and line.disagreement
+        )
+        return tuple(dict.fromkeys((*self.header.unaccounted, *changes, *wrong, *others)))
 
     @property
     def assumed_public(self) -> tuple[str, ...]:

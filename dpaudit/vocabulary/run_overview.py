@@ -9,7 +9,7 @@ import msgspec
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.federation import FederatedConfig, FederationHeader
-from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.ledger import NoiseKind, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
 from dpaudit.vocabulary.settings import RunConfig
@@ -21,6 +21,8 @@ class RunState(Enum):
 
     FINISHED = "finished"
     UNFINISHED = "unfinished"
+    ENDED = "ended"
+    """It has ended without any noise, so that there is no claim to finish it with."""
     DAMAGED = "damaged"
 
 
@@ -78,7 +80,9 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
             None without a release.
         federation: Strategy, participants, and whom the run protects against; None for a run of
             one trainer.
+        spot_checks: At how many steps the gradients were compared with the slow way, in words.
         participants: Number of releases in each participant's ledger, by its folder name.
+        noise: The kind of noise on the sums of gradients; None if it was not recorded.
     """
 
     releases: int
@@ -92,6 +96,8 @@ class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
     mechanism: Mechanism | None
     federation: FederationHeader | None = None
     participants: dict[str, int] = {}
+    noise: NoiseKind | None = None
+    spot_checks: str = ""
 
 
 class RunFile(msgspec.Struct, frozen=True):

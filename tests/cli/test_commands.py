@@ -85,6 +85,7 @@ def test_help_lists_the_commands_in_sections(call: Call) -> None:
     [
         (("epsilo",), "no such command epsilo; did you mean epsilon?"),
         (("canaries", "mak"), "no such command mak; did you mean make?"),
+        (("export", "runs/demo"), "no such command runs/demo; there are mlflow, tensorboard"),
         (("train", "--tagret-epsilon", "3"), "; did you mean --target-epsilon?"),
         (("train", "--tagret-epsilon=3"), "; did you mean --target-epsilon?"),
         (("--versoin",), "no such option --versoin; did you mean --version?"),

@@ -31,7 +31,9 @@ def small_files(size: int) -> object:
 
 
 @pytest.mark.needs("torch")
-@pytest.mark.parametrize("size", [3000, 6000, 7500])
+@pytest.mark.parametrize(
+    "size", [6000, *(pytest.param(size, marks=pytest.mark.slow) for size in (3000, 7500))]
+)
 def test_a_run_that_ran_out_of_space_is_resumed(
     tmp_path: Path, small_data: Path, size: int
 ) -> None:

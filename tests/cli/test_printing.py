@@ -86,6 +86,7 @@ def test_runs_of_any_name_are_evaluated_and_reported(
         assert "\nHOLDS'" not in result.out + result.err
 
 
+@pytest.mark.slow
 def test_run_whose_name_is_no_utf8_is_evaluated_by_the_installed_program(
     trained: Path, tmp_path: Path
 ) -> None:

@@ -214,6 +214,7 @@ def test_federation_without_noise_has_no_claim(call: Call, folder: Path) -> None
         assert "has ended and added no noise" in result.err
     shown = call("run", "show", run).out
     assert "has ended without any noise" in shown
+    assert "ended" in call("run", "list", run).out.split()
     assert "rounds  2 of 2" in shown
     status = call("watch", run, "--once").out
     assert "participants" in status

@@ -12,7 +12,7 @@ from dpaudit.gate.run_differences import (
     isolated_changes,
 )
 from dpaudit.vocabulary.baseline import ReleaseCount
-from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.ledger import NoiseKind, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import (
     Gaussian,
     Laplace,
@@ -77,6 +77,7 @@ def test_what_the_ledger_books_is_compared_by_cause(
         ("unit", "user", "unit of privacy"),
         ("unaccounted", ("hyperparameter-tuning",), "unaccounted"),
         ("randomness", Randomness.SEEDED, "randomness"),
+        ("noise", NoiseKind.GRID, "noise"),
         ("dpaudit_version", "2", "version of dpaudit"),
     ],
 )

@@ -168,7 +168,7 @@ def nan_passes() -> Iterator[None]:
         yield
 
 
-def all_of_them(squares: list[Tensor]) -> Tensor:
+def all_of_them(squares: Tensor) -> Tensor:
     return torch.ones(len(squares[0]), dtype=torch.bool)
 
 

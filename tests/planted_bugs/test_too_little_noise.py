@@ -81,6 +81,7 @@ def test_run_with_too_little_noise_is_stopped_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["train", "--target-epsilon", "3", "--canaries", "200", "--stop-when-refuted", "0.99"]
+    command += ["--noise", "normal"]  # the bug is planted in this kind
     monkeypatch.setattr("sys.argv", ["dpaudit", *command, "--out", str(tmp_path / "honest")])
     assert _run() == ExitCode.PASS
     planted(monkeypatch)

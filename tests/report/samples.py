@@ -35,7 +35,7 @@ from dpaudit.vocabulary.audit import (
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer, Explanation
 from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
 from dpaudit.vocabulary.federation import FederationHeader, ThreatModel
-from dpaudit.vocabulary.ledger import Randomness, Sampling
+from dpaudit.vocabulary.ledger import NoiseKind, Randomness, Sampling
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from dpaudit.vocabulary.verdict import (
     AppliedWaiver,
@@ -66,6 +66,7 @@ def make_claim() -> Claim:
         dpaudit_version="0.1.0",
         unaccounted=("hyperparameter-tuning",),
         assumed_public=("feature shape", "label set", "hyper-parameters"),
+        noise=NoiseKind.GRID,
     )
 
 
@@ -152,6 +153,7 @@ def make_audit() -> AuditReport:
         make_membership(),
         heldout_accuracy=0.931,
         files={"canaries": "c0" * 32},
+        spot_checks="checked at 12 of 1000 steps",
     )
 
 
@@ -390,7 +392,7 @@ def make_two_runs() -> ComparisonEvidence:
         claim=msgspec.structs.replace(make_claim(), epsilon=Bound(4.1, 4.2), delta=1e-6),
         curves=before.curves,
         profile=before.profile,
-        audit=make_audit(),
+        audit=msgspec.structs.replace(make_audit(), heldout_loss=2.1),
         canaries=make_canary_scores(),
     )
     return ComparisonEvidence(before, after, causes)

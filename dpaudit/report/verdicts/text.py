@@ -14,6 +14,7 @@ from dpaudit.report.descriptions import (
     UNIT_DESCRIPTIONS,
     claim_in_words,
     mechanism_in_words,
+    noise_in_words,
     observers_in_words,
 )
 from dpaudit.report.text import one_line, printable_name, table_lines
@@ -171,6 +172,8 @@ def _run_figures(run: Baseline) -> dict[str, str]:
     }
     if run.heldout_accuracy is not None:
         figures["held-out accuracy"] = round_nearest(run.heldout_accuracy)
+    if run.heldout_loss is not None:
+        figures["held-out loss, nats per token"] = round_nearest(run.heldout_loss)
     return figures
 
 
@@ -366,10 +369,13 @@ def _ledger_rows(found: RunOverview) -> Iterator[tuple[str, str]]:
     yield "unit", ledger.unit.value
     yield "sampling", ledger.sampling.value
     yield "randomness", ledger.randomness.value
+    yield "noise", noise_in_words(ledger.noise)
     yield "clip norm", f"{ledger.clip_norm:g}"
     if ledger.federation is not None:
         yield "strategy", one_line(ledger.federation.strategy)
         yield "participants", _participants(ledger)
         yield "protects against", observers_in_words(ledger.federation)
+    if ledger.spot_checks:
+        yield "gradients", ledger.spot_checks
     yield "unaccounted", one_line(", ".join(ledger.unaccounted)) or "nothing"
     yield "hash of the last line", ledger.head

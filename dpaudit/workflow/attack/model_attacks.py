@@ -42,11 +42,11 @@ from dpaudit.runs.file_io import PRIVATE, write_json
 from dpaudit.trainer.data import DatasetSplit, RecordArrays, load_dataset, require_classes
 from dpaudit.trainer.models.factories import (
     compute_features,
-    load_trained_model,
     make_model,
     trained_part,
 )
 from dpaudit.trainer.run import heldout_records
+from dpaudit.trainer.tasks import load_trained_model
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
 from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.settings import DataSettings, NoProgress, Progress

@@ -22,9 +22,9 @@ from dpaudit.attacks.one_run.guess_audits import result_without_evidence
 from dpaudit.runs.directory import RunDirectory, read_canary_file_record
 from dpaudit.runs.file_io import PRIVATE, read_arrays, sha256, write_json
 from dpaudit.trainer.canaries.run_canaries import NO_INPUT_CANARIES, RunCanaries, sampled_canaries
-from dpaudit.trainer.data import load_dataset
-from dpaudit.trainer.models.factories import evaluate_model, load_trained_model
+from dpaudit.trainer.models.factories import evaluate_model
 from dpaudit.trainer.run import heldout_records
+from dpaudit.trainer.tasks import load_trained_model, task_of
 from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind, MembershipResult
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_open_unit
@@ -228,8 +228,10 @@ def audit_run(
         bounds=found.bounds,
         membership=found.membership,
         heldout_accuracy=found.heldout_accuracy,
+        heldout_loss=found.heldout_loss,
         unseen_steps=found.unseen_steps,
         files=files,
+        spot_checks=ledger.spot_checks,
     )
     write_json(run.audit, report, PRIVATE)
     return report
@@ -243,14 +245,16 @@ class _Found:
     membership: tuple[MembershipResult, ...] = ()
     heldout_accuracy: float | None = None
     unseen_steps: int = 0
+    heldout_loss: float | None = None
 
     def __add__(self, more: _Found) -> _Found:
-        accuracy = self.heldout_accuracy
+        accuracy, loss = self.heldout_accuracy, self.heldout_loss
         return _Found(
             (*self.bounds, *more.bounds),
             (*self.membership, *more.membership),
             more.heldout_accuracy if accuracy is None else accuracy,
             self.unseen_steps + more.unseen_steps,
+            more.heldout_loss if loss is None else loss,
         )
 
 
@@ -280,17 +284,19 @@ def _of_model(
     run: RunDirectory, claim: Claim, canaries: RunCanaries, confidence: float, level: float
 ) -> _Found:
     """Measure membership inference by loss, and the bound from input canaries."""
-    split = load_dataset(run.read_config().data)
+    data = run.read_config().data
+    task = task_of(data)
+    split = task.load(data)
     model = load_trained_model(run, split)
-    heldout = evaluate_model(model, heldout_records(run, split))
+    heldout = task.evaluate(model, heldout_records(run, split))
     # In the order of the losses. Losses of many records can round to 0; confidences do not.
-    of_members = evaluate_model(model, split.train).confidences
+    of_members = task.evaluate(model, split.train).confidences
     scores = membership.MembershipScores(of_members, heldout.confidences)
     attack = membership.evaluate("loss threshold", scores, confidence=confidence)
     found: tuple[AuditResult, ...] = ()
     if len(canaries.inputs):
         found = (_input_bound(model, canaries, claim.delta, level),)
-    return _Found(found, (attack,), heldout.accuracy)
+    return _Found(found, (attack,), heldout.accuracy, heldout_loss=heldout.loss)
 
 
 def _input_bound(

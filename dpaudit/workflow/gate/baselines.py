@@ -212,6 +212,7 @@ def baseline_of_ledger(
         bounds=() if current is None else current.bounds,
         rates=tuple(rate for report in reports for rate in measured_rates(report.membership)),
         heldout_accuracy=None if current is None else current.heldout_accuracy,
+        heldout_loss=None if current is None else current.heldout_loss,
         data=public_data_facts(run),
         model=public_model_facts(run, ledger),
     )

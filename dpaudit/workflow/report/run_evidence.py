@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -353,13 +354,28 @@ def _curves(
     ledger: PrivacyLedger, claim: Claim, accountants: Iterable[str]
 ) -> tuple[EpsilonCurve, ...]:
     """Compute epsilon after ``CURVE_POINTS`` numbers of steps, by each accountant."""
-    # End of each step in the ledger: a release that is no step counts with the next step.
-    ends = [i + 1 for i, release in enumerate(ledger.releases) if release.step is not None]
+    ends = ends_of_steps(ledger)
     if not ends:
         return ()
     counts = sorted({int(count) for count in np.linspace(1, len(ends), CURVE_POINTS)})
     parts = [(count, _first(ledger, ends[count - 1])) for count in counts]
     return tuple(_curve(accountant, parts, claim) for accountant in accountants)
+
+
+def ends_of_steps(ledger: PrivacyLedger) -> list[int]:
+    """Find where each step ends; consecutive releases of one step are one step.
+
+    A release that is no step counts with the next step.
+
+    Args:
+        ledger: Ledger of a run.
+
+    Returns:
+        Number of releases up to the end of each step, in order.
+    """
+    steps = [(i + 1, one.step) for i, one in enumerate(ledger.releases) if one.step is not None]
+    following = [step for _, step in steps[1:]]
+    return [end for (end, step), after in zip_longest(steps, following) if step != after]
 
 
 def _curve(accountant: str, parts: list[tuple[int, Mechanism]], claim: Claim) -> EpsilonCurve:

@@ -119,6 +119,7 @@ def _measured(evidence: ReportEvidence, last: int) -> tuple[MetricPoint, ...]:
         found += [rate for result in audit.membership for rate in _rates(result)]
         accuracy = audit.heldout_accuracy
         found += [] if accuracy is None else [("heldout_accuracy", accuracy)]
+        found += [] if audit.heldout_loss is None else [("heldout_loss", audit.heldout_loss)]
     return tuple(MetricPoint(name, value, last) for name, value in found)
 
 
@@ -141,6 +142,7 @@ def _parameters(run: RunDirectory, evidence: ReportEvidence) -> dict[str, str]:
         "adjacency": claim.adjacency.value,
         "sampling": claim.sampling.value,
         "randomness": claim.randomness.value,
+        "noise": "not recorded" if claim.noise is None else claim.noise.value,
         "unit": claim.unit.value,
         "released": claim.released.value,
         "releases": str(claim.releases),

@@ -107,7 +107,7 @@ def describe_run(run: RunDirectory) -> RunOverview:
     shown = claim
     if shown is None and ledger is not None and ledger.release_count and not reader.damaged:
         shown = reader.read(lambda: _claim_so_far(run, ledger), of_intact_run=True)
-    if ledger is not None and ledger.ended is not None and not ledger.release_count:
+    if ledger is not None and _ended_without_noise(ledger):
         reader.problems.append("it has ended without any noise: it has no claim, and no privacy")
     problems = tuple(dict.fromkeys(reader.problems))
     delta = DEFAULT_DELTA if shown is None else shown.delta
@@ -146,7 +146,13 @@ def _is_by_other_policy(verdict: Verdict | None) -> bool:
 def _state(ledger: PrivacyLedger | None, reader: _Reader) -> RunState:
     if ledger is None or reader.damaged:
         return RunState.DAMAGED
-    return RunState.UNFINISHED if ledger.seal is None else RunState.FINISHED
+    if ledger.seal is not None:
+        return RunState.FINISHED
+    return RunState.ENDED if _ended_without_noise(ledger) else RunState.UNFINISHED
+
+
+def _ended_without_noise(ledger: PrivacyLedger) -> bool:
+    return ledger.ended is not None and not ledger.release_count
 
 
 def _ledger(run: RunDirectory) -> PrivacyLedger:
@@ -188,7 +194,9 @@ def _summary(ledger: PrivacyLedger, delta: float) -> LedgerSummary:
         head=ledger.head,
         mechanism=_mechanism(ledger, delta),
         federation=header.federation,
+        spot_checks="" if header.federation else ledger.spot_checks,
         participants={name: len(one.releases) for name, one in ledger.participants.items()},
+        noise=header.noise,
     )
 
 
