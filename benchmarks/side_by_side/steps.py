@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dpaudit.trainer.attach import make_private
-from dpaudit.trainer.engine import Engine, Flat
-from dpaudit.trainer.noise.gaussian_draws import normals
-from dpaudit.trainer.noise.randomness import Keystream, Purpose
-from side_by_side.networks import Task
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, OnGrid
+from side_by_side.networks import Task, losses
 
 Step = Callable[[], None]
 NOISE, CLIP = 1.0, 1.0
 
 
-def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=1e-3)
+def _optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3)
 
 
 def plain(task: Task) -> Step:
     """Return plain SGD's step: the yardstick."""
-    optimizer = _optimizer(task.model)
+    optimizer = _optimizer(task.trained)
 
     def step() -> None:
         optimizer.zero_grad()
-        functional.cross_entropy(task.model(task.inputs), task.labels).backward()
+        losses(task.model(task.inputs), task.labels).mean().backward()
         optimizer.step()
 
     return step
 
 
 def _per_sample_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return losses(model(batch[0]), batch[1])
 
 
-def ours(task: Task) -> Step:
+def ours(task: Task, noise: type[GradientNoise], *, file: bool = False) -> Step:
     """Return our whole step: draw, check, clip, record, add secure noise, descend."""
     batch, records = (task.inputs, task.labels), torch.arange(len(task.labels))
+    folder = Path(tempfile.mkdtemp()) if file else None
     private = make_private(
         task.model,
-        _optimizer(task.model),
+        _optimizer(task.trained),
         noise_multiplier=NOISE,
         clip_norm=CLIP,
         sampling_rate=1.0,
         expected_batch_size=len(records),
+        noise=noise(),
+        ledger=folder and folder / "ledger.jsonl",
     )
     # What is drawn are numbers: no peer copies its batch here either.
     draws = iter(private.batches(records, steps=10**9))
@@ -59,28 +62,6 @@ def ours(task: Task) -> Step:
     return step
 
 
-def sums_and_noise(task: Task) -> Step:
-    """Return the arithmetic of our step alone, with noise from the secure keystream."""
-    optimizer, stream = _optimizer(task.model), Keystream.secure()
-    batch, counter = (task.inputs, task.labels), iter(range(10**9))
-
-    engine = Engine(task.model, _per_sample_loss)
-    size = sum(p.numel() for p in engine.parameters.values())
-
-    def step() -> None:
-        sums = engine.clipped_sum(batch, Flat(CLIP)).sums
-        noise = normals(stream, Purpose.GRADIENT_NOISE, next(counter), size)
-        start = 0
-        for name, parameter in engine.parameters.items():
-            total = sums[name]
-            part = noise[start : start + total.numel()].view_as(total)
-            parameter.grad = total.add_(part, alpha=NOISE * CLIP).div_(len(task.labels))
-            start += total.numel()
-        optimizer.step()
-
-    return step
-
-
 def opacus_hooks(task: Task) -> Step:
     """Return the step of Opacus' default mode."""
     from opacus import GradSampleModule
@@ -88,7 +69,7 @@ def opacus_hooks(task: Task) -> Step:
 
     model = GradSampleModule(task.model)
     optimizer = DPOptimizer(
-        _optimizer(model),
+        _optimizer(task.trained),
         noise_multiplier=NOISE,
         max_grad_norm=CLIP,
         expected_batch_size=len(task.labels),
@@ -96,7 +77,7 @@ def opacus_hooks(task: Task) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        functional.cross_entropy(model(task.inputs), task.labels).backward()
+        losses(model(task.inputs), task.labels).mean().backward()
         optimizer.step()
 
     return step
@@ -116,7 +97,7 @@ def opacus_ghost(task: Task) -> Step:
         task.model, max_grad_norm=CLIP, use_ghost_clipping=True
     )
     optimizer = DPOptimizerFastGradientClipping(
-        _optimizer(model),
+        _optimizer(task.trained),
         noise_multiplier=NOISE,
         max_grad_norm=CLIP,
         expected_batch_size=len(task.labels),
@@ -125,7 +106,9 @@ def opacus_ghost(task: Task) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        criterion(model(task.inputs), task.labels).backward()
+        scores, labels = model(task.inputs), task.labels
+        shape = None if labels.dim() == 1 else tuple(labels.shape)
+        criterion(scores.flatten(0, -2), labels.flatten(), shape=shape).backward()
         optimizer.step()
 
     return step
@@ -133,8 +116,9 @@ def opacus_ghost(task: Task) -> Step:
 
 TRAINERS: dict[str, Callable[[Task], Step]] = {
     "plain SGD": plain,
-    "dpaudit": ours,
-    "dpaudit, sums and noise": sums_and_noise,
+    "dpaudit": partial(ours, noise=Independent),
+    "dpaudit, ledger on disk": partial(ours, noise=Independent, file=True),
+    "dpaudit, exact noise": partial(ours, noise=OnGrid),
     "Opacus, ghost clipping": opacus_ghost,
     "Opacus, hooks": opacus_hooks,
 }

@@ -115,4 +115,5 @@ def test_the_committed_epsilons_are_those_of_the_committed_settings() -> None:
             assert pld.profile(run).epsilon(delta=dssgd.DELTA).upper <= one["epsilon"] * (1 + 1e-9)
             assert one["epsilon"] <= cell.epsilon
         if cell.epsilon_per_entry is not None:
-            assert one["composed"] == pytest.approx(dssgd.composed_epsilon(cell), rel=1e-6)
+            again = dssgd.composed_epsilon(cell)  # later accountants may be tighter
+            assert 0.999 * one["composed"] <= again <= one["composed"] * (1 + 1e-9)

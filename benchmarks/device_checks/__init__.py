@@ -1,0 +1,1 @@
+"""Parts of benchmarks/gpu.py: agreement with the CPU, ranks, precision and speed on a device."""
