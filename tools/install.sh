@@ -58,5 +58,5 @@ constraints() {
 
 # Print a sum that changes with everything that decides what is installed.
 installation_sum() {
-    (cat pyproject.toml constraints.txt; echo "${DPAUDIT_TORCH:-cpu}") | cksum | tr ' ' '-'
+    (cat pyproject.toml constraints.txt dpaudit/trainer/noise/kernels.c; echo "${DPAUDIT_TORCH:-cpu}") | cksum | tr ' ' '-'
 }
