@@ -81,6 +81,7 @@ def test_a_healthy_change_passes(changed: Callable[[str], Path]) -> None:
     assert {file.name for file in (folder / "reports").iterdir()} == {"pytest.xml", "gate.xml"}
 
 
+@pytest.mark.slow
 def test_less_noise_fails_with_its_cause(changed: Callable[[str], Path]) -> None:
     code, said = ci(changed("less-noise"))
     assert code == 1
@@ -102,6 +103,7 @@ def test_shuffled_batches_fail_with_their_cause(changed: Callable[[str], Path]) 
     assert "3 passed" in said  # neither the ledger nor the model shows it
 
 
+@pytest.mark.slow
 def test_released_training_loss_fails_with_its_cause(changed: Callable[[str], Path]) -> None:
     folder = changed("released-training-loss")
     code, said = ci(folder)

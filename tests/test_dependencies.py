@@ -15,6 +15,7 @@ import pytest
 from packaging.version import Version
 from places import ROOT
 
+KERNELS = "dpaudit/trainer/noise/kernels.c"
 TEXT = (ROOT / "constraints.txt").read_text()
 TORCH = str(constraints.pins(TEXT)["torch"])
 SCRIPTS = ("check", "demo", ".ci/run", "tools/pin", "tools/check-newest", "tools/check-core")
@@ -116,7 +117,8 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.root, self.calls_file = folder / "project", folder / "calls"
         shutil.copytree(ROOT / "tools", self.root / "tools")
-        for name in ("check", "pyproject.toml", "constraints.txt"):
+        (self.root / KERNELS).parent.mkdir(parents=True)
+        for name in ("check", "pyproject.toml", "constraints.txt", KERNELS):
             shutil.copy(ROOT / name, self.root / name)
         self.python = folder / "python"
         self.python.write_text(STAND_IN.format(python=sys.executable))
@@ -162,7 +164,7 @@ def test_check_installs_the_constraints_once(machine: Machine) -> None:
     assert machine.installs() == []
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml"])
+@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml", KERNELS])
 def test_check_installs_again_after_a_change(machine: Machine, name: str) -> None:
     machine.run("./check", OFFERED=CPU_BUILD)
     with (machine.root / name).open("a") as file:

@@ -66,7 +66,12 @@ def run_inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.needs("torch")
-def test_each_command_prints_what_the_pages_show(tmp_path: Path, run_inside: Run) -> None:
+def test_each_command_prints_what_the_pages_show(
+    tmp_path: Path, run_inside: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from noise_words import grid_by_default
+
+    grid_by_default(monkeypatch)  # the pages show what an installation with a compiler prints
     outputs = run_all(tmp_path, run_inside)
     assert {command.split()[1] for command in outputs} == {
         *("train", "epsilon", "audit", "attack", "gate", "report")
@@ -150,6 +155,14 @@ def test_the_python_of_a_guide_runs(name: str, run_python: dict[str, object]) ->
         assert run_python["server_result"].verdict is Outcome.PASS  # type: ignore[attr-defined]
 
 
+def test_the_guide_to_other_loops_shows_code_of_the_examples() -> None:
+    """``tests/test_examples.py`` runs these."""
+    scripts = [path.read_text() for path in (ROOT / "examples").glob("*.py")]
+    found = blocks(GUIDES / "integrations.md", "python")
+    assert len(found) == 7
+    assert [code for code in found if not any(code in script for script in scripts)] == []
+
+
 def test_the_guide_to_flower_runs_on_a_grid(run_python: dict[str, object]) -> None:
     pytest.importorskip("flwr", reason="flwr is not installed: pip install 'dpaudit[federated]'")
     from flower_grid import InProcessGrid, as_server_app
@@ -186,7 +199,7 @@ def test_the_readme_leads_from_your_own_model_to_a_verdict(
     for code in blocks(README, "python"):
         fast = code if canaries is None else CANARIES.sub(f"GradientCanaries({canaries})", code)
         exec(fast, run_python)
-    assert 0 < run_python["private"].epsilon(delta=1e-5).upper <= 1.5  # type: ignore[attr-defined]
+    assert 2.9 < run_python["private"].epsilon(delta=1e-5).upper <= 3.0  # type: ignore[attr-defined]
     assert {"claim.json", "ledger.jsonl", "model.safetensors"} <= {
         path.name for path in Path("runs/mine").iterdir()
     }

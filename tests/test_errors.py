@@ -34,6 +34,7 @@ CODES = {
     "DPA401": "ForkedSession",
     "DPA402": "NoiseReused",
     "DPA403": "UnrecordedChange",
+    "DPA405": "GradientsDisagree",
     "DPA404": "InvalidUpdate",
     "DPA411": "ProtocolViolation",
     "DPA412": "TooFewParticipants",

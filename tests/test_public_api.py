@@ -20,7 +20,12 @@ import dpaudit
 from dpaudit.accountants import Gaussian
 from dpaudit.vocabulary.errors import InvalidArgument
 
-LAZY = ("dpaudit", "dpaudit.trainer", "dpaudit.attacks.membership")
+LAZY = (
+    "dpaudit",
+    "dpaudit.trainer",
+    "dpaudit.trainer.integrations",
+    "dpaudit.attacks.membership",
+)
 OLD_RUN = ROOT / "tests" / "golden" / "version_0_1"
 PARTS_OF_PROGRAMS = ("__main__", "sandbox_child")
 
@@ -112,6 +117,7 @@ def test_import_of_dpaudit_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 @pytest.mark.needs("mypy", "torch")
 def test_type_checkers_see_real_signatures(tmp_path: Path) -> None:
     (tmp_path / "use.py").write_text(
