@@ -421,9 +421,11 @@ def request_for_file(
         case ExternalFormat.FLOWER:
             return _request_for_flower(document, delta)
         case ExternalFormat.DPAUDIT:
-            named = read_own_document(document, adjacency or Adjacency.ADD_OR_REMOVE_ONE)
+            named = read_own_document(document, adjacency)
         case ExternalFormat.OPACUS:
-            named = NamedMechanism(from_opacus(document), sampling=Sampling.POISSON)
+            named = NamedMechanism(
+                from_opacus(document), sampling=Sampling.POISSON, caveat=POISSON_CAVEAT
+            )
         case ExternalFormat.DP_EVENT:
             known = adjacency or Adjacency.ADD_OR_REMOVE_ONE
             named = NamedMechanism(
@@ -438,7 +440,8 @@ def request_for_file(
         at,
         adjacency or named.adjacency or Adjacency.ADD_OR_REMOVE_ONE,
         named.sampling,
-        POISSON_CAVEAT if named.sampling is Sampling.POISSON and named.delta is None else None,
+        named.caveat,
+        named.unit,
     )
 
 

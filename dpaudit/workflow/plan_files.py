@@ -24,10 +24,10 @@ from typing import Any, get_args
 import msgspec
 
 from dpaudit.accountants.schedules import training_mechanism
-from dpaudit.vocabulary.errors import InvalidArgument, did_you_mean, require_count
+from dpaudit.vocabulary.errors import InvalidArgument, did_you_mean
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
-from dpaudit.vocabulary.privacy_terms import Adjacency
+from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
 
 PLAN = "a plan with [[release]] tables in TOML"
 ACCEPTED = (
@@ -41,24 +41,32 @@ class PlannedRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         noise_multiplier: Standard deviation of the noise over the clip norm.
-        sampling_rate: Probability that a record is in a batch, in (0, 1].
-        steps: Number of steps of DP-SGD.
+        sampling_rate: Probability that a record is in a batch, in (0, 1]; None: 1.
+        steps: Number of steps of DP-SGD; None: 1.
         mechanism: Any mechanism, in place of the three fields above.
-        times: How often ``mechanism`` is used.
+        times: How often ``mechanism`` is used; None: once.
+
+    Raises:
+        InvalidArgument: If fields of both forms are given, or of neither.
     """
 
     noise_multiplier: float | None = None
-    sampling_rate: float = 1.0
+    sampling_rate: float | None = None
     steps: int | None = None
     mechanism: Mechanism | None = None
-    times: int = 1
+    times: int | None = None
 
     def __post_init__(self) -> None:
-        require_count("times", self.times)
         if (self.mechanism is None) == (self.noise_multiplier is None):
             raise InvalidArgument(
                 "release", "one with both or neither", "either noise_multiplier or mechanism"
             )
+        # A count that no one reads would make a plan look cheaper than it is.
+        unread = ("times",) if self.mechanism is None else ("sampling_rate", "steps")
+        for name in unread:
+            if getattr(self, name) is not None:
+                form = "noise_multiplier" if self.mechanism is None else "mechanism"
+                raise InvalidArgument(name, getattr(self, name), f"left out beside {form}")
 
     def to_mechanism(self, adjacency: Adjacency) -> Mechanism:
         """Return what the phase releases.
@@ -70,11 +78,12 @@ class PlannedRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             The mechanism, repeated.
         """
         if self.mechanism is not None:
-            return self.mechanism if self.times == 1 else Repeated(self.mechanism, self.times)
+            return self.mechanism if self.times is None else Repeated(self.mechanism, self.times)
         assert self.noise_multiplier is not None
+        rate = 1.0 if self.sampling_rate is None else self.sampling_rate
         return training_mechanism(
-            sampling=Sampling.POISSON if self.sampling_rate < 1 else Sampling.FULL_BATCH,
-            sampling_rate=self.sampling_rate,
+            sampling=Sampling.FULL_BATCH if rate == 1 else Sampling.POISSON,
+            sampling_rate=rate,
             noise_multiplier=self.noise_multiplier,
             steps=1 if self.steps is None else self.steps,
             adjacency=adjacency,
@@ -104,12 +113,16 @@ class NamedMechanism:
         delta: The delta of an answer or a plan; None: the file has none.
         adjacency: Of an answer or a plan; None: the file has none.
         sampling: Of an answer; None: the mechanism says it.
+        unit: What neighbors differ by.
+        caveat: A limitation that the reader must know; None: there is none.
     """
 
     mechanism: Mechanism
     delta: float | None = None
     adjacency: Adjacency | None = None
     sampling: Sampling | None = None
+    unit: Unit = Unit.RECORD
+    caveat: str | None = None
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -120,12 +133,14 @@ class _Answer(msgspec.Struct, frozen=True):
     delta: Any = None
     adjacency: Adjacency | None = None
     sampling: Sampling | None = None
+    unit: Unit = Unit.RECORD
 
 
 class _AnswerPart(msgspec.Struct, frozen=True):
     delta: float
     adjacency: Adjacency
     sampling: Sampling | None = None
+    unit: Unit = Unit.RECORD
 
 
 def is_own_document(document: Any) -> bool:
@@ -143,12 +158,12 @@ def is_own_document(document: Any) -> bool:
     return "release" in document or "mechanism" in document or "kind" in document
 
 
-def read_own_document(document: Any, adjacency: Adjacency) -> NamedMechanism:
+def read_own_document(document: Any, adjacency: Adjacency | None) -> NamedMechanism:
     """Convert parsed JSON or TOML of dpaudit to a mechanism.
 
     Args:
         document: A mechanism, an answer or a plan.
-        adjacency: For the phases of a plan that has none.
+        adjacency: What is asked for, which overrides that of the document; None: nothing.
 
     Returns:
         The mechanism, with delta and adjacency where the document has them.
@@ -191,16 +206,16 @@ def _allowed(error: msgspec.ValidationError) -> str:
     return f"one that can be read ({cause[0].lower()}{cause[1:]})"
 
 
-def _of_plan(plan: PlanFile, adjacency: Adjacency) -> NamedMechanism:
+def _of_plan(plan: PlanFile, adjacency: Adjacency | None) -> NamedMechanism:
     if not plan.release:
         raise InvalidArgument("release", plan.release, "at least one phase")
-    known = plan.adjacency or adjacency
+    known = adjacency or plan.adjacency or Adjacency.ADD_OR_REMOVE_ONE
     parts = tuple(phase.to_mechanism(known) for phase in plan.release)
     mechanism = parts[0] if len(parts) == 1 else Composed(parts)
-    return NamedMechanism(mechanism, plan.delta, plan.adjacency)
+    return NamedMechanism(mechanism, plan.delta, known)
 
 
 def _of_answer(answer: _Answer) -> NamedMechanism:
     part = answer.results[0] if answer.results else answer
     delta = part.delta if isinstance(part.delta, float) else None
-    return NamedMechanism(answer.mechanism, delta, part.adjacency, part.sampling)
+    return NamedMechanism(answer.mechanism, delta, part.adjacency, part.sampling, part.unit)

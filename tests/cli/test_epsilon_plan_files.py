@@ -100,6 +100,8 @@ def test_an_answer_keeps_its_delta_and_adjacency(call: Call, tmp_path: Path) -> 
     assert asked == pld.profile(STEPS).epsilon(delta=1e-6).upper
 
 
+LAPLACE = '[[release]]\nmechanism = { kind = "laplace", scale = 1.0 }\n'
+
 PHASES = """
 delta = 1e-5
 
@@ -125,6 +127,18 @@ def test_a_plan_of_phases_is_priced(call: Call, tmp_path: Path) -> None:
     path.write_text('adjacency = "replace-one"\n' + PHASES)
     replaced = pld.profile(whole, adjacency=Adjacency.REPLACE_ONE).epsilon(delta=1e-5)
     assert priced(call, path)[0] == replaced.upper
+    # What is asked for overrides the file, in the phases as in the answer.
+    asked = priced(call, path, "--adjacency", "add-or-remove-one")[0]
+    assert asked == pld.profile(whole).epsilon(delta=1e-5).upper
+
+
+def test_an_answer_keeps_its_unit(call: Call, tmp_path: Path) -> None:
+    path, state = tmp_path / "answer.json", tmp_path / "state.json"
+    state.write_text(json.dumps(FLOWER_STATE))
+    _, document = priced(call, state)
+    path.write_text(json.dumps(document))
+    _, again = priced(call, path)
+    assert [one["unit"] for one in again["results"]] == ["participant"] * len(again["results"])
 
 
 @pytest.mark.parametrize(
@@ -134,6 +148,11 @@ def test_a_plan_of_phases_is_priced(call: Call, tmp_path: Path) -> None:
         ("[[release]]\nsteps = 3", "either noise_multiplier or mechanism"),
         ("[[release]]\nnoise_multiplier = 1.0\nsteps = 0", "whole number"),
         ("[[release]]\nnoise_multiplier = -1.0", "noise_multiplier"),
+        ("[[release]]\nnoise_multiplier = 1.0\ntimes = 3", "left out beside noise_multiplier"),
+        (LAPLACE + "steps = 3", "left out beside mechanism"),
+        (LAPLACE + "sampling_rate = 0.5", "left out beside mechanism"),
+        (LAPLACE + "times = 0", "whole number"),
+        ("[[release]]\nnoise_multiplier = 1.0\nsampling_rate = 1.5", "sampling_rate"),
         ("[[release]]\nnoise = 1.0", "unknown keys as 'noise'"),
         ("[[release]]\nsample_rate = 1.0", "did you mean sampling_rate?"),
         ('[[release]]\nmechanism = { kind = "magic" }', "magic"),

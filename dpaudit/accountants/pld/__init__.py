@@ -196,7 +196,7 @@ class PldProfile:
         answer is the maximum over directions, so a direction that surely is not the larger one may
         stay wide.
         """
-        if isinstance(delta, Real) and delta == 0:
+        if isinstance(delta, Real) and not isinstance(delta, bool) and delta == 0:
             return (self._pure_epsilon(),)
         require_delta("delta", delta)
         if (mu := self._gaussian_mu()) is not None:

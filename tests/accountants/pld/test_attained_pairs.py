@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from dpaudit.accountants import pld
 from dpaudit.accountants.pld.laws.mirrored_gaussians import mirrored_loss_distribution
+from dpaudit.accountants.pld.laws.two_candidates import OFFSETS
 from dpaudit.vocabulary.mechanism import Exponential, Gaussian, PoissonSampled, Repeated
 from dpaudit.vocabulary.privacy_terms import Adjacency
 
@@ -77,7 +78,7 @@ def two_candidates_epsilon(epsilon: float, times: int, delta: float) -> float:
             a, b = (e, b) if left > delta else (a, e)
         return a
 
-    return max(needed(-12 + 0.1 * k) for k in range(241))
+    return max(needed(float(offset) - epsilon / 2) for offset in OFFSETS)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def two_candidates_epsilon(epsilon: float, times: int, delta: float) -> float:
 def test_two_candidates_attain_the_lower_end(epsilon: float, times: int, delta: float) -> None:
     attained = two_candidates_epsilon(epsilon, times, delta)
     found = pld.profile(Repeated(Exponential(epsilon), times)).epsilon(delta=delta)
-    assert 0.99 * attained <= found.lower <= attained * 1.003 + 1e-3
+    assert 0.99 * attained <= found.lower <= attained * (1 + 1e-9)
     assert attained <= found.upper
     delta_there = pld.profile(Repeated(Exponential(epsilon), times)).delta(epsilon=attained)
     assert delta_there.lower <= delta * 1.02

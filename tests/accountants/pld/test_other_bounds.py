@@ -117,6 +117,11 @@ def test_an_unbounded_loss_has_no_epsilon_at_delta_zero(plan: Mechanism) -> None
         pld.profile(plan).epsilon(delta=0.0)
 
 
+def test_a_boolean_is_no_delta() -> None:
+    with pytest.raises(InvalidArgument, match="delta"):
+        pld.profile(Laplace(1.0)).epsilon(delta=False)
+
+
 def test_a_release_that_cannot_be_certified_leaves_the_bounds_of_the_others() -> None:
     plan = Composed([Laplace(0.001), STEPS])
     found = pld.profile(plan).epsilon(delta=1e-5)

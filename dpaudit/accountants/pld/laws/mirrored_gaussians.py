@@ -50,11 +50,15 @@ def mirrored_loss_distribution(shift: float, rate: float, tail: float) -> LossDi
     edges = np.concatenate([[-math.inf], np.linspace(-reach, reach, cells + 1), [math.inf]])
     p, p_error = _mixture_masses(edges, shift, rate)
     q, q_error = _mixture_masses(edges, -shift, rate)
+    # The edges that are moved by +-shift are rounded, so P's and Q's cells differ a little.
+    moved = 4 * UNIT_ROUNDOFF * (reach + shift) * cells / (2 * reach)
+    p_error, q_error = p_error + moved, q_error + moved
     kept = p > LEAST_MASS
     # A larger mass of Q lowers the loss, so one that underflows may be rounded up.
     p, q, error = p[kept], np.maximum(q[kept], LEAST_MASS), (p_error + q_error)[kept]
-    losses = np.log(p) - np.log(q) - error - 4 * UNIT_ROUNDOFF * np.abs(np.log(q))
-    masses = p * (1 - p_error[kept])
+    log_p, log_q = np.log(p), np.log(q)
+    losses = log_p - log_q - error - 4 * UNIT_ROUNDOFF * (np.abs(log_p) + np.abs(log_q))
+    masses = p * np.maximum(1 - p_error[kept], 0.0)
     largest = float(losses.max())
     return LossDistribution((), losses, masses, 0.0, 0.0, largest, largest)
 
@@ -73,4 +77,4 @@ def _normal_masses(edges: Array) -> tuple[Array, Array]:
     near, far = ndtr(np.where(right, -low, high)), ndtr(np.where(right, -high, low))
     masses = np.maximum(near - far, 0.0)
     error = ROUNDINGS * UNIT_ROUNDOFF * near / np.maximum(masses, LEAST_MASS)
-    return masses, np.minimum(error, 1.0)
+    return masses, error
