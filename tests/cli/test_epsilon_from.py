@@ -7,28 +7,9 @@ from pathlib import Path
 
 import pytest
 from calling import Call
+from foreign_files import EVENT, FLOWER_CONFIG, FLOWER_STATE, HISTORY, STEP
 
-HISTORY = [[1.0, 0.01, 1000]]
-STEP = ["dp_accounting.dp_event", "GaussianDpEvent", 1.0]
-SAMPLED = ["dp_accounting.dp_event", "PoissonSampledDpEvent", 0.01, STEP]
-EVENT = ["dp_accounting.dp_event", "SelfComposedDpEvent", SAMPLED, 1000]
 PLAN = ("--sampling-rate", "0.01", "--noise-multiplier", "1", "--steps", "1000")
-
-FLOWER_CONFIG = {
-    "target_delta": 1e-5,
-    "population_size": 4,
-    "neighboring_relation": "add-or-remove-one",
-    "sampling_method": "no-amplification",
-    "max_epsilon": None,
-}
-FLOWER_EVENT = {"noise_multiplier": 2.0, "sample_size": 4, "population_size": 4}
-FLOWER_STATE = {
-    "schema_version": 1,
-    "backend": "rdp",
-    "config": FLOWER_CONFIG,
-    "orders": [2.0, 3.0],
-    "compositions": [{"event": FLOWER_EVENT, "count": 3}],
-}
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ __all__ = ["PldProfile", "profile"]
 # 4. Per direction: one integral for a single release, otherwise contour integrals.
 #
 # Noise on integer vectors and sparse vector techniques are replaced by releases with a dominating
-# pair, from above and from below (``laws.comparisons``). Where the interval is wide, or no pair is
-# known, the upper end is at most that of every other accountant (``other_bounds``).
+# pair, from above and from below (``laws.comparisons``). Where no pair is known, or the interval is
+# wider than ``SETTLED_WIDTH``, the least upper end of all accountants is taken (``other_bounds``).
 #
 # Where 4 cannot be certified, Gaussian releases fall back to the same Gaussians without
 # sampling. That is an upper bound, because the hockey-stick divergence is convex.
@@ -80,8 +80,10 @@ ASYMMETRIC_RELEASES = (PoissonSampled, TruncatedPoisson, RandomAllocation)
 UNSAMPLED_METHOD = "same Gaussians without sampling"
 OTHER_METHOD = "bounds of other accountants"
 LARGEST_LOSS_METHOD = "largest loss"
-# Intervals at least as narrow as these are not compared with the other accountants' bounds.
+# A wider interval of epsilon, relative to its upper end or absolutely, is narrowed by deltas.
 NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH = 1e-3, 1e-6
+# A wider interval, relative to its upper end, is compared with the other accountants' bounds.
+SETTLED_WIDTH = 1e-6
 TRUNCATION_ROUNDS = 40
 MOST_POINTS_TO_INVERT = 20_000
 """Quadrature points up to which a wide interval of epsilon is narrowed by evaluating delta."""
@@ -218,7 +220,7 @@ class PldProfile:
         for direction in self._directions():
             solve = partial(_epsilon_with_slack, delta=delta, sufficient_upper=sufficient(answers))
             answers.append(self._answer(direction, attempts, solve))
-        if not _is_narrow(answers, ABSOLUTE_EPSILON_WIDTH):
+        if not _is_narrow(answers, SETTLED_WIDTH, 0.0):
             most = self.others.epsilon(delta)
             answers = [answer.with_upper(most) for answer in answers]
         attempts.require_upper_ends(answers)
@@ -252,7 +254,7 @@ class PldProfile:
         solve = partial(_delta_with_slack, epsilon=epsilon)
         answers = [self._answer(one, attempts, solve) for one in self._directions()]
         most = self._participation_probability()
-        if not _is_narrow(answers, 0.0):
+        if not _is_narrow(answers, SETTLED_WIDTH, 0.0):
             most = min(most, self.others.delta(epsilon))
         answers = [answer.with_upper(most) for answer in answers]
         attempts.require_upper_ends(answers)
@@ -377,14 +379,14 @@ def _narrowed(
 ) -> CertifiedInterval:
     """Narrow a wide interval of epsilon by evaluating delta, which is certified more often."""
     settled = known.upper <= sufficient_upper or known.upper == math.inf
-    if settled or _is_narrow((known,), ABSOLUTE_EPSILON_WIDTH):
+    if settled or known.is_narrow(NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH):
         return known
     with suppress(Unresolvable):
         return epsilon_by_inversion(
             partial(solver.delta_by_contour, query.composition),
             delta,
             known,
-            lambda one: _is_narrow((one,), ABSOLUTE_EPSILON_WIDTH),
+            lambda one: one.is_narrow(NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH),
         )
     return known
 
@@ -446,11 +448,11 @@ class _Attempts:
             )
 
 
-def _is_narrow(answers: Sequence[CertifiedInterval], absolute: float) -> bool:
-    """Return whether the interval of the maximum over directions needs no other bound."""
+def _is_narrow(answers: Sequence[CertifiedInterval], relative: float, absolute: float) -> bool:
+    """Return whether the interval of the maximum over directions is within a tolerance."""
     lower = max(answer.lower for answer in answers)
     upper = max(answer.upper for answer in answers)
-    return upper - lower <= max(NARROW_WIDTH * upper, absolute) < math.inf
+    return upper - lower <= max(relative * upper, absolute) < math.inf
 
 
 def _epsilon_with_slack(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -10,7 +12,12 @@ import pytest
 from dpaudit.accountants import naive, pld, rdp, zcdp
 from dpaudit.accountants.numerics import CertifiedInterval
 from dpaudit.accountants.pld.contour.inversion import epsilon_by_inversion
-from dpaudit.vocabulary.errors import AccountingError, InvalidArgument, UnsupportedMechanism
+from dpaudit.vocabulary.errors import (
+    AccountingError,
+    InvalidArgument,
+    Unresolvable,
+    UnsupportedMechanism,
+)
 from dpaudit.vocabulary.mechanism import (
     ApproximateDP,
     Composed,
@@ -24,6 +31,7 @@ from dpaudit.vocabulary.mechanism import (
     PureDP,
     RandomAllocation,
     RandomizedResponse,
+    Release,
     Repeated,
     SampledWithoutReplacement,
 )
@@ -57,7 +65,7 @@ def test_the_upper_end_is_the_least_of_all_accountants(
             other = accountant.profile(plan, adjacency=adjacency).epsilon(delta=delta)
         except (UnsupportedMechanism, AccountingError):
             continue
-        assert found.upper <= other.upper * (1 + 1e-3)
+        assert found.upper <= other.upper * (1 + pld.SETTLED_WIDTH)
         assert found.lower <= other.upper * (1 + 1e-9)
 
 
@@ -74,6 +82,54 @@ def test_epsilon_falls_with_delta_and_delta_with_epsilon(
         assert profile.delta(epsilon=epsilon.upper).lower <= delta * (1 + 1e-9)
         if epsilon.lower > 0:
             assert profile.delta(epsilon=epsilon.lower).upper >= delta * (1 - 1e-9)
+
+
+def random_release(draw: random.Random) -> Release:
+    """Return an elementary release, or a sampled one."""
+    noise = math.exp(draw.uniform(math.log(0.3), math.log(30)))
+    base = draw.choice(
+        [
+            Gaussian(noise),
+            Laplace(noise),
+            DiscreteGaussian(noise, draw.choice([1, 2])),
+            DiscreteLaplace(noise, draw.choice([1, 3])),
+            Exponential(draw.choice([0.01, 0.1, 1.0, 3.0])),
+            PureDP(draw.choice([0.01, 0.5, 2.0])),
+            ApproximateDP(draw.choice([0.0, 0.1, 1.0]), draw.choice([1e-9, 1e-6])),
+            RandomizedResponse(draw.choice([0.6, 0.9])),
+        ]
+    )
+    sampled = PoissonSampled(base, draw.choice([1e-4, 0.01, 0.2, 1.0]))
+    fixed_size = SampledWithoutReplacement(base, 10, draw.choice([20, 1000]))
+    return draw.choice([base, base, sampled, sampled, fixed_size])
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, *range(4, 12)))]
+)
+def test_no_bound_of_a_random_ledger_contradicts_or_undercuts_another(seed: int) -> None:
+    draw = random.Random(seed)
+    answered = 0
+    for _ in range(30):
+        parts = [
+            Repeated(random_release(draw), draw.choice([1, 2, 30, 1000]))
+            for _ in range(draw.choice([1, 1, 2, 3]))
+        ]
+        plan, adjacency = Composed(parts), draw.choice(list(Adjacency))
+        delta = draw.choice([1e-10, 1e-6, 1e-3, 0.1])
+        try:
+            profile = pld.profile(plan, adjacency=adjacency)
+            found = profile.epsilon(delta=delta)
+        except (UnsupportedMechanism, Unresolvable):
+            continue
+        answered += 1
+        for accountant in (naive, rdp, zcdp):
+            with suppress(UnsupportedMechanism, AccountingError):
+                other = accountant.profile(plan, adjacency=adjacency).epsilon(delta=delta)
+                assert found.lower <= other.upper * (1 + 1e-9), plan
+                assert found.upper <= other.upper * (1 + pld.SETTLED_WIDTH), plan
+        assert profile.delta(epsilon=found.upper).lower <= delta * (1 + 1e-9), plan
+    assert answered >= 5
 
 
 PURE: list[tuple[Mechanism, float]] = [
