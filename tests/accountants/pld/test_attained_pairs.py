@@ -55,10 +55,14 @@ def test_the_published_value_of_dp_sgd_under_replace_one() -> None:
 @pytest.mark.parametrize("rate", [1e-4, 0.3, 1.0])
 def test_cells_hold_at_most_the_mass_of_the_pair(shift: float, rate: float) -> None:
     law = mirrored_loss_distribution(shift, rate, 1e-20)
-    assert 1 - 1e-9 <= law.atom_masses.sum() <= 1
+    assert law.atom_masses.sum() == pytest.approx(1, abs=1e-13)
     assert np.isfinite(law.atom_losses).all()
     # Q's mass of a cell is e^-loss times P's, up to the losses that were lowered.
-    assert (law.atom_masses * np.exp(-law.atom_losses)).sum() <= 1 + 1e-9
+    cells, losses = law.atom_masses[:-1], law.atom_losses[:-1]
+    assert (cells * np.exp(-losses)).sum() <= 1 + 1e-9
+    # The last atom is the mass that was rounded off, at the least loss.
+    assert law.atom_masses[-1] <= 1e-9
+    assert law.atom_losses[-1] == losses.min()
 
 
 def two_candidates_epsilon(epsilon: float, times: int, delta: float) -> float:

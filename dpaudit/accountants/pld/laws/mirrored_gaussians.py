@@ -43,7 +43,7 @@ def mirrored_loss_distribution(shift: float, rate: float, tail: float) -> LossDi
         tail: Mass of P on either side beyond which cells are merged.
 
     Returns:
-        Atoms whose losses and masses are not above those of the pair.
+        Atoms whose losses are not above those of the pair, in mass.
     """
     reach = math.sqrt(-2 * math.log(tail)) + shift
     cells = min(MOST_CELLS, math.ceil(2 * reach * max(1.0, 2 * shift) / CELL))
@@ -59,6 +59,9 @@ def mirrored_loss_distribution(shift: float, rate: float, tail: float) -> LossDi
     log_p, log_q = np.log(p), np.log(q)
     losses = log_p - log_q - error - 4 * UNIT_ROUNDOFF * (np.abs(log_p) + np.abs(log_q))
     masses = p * np.maximum(1 - p_error[kept], 0.0)
+    # What the masses were lowered by has the least loss, which can only lower delta.
+    losses = np.append(losses, losses.min())
+    masses = np.append(masses, max(0.0, 1 - float(masses.sum())))
     largest = float(losses.max())
     return LossDistribution((), losses, masses, 0.0, 0.0, largest, largest)
 
