@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dpaudit.trainer.data_sources.padding import PadTokens
     from dpaudit.trainer.engine import Automatic, Engine, Flat, PerLayer
     from dpaudit.trainer.models.fix import fix
-    from dpaudit.trainer.noise.gradient_noise import Banded, Independent, OnGrid, Prefetched
+    from dpaudit.trainer.noise.correlated_noise import Banded
+    from dpaudit.trainer.noise.gradient_noise import Independent, OnGrid, Prefetched
     from dpaudit.trainer.private import Private
     from dpaudit.trainer.session.settings import NoisyCount
 
@@ -84,7 +85,7 @@ _SOURCES = {
     "Independent": "noise.gradient_noise",
     "Prefetched": "noise.gradient_noise",
     "OnGrid": "noise.gradient_noise",
-    "Banded": "noise.gradient_noise",
+    "Banded": "noise.correlated_noise",
     "RecordGroups": "batches.grouped_records",
     "Users": "batches.grouped_records",
     "Views": "batches.grouped_records",

@@ -37,7 +37,8 @@ from dpaudit.trainer.data_sources.collate import CollateFunction
 from dpaudit.trainer.data_sources.data_loaders import LoadableData, LoadingSettings, unpack_loader
 from dpaudit.trainer.distributed import RankGroup, current_ranks, is_sharded
 from dpaudit.trainer.engine import Clipping
-from dpaudit.trainer.noise.gradient_noise import Banded, GradientNoise
+from dpaudit.trainer.noise.correlated_noise import Banded
+from dpaudit.trainer.noise.gradient_noise import GradientNoise
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.session.checkpoint import newest_checkpoint, read_checkpoint

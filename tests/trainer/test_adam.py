@@ -16,13 +16,8 @@ from dpaudit.trainer.adam import AdamCorrected
 from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.batches.samplers import Cyclic
 from dpaudit.trainer.clip_rules import Quantile
-from dpaudit.trainer.noise.gradient_noise import (
-    Banded,
-    GradientNoise,
-    Independent,
-    NoiseContext,
-    OnGrid,
-)
+from dpaudit.trainer.noise.correlated_noise import Banded
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, NoiseContext, OnGrid
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.errors import InvalidArgument

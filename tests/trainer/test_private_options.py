@@ -23,14 +23,9 @@ from dpaudit.trainer.batches.samplers import BallsInBins, Cyclic, Truncated
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Automatic, Engine, Flat, PerLayer
 from dpaudit.trainer.engine.batch_structure import Batch
+from dpaudit.trainer.noise.correlated_noise import Banded
 from dpaudit.trainer.noise.gaussian_draws import normals
-from dpaudit.trainer.noise.gradient_noise import (
-    Banded,
-    GradientNoise,
-    Independent,
-    OnGrid,
-    Prefetched,
-)
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, OnGrid, Prefetched
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.errors import BudgetExceeded, InvalidArgument

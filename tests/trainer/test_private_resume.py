@@ -23,13 +23,8 @@ from dpaudit.trainer.batches.samplers import BallsInBins, Cyclic, Poisson, Shuff
 from dpaudit.trainer.clip_rules import Quantile
 from dpaudit.trainer.engine import Flat
 from dpaudit.trainer.noise import gradient_noise
-from dpaudit.trainer.noise.gradient_noise import (
-    Banded,
-    GradientNoise,
-    Independent,
-    OnGrid,
-    Prefetched,
-)
+from dpaudit.trainer.noise.correlated_noise import Banded
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Independent, OnGrid, Prefetched
 from dpaudit.trainer.noise.kernels import NUMPY_KERNELS
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.session import settings as session_settings

@@ -1,4 +1,4 @@
-"""Noise on the clipped sum: independent, on a grid, or correlated between steps.
+"""Noise on the clipped sum that is independent between steps: in float32, or on a grid.
 
 Noise is added once, to the sum over all ranks and chunks. It depends on the key and the step
 alone, so ranks with the same key add the same noise.
@@ -7,9 +7,8 @@ alone, so ranks with the same key add the same noise.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -20,7 +19,7 @@ from dpaudit.trainer.noise.gaussian_draws import normal_chunks, normals
 from dpaudit.trainer.noise.kernels import kernels
 from dpaudit.trainer.noise.prefetch import NoisePrefetcher
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
-from dpaudit.vocabulary.errors import InvalidArgument, require_count
+from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.ledger import NoiseKind
 
 GradientSums = dict[str, Tensor]
@@ -216,7 +215,7 @@ class Independent:
         Returns:
             The noisy sums.
         """
-        return _add_scaled(sums, drawn, noise_multiplier * norm)
+        return add_scaled(sums, drawn, noise_multiplier * norm)
 
 
 @dataclass(frozen=True)
@@ -407,7 +406,7 @@ class Prefetched:
             NoiseReused: If the noise of this step was handed out before.
             ForkedSession: If this process is a fork of the one that began prefetching.
         """
-        dimension, device = count_coordinates(sums), _device(sums)
+        dimension, device = count_coordinates(sums), device_of(sums)
         self._wanted.scale = scale = self.noise.scale(noise_multiplier, norm, dimension)
         # Another dimension means other trainable parameters. Noise that was prefetched for this
         # step but never handed out is dropped together with its prefetcher.
@@ -445,125 +444,6 @@ class _Wanted:
     """The scale of the step taken last, for which the next step's noise is made."""
 
     scale: float = 1.0
-
-
-@dataclass
-class Banded:
-    """Noise that is correlated over neighboring steps: DP-FTRL with a banded factorization.
-
-    The noise of all steps is C^-1 Z with Z independent. Below its diagonal, C has the first
-    ``bands`` coefficients of (1 - x)^(-1/2), scaled to columns of norm 1. So what a record adds
-    at steps that are ``bands`` apart has norm 1 in C. Row t of the noise follows from the rows
-    before it: y_t = (z_t - sum_i c_i y_(t-i)) / c_0. Use it together with the sampler ``Cyclic``.
-
-    Attributes:
-        bands: Number of bands of C. The noise of ``bands`` - 1 earlier steps is kept in memory.
-
-    References:
-        Choquette-Choo et al. (2023), arXiv:2306.08153, section 4. Kalinin & Lampert (2024),
-        arXiv:2405.13763, equation 5.
-
-    Example:
-        >>> noise = Banded(2)
-        >>> [round(value, 4) for value in noise.coefficients]
-        [0.8944, 0.4472]
-    """
-
-    kind: ClassVar[NoiseKind] = NoiseKind.CORRELATED
-
-    bands: int
-    _rows: deque[Tensor] = field(init=False, repr=False)
-    _next: int = field(default=-1, init=False, repr=False)
-    _stream: Keystream | None = field(default=None, init=False, repr=False)
-    _inverse: list[float] = field(default_factory=list, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        require_count("bands", self.bands)
-        self._rows = deque(maxlen=max(1, self.bands - 1))
-
-    @property
-    def coefficients(self) -> list[float]:
-        """The column of C from the diagonal down, shape ``(bands,)``, of L2 norm at most 1."""
-        # (1 - x)^(-1/2) = sum_k a_k x^k with a_0 = 1 and a_k = a_(k-1) (2k - 1) / (2k).
-        series = [1.0]
-        for k in range(1, self.bands):
-            series.append(series[-1] * (2 * k - 1) / (2 * k))
-        norm = math.hypot(*series) * (1 + 1e-12)  # rounded up, so that a column's norm is at most 1
-        return [value / norm for value in series]
-
-    def deviation(
-        self, noise_multiplier: float, norm: float, dimension: int, context: NoiseContext
-    ) -> float:
-        """Return noise_multiplier * norm times the norm of this step's row of C^-1.
-
-        Args:
-            noise_multiplier: Noise standard deviation over the sensitivity.
-            norm: The sensitivity: largest L2 norm of what one record adds.
-            dimension: Number of coordinates of the sum.
-            context: Keystream and step.
-
-        Returns:
-            Standard deviation of the noise on one coordinate.
-        """
-        return noise_multiplier * norm * self._row_norm(context.step - context.first)
-
-    def add_noise(
-        self, sums: GradientSums, context: NoiseContext, noise_multiplier: float, norm: float
-    ) -> GradientSums:
-        """Add this step's row of C^-1 Z; missing earlier rows are drawn again from the key.
-
-        Args:
-            sums: Clipped sums per parameter; they may be changed in place.
-            context: Keystream and step; one pair gives one noise.
-            noise_multiplier: Noise standard deviation over the sensitivity.
-            norm: The sensitivity: largest L2 norm of what one record adds.
-
-        Returns:
-            The noisy sums by the same names, with the same shapes.
-
-        Raises:
-            InvalidArgument: If the number of coordinates differs from earlier steps.
-        """
-        if (
-            self._stream is context.stream
-            and self._rows
-            and len(self._rows[0]) != count_coordinates(sums)
-        ):
-            raise InvalidArgument(
-                "model", f"{count_coordinates(sums)} trainable numbers",
-                f"of {len(self._rows[0])}, as in the "
-                "steps before: correlated noise needs the same coordinates in every step",
-            )  # fmt: skip
-        # After a resume, or with another key, the kept rows are not those before this step.
-        if self._next != context.step or self._stream is not context.stream:
-            self._rows.clear()
-            for step in range(context.first, context.step):
-                self._make(NoiseContext(context.stream, step, context.first), sums)
-        return _add_scaled(sums, [self._make(context, sums)], noise_multiplier * norm)
-
-    def _make(self, context: NoiseContext, sums: GradientSums) -> Tensor:
-        """Return row t of C^-1 Z from z_t and the rows before it, and keep it."""
-        first, *others = self.coefficients
-        row = standard_normals(context, count_coordinates(sums), _device(sums))
-        # y_t = (z_t - sum_i c_i y_(t-i)) / c_0; the newest kept row is y_(t-1).
-        for coefficient, earlier in zip(others, reversed(self._rows), strict=False):
-            row.sub_(earlier, alpha=coefficient)
-        row.div_(first)
-        if others:
-            self._rows.append(row)
-        self._next, self._stream = context.step + 1, context.stream
-        return row
-
-    def _row_norm(self, row: int) -> float:
-        """Return the norm of a row of C^-1, whose entries are those of one column, reversed."""
-        # The noise of row t has deviation sigma sqrt(sum_(i<=t) a_i^2), a the column of C^-1.
-        first, *others = self.coefficients
-        column = self._inverse
-        while len(column) <= row:
-            # C times a column of C^-1 is a unit vector: 1, then zeros.
-            earlier = zip(others, reversed(column), strict=False)
-            column.append((0.0 if column else 1.0) / first - sum(c * d for c, d in earlier) / first)
-        return math.hypot(*column[: row + 1])
 
 
 def noise_kind(noise: object) -> NoiseKind:
@@ -633,8 +513,15 @@ def count_coordinates(sums: Mapping[str, Tensor]) -> int:
     return sum(part.numel() for part in sums.values())
 
 
-def _device(sums: Mapping[str, Tensor]) -> torch.device:
-    """Return the device of the sums, which is the same for all."""
+def device_of(sums: Mapping[str, Tensor]) -> torch.device:
+    """Return the device of the sums, which is the same for all.
+
+    Args:
+        sums: At least one sum.
+
+    Returns:
+        The device of the first.
+    """
     return next(iter(sums.values())).device
 
 
@@ -659,12 +546,21 @@ def add_step_noise(
     """
     dimension = count_coordinates(sums)
     scale = noise.scale(noise_multiplier, norm, dimension)
-    drawn = noise.draw(context, scale, dimension, _device(sums))
+    drawn = noise.draw(context, scale, dimension, device_of(sums))
     return noise.add_drawn(sums, drawn, noise_multiplier, norm)
 
 
-def _add_scaled(sums: GradientSums, drawn: Iterable[Tensor], deviation: float) -> GradientSums:
-    """Add consecutive draws, times ``deviation``, to the sums in place."""
+def add_scaled(sums: GradientSums, drawn: Iterable[Tensor], deviation: float) -> GradientSums:
+    """Add consecutive draws, times ``deviation``, to the sums in place.
+
+    Args:
+        sums: Sums of ``count_coordinates(sums)`` coordinates in total.
+        drawn: Draws for all coordinates, in parts of any length, each of one dimension.
+        deviation: Factor on the draws.
+
+    Returns:
+        The sums.
+    """
     for piece, draws in _pieces(sums, drawn):
         piece.add_(draws, alpha=deviation)
     return sums

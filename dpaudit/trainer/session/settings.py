@@ -18,7 +18,8 @@ import dpaudit
 from dpaudit.trainer.batches.samplers import Cyclic, Poisson, Sampler
 from dpaudit.trainer.clip_rules import ClipRule, ConstantClipping, Scheduled
 from dpaudit.trainer.engine import Clipping, Flat
-from dpaudit.trainer.noise.gradient_noise import Banded, GradientNoise, Prefetched, noise_kind
+from dpaudit.trainer.noise.correlated_noise import Banded
+from dpaudit.trainer.noise.gradient_noise import GradientNoise, Prefetched, noise_kind
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.vocabulary.errors import (
     InvalidArgument,

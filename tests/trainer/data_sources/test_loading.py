@@ -18,7 +18,7 @@ from dpaudit.trainer.data_sources.batch_source import make_batch_source
 from dpaudit.trainer.data_sources.data_loaders import LoadingSettings
 from dpaudit.trainer.data_sources.digest import data_digest
 from dpaudit.trainer.data_sources.loading import load_batches
-from dpaudit.trainer.noise.gradient_noise import Banded
+from dpaudit.trainer.noise.correlated_noise import Banded
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.errors import InvalidArgument, UserCodeError

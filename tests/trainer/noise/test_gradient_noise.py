@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpaudit.trainer.noise import gradient_noise, grid_noise
+from dpaudit.trainer.noise.correlated_noise import Banded
 from dpaudit.trainer.noise.gradient_noise import (
-    Banded,
     GradientNoise,
     GradientSums,
     Independent,

@@ -23,7 +23,7 @@ from dpaudit.trainer.batches.samplers import (
     Sampler,
     Shuffled,
 )
-from dpaudit.trainer.noise.gradient_noise import Banded
+from dpaudit.trainer.noise.correlated_noise import Banded
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.session.settings import NoisyCount
 from dpaudit.trainer.session.training_plan import PlanRequest, plan_training

@@ -24,7 +24,8 @@ from dpaudit.runs.ledger_file import LedgerWriter, read_ledger
 from dpaudit.trainer.attach import make_private
 from dpaudit.trainer.batches.samplers import BallsInBins, Cyclic, Shuffled
 from dpaudit.trainer.canaries.run_canaries import GradientCanaries
-from dpaudit.trainer.noise.gradient_noise import Banded, Independent, OnGrid, Prefetched
+from dpaudit.trainer.noise.correlated_noise import Banded
+from dpaudit.trainer.noise.gradient_noise import Independent, OnGrid, Prefetched
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
 from dpaudit.trainer.session.checkpoint import write_weights
