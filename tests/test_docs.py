@@ -29,6 +29,7 @@ PAGES = {str(path.relative_to(ROOT)): path for path in pages()}
 DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?%?")
 LARGEST = re.compile(r"\((certified|conditional): [^)]*\)")  # noise decides which bound it is
+STRONGEST = re.compile(r"attack by loss( threshold)?\b")  # of two groups of records: likewise
 DETERMINISTIC = "dpaudit epsilon --"
 
 
@@ -42,6 +43,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def masked(text: str) -> str:
     text = DIGEST.sub("#", LARGEST.sub("(a bound)", text))
+    text = STRONGEST.sub("strongest attack", text)
     return " ".join(NUMBER.sub("#", text).split())
 
 
