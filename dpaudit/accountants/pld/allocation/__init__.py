@@ -1,0 +1,1 @@
+"""Random allocation: laws of the likelihood ratio that bound it in the convex order."""
