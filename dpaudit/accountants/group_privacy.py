@@ -1,12 +1,15 @@
 """Compute group privacy: epsilon and delta where up to ``size`` records differ.
 
-Two methods:
+Three methods:
 
 1. Enlarged sensitivity. For additive noise, and for mechanisms that are given by a guarantee,
    a group of ``size`` records has the same mechanism at ``size`` times the sensitivity. This
    is exact. (Gaussians: Dong, Roth & Su 2019, arXiv:1905.02383, Theorem 2.14; size^2 rho for
    zCDP: Bun & Steinke 2016, arXiv:1605.02065, Proposition 1.9.)
-2. Chain of neighbors. Any other mechanism is represented by its profile for one record. Let
+2. Mixtures. In Poisson samples of Gaussians, the records of a group join by their own coins. The
+   worst case is a pair of mixtures with binomial weights, which is composed (``group_mixtures``).
+   This is exact up to the width of the interval.
+3. Chain of neighbors. Any other mechanism is represented by its profile for one record. Let
    P_0, P_1, .., P_k be the outputs as records change one at a time, and h(t) the largest
    P(S) - t Q(S) of neighbors. For any ratios t_1 .. t_k with product T,
 
@@ -21,6 +24,8 @@ Two methods:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -28,13 +33,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.accountants import pld
+from dpaudit.accountants.group_mixtures import group_mixtures
 from dpaudit.accountants.risk import HockeyStickCurve
 from dpaudit.vocabulary.errors import (
     AccountingError,
-    InvalidArgument,
     Unresolvable,
+    UnsupportedMechanism,
     require_count,
     require_delta,
+    require_not_negative,
     to_python_number,
 )
 from dpaudit.vocabulary.mechanism import (
@@ -105,8 +112,9 @@ def group_epsilon(
         accountant: The ``profile`` function of the accountant that bounds one record.
 
     Returns:
-        Exact where the sensitivity can be enlarged. Otherwise the upper end holds for every
-        mechanism with this profile, and the lower end is that of one record.
+        Tight where the sensitivity can be enlarged, and for Poisson samples of Gaussians by
+        ``pld``. Otherwise the upper end holds for every mechanism with this profile, and the
+        lower end is that of one record.
 
     Raises:
         InvalidArgument: If an argument is out of range.
@@ -125,6 +133,11 @@ def group_epsilon(
     larger = group_mechanism(mechanism, size)
     if larger is not None:
         return accountant(larger, adjacency=adjacency).epsilon(delta=delta)
+    tight = _costliest_mixture(
+        mechanism, size, adjacency, accountant, lambda one: one.epsilon(delta=delta)
+    )
+    if tight is not None:
+        return tight
     profile = accountant(mechanism, adjacency=adjacency)
     one = profile.epsilon(delta=delta)
     upper = _chain_epsilon(HockeyStickCurve(profile), size, delta)
@@ -149,8 +162,9 @@ def group_delta(
         accountant: The ``profile`` function of the accountant that bounds one record.
 
     Returns:
-        Exact where the sensitivity can be enlarged. Otherwise the upper end holds for every
-        mechanism with this profile, and the lower end is that of one record.
+        Tight where the sensitivity can be enlarged, and for Poisson samples of Gaussians by
+        ``pld``. Otherwise the upper end holds for every mechanism with this profile, and the
+        lower end is that of one record.
 
     Raises:
         InvalidArgument: If an argument is out of range.
@@ -164,11 +178,15 @@ def group_delta(
     """
     size = to_python_number(size)
     require_count("size", size)
-    if not 0 <= epsilon < math.inf:
-        raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
+    require_not_negative("epsilon", epsilon)
     larger = group_mechanism(mechanism, size)
     if larger is not None:
         return accountant(larger, adjacency=adjacency).delta(epsilon=epsilon)
+    tight = _costliest_mixture(
+        mechanism, size, adjacency, accountant, lambda one: one.delta(epsilon=epsilon)
+    )
+    if tight is not None:
+        return tight
     profile = accountant(mechanism, adjacency=adjacency)
     one = profile.delta(epsilon=epsilon)
     upper = _chain_delta(HockeyStickCurve(profile), size, epsilon)
@@ -216,6 +234,24 @@ def group_mechanism(mechanism: Mechanism, size: int) -> Mechanism | None:
         case _:
             larger = larger or _with_larger_sensitivity(mechanism, size)
     return larger
+
+
+def _costliest_mixture(
+    mechanism: Mechanism,
+    size: int,
+    adjacency: Adjacency,
+    accountant: EpsilonDeltaAccountant,
+    evaluate: Callable[[EpsilonDeltaProfile], Bound],
+) -> Bound | None:
+    """Return the largest answer over all splits of the group; None where one is not answered."""
+    mixtures = group_mixtures(mechanism, size, adjacency, group_mechanism)
+    found: list[Bound] = []
+    for mixture in mixtures:
+        with suppress(UnsupportedMechanism, AccountingError):
+            found.append(evaluate(accountant(mixture, adjacency=adjacency)))
+    if not mixtures or len(found) < len(mixtures):
+        return None
+    return Bound(max(one.lower for one in found), max(one.upper for one in found))
 
 
 def _with_larger_sensitivity(mechanism: Mechanism, size: int) -> Mechanism | None:

@@ -12,6 +12,8 @@ From above   wide discrete Gaussians and sums of them: a Gaussian of smaller var
 From below   wide discrete Gaussians and sums of them: a Gaussian of larger variance
              other integer vectors: one coordinate, or several independent ones
              sparse vector techniques: pairs that some neighbors attain
+
+Shuffled reports keep their own pairs, of which the masses have a small error.
 """
 
 from __future__ import annotations
@@ -34,17 +36,26 @@ from dpaudit.accountants.integer_noise import (
     theta_oscillation,
 )
 from dpaudit.accountants.pld.laws.noise_tables import noise_table
-from dpaudit.accountants.releases import ReleaseCounts
+from dpaudit.accountants.pld.laws.shuffled_reports import RELATIVE_ERROR
+from dpaudit.accountants.releases import (
+    ReleaseCounts,
+    allocation_blocks,
+    binned_from_above,
+    binned_from_below,
+)
 from dpaudit.accountants.rounding_margins import ROUND_UP
 from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
+    BinnedMatrixFactorization,
     DiscreteGaussian,
     DistributedDiscreteGaussian,
     Gaussian,
     IntegerVectorNoise,
     PoissonSampled,
+    RandomAllocation,
     Release,
     SampledWithoutReplacement,
+    Shuffled,
     Skellam,
     SparseVectorMechanism,
     VectorDiscreteGaussian,
@@ -64,6 +75,8 @@ ONE_TABLE_VARIANCE = 1e5
 SLACK_SHARE = 0.02
 LARGEST_SLACK = 0.5  # a larger one gives no useful bound
 MULTIPLIER_ROUNDING = 1e-15
+# Masses of P and of Q that err by a relative r change delta by at most the slack 2 r.
+SHUFFLED_SLACK = 2.1 * RELATIVE_ERROR
 
 
 @dataclass(frozen=True)
@@ -114,8 +127,12 @@ def needs_comparison(release: Release) -> bool:
             return needs_comparison(inner)
         case DiscreteGaussian(scale):
             return scale >= WIDE_SCALE
+        case RandomAllocation(selected=selected):
+            return selected > 1
+        case BinnedMatrixFactorization():
+            return True
         case _:
-            return isinstance(release, IntegerVectorNoise | SparseVectorMechanism)
+            return isinstance(release, IntegerVectorNoise | SparseVectorMechanism | Shuffled)
 
 
 def compare_from_above(releases: ReleaseCounts, adjacency: Adjacency) -> ComparedReleases:
@@ -162,6 +179,10 @@ def _above(release: Release, times: int, adjacency: Adjacency) -> Comparison:
     match release:
         case _ if not needs_comparison(release):
             return Comparison(((release, 1),))
+        case RandomAllocation():
+            return Comparison(allocation_blocks(release))
+        case BinnedMatrixFactorization():
+            return Comparison(((binned_from_above(release), 1),))
         case PoissonSampled(inner):
             _require_removable(release, adjacency)
             return _sampled(release, _noise_above(_DiscreteNoise.sampled(inner), times, adjacency))
@@ -174,6 +195,8 @@ def _above(release: Release, times: int, adjacency: Adjacency) -> Comparison:
             | Skellam()
         ):
             return _noise_above(_DiscreteNoise.whole(release), times, adjacency)
+        case Shuffled():
+            return Comparison(((release, 1),), SHUFFLED_SLACK)
         case _:
             return Comparison(sparse_vector.guarantee_parts(_sparse(release)))
 
@@ -184,6 +207,11 @@ def _below(release: Release, times: int, adjacency: Adjacency) -> Comparison:
     match release:
         case _ if not needs_comparison(release):
             return Comparison(((release, 1),))
+        case RandomAllocation():  # a law from below of its own
+            return Comparison(((release, 1),))
+        case BinnedMatrixFactorization():
+            lower = binned_from_below(release)
+            return NOTHING if lower is None else Comparison(((lower, 1),))
         case PoissonSampled(inner) | SampledWithoutReplacement(inner):
             noise = _DiscreteNoise.sampled(inner)
             return _sampled(release, _noise_below(noise, times, adjacency, most=1))
@@ -194,6 +222,8 @@ def _below(release: Release, times: int, adjacency: Adjacency) -> Comparison:
             | Skellam()
         ):
             return _noise_below(_DiscreteNoise.whole(release), times, adjacency)
+        case Shuffled():
+            return Comparison(((release, 1),), SHUFFLED_SLACK)
         case _:
             return Comparison(sparse_vector.attained_parts(_sparse(release)))
 

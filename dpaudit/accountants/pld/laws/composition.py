@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property, partial
@@ -16,7 +17,12 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.accountants import gdp
 from dpaudit.accountants.numerics import Direction
+from dpaudit.accountants.pld import closed_form
+from dpaudit.accountants.pld.allocation.allocated_distribution import allocated_loss_distribution
+from dpaudit.accountants.pld.allocation.cell_widths import COARSE_CELLS
+from dpaudit.accountants.pld.allocation.subset_law import subset_loss_distribution
 from dpaudit.accountants.pld.laws.comparisons import (
     ComparedReleases,
     compare_from_above,
@@ -24,14 +30,30 @@ from dpaudit.accountants.pld.laws.comparisons import (
     needs_comparison,
 )
 from dpaudit.accountants.pld.laws.dominating_pairs import DominatingPair, dominating_pair
+from dpaudit.accountants.pld.laws.gaussian_mixtures import (
+    MixturePair,
+    lower_law,
+    replaced_pair,
+    upper_law,
+)
+from dpaudit.accountants.pld.laws.given_pairs import (
+    lower_given_law,
+    lower_truncated_law,
+    mixture_pair,
+    upper_given_law,
+    upper_truncated_law,
+)
 from dpaudit.accountants.pld.laws.loss_distribution import (
     LossDistribution,
     poisson_loss_distribution,
     replaced_loss_distribution,
 )
-from dpaudit.accountants.pld.laws.mirrored_gaussians import mirrored_loss_distribution
+from dpaudit.accountants.pld.laws.shuffled_reports import (
+    shuffled_pair_above,
+    shuffled_pair_below,
+)
 from dpaudit.accountants.pld.laws.two_candidates import two_candidate_pair
-from dpaudit.accountants.releases import ReleaseCounts, gaussian_mu, truncation_probability
+from dpaudit.accountants.releases import ReleaseCounts, gaussian_mu
 from dpaudit.accountants.rounding_margins import DOUBLE_EPSILON
 from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
@@ -42,8 +64,11 @@ from dpaudit.vocabulary.mechanism import (
     RandomAllocation,
     Release,
     SampledWithoutReplacement,
+    Shuffled,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.pairs import DominatingPair as PairMechanism
+from dpaudit.vocabulary.pairs import MixtureOfGaussians
 from dpaudit.vocabulary.privacy_terms import Adjacency
 
 # Cumulant generating functions of composed losses, and Chernoff bounds.
@@ -420,6 +445,8 @@ class LossQuery:
         side: Whether the pairs dominate the mechanism or are attained by it.
         likely_delta: About the delta of interest, where a pair is chosen for it; 0 for the delta
             that ``composition`` is called with.
+        fineness: Width of the cells of a random allocation, in standard deviations of its loss.
+        least_delta: Compositions are truncated for no smaller delta than this.
     """
 
     releases: ReleaseCounts
@@ -427,6 +454,8 @@ class LossQuery:
     direction: Direction
     side: BoundSide
     likely_delta: float = 0.0
+    fineness: float = COARSE_CELLS
+    least_delta: float = 0.0
 
     @cached_property
     def compared(self) -> ComparedReleases:
@@ -470,7 +499,7 @@ class LossQuery:
         """
         counts = self.counts
         steps = max(1, sum(counts.values()))
-        tail = max(TAIL_SHARE * delta / steps, MIN_TAIL)
+        tail = max(TAIL_SHARE * max(delta, self.least_delta) / steps, MIN_TAIL)
         distributions, gaussian = [], 0.0
         for release, times in counts.items():
             likely = self.likely_delta or delta
@@ -489,7 +518,8 @@ class LossQuery:
         ) * (1 + 1e-12)
         # 1 - prod (1 - p_i)^T_i, without cancellation.
         log_finite = sum(
-            times * math.log1p(-distribution.infinite_mass) for distribution, times in distributions
+            times * _log_complement(distribution.infinite_mass)
+            for distribution, times in distributions
         )
         return Composition(tuple(distributions), gaussian, truncated, abs(math.expm1(log_finite)))
 
@@ -499,23 +529,12 @@ class LossQuery:
         replaces = self.adjacency is Adjacency.REPLACE_ONE
         alone = sum(self.releases.values()) == 1
         return not any(
-            isinstance(release, RandomAllocation)
+            isinstance(release, RandomAllocation | TruncatedPoisson | MixtureOfGaussians)
             or needs_comparison(release)
             or (not alone and _is_exponential(release))
-            or (replaces and isinstance(release, PoissonSampled | TruncatedPoisson))
+            or (replaces and isinstance(release, PoissonSampled))
+            or _is_given(release)
             for release in self.releases
-        )
-
-    @property
-    def altered(self) -> float:
-        """Upper bound on the probability that any batch of the composition was truncated.
-
-        The accountant evaluates batches without truncation; see ``_epsilon_with_truncation``.
-        """
-        return sum(
-            times * truncation_probability(release, self.adjacency)
-            for release, times in self.releases.items()
-            if isinstance(release, TruncatedPoisson)
         )
 
     @property
@@ -530,8 +549,17 @@ class LossQuery:
         shifts = []
         for release, times in self.counts.items():
             match release:
-                case (Gaussian() as inner) | PoissonSampled(Gaussian() as inner):
+                case (
+                    (Gaussian() as inner)
+                    | PoissonSampled(Gaussian() as inner)
+                    | RandomAllocation(inner, _, 1)
+                ):
                     shifts.append(math.sqrt(times) * gaussian_mu(inner, self.adjacency))
+                case TruncatedPoisson(inner):  # a record may displace another one
+                    shifts.append(math.sqrt(times) * 2 * gaussian_mu(inner, self.adjacency))
+                case MixtureOfGaussians():
+                    pair = mixture_pair(release)
+                    shifts.append(math.sqrt(times) * (max(pair.right) + max(pair.left)))
                 case _:
                     return None
         return math.hypot(*shifts)
@@ -543,12 +571,20 @@ class LossQuery:
         match release:
             case Gaussian():
                 return gaussian_mu(release, self.adjacency)
-            case RandomAllocation(inner, steps):
-                return self._allocated(inner, steps, tail)
+            case RandomAllocation():
+                return self._allocated(release, tail)
+            case MixtureOfGaussians():
+                return self._mixture(mixture_pair(release), tail)
+            case PairMechanism():
+                return self._given(release, FULL_RATE)
+            case PoissonSampled(PairMechanism() as inner, rate) if self.adds_or_zeroes:
+                return self._given(inner, rate)
             case PoissonSampled(inner, rate):
                 return self._poisson(inner, rate, pair, tail)
-            case TruncatedPoisson(inner, rate):
-                return self._poisson(inner, rate, pair, tail)
+            case TruncatedPoisson() if self.side is BoundSide.ABOVE:
+                return upper_truncated_law(release, self.adjacency, self.direction, tail)
+            case TruncatedPoisson():
+                return lower_truncated_law(release, self.adjacency, self.direction, tail)
             case SampledWithoutReplacement(Exponential(epsilon), batch, size) if not self.exact:
                 return replaced_loss_distribution(
                     self._symmetric_pair(epsilon, tail), batch / size, tail
@@ -557,6 +593,17 @@ class LossQuery:
                 return replaced_loss_distribution(pair(inner), batch / size, tail)
             case _:
                 return poisson_loss_distribution(pair(release), FULL_RATE, Direction.REMOVED, tail)
+
+    @property
+    def adds_or_zeroes(self) -> bool:
+        """Whether one of both neighbors has no record, or one that contributes zero."""
+        return self.adjacency is not Adjacency.REPLACE_ONE
+
+    def _given(self, release: PairMechanism, rate: float) -> LossDistribution:
+        """Return the distribution of a given pair, whose certificate has an upper and a lower."""
+        if self.side is BoundSide.ABOVE:
+            return upper_given_law(release, rate, self.direction)
+        return lower_given_law(release, rate, self.direction)
 
     def _symmetric_pair(self, epsilon: float, tail: float) -> DominatingPair:
         """Return the pair of an exponential mechanism in a batch of fixed size.
@@ -576,6 +623,9 @@ class LossQuery:
         """
         if isinstance(release, Exponential) and not self.exact and self.side is BoundSide.BELOW:
             return two_candidate_pair(release.epsilon, times, delta)
+        if isinstance(release, Shuffled):
+            above = self.side is BoundSide.ABOVE
+            return (shuffled_pair_above if above else shuffled_pair_below)(release, tail)
         return dominating_pair(release, self.adjacency, tail)
 
     def _poisson(
@@ -587,9 +637,8 @@ class LossQuery:
     ) -> LossDistribution:
         """Return the distribution of a Poisson sample.
 
-        Under replace-one no tight pair is known. The upper bound is advanced joint convexity
-        (Balle, Barthe & Gaboardi 2018, arXiv:1807.01647, Theorem 2), as without replacement.
-        The lower bound replaces the record with its opposite.
+        Under replace-one the worst replacement is the opposite record: equation 4 of
+        docs/mathematics/dominating_pairs.md. Some neighbors attain it.
         """
         if self.adjacency is not Adjacency.REPLACE_ONE:
             return poisson_loss_distribution(pair(inner), rate, self.direction, tail)
@@ -598,23 +647,58 @@ class LossQuery:
                 PoissonSampled(inner, rate),  # type: ignore[arg-type]
                 "under replace-one, Poisson sampling is supported for Gaussian releases only",
             )
-        if self.side is BoundSide.ABOVE:
-            return replaced_loss_distribution(
-                dominating_pair(inner, self.adjacency, tail), rate, tail
-            )
-        return mirrored_loss_distribution(gaussian_mu(inner, self.adjacency) / 2, rate, tail)
+        # gaussian_mu is the distance of both records, each of which has half of it as its norm.
+        return self._mixture(replaced_pair(gaussian_mu(inner, self.adjacency) / 2, rate), tail)
 
-    def _allocated(self, inner: Gaussian, steps: int, tail: float) -> LossDistribution | float:
+    def _mixture(self, pair: MixturePair, tail: float) -> LossDistribution:
+        """Return a loss distribution above or below that of a pair of Gaussian mixtures."""
+        if self.side is BoundSide.ABOVE:
+            return upper_law(pair, self.direction, tail)
+        return lower_law(pair, self.direction, tail)
+
+    def _allocated(self, release: RandomAllocation, tail: float) -> LossDistribution | float:
         """Return the distribution of one pass of random allocation.
 
-        Upper bound: the Gaussian on all records, by joint convexity over the random step. Lower
-        bound: the output of the first step alone, a Poisson sample at rate 1/steps.
+        Under replace-one the upper bound is the Gaussian on all records, by joint convexity over
+        the random step. The lower bound replaces a record at the clip norm by one at zero.
         """
-        if self.side is BoundSide.ABOVE:
-            return gaussian_mu(inner, self.adjacency)
-        return poisson_loss_distribution(
-            dominating_pair(inner, Adjacency.ZERO_OUT, tail), 1 / steps, self.direction, tail
-        )
+        above, steps = self.side is BoundSide.ABOVE, release.steps
+        shift = gaussian_mu(release.mechanism, self.adjacency)
+        if self.adjacency is Adjacency.REPLACE_ONE:
+            if above:
+                return shift
+            shift /= 2
+        with suppress(Unresolvable):
+            if release.selected > 1:
+                return self._allocated_to_several(release, shift, tail)
+            return allocated_loss_distribution(
+                shift, steps, self.direction, above=above, fineness=self.fineness, tail=tail
+            )
+        # Losses of hundreds of nats: sampling hardly changes them. The first step alone is a
+        # Poisson sample.
+        if above:
+            return shift
+        pair = dominating_pair(Gaussian(1 / shift), Adjacency.ZERO_OUT, tail)
+        return poisson_loss_distribution(pair, release.selected / steps, self.direction, tail)
+
+    def _allocated_to_several(
+        self, release: RandomAllocation, shift: float, tail: float
+    ) -> LossDistribution | float:
+        """Return the larger of two lower bounds of a pass in which a record joins k of t steps.
+
+        The sum of all outputs is a Gaussian that the record moves by k, of variance t.
+        """
+        steps, selected = release.steps, release.selected
+        law = subset_loss_distribution(shift, steps, selected, self.direction, tail)
+        of_sum = shift * selected / math.sqrt(steps) * (1 - 1e-15)
+        delta = min(0.5, max(tail / TAIL_SHARE, 1e-290))
+        by_law = closed_form.single_release_epsilon(law, delta).lower
+        return of_sum if gdp.epsilon_of_mu(delta, mu=of_sum).lower > by_law else law
+
+
+def _log_complement(probability: float) -> float:
+    """Return log(1 - p), minus infinity for a probability of 1 or a rounding more."""
+    return math.log1p(-probability) if probability < 1 else -math.inf
 
 
 def _is_exponential(release: Release) -> bool:
@@ -624,3 +708,12 @@ def _is_exponential(release: Release) -> bool:
             return isinstance(inner, Exponential)
         case _:
             return isinstance(release, Exponential)
+
+
+def _is_given(release: Release) -> bool:
+    """Return whether the release is a pair given by the user, sampled or not."""
+    match release:
+        case PoissonSampled(inner):
+            return isinstance(inner, PairMechanism)
+        case _:
+            return isinstance(release, PairMechanism)

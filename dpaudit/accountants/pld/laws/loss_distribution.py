@@ -52,6 +52,7 @@ LARGEST_LOSS = 700.0  # its exponential is a double
 LARGEST_BASE_LOSS, LARGEST_ATOM = 5e3, 600.0
 # Above MAX_PANELS a release is refused; PANEL_BUDGET limits the orders that are tried.
 MAX_PANELS, PANEL_BUDGET = 100_000, 20_000
+ROUGH_ATOMS = 1000  # of one distribution in searches
 TILT_ORDERS = np.geomspace(1.0, 1e15, 46)
 ROUND_UP = 1 + 2.0**-52
 
@@ -332,10 +333,11 @@ class LossDistribution:
     def rough(self) -> tuple[Array, Array]:
         """Losses and log masses on the widest panels: for searches, not for bounds."""
         parts = [_on_panels(branch, branch.panels_for_orders(1e-9)) for branch in self.branches]
+        losses, masses = _grouped_atoms(self.atom_losses, self.atom_masses)
         with np.errstate(divide="ignore"):
             return (
-                np.concatenate([*(part[0] for part in parts), self.atom_losses]),
-                np.concatenate([*(part[1] for part in parts), np.log(self.atom_masses)]),
+                np.concatenate([*(part[0] for part in parts), losses]),
+                np.concatenate([*(part[1] for part in parts), np.log(masses)]),
             )
 
     def rough_log_moments(self, orders: Array) -> Array:
@@ -442,6 +444,19 @@ class LossDistribution:
         slack = missing + UNIT_ROUNDOFF * (terms.shape[1] + 64 + 8 * np.abs(terms.max(axis=1)))
         # log(1 - x) >= -x - x^2 for x <= 1/2, so the lower bound needs the square as well.
         return value - slack - missing * missing, value + slack
+
+
+def _grouped_atoms(losses: Array, masses: Array) -> tuple[Array, Array]:
+    """Return about the same atoms as at most ``ROUGH_ATOMS``: neighbors become their mean."""
+    if len(losses) <= ROUGH_ATOMS:
+        return losses, masses
+    order = np.argsort(losses)
+    starts = np.linspace(0, len(losses), ROUGH_ATOMS, endpoint=False).astype(np.int64)
+    total = np.add.reduceat(masses[order], starts)
+    means = np.add.reduceat((masses * losses)[order], starts)
+    middle = losses[order][starts]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, means / total, middle), total
 
 
 def _on_panels(branch: SampledDensity, edges: Array) -> tuple[Array, Array]:

@@ -168,7 +168,6 @@ QUESTIONS: list[tuple[Mechanism, Adjacency]] = [
     (PoissonSampled(Gaussian(1.0), 0.01), REPLACE),
     (PoissonSampled(DiscreteGaussian(3.0), 0.2), ADD),
     (PoissonSampled(ApproximateDP(0.1, 1e-9), 0.2), ADD),
-    (RandomAllocation(Gaussian(1.0), 7), ADD),
     (SampledWithoutReplacement(Laplace(2.0), 3, 70), REPLACE),
 ]
 
