@@ -10,8 +10,9 @@ accountant is a module with a ``profile`` function, which takes a mechanism and 
 - ``gdp``: Gaussian differential privacy, exact for Gaussians without sampling
 - ``pld``: privacy loss distributions, with certified two-sided intervals
 
-``calibrate`` inverts an accountant, ``risk`` converts a profile to attack success,
-``group_privacy`` covers several records, and ``privacy_filters`` covers adaptive schedules.
+``calibrate`` inverts an accountant, ``calibrate_risk`` inverts an attacker's success, ``risk``
+converts a profile to that success, ``group_privacy`` covers several records, ``shuffling`` has the
+closed form for shuffled reports, and ``privacy_filters`` covers adaptive schedules.
 
 Example:
     >>> from dpaudit.accountants import Gaussian, Repeated, pld
@@ -26,11 +27,18 @@ if __name__ != "dpaudit.accountants":
         f"import dpaudit.accountants, not {__name__}: the symlink is for browsing only"
     )
 
-from dpaudit.accountants.importers import from_dp_event, from_flower, from_opacus
+from dpaudit.accountants.importers import (
+    from_dp_event,
+    from_flower,
+    from_jax_privacy,
+    from_opacus,
+    from_tensorflow_privacy,
+)
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     ApproximateDP,
     BandedMatrixFactorization,
+    BinnedMatrixFactorization,
     Composed,
     DiscreteGaussian,
     DiscreteLaplace,
@@ -51,12 +59,14 @@ from dpaudit.vocabulary.mechanism import (
     Repeated,
     SampledWithoutReplacement,
     Selected,
+    Shuffled,
     Skellam,
     SparseVector,
     TreeAggregation,
     TruncatedPoisson,
     VectorDiscreteGaussian,
 )
+from dpaudit.vocabulary.pairs import DominatingPair, MixtureOfGaussians, PairMasses, PairSource
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 __all__ = [
@@ -64,19 +74,24 @@ __all__ = [
     "Adjacency",
     "ApproximateDP",
     "BandedMatrixFactorization",
+    "BinnedMatrixFactorization",
     "Bound",
     "Composed",
     "DiscreteGaussian",
     "DiscreteLaplace",
     "DistributedDiscreteGaussian",
+    "DominatingPair",
     "Exponential",
     "FixedThresholdSparseVector",
     "Gaussian",
     "Laplace",
     "Mechanism",
+    "MixtureOfGaussians",
     "MonotoneSparseVector",
     "NegativeBinomialTrials",
     "NumericSparseVector",
+    "PairMasses",
+    "PairSource",
     "PoissonSampled",
     "PoissonTrials",
     "PureDP",
@@ -85,6 +100,7 @@ __all__ = [
     "Repeated",
     "SampledWithoutReplacement",
     "Selected",
+    "Shuffled",
     "Skellam",
     "SparseVector",
     "TreeAggregation",
@@ -92,5 +108,7 @@ __all__ = [
     "VectorDiscreteGaussian",
     "from_dp_event",
     "from_flower",
+    "from_jax_privacy",
     "from_opacus",
+    "from_tensorflow_privacy",
 ]

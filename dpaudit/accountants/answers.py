@@ -7,10 +7,17 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import dpaudit
-from dpaudit.accountants import pld, privacy_filters, risk
+from dpaudit.accountants import gdp_summary, pld, privacy_filters, risk
 from dpaudit.accountants.numerics import CertifiedInterval, worst_direction
 from dpaudit.accountants.registry import find_accountant
-from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, Explanation, RiskAnswer
+from dpaudit.vocabulary.claim import (
+    Claim,
+    DeltaAnswer,
+    EpsilonAnswer,
+    Explanation,
+    GaussianSummary,
+    RiskAnswer,
+)
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, UnsupportedMechanism
 from dpaudit.vocabulary.ledger import (
     LedgerHeader,
@@ -21,6 +28,7 @@ from dpaudit.vocabulary.ledger import (
 )
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
+    BinnedMatrixFactorization,
     Mechanism,
     PoissonSampled,
     RandomAllocation,
@@ -36,6 +44,7 @@ SAMPLING_OF_RELEASE: dict[type, Sampling] = {
     SampledWithoutReplacement: Sampling.FIXED_SIZE,
     RandomAllocation: Sampling.BALLS_IN_BINS,
     BandedMatrixFactorization: Sampling.CYCLIC_POISSON,
+    BinnedMatrixFactorization: Sampling.BALLS_IN_BINS,
 }
 """How batches must have been drawn for a release to be what it says."""
 NO_RELEASE = "the ledger records no release: the run never took a step"
@@ -116,19 +125,29 @@ def compute_delta(epsilon: float, mechanism: Mechanism, adjacency: Adjacency) ->
     )
 
 
-def compute_risk(mechanism: Mechanism, adjacency: Adjacency, fpr: tuple[float, ...]) -> RiskAnswer:
+def compute_risk(
+    mechanism: Mechanism,
+    adjacency: Adjacency,
+    fpr: tuple[float, ...],
+    gdp_slack: float | None = None,
+) -> RiskAnswer:
     """Bound what the best membership attack can achieve, by the PLD accountant.
 
     Args:
         mechanism: What is released, composed over all steps.
         adjacency: Which data sets are neighbors.
         fpr: False-positive rates, each in [0, 1].
+        gdp_slack: Slack of a summary by mu of Gaussian DP; None: no summary.
 
     Returns:
         True-positive rates at ``fpr``, advantage and accuracy, as intervals.
     """
     profile = pld.profile(mechanism, adjacency=adjacency)
     curve = risk.tradeoff(profile, fpr)
+    summary = None
+    if gdp_slack is not None:
+        found = gdp_summary.summarize(profile, slack=gdp_slack)
+        summary = GaussianSummary(found.mu, found.regret, found.slack)
     return RiskAnswer(
         mechanism=mechanism,
         adjacency=adjacency,
@@ -138,6 +157,7 @@ def compute_risk(mechanism: Mechanism, adjacency: Adjacency, fpr: tuple[float, .
         accuracy=risk.accuracy(profile),
         accountant="pld",
         dpaudit_version=dpaudit.__version__,
+        gdp=summary,
     )
 
 

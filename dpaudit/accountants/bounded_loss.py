@@ -20,19 +20,29 @@ from fractions import Fraction
 from dpaudit.accountants.naive import release_epsilon
 from dpaudit.accountants.releases import ReleaseCounts
 from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP
+from dpaudit.accountants.sparse_vector import attained_parts, guarantee_parts
 from dpaudit.vocabulary.errors import AccountingError
 from dpaudit.vocabulary.mechanism import (
     DiscreteLaplace,
     Exponential,
+    FixedThresholdSparseVector,
     Laplace,
+    MonotoneSparseVector,
+    NumericSparseVector,
     PoissonSampled,
     PureDP,
     RandomizedResponse,
     Release,
     SampledWithoutReplacement,
+    Shuffled,
+    SparseVector,
+    SparseVectorMechanism,
 )
+from dpaudit.vocabulary.pairs import DominatingPair, PairMasses
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
+PAIR_ROUNDING = 1e-11
+"""Error of a loss: masses may be 1e-12 from a sum of 1, by which they are divided."""
 PURE_RELEASES = (Laplace, DiscreteLaplace, RandomizedResponse, PureDP, Exponential)
 
 
@@ -92,13 +102,42 @@ def _release_loss(release: Release, adjacency: Adjacency) -> LargestLoss | None:
             return _exactly(Fraction(sensitivity) / Fraction(scale))
         case PureDP(epsilon) | Exponential(epsilon):
             return _exactly(Fraction(epsilon))
+        case Shuffled(inner):  # attained where every report is one that the others rarely send
+            return _release_loss(inner, adjacency)
         case RandomizedResponse():
             above = Fraction(release_epsilon(release, 0.0, adjacency))
             return LargestLoss(above * Fraction(ROUND_DOWN) ** 2, above)
+        case DominatingPair(upper, lower, _, error):
+            most, least = _pair_loss(upper), _pair_loss(lower)
+            if most is None or least is None:
+                return None
+            slack = Fraction(PAIR_ROUNDING + 2.01 * error)
+            return LargestLoss(max(Fraction(0), Fraction(least) - slack), Fraction(most) + slack)
         case PoissonSampled(inner) | SampledWithoutReplacement(inner):
             return _sampled_loss(release, inner, adjacency)
+        case SparseVector() | MonotoneSparseVector() | FixedThresholdSparseVector():
+            return _sparse_vector_loss(release, adjacency)
+        case NumericSparseVector():
+            return _sparse_vector_loss(release, adjacency)
         case _:
             return None
+
+
+def _sparse_vector_loss(release: SparseVectorMechanism, adjacency: Adjacency) -> LargestLoss | None:
+    """Return the sum of a sparse vector technique's guarantees, and of what it attains."""
+    above = largest_loss(dict(guarantee_parts(release)), adjacency)
+    below = largest_loss(dict(attained_parts(release)), adjacency)
+    if above is None or below is None:
+        return None
+    return LargestLoss(min(below.lower, above.upper), above.upper)
+
+
+def _pair_loss(masses: PairMasses) -> float | None:
+    """Return the largest loss of either direction, about; None if one outcome lacks a mass."""
+    pairs = [(p, q) for p, q in zip(masses.p, masses.q, strict=True) if p > 0 or q > 0]
+    if not all(p > 0 and q > 0 for p, q in pairs):
+        return None
+    return max(abs(math.log(p) - math.log(q)) for p, q in pairs)
 
 
 def _sampled_loss(release: Release, inner: Release, adjacency: Adjacency) -> LargestLoss | None:

@@ -40,6 +40,17 @@ from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 RESOLUTION = 1e-4  # default relative distance of a result from a value that fails
 
+NOISE_RANGE = ParameterRange(
+    "noise multiplier", 1e-4, 1e9, 1.0, direction=1, slope=1.0, nearest=real_between
+)
+RATE_RANGE = ParameterRange(
+    "sampling rate", 1e-12, 1.0, 0.01, direction=-1, slope=1.0, nearest=real_between
+)
+# For Gaussians without sampling epsilon grows about like the square root of the steps.
+STEPS_RANGE = ParameterRange(
+    "number of steps", 1, 10**9, 100, direction=-1, slope=0.5, nearest=integer_between
+)
+
 
 class CalibrationResult(msgspec.Struct, Generic[Number], frozen=True):
     """A parameter that meets a target epsilon.
@@ -143,11 +154,8 @@ def noise_multiplier(
         >>> found.epsilon.upper <= 1.0
         True
     """
-    parameter = ParameterRange(
-        "noise multiplier", 1e-4, 1e9, 1.0, direction=1, slope=1.0, nearest=real_between
-    )
     target = CalibrationTarget(target_epsilon, delta, adjacency, accountant)
-    return calibrate_parameter(build, target, parameter, bracket=bracket, resolution=resolution)
+    return calibrate_parameter(build, target, NOISE_RANGE, bracket=bracket, resolution=resolution)
 
 
 def sampling_rate(
@@ -187,11 +195,8 @@ def sampling_rate(
         >>> found.epsilon.upper <= 1.0
         True
     """
-    parameter = ParameterRange(
-        "sampling rate", 1e-12, 1.0, 0.01, direction=-1, slope=1.0, nearest=real_between
-    )
     target = CalibrationTarget(target_epsilon, delta, adjacency, accountant)
-    return calibrate_parameter(build, target, parameter, bracket=bracket, resolution=resolution)
+    return calibrate_parameter(build, target, RATE_RANGE, bracket=bracket, resolution=resolution)
 
 
 def steps(
@@ -231,12 +236,8 @@ def steps(
         >>> found.epsilon.upper <= 2.0
         True
     """
-    # For Gaussians without sampling epsilon grows about like the square root of the steps.
-    parameter = ParameterRange(
-        "number of steps", 1, 10**9, 100, direction=-1, slope=0.5, nearest=integer_between
-    )
     target = CalibrationTarget(target_epsilon, delta, adjacency, accountant)
-    return calibrate_parameter(build, target, parameter, bracket=bracket, resolution=resolution)
+    return calibrate_parameter(build, target, STEPS_RANGE, bracket=bracket, resolution=resolution)
 
 
 def clip_norm(

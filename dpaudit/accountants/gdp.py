@@ -22,17 +22,19 @@ from dpaudit.accountants.numerics import (
     log_ndtr,
     ndtr,
 )
+from dpaudit.accountants.profile_display import DisplayedProfile
 from dpaudit.accountants.releases import (
     ReleaseCounts,
     count_releases,
     gaussian_mu,
+    refuse_given_pairs,
     require_supported_adjacency,
 )
 from dpaudit.vocabulary.errors import (
     AccountingError,
-    InvalidArgument,
     UnsupportedMechanism,
     require_delta,
+    require_not_negative,
 )
 from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled, Release
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
@@ -210,6 +212,7 @@ def profile(
     """
     releases = count_releases(mechanism)
     require_supported_adjacency(releases, adjacency)
+    refuse_given_pairs(releases)
     # mu = sqrt(sum s_i^2); hypot, as the squares alone may overflow or underflow.
     shifts = (
         math.sqrt(times) * _release_mu(release, adjacency) for release, times in releases.items()
@@ -219,7 +222,7 @@ def profile(
 
 
 @dataclass(frozen=True)
-class GdpProfile:
+class GdpProfile(DisplayedProfile):
     """The interval of mu, with the intervals of epsilon and delta that follow from it.
 
     Attributes:
@@ -261,8 +264,7 @@ class GdpProfile:
         Raises:
             InvalidArgument: If ``epsilon`` is out of range.
         """
-        if not 0 <= epsilon < math.inf:
-            raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
+        require_not_negative("epsilon", epsilon)
         low, high = (delta_of_mu(epsilon, mu=mu) for mu in (self.mu.lower, self.mu.upper))
         return Bound(low.lower, high.upper)
 
@@ -340,6 +342,7 @@ def clt_estimate(
     """
     releases = count_releases(mechanism)
     require_supported_adjacency(releases, adjacency)
+    refuse_given_pairs(releases)
     squares = sum(
         times * _clt_mu_squared(release, adjacency) for release, times in releases.items()
     )

@@ -26,14 +26,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from dpaudit.accountants import gdp, optimal_composition
+from dpaudit.accountants import gdp, optimal_composition, shuffling
 from dpaudit.accountants.integer_noise import renyi_upper
+from dpaudit.accountants.profile_display import DisplayedProfile
 from dpaudit.accountants.rdp.conversion import rdp_to_epsilon
 from dpaudit.accountants.releases import (
     ReleaseCounts,
+    binned_from_above,
     count_releases,
     gaussian_mu,
     randomized_response_loss,
+    refuse_given_pairs,
     require_supported_adjacency,
     truncation_probability,
 )
@@ -45,10 +48,14 @@ from dpaudit.vocabulary.errors import (
     UnsupportedMechanism,
     require_count,
     require_delta,
+    require_not_negative,
+    require_rate,
+    to_python_number,
 )
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     ApproximateDP,
+    BinnedMatrixFactorization,
     DiscreteGaussian,
     DiscreteLaplace,
     Exponential,
@@ -63,9 +70,11 @@ from dpaudit.vocabulary.mechanism import (
     Release,
     SampledWithoutReplacement,
     Selected,
+    Shuffled,
     SparseVectorMechanism,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 # Epsilon of one discrete Gaussian release, by a sum over its distribution.
@@ -179,6 +188,7 @@ def profile(
     """
     releases = _with_guarantees(count_releases(mechanism))
     require_supported_adjacency(releases, adjacency)
+    refuse_given_pairs(releases)
     for release in releases:
         _require_supported(release, adjacency)
     return NaiveProfile(releases, adjacency)
@@ -199,7 +209,7 @@ def _with_guarantees(releases: ReleaseCounts) -> ReleaseCounts:
 
 
 @dataclass(frozen=True)
-class NaiveProfile:
+class NaiveProfile(DisplayedProfile):
     """Upper bounds by three composition theorems; all lower ends are 0.
 
     Attributes:
@@ -410,11 +420,11 @@ def compose_optimal(parts: Iterable[CountedGuarantee], *, delta: float) -> Bound
 def _checked(parts: Iterable[CountedGuarantee], delta: float) -> list[CountedGuarantee]:
     """Return the parts as a list; raise where a number is out of range."""
     require_delta("delta", delta)
-    checked = list(parts)
+    checked = [(epsilon, own, to_python_number(times)) for epsilon, own, times in parts]
     for epsilon, own, times in checked:
-        if not 0 <= epsilon < math.inf:
-            raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
-        if not 0 <= own < 1:
+        require_not_negative("epsilon", epsilon)
+        require_rate("delta", own)
+        if own == 1:
             raise InvalidArgument("delta", own, "at least 0 and below 1")
         require_count("times", times)
     return checked
@@ -477,7 +487,15 @@ def _takes_delta(release: Release) -> bool:
     match release:
         case PoissonSampled(inner) | SampledWithoutReplacement(inner):
             return _takes_delta(inner)
-        case Gaussian() | DiscreteGaussian() | ZCDP() | TruncatedPoisson() | RandomAllocation():
+        case (
+            Gaussian()
+            | DiscreteGaussian()
+            | ZCDP()
+            | TruncatedPoisson()
+            | RandomAllocation()
+            | BinnedMatrixFactorization()
+            | Shuffled()
+        ):
             return True
         case _:
             return isinstance(release, IntegerVectorNoise)
@@ -529,8 +547,14 @@ def release_epsilon(release: Release, delta: float, adjacency: Adjacency) -> flo
             return _sampled_epsilon(inner, batch / size * (1 + 1e-15), delta, adjacency)
         case TruncatedPoisson():
             return _truncated_epsilon(release, delta, adjacency)
-        case RandomAllocation(inner):  # a pass costs at most one release without sampling
+        case BinnedMatrixFactorization():
+            return release_epsilon(binned_from_above(release), delta, adjacency)
+        case RandomAllocation(inner, _, 1):  # a pass costs at most one release without sampling
             return release_epsilon(inner, delta, adjacency)
+        case RandomAllocation(inner, _, selected):
+            # At most ``selected`` releases without sampling: one Gaussian of so much less noise.
+            shift = gaussian_mu(inner, adjacency) * math.sqrt(selected) * ROUND_UP
+            return gdp.epsilon_of_mu(delta, mu=shift).upper
         case _ if _takes_delta(release):
             return _noise_epsilon(release, delta, adjacency)
         case _:
@@ -548,6 +572,9 @@ def _noise_epsilon(release: Release, delta: float, adjacency: Adjacency) -> floa
             return min(by_moments, discrete_gaussian_epsilon(scale, sensitivity, delta))
         case ZCDP(rho):
             return _zcdp_epsilon(rho, delta)
+        case Shuffled(_, participants):
+            local = shuffling.clones_of(release).loss
+            return shuffling.closed_form_epsilon(local, participants, delta=delta)
         case _ if isinstance(release, IntegerVectorNoise):
             rdp = renyi_upper(release, CONVERSION_ORDERS)
             return float(rdp_to_epsilon(CONVERSION_ORDERS, rdp, delta).min())
@@ -598,8 +625,9 @@ def _truncated_epsilon(release: TruncatedPoisson, delta: float, adjacency: Adjac
         if epsilon < 700 and share * delta + failing * (1 + math.exp(epsilon)) * ROUND_UP <= delta:
             return epsilon
     raise Unresolvable(
-        f"{release!r}: batches are truncated with probability up to {failing:.3g}, too often for "
-        f"delta {delta:.3g}: allow larger batches, or use a larger delta"
+        f"{mechanism_in_words(release)}: batches are truncated with probability up to "
+        f"{failing:.3g}, too often for delta {delta:.3g}: "
+        "allow larger batches, or use a larger delta"
     )
 
 

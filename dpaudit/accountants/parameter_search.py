@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import InvalidArgument, require_positive
 from dpaudit.vocabulary.privacy_terms import Bound
 
 FINEST_RESOLUTION = 1e-12
@@ -103,8 +103,10 @@ class ParameterSearch(Generic[Number]):
         bound_at: Callable[[Number], Bound | None],
         target: float,
         parameter: ParameterRange[Number],
+        target_name: str = "target_epsilon",
     ) -> None:
         self.bound_at, self.target, self.parameter = bound_at, target, parameter
+        self.target_name = target_name
         self.points: list[EvaluatedPoint[Number]] = []
 
     def evaluate(self, value: Number) -> EvaluatedPoint[Number]:
@@ -128,9 +130,12 @@ class ParameterSearch(Generic[Number]):
             InvalidArgument: If an argument is out of range, or no value in the range meets the
                 target.
         """
+        require_positive("resolution", resolution)
         if not FINEST_RESOLUTION <= resolution <= 1:
             raise InvalidArgument("resolution", resolution, f"{FINEST_RESOLUTION:g} to 1")
         least, most = self.parameter.least, self.parameter.most
+        for end in bracket or ():
+            require_positive("bracket", end)
         if bracket is not None and not least <= bracket[0] < bracket[1] <= most:
             raise InvalidArgument("bracket", bracket, f"two rising values in {least:g}..{most:g}")
         meets, fails = self.enclose(bracket)
@@ -266,7 +271,7 @@ class ParameterSearch(Generic[Number]):
         """Return the error for a target that no value in the range meets."""
         limit = f"{self.parameter.most_private:g}"
         return InvalidArgument(
-            "target_epsilon",
+            self.target_name,
             self.target,
             f"a target that a {self.parameter.name} of {limit} meets",
         )

@@ -10,9 +10,11 @@ from fractions import Fraction
 import numpy as np
 
 from dpaudit.accountants.integer_noise import scalar_form
+from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP
 from dpaudit.vocabulary.errors import UnsupportedMechanism, require_count
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
+    BinnedMatrixFactorization,
     Composed,
     Gaussian,
     IntegerVectorNoise,
@@ -24,9 +26,11 @@ from dpaudit.vocabulary.mechanism import (
     Repeated,
     SampledWithoutReplacement,
     Selected,
+    Shuffled,
     TreeAggregation,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.pairs import DominatingPair, MixtureOfGaussians
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 
 ReleaseCounts = Mapping[Release, int]
@@ -83,16 +87,45 @@ def _collect(mechanism: Mechanism, times: int, counts: Counter[Release]) -> None
         # Never truncated, not even with one record more.
         case TruncatedPoisson(inner, rate, size, largest) if largest > size:
             _collect(PoissonSampled(inner, rate), times, counts)
+        case MixtureOfGaussians(opposite_sensitivities=()):
+            counts[_without_known_mixture(mechanism)] += times
+        case PoissonSampled(MixtureOfGaussians(opposite_sensitivities=()) as inner, rate):
+            _collect(_sampled_mixture(inner, rate), times, counts)
         case SampledWithoutReplacement(inner, batch, size) if batch == size:
             _collect(inner, times, counts)
-        case RandomAllocation(inner, 1):
-            _collect(inner, times, counts)
+        case RandomAllocation(inner, steps, selected) if steps == selected:
+            _collect(inner, times * steps, counts)  # every record joins every sum
         case TreeAggregation(inner, steps):
             _collect(inner, times * steps.bit_length(), counts)
         case BandedMatrixFactorization(inner, steps, bands, rate):
             _collect(PoissonSampled(inner, rate), times * -(-steps // bands), counts)
         case _:
             counts[_with_fewest_coordinates(mechanism)] += times
+
+
+def _sampled_mixture(mixture: MixtureOfGaussians, rate: float) -> MixtureOfGaussians:
+    """Return a mixture on a Poisson sample: with probability 1 - rate, nothing is added."""
+    total = math.fsum(mixture.probabilities)
+    weights = [rate * weight / total for weight in mixture.probabilities]
+    return MixtureOfGaussians(
+        mixture.standard_deviation, (0.0, *mixture.sensitivities), (1 - rate, *weights)
+    )
+
+
+def _without_known_mixture(mixture: MixtureOfGaussians) -> Release:
+    """Return a mixture of one shift, or of it and none, as a Gaussian, sampled or not."""
+    chances: dict[float, float] = {}
+    for shift, weight in zip(mixture.sensitivities, mixture.probabilities, strict=True):
+        chances[shift] = chances.get(shift, 0.0) + weight
+    resting = chances.pop(0.0, 0.0)
+    if len(chances) > 1:
+        return mixture
+    ((shift, weight),) = chances.items()
+    multiplier = mixture.standard_deviation / shift
+    if not 0 < multiplier < math.inf:
+        return mixture
+    noise = Gaussian(multiplier)
+    return PoissonSampled(noise, weight / (weight + resting)) if resting else noise
 
 
 def _with_fewest_coordinates(release: Release) -> Release:
@@ -106,6 +139,103 @@ def _with_fewest_coordinates(release: Release) -> Release:
             return scalar_form(release)
         case _:
             return release
+
+
+def allocation_blocks(release: RandomAllocation) -> tuple[tuple[Release, int], ...]:
+    """Return passes with one sum per record that cost at least as much as ``release``.
+
+    Split the sums at random into ``selected`` blocks of nearly equal size, and let a record join
+    one sum of each block. That is a uniform draw of ``selected`` sums. To reveal the blocks can
+    only raise the cost: both deltas and Renyi moments are convex in the likelihood ratio.
+
+    Args:
+        release: Random allocation of one or several sums per record.
+
+    Returns:
+        The blocks, as passes with one sum per record, with counts.
+
+    References:
+        Feldman & Shenfeld (2025), arXiv:2502.08202; docs/mathematics/random_allocation.md.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, RandomAllocation
+        >>> from dpaudit.accountants.releases import allocation_blocks
+        >>> [(block.steps, times) for block, times in allocation_blocks(
+        ...     RandomAllocation(Gaussian(1.0), steps=11, selected=3)
+        ... )]
+        [(4, 2), (3, 1)]
+    """
+    size, larger = divmod(release.steps, release.selected)
+    parts = ((size + 1, larger), (size, release.selected - larger))
+    return tuple(
+        (RandomAllocation(release.mechanism, steps) if steps > 1 else release.mechanism, times)
+        for steps, times in parts
+        if times
+    )
+
+
+def binned_from_above(release: BinnedMatrixFactorization) -> Release:
+    """Return one pass that costs at least as much as a banded matrix under balls in bins.
+
+    A bin has at most n = ceil(steps/bins) columns, which do not overlap: their sum has norm sqrt(n)
+    at most. Bins that are ``bands`` apart have independent likelihood ratios. So the ratio is a
+    mean, over shifts, of means of floor(bins/bands) independent ratios, and below one of these in
+    the convex order.
+
+    Args:
+        release: Banded matrix factorization under balls in bins.
+
+    Returns:
+        A pass of floor(bins/bands) steps, or a Gaussian without sampling.
+
+    References:
+        docs/mathematics/random_allocation.md, equations 19 to 21.
+
+    Example:
+        >>> from dpaudit.accountants import BinnedMatrixFactorization, Gaussian
+        >>> from dpaudit.accountants.releases import binned_from_above
+        >>> binned_from_above(BinnedMatrixFactorization(Gaussian(2.0), 400, 3, 100)).steps
+        33
+    """
+    columns = -(-release.steps // release.bins)
+    noise = _with_columns(release.mechanism, columns, ROUND_DOWN)
+    independent = release.bins // release.bands
+    return RandomAllocation(noise, independent) if independent > 1 else noise
+
+
+def binned_from_below(release: BinnedMatrixFactorization) -> Release | None:
+    """Return one pass that costs at most as much as a banded matrix under balls in bins.
+
+    Only columns that the end of the run does not cut off count. The ratios of all bins have
+    covariances of at least 0, so independent ones are lower in the convex order (Kahane).
+
+    Args:
+        release: Banded matrix factorization under balls in bins.
+
+    Returns:
+        A pass of ``bins`` steps, or a Gaussian; None where a bin has no whole column.
+
+    References:
+        docs/mathematics/random_allocation.md, equation 20.
+
+    Example:
+        >>> from dpaudit.accountants import BinnedMatrixFactorization, Gaussian
+        >>> from dpaudit.accountants.releases import binned_from_below
+        >>> binned_from_below(BinnedMatrixFactorization(Gaussian(2.0), 400, 3, 100)).steps
+        100
+    """
+    columns = (release.steps - release.bands + 1) // release.bins
+    if columns < 1:
+        return None
+    noise = _with_columns(release.mechanism, columns, ROUND_UP)
+    return RandomAllocation(noise, release.bins) if release.bins > 1 else noise
+
+
+def _with_columns(noise: Gaussian, columns: int, rounding: float) -> Gaussian:
+    """Return noise over the norm of a number of columns of norm 1 that do not overlap."""
+    if columns == 1:
+        return noise
+    return Gaussian(noise.noise_multiplier / math.sqrt(columns) * rounding, noise.set_for)
 
 
 def gaussian_mu(release: Gaussian, adjacency: Adjacency) -> float:
@@ -159,6 +289,29 @@ def require_supported_adjacency(releases: ReleaseCounts, adjacency: Adjacency) -
         _require_release_supported(release, adjacency)
 
 
+def refuse_given_pairs(releases: ReleaseCounts) -> None:
+    """Raise an error if a release is a pair of output distributions, which pld alone reads.
+
+    Args:
+        releases: The elementary releases, each with its count.
+
+    Raises:
+        UnsupportedMechanism: If a release, or the one inside it, is given by such a pair.
+    """
+    for release in releases:
+        match release:
+            case Selected(inner):
+                refuse_given_pairs(count_releases(inner))
+            case MixtureOfGaussians() | DominatingPair() | PoissonSampled(DominatingPair()):
+                raise UnsupportedMechanism(
+                    release,
+                    "a mixture of Gaussians or another pair of output distributions has no Renyi "
+                    "or composition bound here: use pld, without private selection",
+                )
+            case _:
+                pass
+
+
 def _require_release_supported(release: Mechanism, adjacency: Adjacency) -> None:
     """Raise an error if one release, or the one inside it, is not defined under ``adjacency``."""
     replaces = adjacency is Adjacency.REPLACE_ONE
@@ -167,6 +320,12 @@ def _require_release_supported(release: Mechanism, adjacency: Adjacency) -> None
             raise UnsupportedMechanism(
                 release,
                 f"randomized response is not defined under {adjacency.value}: use replace-one",
+            )
+        case Shuffled() if not replaces:
+            raise UnsupportedMechanism(
+                release,
+                f"shuffled reports are not defined under {adjacency.value}, as each participant "
+                "sends one: use replace-one",
             )
         case SampledWithoutReplacement() if not replaces:
             raise UnsupportedMechanism(
@@ -182,11 +341,32 @@ def _require_release_supported(release: Mechanism, adjacency: Adjacency) -> None
             )
         case Selected(inner):
             require_supported_adjacency(count_releases(inner), adjacency)
+        case MixtureOfGaussians(opposite_sensitivities=()) if replaces:
+            raise UnsupportedMechanism(
+                release,
+                "a mixture of Gaussians describes what one data set adds, not what a replacement "
+                "changes: use add-or-remove-one or zero-out, or give opposite_sensitivities",
+            )
+        case PoissonSampled(MixtureOfGaussians()) | SampledWithoutReplacement(
+            MixtureOfGaussians() | DominatingPair()
+        ):
+            raise UnsupportedMechanism(
+                release,
+                "no analysis of such samples is implemented: use Poisson samples of a pair or of a "
+                "mixture without opposite sensitivities",
+            )
+        case PoissonSampled(DominatingPair()) if replaces:
+            raise UnsupportedMechanism(
+                release,
+                "a pair for replaced records gives no bound for a record that is in the sample of "
+                "one neighbor alone: use add-or-remove-one or zero-out",
+            )
         case (
             PoissonSampled(inner)
             | TruncatedPoisson(inner)
             | SampledWithoutReplacement(inner)
             | RandomAllocation(inner)
+            | BinnedMatrixFactorization(inner)
         ):
             _require_release_supported(inner, adjacency)
         case _:

@@ -9,6 +9,7 @@ the attacker tries to recognize; the other one is "without".
 - ``tradeoff``, ``tpr_at_fpr``: true positive rate at a false positive rate
 - ``advantage``: largest difference of true and false positive rate
 - ``accuracy``: accuracy of the best guess for a prior probability
+- ``bayes_risk``: error probability of that guess
 - ``posterior``: bound on the posterior probability of "with"
 - ``reconstruction``: success rate of guessing a whole record
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -29,7 +30,10 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     require_count,
     require_open_unit,
+    require_rate,
+    to_python_number,
 )
+from dpaudit.vocabulary.notebooks import bound_in_words, plot_tradeoff, table_html
 from dpaudit.vocabulary.privacy_terms import Bound
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "TradeoffCurve",
     "accuracy",
     "advantage",
+    "bayes_risk",
     "posterior",
     "reconstruction",
     "tpr_at_fpr",
@@ -176,7 +181,30 @@ class TradeoffCurve(msgspec.Struct, frozen=True):
     @property
     def fnr(self) -> tuple[Bound, ...]:
         """Intervals of the least false negative rate, 1 - tpr, rounded outward; a convex curve."""
-        return tuple(_complement(bound) for bound in self.tpr)
+        return tuple(complement(bound) for bound in self.tpr)
+
+    def _repr_html_(self) -> str:
+        """Return the rates as a table for notebooks."""
+        rows = (
+            (f"{rate:g}", bound_in_words(bound))
+            for rate, bound in zip(self.fpr, self.tpr, strict=True)
+        )
+        heading = ("false positive rate", "largest true positive rate")
+        return table_html("Trade-off curve", rows, heading)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the largest true positive rate over the false positive rate.
+
+        Args:
+            axes: Axes of matplotlib to draw on; None: those of a new figure.
+
+        Returns:
+            The axes, with the diagonal of a release that reveals nothing.
+
+        Raises:
+            MissingExtra: If matplotlib is not installed.
+        """
+        return plot_tradeoff(axes, self.fpr, self.tpr)
 
 
 def tradeoff(
@@ -204,8 +232,9 @@ def tradeoff(
         >>> [round(bound.upper, 4) for bound in risk.tradeoff(profile, [0.01, 0.1]).tpr]
         [0.0924, 0.3891]
     """
+    most_evaluations = to_python_number(most_evaluations)
     require_count("most_evaluations", most_evaluations)
-    rates = sorted({_require_rate("fpr", rate) for rate in fpr})
+    rates = sorted({_checked_rate("fpr", rate) for rate in fpr})
     if not rates:
         raise InvalidArgument("fpr", rates, "at least one rate")
     curve = HockeyStickCurve(profile)
@@ -241,14 +270,20 @@ def tpr_at_fpr(profile: PrivacyProfile, *, fpr: float) -> Bound:
     return tradeoff(profile, [fpr]).tpr[0]
 
 
-def _require_rate(name: str, rate: float) -> float:
-    if not 0 <= rate <= 1:
-        raise InvalidArgument(name, rate, "at least 0 and at most 1")
+def _checked_rate(name: str, rate: float) -> float:
+    require_rate(name, rate)
     return float(rate)
 
 
-def _complement(bound: Bound) -> Bound:
-    """Return 1 - bound, rounded outward within [0, 1]."""
+def complement(bound: Bound) -> Bound:
+    """Return 1 - bound, rounded outward within [0, 1].
+
+    Args:
+        bound: Interval of a probability.
+
+    Returns:
+        Interval of the complement.
+    """
     lower, upper = 1 - bound.upper, 1 - bound.lower
     return Bound(max(0.0, math.nextafter(lower, -1.0)), min(1.0, math.nextafter(upper, 2.0)))
 
@@ -433,6 +468,29 @@ def accuracy(profile: PrivacyProfile, *, prior: float = 0.5) -> Bound:
     return Bound(
         max(usual, lower * (1 - GUESS_ROUNDING)), max(usual, min(1.0, upper * (1 + GUESS_ROUNDING)))
     )
+
+
+def bayes_risk(profile: PrivacyProfile, *, prior: float = 0.5) -> Bound:
+    """Compute the interval of the Bayes risk: the error probability of the best guess.
+
+    It is 1 minus ``accuracy``. No attacker errs less often than the lower end.
+
+    Args:
+        profile: Privacy profile of the mechanism.
+        prior: Prior probability that the output is that of "with".
+
+    Returns:
+        The interval, from 0 to at most min(prior, 1 - prior) up to rounding.
+
+    Raises:
+        InvalidArgument: If ``prior`` is not above 0 and below 1.
+
+    Example:
+        >>> from dpaudit.accountants import Gaussian, gdp, risk
+        >>> round(risk.bayes_risk(gdp.profile(Gaussian(noise_multiplier=1.0))).lower, 4)
+        0.3085
+    """
+    return complement(accuracy(profile, prior=prior))
 
 
 def posterior(profile: PrivacyProfile, *, prior: float, exceptional: float) -> PosteriorBound:

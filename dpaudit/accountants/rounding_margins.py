@@ -9,6 +9,9 @@ UNIT_ROUNDOFF = 2.0**-53
 DOUBLE_EPSILON = 2.0**-52
 """Relative distance of 1 to the next double."""
 
+UNDERFLOW_ERROR = 2.0**-1070
+"""What a few operations lose where the result is below the normal doubles, or becomes 0."""
+
 ROUND_UP = 1 + 1e-12
 """Factor that covers the rounding of a few operations of a positive upper bound."""
 

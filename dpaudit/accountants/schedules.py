@@ -7,8 +7,10 @@ functions. The same training therefore has the same mechanism however it is desc
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import lru_cache
 
+from dpaudit.accountants.rounding_margins import DOUBLE_EPSILON
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     UnsupportedMechanism,
@@ -173,11 +175,30 @@ def training_mechanism(
                     "shuffled batches under add-or-remove-one: an added record moves others "
                     "between batches; use --adjacency zero-out or replace-one",
                 )
-            # A pass has 1/rate steps; 1e-9 allows for the rounding of steps * rate.
-            passes = max(1, math.ceil(steps * sampling_rate - 1e-9))
-            return Repeated(recorded_release(sampling, noise), passes)
+            return Repeated(
+                recorded_release(sampling, noise), _started_passes(sampling_rate, steps)
+            )
         case _:
             raise UnsupportedMechanism(
                 noise,
                 f"{sampling.value} sampling has further parameters: build its mechanism",
             )
+
+
+def _started_passes(sampling_rate: float, steps: int) -> int:
+    """Return the number of passes that ``steps`` steps begin, where a pass has 1/rate of them.
+
+    A rate of B/N was rounded to a double. The simplest fraction that rounds so is taken for it.
+    """
+    exact = Fraction(sampling_rate)
+    slack = Fraction(DOUBLE_EPSILON)
+    rate = min(_simplest_fraction(exact * (1 - slack), exact * (1 + slack)), Fraction(1))
+    return math.ceil(steps * rate)
+
+
+def _simplest_fraction(low: Fraction, high: Fraction) -> Fraction:
+    """Return the fraction with the least denominator in [low, high], 0 < low < high."""
+    whole = math.ceil(low)
+    if whole <= high:
+        return Fraction(whole)
+    return whole - 1 + 1 / _simplest_fraction(1 / (high - whole + 1), 1 / (low - whole + 1))

@@ -17,7 +17,6 @@ Manurangsi 2025, arXiv:2510.25746).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +24,7 @@ from functools import lru_cache
 import numpy as np
 
 from dpaudit.accountants.integer_noise import require_concentrated
+from dpaudit.accountants.profile_display import DisplayedProfile
 from dpaudit.accountants.rdp import release_divergence
 from dpaudit.accountants.rdp.conversion import rdp_to_delta, rdp_to_epsilon
 from dpaudit.accountants.rdp.moment_excess import Array
@@ -33,10 +33,16 @@ from dpaudit.accountants.releases import (
     count_releases,
     gaussian_mu,
     randomized_response_loss,
+    refuse_given_pairs,
     require_supported_adjacency,
 )
+from dpaudit.accountants.rounding_margins import UNDERFLOW_ERROR
 from dpaudit.accountants.sparse_vector import guarantee_parts
-from dpaudit.vocabulary.errors import InvalidArgument, UnsupportedMechanism, require_delta
+from dpaudit.vocabulary.errors import (
+    UnsupportedMechanism,
+    require_delta,
+    require_not_negative,
+)
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     DiscreteGaussian,
@@ -85,6 +91,7 @@ def profile(
     """
     releases = count_releases(mechanism)
     require_supported_adjacency(releases, adjacency)
+    refuse_given_pairs(releases)
     parts = [(release_rho(release, adjacency), times) for release, times in releases.items()]
     rounding = 1e-15 * (2 + len(parts))
     return ZcdpProfile(
@@ -98,7 +105,7 @@ def profile(
 
 
 @dataclass(frozen=True)
-class ZcdpProfile:
+class ZcdpProfile(DisplayedProfile):
     """The interval of rho, with upper bounds of epsilon and delta; their lower ends are 0.
 
     Attributes:
@@ -138,8 +145,7 @@ class ZcdpProfile:
         Raises:
             InvalidArgument: If ``epsilon`` is out of range.
         """
-        if not 0 <= epsilon < math.inf:
-            raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
+        require_not_negative("epsilon", epsilon)
         return self._least(lambda orders, rdp: rdp_to_delta(orders, rdp, epsilon))
 
     def _least(self, convert: Callable[[Array, Array], Array]) -> Bound:
@@ -216,7 +222,7 @@ def _loss_and_largest_rho(release: Release) -> tuple[float, float]:
 
 def _rounded_bound(rho: float) -> Bound:
     """Return the interval around a rho that a few roundings produced."""
-    return Bound(rho * (1 - 1e-15), rho * (1 + 1e-15))
+    return Bound(max(0.0, rho * (1 - 1e-15) - UNDERFLOW_ERROR), rho * (1 + 1e-15) + UNDERFLOW_ERROR)
 
 
 def _rho_of_bounded_loss(release: Release, loss: float, most: float, adjacency: Adjacency) -> Bound:
@@ -228,4 +234,5 @@ def _rho_of_bounded_loss(release: Release, loss: float, most: float, adjacency: 
     between = float((np.maximum(at_points[1:], at_points[:-1]) * (1 + gaps)).max())
     least = float((lower / RHO_ORDERS).max())
     largest = min(most, max(float(upper[0]), between, loss / float(RHO_ORDERS[-1]))) * (1 + 1e-14)
+    largest += UNDERFLOW_ERROR
     return Bound(min(least, largest), largest)

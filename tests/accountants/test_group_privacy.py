@@ -53,7 +53,7 @@ def gaussian_profile(mu: float) -> Known:
     return Known(lambda e: gdp.delta_of_mu(e, mu=mu), lambda d: gdp.epsilon_of_mu(d, mu=mu))
 
 
-SAMPLED = PoissonSampled(Gaussian(1.0), 0.5)  # cannot be enlarged: the stubs answer for it
+SAMPLED = PoissonSampled(Laplace(1.0), 0.5)  # cannot be enlarged: the stubs answer for it
 
 
 @in_passing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -120,6 +121,29 @@ def test_shuffled_passes_cost_one_release_each(rate: float, times: int) -> None:
     assert isinstance(found, Repeated)
     assert found.mechanism == NOISE
     assert found.times >= times * rate - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("batch", "records", "passes"),
+    [(1, 1000, 9 * 10**12), (256, 60000, 10**14), (7, 10**12, 3000), (2, 3, 7), (1, 1, 10**17)],
+)
+def test_a_pass_of_huge_counts_that_was_started_counts(
+    batch: int, records: int, passes: int
+) -> None:
+    steps = passes * records // batch
+    near = batch / records
+    above = near if near >= Fraction(batch, records) else math.nextafter(near, 1.0)
+    for given_rate in (near, above):
+        for more, expected in ((0, passes), (1, passes + 1)):
+            found = training_mechanism(
+                sampling=Sampling.SHUFFLED,
+                sampling_rate=given_rate,
+                noise_multiplier=1.0,
+                steps=steps + more,
+                adjacency=Adjacency.ZERO_OUT,
+            )
+            assert isinstance(found, Repeated)
+            assert found.times == expected
 
 
 def test_what_has_no_certified_mechanism_is_refused() -> None:

@@ -6,6 +6,14 @@ so is their JSON. A record without a counterpart here raises an error that names
 
 from dpaudit.accountants.importers.dp_event import from_dp_event
 from dpaudit.accountants.importers.flower import from_flower
+from dpaudit.accountants.importers.jax_privacy import from_jax_privacy
 from dpaudit.accountants.importers.opacus import from_opacus
+from dpaudit.accountants.importers.tensorflow_privacy import from_tensorflow_privacy
 
-__all__ = ["from_dp_event", "from_flower", "from_opacus"]
+__all__ = [
+    "from_dp_event",
+    "from_flower",
+    "from_jax_privacy",
+    "from_opacus",
+    "from_tensorflow_privacy",
+]

@@ -39,6 +39,7 @@ from dpaudit.vocabulary.mechanism import (
     PoissonSampled,
     PoissonTrials,
     PureDP,
+    RandomAllocation,
     RandomizedResponse,
     Repeated,
     SampledWithoutReplacement,
@@ -47,6 +48,7 @@ from dpaudit.vocabulary.mechanism import (
     TrialCount,
     TruncatedPoisson,
 )
+from dpaudit.vocabulary.pairs import MixtureOfGaussians
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 
 # Validate numbers and events of other libraries and convert them to plain Python values.
@@ -309,6 +311,17 @@ class _EventContent:
         """Return a field as an int."""
         return read_integer(f"{field} of {self.name}", self.fields[field])
 
+    def numbers(self, field: str) -> tuple[float, ...]:
+        """Return a field as a tuple of floats."""
+        found = self.fields[field]
+        if hasattr(found, "tolist"):  # an array
+            found = found.tolist()
+        if not is_list(found):
+            raise InvalidArgument(
+                f"{field} of {self.name}", abbreviated(found), "a list of numbers"
+            )
+        return tuple(read_number(f"{field} of {self.name}", one) for one in found)
+
     def event(self, field: str = "event") -> Mechanism | None:
         """Return the mechanism of an inner event; None if it releases nothing."""
         return self.reader.read(self.fields[field], self.depth + 1)
@@ -444,11 +457,45 @@ def _tree(inside: _EventContent) -> Mechanism:
     return TreeAggregation(inside.gaussian(), max(steps, default=0))
 
 
+def _random_allocation(inside: _EventContent) -> Mechanism | None:
+    release, steps = _sampled_release(inside), inside.integer("num_steps")
+    selected = inside.integer("num_selected")
+    if not 1 <= selected <= steps:
+        raise InvalidArgument(f"num_selected of {inside.name}", selected, f"from 1 to {steps}")
+    if release is None:
+        return None
+    if not isinstance(release, Gaussian):
+        raise inside.refuse(f"no accountant supports random allocation of {abbreviated(release)}")
+    if selected == steps:  # every record joins every step
+        return Repeated(release, steps)
+    if selected > 1:
+        raise inside.refuse("records in one of the steps are supported: num_selected must be 1")
+    return RandomAllocation(release, steps)
+
+
 def _selected(inside: _EventContent) -> Mechanism | None:
     candidate = inside.event()
     shape, mean = inside.number("shape"), inside.number("mean")
     trials = trials_from_mean(shape=shape, mean=mean)
     return candidate if candidate is None or trials is None else Selected(candidate, trials)
+
+
+def _mixture_of_gaussians(inside: _EventContent) -> Mechanism | None:
+    """Return a mixture without shifts of probability 0; None if nothing is added."""
+    shifts, chances = inside.numbers("sensitivities"), inside.numbers("sampling_probs")
+    if inside.reader.adjacency is Adjacency.REPLACE_ONE:
+        raise inside.refuse("a mixture of Gaussians is defined for add-or-remove-one and zero-out")
+    if len(shifts) != len(chances):
+        wanted = f"{len(shifts)} numbers, one per sensitivity"
+        raise InvalidArgument(f"sampling_probs of {inside.name}", abbreviated(chances), wanted)
+    kept = [pair for pair in zip(shifts, chances, strict=True) if pair[1] != 0]
+    if not any(shift != 0 for shift, _ in kept):
+        return None
+    return MixtureOfGaussians(
+        inside.number("standard_deviation"),
+        tuple(shift for shift, _ in kept),
+        tuple(chance for _, chance in kept),
+    )
 
 
 def _unsupported(why: str) -> Callable[[_EventContent], Mechanism | None]:
@@ -502,6 +549,9 @@ EVENT_TYPES: Mapping[str, _EventType] = {
         "noise_multiplier",
     ),
     "SingleEpochTreeAggregationDpEvent": _event_type(_tree, "noise_multiplier", "step_counts"),
+    "RandomAllocationDpEvent": _event_type(
+        _random_allocation, "event", "num_selected", "num_steps"
+    ),
     "RepeatAndSelectDpEvent": _event_type(_selected, "event", "mean", "shape"),
     "NonPrivateDpEvent": _event_type(_unsupported("it is not private: epsilon is infinite")),
     "UnsupportedDpEvent": _event_type(_unsupported("it does not describe what was released")),
@@ -512,7 +562,7 @@ EVENT_TYPES: Mapping[str, _EventType] = {
         "event",
     ),
     "MixtureOfGaussiansDpEvent": _event_type(
-        _unsupported("no accountant supports mixtures of Gaussians"),
+        _mixture_of_gaussians,
         "standard_deviation",
         "sensitivities",
         "sampling_probs",

@@ -21,15 +21,40 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from numbers import Real
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from dpaudit.accountants import gdp
 from dpaudit.accountants.numerics import CertifiedInterval, Direction, worst_direction
 from dpaudit.accountants.pld import closed_form
+from dpaudit.accountants.pld.allocation.cell_widths import (
+    COARSE_CELLS,
+    FIXED_CELLS,
+    MOST_REFINEMENTS,
+    cells_for_delta,
+    cells_for_epsilon,
+)
 from dpaudit.accountants.pld.closed_form import binary_responses_of
 from dpaudit.accountants.pld.contour import solver
 from dpaudit.accountants.pld.contour.inversion import epsilon_by_inversion
-from dpaudit.accountants.pld.laws.comparisons import needs_comparison
+from dpaudit.accountants.pld.grids import (
+    BoundArray,
+    delta_curve,
+    epsilon_curve,
+    grid_of_plans,
+    sampled_plan,
+)
+from dpaudit.accountants.pld.laws.comparisons import compare_from_above, needs_comparison
 from dpaudit.accountants.pld.laws.composition import BoundSide, Composition, LossQuery
+from dpaudit.accountants.pld.many_plans import SampledPlans, deltas_of_many, epsilons_of_many
 from dpaudit.accountants.pld.other_bounds import OtherBounds
+from dpaudit.accountants.pld.pair_builders import (
+    from_densities,
+    from_pmfs,
+    from_privacy_profile,
+    from_tradeoff,
+)
+from dpaudit.accountants.profile_display import DisplayedProfile
 from dpaudit.accountants.releases import (
     ReleaseCounts,
     count_releases,
@@ -44,15 +69,26 @@ from dpaudit.vocabulary.errors import (
     require_not_negative,
 )
 from dpaudit.vocabulary.mechanism import (
+    BinnedMatrixFactorization,
     Gaussian,
     Mechanism,
     PoissonSampled,
     RandomAllocation,
     TruncatedPoisson,
 )
-from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
+from dpaudit.vocabulary.pairs import DominatingPair, MixtureOfGaussians
+from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, require_adjacency
 
-__all__ = ["PldProfile", "profile"]
+__all__ = [
+    "BoundArray",
+    "PldProfile",
+    "epsilon_grid",
+    "from_densities",
+    "from_pmfs",
+    "from_privacy_profile",
+    "from_tradeoff",
+    "profile",
+]
 
 
 # Privacy profile of a mechanism: delta(epsilon) and epsilon(delta), by the form that fits.
@@ -76,7 +112,15 @@ __all__ = ["PldProfile", "profile"]
 # sampling. That is an upper bound, because the hockey-stick divergence is convex.
 
 # Under these samplings the dominating pairs of the two directions differ.
-ASYMMETRIC_RELEASES = (PoissonSampled, TruncatedPoisson, RandomAllocation)
+ASYMMETRIC_RELEASES = (
+    PoissonSampled,
+    TruncatedPoisson,
+    RandomAllocation,
+    MixtureOfGaussians,
+    DominatingPair,
+    BinnedMatrixFactorization,
+)
+ASYMMETRIC_WHERE_REPLACED = (RandomAllocation, MixtureOfGaussians, DominatingPair)
 UNSAMPLED_METHOD = "same Gaussians without sampling"
 OTHER_METHOD = "bounds of other accountants"
 LARGEST_LOSS_METHOD = "largest loss"
@@ -84,7 +128,9 @@ LARGEST_LOSS_METHOD = "largest loss"
 NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH = 1e-3, 1e-6
 # A wider interval, relative to its upper end, is compared with the other accountants' bounds.
 SETTLED_WIDTH = 1e-6
-TRUNCATION_ROUNDS = 40
+MANY_RELEASES = 10
+"""Number of different releases from which on they are evaluated over arrays."""
+ARRAY_METHOD = "contours over arrays"
 MOST_POINTS_TO_INVERT = 20_000
 """Quadrature points up to which a wide interval of epsilon is narrowed by evaluating delta."""
 
@@ -119,8 +165,50 @@ def profile(
     return PldProfile(releases, adjacency)
 
 
+def epsilon_grid(
+    sampling_rate: ArrayLike,
+    noise_multiplier: ArrayLike,
+    steps: ArrayLike,
+    delta: ArrayLike,
+    *,
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE,
+) -> BoundArray:
+    """Compute epsilon of every plan of a grid: Gaussian noise on Poisson samples.
+
+    The arguments broadcast like numpy arrays. Most plans take about 2 ms of CPU time, and plans
+    that differ in delta alone share their work. The intervals are as certified as those of
+    ``profile``, with a relative width of at most 1e-3 wherever ``profile`` has it.
+
+    Args:
+        sampling_rate: Rates of Poisson sampling, above 0 and at most 1 (no sampling).
+        noise_multiplier: Noise standard deviations over the clipping norm, above 0.
+        steps: Numbers of steps, at least 1.
+        delta: Deltas, at least 1e-300 and below 1.
+        adjacency: The relation of neighboring data sets.
+
+    Returns:
+        Intervals of the broadcast shape, in nats. Where no epsilon can be certified, the
+        upper bound is infinite.
+
+    Raises:
+        InvalidArgument: If an argument is NaN or out of range, or the shapes do not broadcast.
+
+    Example:
+        >>> import numpy as np
+        >>> grid = epsilon_grid(0.01, np.array([[0.8], [1.0]]), [500, 1000], 1e-5)
+        >>> grid.upper.round(3).tolist()
+        [[2.399, 3.141], [1.326, 1.828]]
+    """
+    require_adjacency("adjacency", adjacency)
+
+    def one(plan: Mechanism, target: float) -> Bound:
+        return profile(plan, adjacency=adjacency).epsilon(delta=target)
+
+    return grid_of_plans(sampling_rate, noise_multiplier, steps, delta, adjacency, one)
+
+
 @dataclass(frozen=True)
-class PldProfile:
+class PldProfile(DisplayedProfile):
     """Certified delta(epsilon) of a mechanism: the larger of both directions of neighbors.
 
     Attributes:
@@ -139,6 +227,8 @@ class PldProfile:
 
     def __post_init__(self) -> None:
         # A release that cannot be bounded is refused on construction, not on evaluation.
+        if self._array_plan is not None:
+            return  # sampled Gaussians have pairs at every parameter
         if not LossQuery(
             self.releases, self.adjacency, Direction.REMOVED, BoundSide.ABOVE
         ).compared.complete:
@@ -174,7 +264,40 @@ class PldProfile:
         Returns:
             A certified interval of delta, in [0, 1].
         """
-        return worst_direction(self.explain_delta(epsilon=epsilon))
+        return worst_direction(self._deltas(epsilon, _largest_lower))
+
+    def epsilons(self, *, deltas: ArrayLike) -> BoundArray:
+        """Compute the intervals of epsilon at many deltas.
+
+        Gaussians and Poisson-sampled Gaussians share characteristic functions between deltas:
+        100 deltas take about 0.05 s. Other releases are evaluated one delta at a time.
+
+        Args:
+            deltas: At least 1e-300 and below 1, of any shape.
+
+        Returns:
+            Certified intervals of epsilon in nats, of the same shape, to a relative width of 1e-3.
+
+        Raises:
+            InvalidArgument: If a delta is NaN or out of range.
+            Unresolvable: If no finite epsilon can be certified at a delta.
+        """
+        return epsilon_curve(self._array_plan, deltas, lambda one: self.epsilon(delta=one))
+
+    def deltas(self, *, epsilons: ArrayLike) -> BoundArray:
+        """Compute the intervals of delta at many epsilons.
+
+        Args:
+            epsilons: Privacy losses in nats, at least 0 and finite, of any shape.
+
+        Returns:
+            Certified intervals of delta, of the same shape, to a relative width of 1e-3.
+
+        Raises:
+            InvalidArgument: If an epsilon is NaN or out of range.
+            Unresolvable: If no interval can be certified at an epsilon.
+        """
+        return delta_curve(self._array_plan, epsilons, lambda one: self.delta(epsilon=one))
 
     def explain_epsilon(self, *, delta: float) -> tuple[CertifiedInterval, ...]:
         """Compute epsilon at a given delta per direction, with method and error budget.
@@ -215,15 +338,18 @@ class PldProfile:
                     Bound(0.0, 0.0), "participation probability at most delta"
                 ),
             )
-        attempts = _Attempts(math.inf, likely_delta=lambda above: delta)
-        answers: list[CertifiedInterval] = []
-        for direction in self._directions():
-            solve = partial(_epsilon_with_slack, delta=delta, sufficient_upper=sufficient(answers))
+        attempts = _Attempts(math.inf, likely_delta=lambda above: delta, finer=cells_for_epsilon)
+        answers = self._over_arrays(epsilons_of_many, delta, ABSOLUTE_EPSILON_WIDTH)
+        for direction in () if answers else self._directions():
+            attempts.sufficient_upper = sufficient(answers)
+            solve = partial(
+                _epsilon_with_slack, delta=delta, sufficient_upper=attempts.sufficient_upper
+            )
             answers.append(self._answer(direction, attempts, solve))
-        if not _is_narrow(answers, SETTLED_WIDTH, 0.0):
-            most = self.others.epsilon(delta)
-            answers = [answer.with_upper(most) for answer in answers]
-        attempts.require_upper_ends(answers)
+        settled = _is_narrow(answers, SETTLED_WIDTH, 0.0)
+        most = self.others.exact_epsilon(delta) if settled else self.others.epsilon(delta)
+        answers = [answer.with_upper(most) for answer in answers]
+        attempts.require_upper_ends(answers, lambda: self._missing(delta))
         return tuple(answers)
 
     def explain_delta(self, *, epsilon: float) -> tuple[CertifiedInterval, ...]:
@@ -238,6 +364,12 @@ class PldProfile:
         Raises:
             InvalidArgument: If ``epsilon`` is negative, infinite or NaN.
         """
+        return self._deltas(epsilon, lambda answers: 0.0)
+
+    def _deltas(
+        self, epsilon: float, sufficient: Callable[[Sequence[CertifiedInterval]], float]
+    ) -> tuple[CertifiedInterval, ...]:
+        """Compute delta of every direction in turn; ``sufficient`` is that of ``_epsilons``."""
         require_not_negative("epsilon", epsilon)
         if (mu := self._gaussian_mu()) is not None:
             return (
@@ -250,15 +382,41 @@ class PldProfile:
             return (CertifiedInterval.closed(Bound(0.0, 0.0), LARGEST_LOSS_METHOD),)
         if (pair := binary_responses_of(self.releases)) is not None:
             return (CertifiedInterval.closed(pair.delta(epsilon), "binomial sum"),)
-        attempts = _Attempts(1.0, likely_delta=lambda above: above.upper)
+        attempts = _Attempts(1.0, likely_delta=lambda above: above.upper, finer=cells_for_delta)
         solve = partial(_delta_with_slack, epsilon=epsilon)
-        answers = [self._answer(one, attempts, solve) for one in self._directions()]
+        answers = self._over_arrays(deltas_of_many, epsilon, 0.0)
+        for direction in () if answers else self._directions():
+            attempts.sufficient_upper = sufficient(answers)
+            answers.append(self._answer(direction, attempts, solve))
         most = self._participation_probability()
         if not _is_narrow(answers, SETTLED_WIDTH, 0.0):
             most = min(most, self.others.delta(epsilon))
         answers = [answer.with_upper(most) for answer in answers]
-        attempts.require_upper_ends(answers)
+        attempts.require_upper_ends(answers, lambda: self._missing(most))
         return tuple(answers)
+
+    @cached_property
+    def _array_plan(self) -> SampledPlans | None:
+        """The releases for the array route; None where it does not cover them."""
+        return sampled_plan(self.releases, self.adjacency)
+
+    def _over_arrays(
+        self,
+        solve: Callable[[SampledPlans, NDArray[np.int64], NDArray[np.float64]], EndsOfDirections],
+        value: float,
+        absolute: float,
+    ) -> list[CertifiedInterval]:
+        """Answer a composition of many different releases over arrays; nothing where it is wide."""
+        plan = self._array_plan
+        if plan is None or len(self.releases) < MANY_RELEASES:
+            return []
+        lower, upper = solve(plan, np.zeros(1, dtype=np.int64), np.array([value]))
+        answers = [
+            CertifiedInterval(float(low), float(high), ARRAY_METHOD, direction=one.name.lower())
+            for low, high, one in zip(lower[:, 0], upper[:, 0], Direction, strict=True)
+        ]
+        narrow = _is_narrow(answers, NARROW_WIDTH, absolute)
+        return answers if narrow else []
 
     def _pure_epsilon(self) -> CertifiedInterval:
         """Return epsilon at delta 0, which is the largest loss."""
@@ -272,6 +430,18 @@ class PldProfile:
     def others(self) -> OtherBounds:
         """Upper bounds of the other accountants."""
         return OtherBounds(self.releases, self.adjacency)
+
+    def _missing(self, delta: float) -> str:
+        """Return which releases have no dominating pair, and why the others give no bound."""
+        lacking = [
+            type(release).__name__
+            for release in self.releases
+            if not compare_from_above({release: 1}, self.adjacency).complete
+        ]
+        return "; ".join(
+            [f"pld has no dominating pair of {', '.join(lacking)}"] * bool(lacking)
+            + self.others.reasons(delta)
+        )
 
     def _gaussian_mu(self) -> float | None:
         """Return mu of the composed Gaussian, or None if any release is of another kind."""
@@ -291,14 +461,22 @@ class PldProfile:
         (0, p)-DP with p this probability.
         """
         rates = (
-            times * (release.sampling_rate if isinstance(release, PoissonSampled) else 1.0)
+            times
+            * (
+                release.sampling_rate
+                if isinstance(release, PoissonSampled | TruncatedPoisson)
+                else 1.0
+            )
             for release, times in self.releases.items()
         )
         return min(1.0, sum(rates) * ROUND_UP)
 
     def _directions(self) -> tuple[Direction, ...]:
         """Return the directions to evaluate: both, unless every dominating pair is symmetric."""
-        if any(isinstance(release, ASYMMETRIC_RELEASES) for release in self.releases):
+        # A replaced record and its opposite exchange the distributions of a Poisson sample.
+        replaces = self.adjacency is Adjacency.REPLACE_ONE
+        kinds: tuple[type, ...] = ASYMMETRIC_WHERE_REPLACED if replaces else ASYMMETRIC_RELEASES
+        if any(isinstance(release, kinds) for release in self.releases):
             return Direction.REMOVED, Direction.ADDED
         return (Direction.REMOVED,)  # every other pair is symmetric
 
@@ -310,17 +488,42 @@ class PldProfile:
         The dominating pair gives the upper end. Where no neighbors attain it, the lower end comes
         from a second evaluation with a pair that some neighbors do attain.
         """
-        above = LossQuery(self.releases, self.adjacency, direction, BoundSide.ABOVE)
-        answer = attempts.evaluate(solve, above)
-        if not above.exact:
-            below = replace(above, side=BoundSide.BELOW, likely_delta=attempts.likely_delta(answer))
-            answer = answer.with_lower(attempts.evaluate(solve, below))
+        fineness = COARSE_CELLS if self._has_cells else FIXED_CELLS
+        above = LossQuery(
+            self.releases, self.adjacency, direction, BoundSide.ABOVE, fineness=fineness
+        )
+        answer = self._interval(above, attempts, solve)
+        for _ in range(MOST_REFINEMENTS if self._has_cells else 0):
+            finer = attempts.refine(answer, above)
+            if finer is None:
+                break
+            above = finer
+            answer = answer.intersect(self._interval(above, attempts, solve))
         return replace(
             answer, direction=direction.name.lower() if len(self._directions()) > 1 else ""
         )
 
+    def _interval(
+        self, above: LossQuery, attempts: _Attempts, solve: IntervalFunction
+    ) -> CertifiedInterval:
+        """Evaluate a dominating pair and, where it is not attained, an attained pair."""
+        answer = attempts.evaluate(solve, above)
+        if above.exact:
+            return answer
+        below = replace(above, side=BoundSide.BELOW, likely_delta=attempts.likely_delta(answer))
+        return answer.with_lower(attempts.evaluate(solve, below))
+
+    @property
+    def _has_cells(self) -> bool:
+        """Whether a release is bounded by cells whose width is chosen for the answer."""
+        if self.adjacency is Adjacency.REPLACE_ONE:
+            return False
+        allocations = [one for one in self.releases if isinstance(one, RandomAllocation)]
+        return bool(allocations) and all(one.selected == 1 for one in allocations)
+
 
 IntervalFunction = Callable[[LossQuery], CertifiedInterval]
+EndsOfDirections = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _largest_lower(answers: Sequence[CertifiedInterval]) -> float:
@@ -362,6 +565,8 @@ def _epsilon_by_form(query: LossQuery, delta: float, sufficient_upper: float) ->
             f"{composition.infinite_mass:g} the privacy loss is infinite, which is more than "
             f"delta {delta:g}; use a larger delta"
         )
+    if composition.largest <= 0 and composition.missing_mass * ROUND_UP <= delta:
+        return CertifiedInterval.closed(Bound(0.0, 0.0), LARGEST_LOSS_METHOD)
     match composition:
         case Composition(distributions=((distribution, 1),), gaussian=0.0):
             return closed_form.single_release_epsilon(distribution, delta)
@@ -396,16 +601,27 @@ def _delta_by_form(query: LossQuery, epsilon: float) -> CertifiedInterval:
     if (pair := binary_responses_of(query.counts)) is not None:
         return CertifiedInterval.closed(pair.delta(epsilon), "binomial sum")
     composition = query.composition(1e-30)
+    if composition.largest <= 0 or composition.infinite_mass >= 1:
+        infinite, missing = composition.infinite_mass / ROUND_UP, composition.missing_mass
+        bound = Bound(infinite, min(1.0, missing * ROUND_UP))
+        return CertifiedInterval.closed(bound, LARGEST_LOSS_METHOD)
     match composition:
         case Composition(distributions=((_, 1),), gaussian=0.0):
-            rough = closed_form.single_release_delta(composition.distributions[0][0], epsilon).upper
-            distribution = query.composition(max(rough, 1e-290)).distributions[0][0]
-            return closed_form.single_release_delta(distribution, epsilon)
+            rough = _delta_of_one(composition, epsilon).upper
+            # A lower bound by another pair may fit this delta, such as a Gaussian.
+            return _delta_of_one(query.composition(max(rough, 1e-290)), epsilon)
         case Composition(distributions=()):
-            found = gdp.delta_of_mu(epsilon, mu=math.sqrt(composition.gaussian))
-            return CertifiedInterval.closed(found, "one Gaussian, closed form")
+            return _delta_of_one(composition, epsilon)
         case _:
             return solver.delta_by_contour(query.composition, epsilon)
+
+
+def _delta_of_one(composition: Composition, epsilon: float) -> CertifiedInterval:
+    """Compute delta of a single release, or of releases that are one Gaussian."""
+    for distribution, _ in composition.distributions:
+        return closed_form.single_release_delta(distribution, epsilon)
+    found = gdp.delta_of_mu(epsilon, mu=math.sqrt(composition.gaussian))
+    return CertifiedInterval.closed(found, "one Gaussian, closed form")
 
 
 class _Attempts:
@@ -415,14 +631,34 @@ class _Attempts:
         largest: The trivial upper end of a failed evaluation.
         likely_delta: Function from the interval by dominating pairs to about its delta, for
             which attained pairs are chosen.
+        finer: Function from an interval and the width of cells to a smaller width, or to the same
+            one where the interval is narrow enough. See ``cell_widths``.
     """
 
     def __init__(
-        self, largest: float, *, likely_delta: Callable[[CertifiedInterval], float]
+        self,
+        largest: float,
+        *,
+        likely_delta: Callable[[CertifiedInterval], float],
+        finer: Callable[[CertifiedInterval, float], float],
     ) -> None:
         self._largest = largest
         self._error: Unresolvable | None = None
+        self._finer = finer
         self.likely_delta = likely_delta
+        self._finest = COARSE_CELLS
+        self.sufficient_upper = 0.0
+
+    def refine(self, answer: CertifiedInterval, query: LossQuery) -> LossQuery | None:
+        """Return a query with smaller cells of random allocations, or None if that cannot help."""
+        if answer.upper <= self.sufficient_upper:
+            return None
+        finer = self._finer(answer, query.fineness)
+        if not finer < query.fineness:
+            return None
+        # The laws by the cells of the other direction exist already.
+        self._finest = finer if query.fineness <= self._finest else self._finest
+        return replace(query, fineness=self._finest, least_delta=self.likely_delta(answer))
 
     def evaluate(self, solve: IntervalFunction, query: LossQuery) -> CertifiedInterval:
         """Return the interval of a query; where the evaluation fails, the trivial one."""
@@ -436,15 +672,20 @@ class _Attempts:
             )
         return CertifiedInterval(0.0, self._largest, OTHER_METHOD)
 
-    def require_upper_ends(self, answers: Iterable[CertifiedInterval]) -> None:
-        """Raise the error of an evaluation whose place no other bound took."""
+    def require_upper_ends(
+        self, answers: Iterable[CertifiedInterval], reason: Callable[[], str]
+    ) -> None:
+        """Raise the error of an evaluation whose place no other bound took.
+
+        ``reason`` names what is missing where no evaluation failed.
+        """
         trivial = any(answer.upper >= self._largest for answer in answers)
         if trivial and self._error is not None:
             raise self._error
         if trivial and self._largest == math.inf:
             raise Unresolvable(
-                "no accountant gives an upper bound of epsilon at this delta: add noise, or use "
-                "a larger delta"
+                f"no accountant gives an upper bound of epsilon at this delta: {reason()}; add "
+                "noise, or use a larger delta"
             )
 
 
@@ -462,27 +703,24 @@ def _epsilon_with_slack(
 
         e^-r delta_below(epsilon + r) <= delta(epsilon) <= e^r delta_above(epsilon - r)
 
-    See ``laws.comparisons``. Where no pair is known or certified, the interval is trivial.
+    See ``laws.comparisons``. Where no pair is known, the interval is trivial.
     """
     if not any(needs_comparison(release) for release in query.releases):
-        return _epsilon_with_truncation(query, delta, sufficient_upper)
+        return _epsilon(query, delta, sufficient_upper)
     if query.is_trivial:
         return CertifiedInterval(0.0, math.inf, OTHER_METHOD)
     slack = query.compared.slack
     ratio = math.exp(-slack) * ROUND_DOWN if slack else 1.0
-    try:
-        match query.side:
-            case BoundSide.ABOVE:
-                answer = _epsilon_with_truncation(query, delta * ratio, sufficient_upper)
-                if answer.upper == 0 and _delta_with_slack(query, 0.0).upper <= delta:
-                    return answer
-                return replace(answer, lower=0.0, upper=(answer.upper + slack) * ROUND_UP)
-            case BoundSide.BELOW:
-                answer = _epsilon_with_truncation(query, min(delta / ratio, 0.99), 0.0)
-                lower = 0.0 if delta / ratio > 0.99 else answer.lower * ROUND_DOWN - slack
-                return replace(answer, lower=max(0.0, lower), upper=math.inf)
-    except (Unresolvable, OverflowError):
-        return CertifiedInterval(0.0, math.inf, OTHER_METHOD)
+    match query.side:
+        case BoundSide.ABOVE:
+            answer = _epsilon(query, delta * ratio, sufficient_upper)
+            if answer.upper == 0 and _delta_with_slack(query, 0.0).upper <= delta:
+                return answer
+            return replace(answer, lower=0.0, upper=(answer.upper + slack) * ROUND_UP)
+        case BoundSide.BELOW:
+            answer = _epsilon(query, min(delta / ratio, 0.99), 0.0)
+            lower = 0.0 if delta / ratio > 0.99 else answer.lower * ROUND_DOWN - slack
+            return replace(answer, lower=max(0.0, lower), upper=math.inf)
 
 
 def _delta_with_slack(query: LossQuery, epsilon: float) -> CertifiedInterval:
@@ -491,74 +729,16 @@ def _delta_with_slack(query: LossQuery, epsilon: float) -> CertifiedInterval:
     For epsilon < r, delta_above(epsilon - r) is at most delta_above(0) + r - epsilon.
     """
     if not any(needs_comparison(release) for release in query.releases):
-        return _delta_with_truncation(query, epsilon)
+        return _delta(query, epsilon)
     if query.is_trivial:
         return CertifiedInterval(0.0, 1.0, OTHER_METHOD)
     slack = query.compared.slack
     grown = math.exp(slack) * ROUND_UP if slack else 1.0
-    try:
-        match query.side:
-            case BoundSide.ABOVE:
-                answer = _delta_with_truncation(query, max(0.0, epsilon - slack) * ROUND_DOWN)
-                more = max(0.0, slack - epsilon)
-                return replace(answer, lower=0.0, upper=min(1.0, (answer.upper + more) * grown))
-            case BoundSide.BELOW:
-                answer = _delta_with_truncation(query, (epsilon + slack) * ROUND_UP)
-                return replace(answer, lower=answer.lower / grown, upper=1.0)
-    except (Unresolvable, OverflowError):
-        return CertifiedInterval(0.0, 1.0, OTHER_METHOD)
-
-
-def _epsilon_with_truncation(
-    query: LossQuery, delta: float, sufficient_upper: float
-) -> CertifiedInterval:
-    """Compute epsilon of steps whose batches are truncated with total probability t.
-
-    If truncation happens with probability at most t under either neighbor, then
-
-        delta_truncated(epsilon) <= delta(epsilon) + t (1 + e^epsilon),
-
-    so epsilon suffices at delta if the untruncated steps have it at delta - t (1 + e^epsilon).
-    The inequality with the two profiles exchanged gives the lower end.
-
-    Args:
-        query: Releases, adjacency and direction.
-        delta: Delta of the truncated steps.
-        sufficient_upper: An upper end of at most this, in nats, is not narrowed further.
-            Used only where no batch is truncated.
-
-    Returns:
-        The certified interval of epsilon, in nats.
-
-    Raises:
-        Unresolvable: If batches are truncated too often for this delta.
-    """
-    altered = query.altered
-    if not altered:
-        return _epsilon(query, delta, sufficient_upper)
-    answer = _epsilon(query, delta)
-    # Raise epsilon until it is consistent: left = delta - t (1 + e^upper), and the
-    # untruncated steps have an epsilon of at most upper at left.
-    for _ in range(TRUNCATION_ROUNDS):
-        upper = answer.upper * ROUND_UP
-        left = delta - altered * (1 + math.exp(min(upper, 700.0))) * ROUND_UP
-        if not left > 0:
-            break
-        answer = _epsilon(query, left)
-        if answer.upper <= upper:
-            more = altered * (1 + math.exp(upper)) * ROUND_UP
-            below = _epsilon(query, min(delta + more, 0.5))
-            lower = below.lower if delta + more < 0.5 else 0.0
-            return replace(answer, lower=min(lower, upper), upper=upper)
-    raise Unresolvable(
-        f"batches are truncated with probability {altered:g} over the run, too often for delta "
-        f"{delta:g}: raise largest_batch"
-    )
-
-
-def _delta_with_truncation(query: LossQuery, epsilon: float) -> CertifiedInterval:
-    """Compute delta and widen both ends by t (1 + e^epsilon): see ``_epsilon_with_truncation``."""
-    answer = _delta(query, epsilon)
-    more = query.altered * (1 + math.exp(min(epsilon, 700.0))) * ROUND_UP
-    lower, upper = max(0.0, answer.lower - more), min(1.0, answer.upper + more)
-    return replace(answer, lower=lower, upper=upper)
+    match query.side:
+        case BoundSide.ABOVE:
+            answer = _delta(query, max(0.0, epsilon - slack) * ROUND_DOWN)
+            more = max(0.0, slack - epsilon)
+            return replace(answer, lower=0.0, upper=min(1.0, (answer.upper + more) * grown))
+        case BoundSide.BELOW:
+            answer = _delta(query, (epsilon + slack) * ROUND_UP)
+            return replace(answer, lower=answer.lower / grown, upper=1.0)

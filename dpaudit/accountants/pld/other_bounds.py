@@ -17,7 +17,13 @@ from dpaudit.accountants import naive, rdp, zcdp
 from dpaudit.accountants.bounded_loss import LargestLoss, largest_loss
 from dpaudit.accountants.releases import ReleaseCounts
 from dpaudit.vocabulary.errors import AccountingError, UnsupportedMechanism
-from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
+from dpaudit.vocabulary.mechanism import (
+    ApproximateDP,
+    Composed,
+    Mechanism,
+    PureDP,
+    Repeated,
+)
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 Profile = TypeVar("Profile")
@@ -86,6 +92,40 @@ class OtherBounds:
         if self.largest_loss is not None:
             found.append(self.largest_loss.epsilon.upper)
         return min(found, default=math.inf)
+
+    def exact_epsilon(self, delta: float) -> float:
+        """Return the bound of composition theorems where these are exact, up to rounding.
+
+        They are for one release, and for equal guarantees (Kairouz, Oh & Viswanath 2015).
+
+        Args:
+            delta: Between 1e-300 (inclusive) and 1 (exclusive).
+
+        Returns:
+            In nats; infinite where the theorems are not exact or give no bound.
+        """
+        ((release, times), *others) = self.releases.items()
+        exact = times == 1 or isinstance(release, PureDP | ApproximateDP)
+        if others or not exact or self._naive is None:
+            return math.inf
+        return min(_uppers([partial(self._naive.epsilon, delta=delta)]), default=math.inf)
+
+    def reasons(self, delta: float) -> list[str]:
+        """Return why the accountants rdp and naive give no bound at a delta.
+
+        Args:
+            delta: Between 1e-300 (inclusive) and 1 (exclusive).
+
+        Returns:
+            A text for each of them that gives none, with its name.
+        """
+        found = []
+        for name, accountant in (("rdp", rdp), ("naive", naive)):
+            try:
+                accountant.profile(self._mechanism, adjacency=self.adjacency).epsilon(delta=delta)
+            except (UnsupportedMechanism, AccountingError) as error:
+                found.append(f"{name}: {error}")
+        return found
 
     def delta(self, epsilon: float) -> float:
         """Return the least upper bound of delta.

@@ -27,16 +27,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.accountants.profile_display import DisplayedProfile
 from dpaudit.accountants.rdp import release_divergence
 from dpaudit.accountants.rdp import release_divergence as infinite_divergence
 from dpaudit.accountants.rdp.conversion import rdp_to_delta, rdp_to_epsilon
 from dpaudit.accountants.rdp.release_divergence import NO_INFINITE_DIVERGENCE, InfiniteDivergence
-from dpaudit.accountants.releases import ReleaseCounts, count_releases, require_supported_adjacency
+from dpaudit.accountants.releases import (
+    ReleaseCounts,
+    count_releases,
+    refuse_given_pairs,
+    require_supported_adjacency,
+)
 from dpaudit.vocabulary.errors import (
     AccountingError,
     InvalidArgument,
     UnsupportedMechanism,
     require_delta,
+    require_not_negative,
 )
 from dpaudit.vocabulary.mechanism import (
     Mechanism,
@@ -179,6 +186,7 @@ def profile(
     """
     releases = count_releases(mechanism)
     require_supported_adjacency(releases, adjacency)
+    refuse_given_pairs(releases)
     finite, infinite = infinite_divergence.separate_infinite_divergence(releases, adjacency)
     found = RdpProfile(finite, adjacency, infinite)
     _ = found.upper_at_integers  # an unsupported release raises here, not later
@@ -215,6 +223,7 @@ def divergence(
         raise InvalidArgument("order", order, "above 1 and finite")
     releases = count_releases(mechanism)
     require_supported_adjacency(releases, adjacency)
+    refuse_given_pairs(releases)
     finite, infinite = infinite_divergence.separate_infinite_divergence(releases, adjacency)
     if infinite != NO_INFINITE_DIVERGENCE:
         raise UnsupportedMechanism(
@@ -231,7 +240,7 @@ def divergence(
 
 
 @dataclass(frozen=True)
-class RdpProfile:
+class RdpProfile(DisplayedProfile):
     """Upper bounds by Renyi divergences; all lower ends of epsilon and delta are 0.
 
     Attributes:
@@ -273,8 +282,7 @@ class RdpProfile:
             InvalidArgument: If ``epsilon`` is out of range.
             AccountingError: If no order has a finite divergence.
         """
-        if not 0 <= epsilon < math.inf:
-            raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
+        require_not_negative("epsilon", epsilon)
         best, _ = self._least(lambda orders, rdp: rdp_to_delta(orders, rdp, epsilon), self._refined)
         return infinite_divergence.delta_with_infinite_divergence(self.infinite_part, epsilon, best)
 
@@ -417,8 +425,9 @@ def _total_divergence(releases: ReleaseCounts, orders: Array, adjacency: Adjacen
 def _sum_bounds(parts: Iterable[tuple[int, ArrayBounds]]) -> ArrayBounds:
     """Return the bounds of the composition of parts, each with its count, rounded outward."""
     each = list(parts)
-    lower = np.sum([times * ends[0] for times, ends in each], axis=0)
-    upper = np.sum([times * ends[1] for times, ends in each], axis=0)
+    with np.errstate(over="ignore"):  # infinite where there is hardly any noise
+        lower = np.sum([times * ends[0] for times, ends in each], axis=0)
+        upper = np.sum([times * ends[1] for times, ends in each], axis=0)
     rounding = 1e-15 * (2 + len(each))
     return lower * (1 - rounding), upper * (1 + rounding)
 

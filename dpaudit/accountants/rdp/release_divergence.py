@@ -13,12 +13,19 @@ from dpaudit.accountants.integer_noise import renyi_upper, require_concentrated
 from dpaudit.accountants.rdp import random_allocation, sampled_releases, unsampled_releases
 from dpaudit.accountants.rdp.moment_excess import Array
 from dpaudit.accountants.rdp.unsampled_releases import FinitePairBounds, cached_finite_pair
-from dpaudit.accountants.releases import ReleaseCounts, gaussian_mu, truncation_probability
+from dpaudit.accountants.releases import (
+    ReleaseCounts,
+    allocation_blocks,
+    binned_from_above,
+    gaussian_mu,
+    truncation_probability,
+)
 from dpaudit.accountants.sparse_vector import guarantee_parts
 from dpaudit.vocabulary.errors import Unresolvable, UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
     ApproximateDP,
+    BinnedMatrixFactorization,
     DiscreteGaussian,
     Exponential,
     Gaussian,
@@ -76,6 +83,15 @@ def _bounds(release: Release, orders: Array, adjacency: Adjacency) -> ArrayBound
             return _poisson_add_remove(inner, rate, orders, adjacency)
         case SampledWithoutReplacement(inner, batch, size):
             return _fixed_size_replace(inner, batch / size * (1 + 1e-15), orders, adjacency)
+        case BinnedMatrixFactorization():
+            upper = _bounds(binned_from_above(release), orders, adjacency)[1]
+            return np.zeros_like(orders), upper
+        case RandomAllocation(selected=selected) if selected > 1:
+            blocks = [
+                times * _bounds(block, orders, adjacency)[1]
+                for block, times in allocation_blocks(release)
+            ]
+            return np.zeros_like(orders), np.sum(blocks, axis=0) * (1 + 1e-14)
         case RandomAllocation(inner, steps):
             return _random_allocation(inner, steps, orders, adjacency)
         case _:

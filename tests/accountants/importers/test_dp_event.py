@@ -25,6 +25,7 @@ from dpaudit.accountants import (
     Gaussian,
     Laplace,
     Mechanism,
+    MixtureOfGaussians,
     NegativeBinomialTrials,
     PoissonSampled,
     PoissonTrials,
@@ -77,6 +78,10 @@ MEANT: list[tuple[list[object], Mechanism]] = [
     (
         event("TruncatedSubsampledGaussian", 1000, 0.01, 20, 1.5),
         TruncatedPoisson(Gaussian(1.5), 0.01, dataset_size=1000, largest_batch=20),
+    ),
+    (
+        event("MixtureOfGaussians", 1.5, [0.0, 2.0, 3.0, 4.0], [0.9, 0.04, 0.06, 0.0]),
+        MixtureOfGaussians(1.5, (0.0, 2.0, 3.0), (0.9, 0.04, 0.06)),
     ),
     (event("SingleEpochTreeAggregation", 1.5, 9), TreeAggregation(Gaussian(1.5), 9)),
     (event("SingleEpochTreeAggregation", 1.5, [4, 9, 2]), TreeAggregation(Gaussian(1.5), 9)),
@@ -142,7 +147,6 @@ REFUSED = {
     "NonPrivateDpEvent",
     "UnsupportedDpEvent",
     "SampledWithReplacementDpEvent",
-    "MixtureOfGaussiansDpEvent",
 }
 
 
@@ -238,6 +242,7 @@ def test_gaussians_on_one_sample_are_one_with_their_precisions_summed(
         event("ZC", 0.0),
         event("RandomizedResponse", 0.5, 1),
         event("RepeatAndSelect", event("NoOp"), 2.0, 1.0),
+        event("MixtureOfGaussians", 1.0, [0.0], [1.0]),
     ],
 )
 def test_what_releases_nothing_has_no_cost_to_ask_for(written: object) -> None:
@@ -251,7 +256,6 @@ def test_what_releases_nothing_has_no_cost_to_ask_for(written: object) -> None:
         (event("NonPrivate"), "NonPrivateDpEvent"),
         (event("Unsupported"), "UnsupportedDpEvent"),
         (event("SampledWithReplacement", 1000, 10, GAUSSIAN), "SampledWithReplacementDpEvent"),
-        (event("MixtureOfGaussians", 1.0, [0.0], [1.0]), "MixtureOfGaussiansDpEvent"),
         (event("Teleportation", 1.0), "TeleportationDpEvent"),
         (event("ZC", 0.1, 0.2), "ZCDpEvent"),
         (event("DiscreteGaussian", 2.0), "DiscreteGaussianDpEvent"),
@@ -321,6 +325,28 @@ def test_what_is_wrong_is_named_in_one_line(written: object, named: str) -> None
         from_dp_event(written)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("sensitivities", "chances", "named"),
+    [
+        ([0.0, 1.0], [1.0], "sampling_probs of MixtureOfGaussiansDpEvent"),
+        (1.0, [1.0], "sensitivities of MixtureOfGaussiansDpEvent"),
+        ([0.0, "1"], [0.5, 0.5], "sensitivities of MixtureOfGaussiansDpEvent"),
+        ([0.0, -1.0], [0.5, 0.5], "sensitivities"),
+        ([0.0, 1.0], [0.5, 0.6], "probabilities"),
+        ([0.0, 1.0], [math.nan, 0.5], "probabilities"),
+    ],
+)
+def test_a_wrong_mixture_is_named(sensitivities: object, chances: object, named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        from_dp_event(event("MixtureOfGaussians", 1.0, sensitivities, chances))
+
+
+def test_a_mixture_is_refused_for_replaced_records() -> None:
+    written = event("MixtureOfGaussians", 1.0, [0.0, 1.0], [0.5, 0.5])
+    with pytest.raises(UnsupportedMechanism, match="MixtureOfGaussiansDpEvent"):
+        from_dp_event(written, adjacency=REPLACE)
 
 
 def test_an_event_nested_too_deep_is_refused() -> None:

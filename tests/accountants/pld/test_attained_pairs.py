@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import norm
 
 from dpaudit.accountants import pld
-from dpaudit.accountants.pld.laws.mirrored_gaussians import mirrored_loss_distribution
+from dpaudit.accountants.numerics import Direction
+from dpaudit.accountants.pld.laws.gaussian_mixtures import lower_law, replaced_pair
 from dpaudit.accountants.pld.laws.two_candidates import OFFSETS
 from dpaudit.vocabulary.mechanism import Exponential, Gaussian, PoissonSampled, Repeated
 from dpaudit.vocabulary.privacy_terms import Adjacency
@@ -54,7 +55,7 @@ def test_the_published_value_of_dp_sgd_under_replace_one() -> None:
 @pytest.mark.parametrize("shift", [0.1, 1.0, 5.0, 40.0])
 @pytest.mark.parametrize("rate", [1e-4, 0.3, 1.0])
 def test_cells_hold_at_most_the_mass_of_the_pair(shift: float, rate: float) -> None:
-    law = mirrored_loss_distribution(shift, rate, 1e-20)
+    law = lower_law(replaced_pair(shift, rate), Direction.REMOVED, 1e-20)
     assert law.atom_masses.sum() == pytest.approx(1, abs=1e-13)
     assert np.isfinite(law.atom_losses).all()
     # Q's mass of a cell is e^-loss times P's, up to the losses that were lowered.

@@ -41,6 +41,7 @@ LOG_DECAYED = 27.6  # nats by which |phi| / |z|^2 must fall below its maximum
 MAX_RELATIVE_ERROR = 4e-4  # above it a smoothed contour is at least as narrow
 MIN_DECAY_RATIO = 1.55  # growth of -log |phi| per extension; below it phi is on a plateau
 NEGLIGIBLE = 1e-12
+LEAST_PERIOD = 1e-200  # nats; the spacing of frequencies, its inverse, must not overflow
 STEP_IN_DEVIATIONS = 5.0  # loosens the bound on log |phi| by 5^2/8
 RESIDUE_BETWEEN_SAMPLES = 1e-8  # bound on |phi| between samples where it has vanished
 MAX_ENVELOPES = 100
@@ -145,8 +146,10 @@ def _draft_contour(
     """Extend the frequencies until phi has decayed; None where it stays on a plateau."""
     if any(len(distribution.branches) != 1 for distribution, _ in composition.distributions):
         return None
+    if _fall_to_atoms(composition, order) < LOG_DECAYED / 2:
+        return None  # atoms hold so much of the mass that |phi| returns near 1 again and again
     length = alias_period(cumulants, order, target, PLAIN_ALIASES)
-    if not 0 < length < math.inf:  # no mass is that far out, or Chernoff's bound is infinite
+    if not LEAST_PERIOD < length < math.inf:  # no mass is that far out, or the bound is infinite
         return None
     spacing = 2 * math.pi / length
     # Near y = 0, phi ~ e^(-K''(c) y^2 / 2): start with DEVIATIONS of its standard deviation.
@@ -168,6 +171,25 @@ def _draft_contour(
         last_fall = fall
         count *= min(4, max(2, math.ceil(wanted / max(fall, 1e-3))))
     return None
+
+
+def _fall_to_atoms(composition: Composition, order: float) -> float:
+    """Estimate by how many nats |phi| can fall: it returns to what the largest atoms leave.
+
+    An atom of tilted mass a among atoms of mass b leaves |phi| at a - b or more, far out.
+    """
+    if composition.gaussian:
+        return math.inf
+    fall = 0.0
+    for distribution, times in composition.sketch.distributions:
+        if not len(distribution.atom_losses):
+            return math.inf
+        log_moment = float(distribution.rough_log_moments(np.array([order]))[0])
+        with np.errstate(divide="ignore"):
+            logs = np.log(distribution.atom_masses) + order * distribution.atom_losses - log_moment
+        masses = np.exp(np.minimum(logs, 0.0))
+        fall -= times * math.log(max(2 * float(masses.max()) - float(masses.sum()), 1e-300))
+    return fall
 
 
 class LossMeasure(Protocol):

@@ -31,6 +31,7 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     Unresolvable,
     require_delta,
+    require_not_negative,
 )
 from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
@@ -141,8 +142,7 @@ class GridProfile:
         Raises:
             InvalidArgument: If ``epsilon`` is negative, infinite or NaN.
         """
-        if not 0 <= epsilon < math.inf:
-            raise InvalidArgument("epsilon", epsilon, "at least 0 and finite")
+        require_not_negative("epsilon", epsilon)
         if (mu := self._gaussian_mu()) is not None:
             return gdp.delta_of_mu(epsilon, mu=mu)
         if (responses := binary_responses_of(self.releases)) is not None:
