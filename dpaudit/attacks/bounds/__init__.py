@@ -2,7 +2,7 @@
 
 Every bound has one of three kinds:
 
-    certified     clopper_pearson, from_scores, one_run
+    certified     clopper_pearson, from_scores, one_run, sequential_pairs, adaptive_one_run
     conditional   fixed_sizes, gaussian_threshold, gaussian_from_scores, gaussian_pivot,
                   gaussian_epsilon, one_run_gaussian, one_run_curve, one_run_family,
                   tv_rank, tv_visible, t_visible, noise_chi_square
@@ -16,6 +16,7 @@ threshold, or a number of guesses, that was chosen after reading the scores make
 invalid: see ``thresholds``.
 """
 
+from dpaudit.attacks.bounds.adaptive_guesses import adaptive_one_run, adaptive_p_value
 from dpaudit.attacks.bounds.fixed_class_sizes import fixed_sizes
 from dpaudit.attacks.bounds.fixed_class_sizes import greatest_epsilon as greatest_of_fixed_sizes
 from dpaudit.attacks.bounds.gaussian_dp import (
@@ -26,6 +27,7 @@ from dpaudit.attacks.bounds.gaussian_dp import (
 )
 from dpaudit.attacks.bounds.independent_trials import (
     clopper_pearson,
+    from_error_band,
     from_scores,
     gaussian_band_of_counts,
     gaussian_from_scores,
@@ -61,6 +63,11 @@ from dpaudit.attacks.bounds.one_run_bounds import (
     one_run_gaussian,
     one_run_p_value,
 )
+from dpaudit.attacks.bounds.pair_betting import (
+    PairTest,
+    ranks_of_pairs,
+    sequential_pairs,
+)
 from dpaudit.attacks.bounds.thresholds import (
     Bonferroni,
     ConfidenceBand,
@@ -78,16 +85,20 @@ __all__ = [
     "FixedThreshold",
     "LowerBound",
     "MechanismFamily",
+    "PairTest",
     "PiecewiseLinearTradeoff",
     "SampleSplit",
     "Thresholds",
     "Tradeoff",
+    "adaptive_one_run",
+    "adaptive_p_value",
     "clopper_pearson",
     "clopper_pearson_interval",
     "curve_is_refuted",
     "epsilon_of_rates",
     "error_counts_at_every_threshold",
     "fixed_sizes",
+    "from_error_band",
     "from_scores",
     "gaussian_band_of_counts",
     "gaussian_epsilon",
@@ -105,7 +116,9 @@ __all__ = [
     "one_run_family",
     "one_run_gaussian",
     "one_run_p_value",
+    "ranks_of_pairs",
     "sample_statistics",
+    "sequential_pairs",
     "t_known_batches",
     "t_known_batches_of_moments",
     "total_variation",

@@ -34,7 +34,7 @@ from dpaudit.attacks.bounds.thresholds import (
     Thresholds,
     simultaneous_limits_of_counts,
 )
-from dpaudit.vocabulary.audit import BoundKind, GaussianBand
+from dpaudit.vocabulary.audit import BoundKind, ErrorBand, GaussianBand
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
 
 ASSUMES_JEFFREYS_PRIOR = "Jeffreys' prior: a credible region, no statement about repeated audits"
@@ -362,6 +362,37 @@ def from_scores(
     limits = _error_limits(members, nonmembers, thresholds, delta, confidence)
     epsilon = epsilon_both_directions(limits.false_negative_rate, limits.false_positive_rate, delta)
     assumes = f"{ASSUMES_TRIALS_ACROSS_RUNS}; {thresholds.description}"
+    return LowerBound(epsilon, BoundKind.CERTIFIED, confidence, assumes)
+
+
+def from_error_band(errors: ErrorBand, *, delta: float, confidence: float) -> LowerBound:
+    """Compute ``from_scores`` with a ``ConfidenceBand`` from counts of errors.
+
+    Args:
+        errors: Errors of both kinds at every threshold.
+        delta: In [0, 1).
+        confidence: Probability with which the bound holds, in (0, 1).
+
+    Returns:
+        The bound, certified for independent trials.
+
+    Raises:
+        InvalidArgument: If a number is out of range, or there are no counts.
+
+    Example:
+        >>> from dpaudit.vocabulary.audit import ErrorBand
+        >>> errors = ErrorBand(100, 100, (100, 0, 0), (0, 0, 100))
+        >>> round(from_error_band(errors, delta=1e-5, confidence=0.95).epsilon, 2)
+        2.65
+    """
+    require_delta_or_zero(delta)
+    require_open_unit("confidence", confidence)
+    if min(errors.members, errors.nonmembers, len(errors.missed)) < 1:
+        raise InvalidArgument("errors", "no counts", "errors of at least one score of each class")
+    counts = GaussianBand(errors.members, errors.nonmembers, errors.missed, errors.accused)
+    limits = simultaneous_limits_of_counts(counts, 1 - confidence)
+    epsilon = epsilon_both_directions(limits.false_negative_rate, limits.false_positive_rate, delta)
+    assumes = f"{ASSUMES_TRIALS_ACROSS_RUNS}; {ConfidenceBand().description}"
     return LowerBound(epsilon, BoundKind.CERTIFIED, confidence, assumes)
 
 

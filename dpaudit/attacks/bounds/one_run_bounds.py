@@ -42,8 +42,17 @@ from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_op
 MAX_ONE_RUN_EPSILON = 60.0  # in nats, end of the search; no practical number of canaries reaches it
 
 
-def _binomial_tail(successes: int, trials: int, probability: float) -> float:
-    """Return P[Bin(trials, probability) >= successes]."""
+def binomial_tail(successes: int, trials: int, probability: float) -> float:
+    """Compute P[Bin(trials, probability) >= successes].
+
+    Args:
+        successes: Number of successes; 0 or less gives 1.
+        trials: Number of trials.
+        probability: Probability of a success, in [0, 1].
+
+    Returns:
+        The probability.
+    """
     if successes <= 0:
         return 1.0
     if successes > trials:
@@ -81,7 +90,7 @@ def one_run_p_value(
         0.000664
     """
     q = 1 / (1 + math.exp(-epsilon))
-    beyond = _binomial_tail(correct, guesses, q)
+    beyond = binomial_tail(correct, guesses, q)
     if delta == 0 or correct == 0:
         return min(1.0, beyond)
     average = _delta_coefficient(correct, guesses, q, beyond)
@@ -98,7 +107,7 @@ def _delta_coefficient(correct: int, guesses: int, q: float, beyond: float) -> f
 
     def average(i: int) -> float:
         """Return the average of the i probabilities below v."""
-        return max(_binomial_tail(correct - i, guesses, q) - beyond, 0.0) / i
+        return max(binomial_tail(correct - i, guesses, q) - beyond, 0.0) / i
 
     low, high = 1, correct
     while low < high:

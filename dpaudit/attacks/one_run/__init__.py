@@ -10,6 +10,12 @@ participants of a federation are observed in each round (``audit_canary_particip
 any framework are audited by ``audit_scores`` and ``audit_random_split``.
 """
 
+from dpaudit.attacks.one_run.adaptive_audits import (
+    InterferingSum,
+    adaptive_guesses,
+    audit_interfering_sums,
+    simultaneous_guesses,
+)
 from dpaudit.attacks.one_run.canary_participants import (
     audit_canary_participants,
     audit_interfering_participants,
@@ -35,6 +41,8 @@ __all__ = [
     "ClaimedMechanism",
     "ClaimedSteps",
     "FinalIterate",
+    "InterferingSum",
+    "adaptive_guesses",
     "audit_canary_participants",
     "audit_final_iterate",
     "audit_gradient_canaries",
@@ -42,8 +50,10 @@ __all__ = [
     "audit_interfering_canaries",
     "audit_interfering_final_iterate",
     "audit_interfering_participants",
+    "audit_interfering_sums",
     "audit_random_split",
     "audit_scores",
     "canary_directions",
+    "simultaneous_guesses",
     "sizes_fit_fair_coins",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 from msgspec.structs import asdict
 
 from dpaudit.attacks import bounds
@@ -22,16 +23,19 @@ from dpaudit.attacks.one_run.observations import ClaimedMechanism
 from dpaudit.attacks.one_run.registration import least_refuting_count
 from dpaudit.vocabulary.audit import (
     POWER,
+    AdaptiveGuesses,
     AuditResult,
     BatchMeans,
     BatchRates,
     BoundKind,
     ClaimedCurve,
     ClassGuesses,
+    ErrorBand,
     GaussianBand,
     GaussianPivot,
     GuessCount,
     OneRun,
+    SequentialRanks,
     TotalVariation,
 )
 from dpaudit.vocabulary.errors import InvalidArgument
@@ -73,6 +77,25 @@ def recompute_bound(
         case GaussianBand() | GaussianPivot() as statistics:
             _require_all_scored(result, statistics)
             return full_batch_bound(statistics, delta=result.delta, confidence=result.confidence)
+        case ErrorBand() as errors:
+            _require_scored(result, errors.members, errors.nonmembers)
+            return bounds.from_error_band(errors, delta=result.delta, confidence=result.confidence)
+        case SequentialRanks(members, nonmembers):
+            _require_scored(result, len(members), len(nonmembers))
+            return bounds.sequential_pairs(
+                members=np.array(members, dtype=np.float64),
+                nonmembers=np.array(nonmembers, dtype=np.float64),
+                delta=result.delta,
+                confidence=result.confidence,
+            )
+        case AdaptiveGuesses():
+            return bounds.adaptive_one_run(
+                canaries=result.trials,
+                guesses=result.guesses,
+                correct=result.correct,
+                delta=result.delta,
+                confidence=result.confidence,
+            )
         case None:
             return None
     claim = load_claim()
@@ -112,6 +135,27 @@ def _recompute_within_family(
     return None
 
 
+def has_equal_scores(result: AuditResult) -> bool:
+    """Return whether all scores of an audit are equal, by its statistics: it shows nothing.
+
+    Args:
+        result: The audit result.
+
+    Returns:
+        True if every threshold separates nothing, or all ranks of models are equal; False for
+        estimators that keep neither.
+    """
+    match result.estimator:
+        case ErrorBand(members, nonmembers, missed, accused) | GaussianBand(
+            members, nonmembers, missed, accused
+        ):
+            nothing = {(members, 0), (0, nonmembers)}
+            return set(zip(missed, accused, strict=True)) <= nothing
+        case SequentialRanks(members, nonmembers):
+            return len({*members, *nonmembers}) <= 1
+    return False
+
+
 def greatest_epsilon(result: AuditResult) -> float | None:
     """Compute the bound if every guess had been correct.
 
@@ -124,13 +168,66 @@ def greatest_epsilon(result: AuditResult) -> float | None:
     Raises:
         InvalidArgument: If the statistics contradict each other.
     """
-    if isinstance(result.estimator, ClassGuesses):
-        return _greatest_of_split(result, result.estimator)
-    if not isinstance(result.estimator, OneRun):
-        return None
+    match result.estimator:
+        case ClassGuesses() as split:
+            return _greatest_of_split(result, split)
+        case ErrorBand() as errors:
+            return greatest_of_models(errors.members, errors.nonmembers, result)
+        case SequentialRanks(members, _):
+            return greatest_of_pairs(len(members), result)
+        case AdaptiveGuesses():
+            return _greatest_of_adaptive(result)
+        case OneRun():
+            pass
+        case _:
+            return None
     registered = [_registered_guesses(result), *result.estimator.also]
     best = [GuessCount(one.guesses, one.guesses) for one in registered]
     return _recompute_one_run(result, best).epsilon
+
+
+def greatest_of_models(members: int, nonmembers: int, result: AuditResult) -> float:
+    """Compute the certified band's bound if the scores of both classes were separated.
+
+    Args:
+        members: Number of models with the target record.
+        nonmembers: Number of models without it.
+        result: Its delta and confidence count.
+
+    Returns:
+        The largest attainable bound, in nats.
+    """
+    best = ErrorBand(members, nonmembers, (members, 0, 0), (0, 0, nonmembers))
+    return bounds.from_error_band(best, delta=result.delta, confidence=result.confidence).epsilon
+
+
+def greatest_of_pairs(pairs: int, result: AuditResult) -> float:
+    """Compute the sequential bound if the scores of both classes were separated.
+
+    Args:
+        pairs: Number of pairs of models.
+        result: Its delta and confidence count.
+
+    Returns:
+        The bound of separated scores, in nats.
+    """
+    return bounds.sequential_pairs(
+        members=np.ones(pairs),
+        nonmembers=np.zeros(pairs),
+        delta=result.delta,
+        confidence=result.confidence,
+    ).epsilon
+
+
+def _greatest_of_adaptive(result: AuditResult) -> float:
+    """Return the bound if all of the guesses had been right."""
+    return bounds.adaptive_one_run(
+        canaries=result.trials,
+        guesses=result.guesses,
+        correct=result.guesses,
+        delta=result.delta,
+        confidence=result.confidence,
+    ).epsilon
 
 
 def _greatest_of_split(result: AuditResult, counts: ClassGuesses) -> float:
@@ -163,8 +260,14 @@ def _require_all_scored(result: AuditResult, statistics: GaussianBand | Gaussian
         if isinstance(statistics, GaussianBand)
         else (statistics.members.count, statistics.nonmembers.count)
     )
-    if sum(counts) != result.trials:
-        raise InvalidArgument("members", sum(counts), f"with nonmembers the {result.trials} trials")
+    _require_scored(result, *counts)
+
+
+def _require_scored(result: AuditResult, members: int, nonmembers: int) -> None:
+    """Require that both classes together are the trials of the result."""
+    if members + nonmembers != result.trials:
+        given, allowed = members + nonmembers, f"with nonmembers the {result.trials} trials"
+        raise InvalidArgument("members", given, allowed)
 
 
 def detectable_epsilon(

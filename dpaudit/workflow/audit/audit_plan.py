@@ -16,6 +16,7 @@ from dpaudit.accountants import pld
 from dpaudit.accountants.pld import PldProfile
 from dpaudit.accountants.schedules import poisson_step
 from dpaudit.attacks.bounds import MechanismFamily, PiecewiseLinearTradeoff
+from dpaudit.attacks.final_model import planned_audits
 from dpaudit.attacks.one_run import guess_audits, score_file_audit
 from dpaudit.attacks.one_run.gradient_canary_audits import (
     FINAL_ITERATE,
@@ -27,12 +28,19 @@ from dpaudit.attacks.one_run.gradient_canary_audits import (
 )
 from dpaudit.attacks.one_run.observations import EVERY_STEP, ClaimedMechanism, ClaimedSteps
 from dpaudit.runs.directory import RunDirectory, read_canary_file_record
-from dpaudit.runs.file_io import read_arrays
+from dpaudit.runs.file_io import read_arrays, read_json, sha256
 from dpaudit.vocabulary.audit import AuditReport, BoundKind, BoundStatistics, OneRun
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, LedgerHeader, PrivacyLedger, Randomness
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Mechanism, PoissonSampled, Repeated
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, Unit
+from dpaudit.workflow.audit.final_model_trials import (
+    FINAL_MODEL_PLAN,
+    FINAL_MODELS,
+    TrialFiles,
+    TrialPlan,
+    complete_trials,
+)
 
 # Number of supporting lines of a trade-off curve. With 150, a bound would rise by 0.02, in seven
 # times the time.
@@ -156,6 +164,7 @@ VIEWS = {"every-step": EVERY_STEP, "final-iterate": FINAL_ITERATE}
 """What is read of gradient canaries, by the value of the option ``--view``."""
 
 GRADIENT_SHARE = 0.6  # certified bounds need most of the failure probability
+FINAL_MODEL_SHARE = 0.5  # where there are canaries, too
 
 
 @dataclass(frozen=True)
@@ -166,24 +175,36 @@ class FailureShares:
         gradient: Share of gradient canaries.
         inputs: Share of the input canaries of ``dpaudit train``.
         canary_file: Share of the canaries of ``dpaudit canaries make``.
+        final_models: Share of models that were trained with and without a target record.
     """
 
     gradient: float
     inputs: float
     canary_file: float
+    final_models: float = 0.0
 
     @classmethod
-    def of(cls, *, gradient: bool, inputs: bool, canary_file: bool) -> FailureShares:
+    def of(
+        cls, *, gradient: bool, inputs: bool, canary_file: bool, final_models: bool = False
+    ) -> FailureShares:
         """Return the shares for the kinds of canaries that a run has.
 
         Args:
             gradient: Whether there are gradient canaries.
             inputs: Whether there are input canaries.
             canary_file: Whether there are canaries from a canary file.
+            final_models: Whether models were trained with and without a target record.
 
         Returns:
             The shares; those of the kinds that a run has sum to at most 1.
         """
+        if final_models:
+            others = cls.of(gradient=gradient, inputs=inputs, canary_file=canary_file)
+            whole = 1 - FINAL_MODEL_SHARE
+            own = FINAL_MODEL_SHARE if gradient or inputs or canary_file else 1.0
+            of_canaries = (others.gradient, others.inputs, others.canary_file)
+            first, second, third = (whole * share for share in of_canaries)
+            return cls(first, second, third, own)
         if canary_file and not (gradient or inputs):
             return cls(0.0, 0.0, 1.0)
         # Union bound: the shares of the kinds that a run has sum to at most 1.
@@ -312,7 +333,10 @@ def expected_bounds(
     scored_others = "canaries" in audit.files
     canary_file = scored_others or canaries.canary_file is not None
     shares = FailureShares.of(
-        gradient=canaries.gradient is not None, inputs=canaries.inputs > 0, canary_file=canary_file
+        gradient=canaries.gradient is not None,
+        inputs=canaries.inputs > 0,
+        canary_file=canary_file,
+        final_models=FINAL_MODELS in audit.files,
     )
     alpha = 1 - audit.confidence
     seeded = ledger.header.randomness is Randomness.SEEDED
@@ -336,7 +360,43 @@ def expected_bounds(
                 delta,
             )
         )
+    if FINAL_MODELS in audit.files:
+        level = 1 - shares.final_models * alpha
+        _require_same_models(run, audit)
+        found += list(_of_final_models(run, ledger, level, delta))
+    elif run.final_model_trials.exists():  # a later audit must not drop what they showed
+        found += list(_of_final_models(run, ledger, audit.confidence, delta))
     return tuple(found)
+
+
+def _require_same_models(run: RunDirectory, audit: AuditReport) -> None:
+    """Refuse another plan, other outputs, or another number of models than the plan fixed."""
+    for path, role in (
+        (run.final_model_trials, FINAL_MODELS),
+        (run.final_model_plan, FINAL_MODEL_PLAN),
+    ):
+        if sha256(path) != audit.files.get(role):
+            raise IntegrityError(
+                f"{path} is not the file that {run.audit} was computed from: audit the run again"
+            )
+    if complete_trials(TrialFiles(run.final_model_plan, run.final_model_trials)) is None:
+        raise IntegrityError(
+            f"{run.final_model_trials} holds fewer models than {run.final_model_plan} fixed: "
+            "finish the audit by --black-box"
+        )
+
+
+def _of_final_models(
+    run: RunDirectory, ledger: PrivacyLedger, confidence: float, delta: float
+) -> Iterator[ExpectedBound]:
+    """Yield the bounds from models with and without a target record, by the run's own files."""
+    plan = read_json(run.final_model_plan, TrialPlan)
+    pairs = len(read_arrays(run.final_model_trials)["with_record"])
+    own = claim_covers_canaries(ledger.header) and plan.settings.get("trainer") == "own"
+    for one in planned_audits(stops_early=plan.stops_early):
+        kind = one.kind if own else BoundKind.CONDITIONAL
+        level = 1 - one.share * (1 - confidence)
+        yield ExpectedBound(one.name, (one.statistics,), level, 2 * pairs, kind, delta)
 
 
 def expected_attacks(run: RunDirectory, audit: AuditReport) -> tuple[str, ...]:
@@ -377,7 +437,12 @@ def plan_gradient_audit(
     if canaries.gradient is None:
         return None
     canary_file = "canaries" in audit.files or canaries.canary_file is not None
-    shares = FailureShares.of(gradient=True, inputs=canaries.inputs > 0, canary_file=canary_file)
+    shares = FailureShares.of(
+        gradient=True,
+        inputs=canaries.inputs > 0,
+        canary_file=canary_file,
+        final_models=FINAL_MODELS in audit.files,
+    )
     final = name.endswith(FINAL_ITERATE)
     planned = plan_final_iterate_audits if final else plan_audits
     confidence, seed = 1 - shares.gradient * (1 - audit.confidence), simulation_seed(ledger)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dpaudit.files.user_code import import_object
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import PRIVATE, read_optional_json, write_json
 from dpaudit.vocabulary.claim import Claim
-from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
+from dpaudit.vocabulary.conformance import Assumption, ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger
@@ -33,8 +34,9 @@ REPLAY_RECORDS = 256
 def check_run_conformance(
     run: RunDirectory,
     claim: StepClaim | None = None,
-    probes: Path | None = None,
+    probes: Path | int | None = None,
     progress: Progress | None = None,
+    assumptions: Sequence[Assumption] = (),
 ) -> ConformanceResult:
     """Check the trainer that a finished run's settings describe, and the run's claim.
 
@@ -46,8 +48,10 @@ def check_run_conformance(
         run: A finished run.
         claim: The claim on each step; None: that of the settings.
         probes: An .npz with the arrays x and y: records to replay, as the trained part of the
-            model takes them; None: such as are made from the run's records.
+            model takes them; None: such as are made from the run's records; a number: so many
+            of these records as well.
         progress: Receives each finished check.
+        assumptions: What is assumed instead of tested.
 
     Returns:
         The result, with each finding.
@@ -63,21 +67,24 @@ def check_run_conformance(
             check_federation,
         )
 
-        found = check_federation(config, claim, given, progress)
+        found = check_federation(config, claim, given, progress, assumptions)
         result, recorded = found.result, found.recorded
     else:
-        result = _check_trainer_of(config, claim, given, progress)
+        result = _check_trainer_of(config, claim, given, progress, assumptions)
         recorded = result.claim
     stated = read_optional_json(run.claim, Claim) or _own_claim(run, ledger)
     findings = [*result.findings, *check_provenance(ledger, stated, steps=recorded)]
-    return _written(run, conformance_result(result.claim, findings, ledger.head))
+    return _written(
+        run, conformance_result(result.claim, findings, ledger.head, result.assumptions)
+    )
 
 
 def _check_trainer_of(
     config: RunConfig,
     claim: StepClaim | None,
-    probes: list[Record] | None,
+    probes: list[Record] | int | None,
     progress: Progress | None,
+    assumptions: Sequence[Assumption],
 ) -> ConformanceResult:
     """Check the trainer that the settings of a run of one trainer describe."""
     from dpaudit.trainer.conformance_trainers import RunTrainerFactory  # noqa: PLC0415 - torch
@@ -85,7 +92,10 @@ def _check_trainer_of(
 
     bench = RunTrainerFactory.of(prepare_run(config))
     records = bench.records(REPLAY_RECORDS)
-    return check(bench, claim or bench.claim(), records=records, probes=probes, progress=progress)
+    return check(
+        bench, claim or bench.claim(), records=records, probes=probes, progress=progress,
+        assumptions=assumptions,
+    )  # fmt: skip
 
 
 def _own_claim(run: RunDirectory, ledger: PrivacyLedger) -> Claim:
@@ -102,8 +112,9 @@ def check_federated_factory(
     kind: str,
     claim: StepClaim,
     records: Path | None,
-    probes: Path | None = None,
+    probes: Path | int | None = None,
     progress: Progress | None = None,
+    assumptions: Sequence[Assumption] = (),
 ) -> ConformanceResult:
     """Check the server or the clients that ``package.module:factory`` makes.
 
@@ -113,8 +124,10 @@ def check_federated_factory(
         claim: The claim on each round, or on each local step.
         records: An .npz with the arrays x and y, for a client; None: the attribute ``records`` of
             the module of ``make_client``.
-        probes: An .npz with the arrays x and y: records to replay at a client; None: derived.
+        probes: An .npz with the arrays x and y: records to replay at a client; None: derived; a
+            number: derived ones, and so many of the records.
         progress: Receives each finished check.
+        assumptions: What is assumed instead of tested.
 
     Returns:
         The result, with each finding.
@@ -124,16 +137,21 @@ def check_federated_factory(
             records are given for a server.
     """
     from dpaudit.attacks.conformance.federated import check_client, check_server  # noqa: PLC0415
-    from dpaudit.workflow.audit.federated_conformance import require_arguments  # noqa: PLC0415
+    from dpaudit.workflow.audit.federated_conformance import (  # noqa: PLC0415
+        require_arguments,
+        require_no_records_of_server,
+    )
 
     factory = import_object(kind, name, f"package.module:make_{kind} that can be imported")
     require_arguments(kind, name, factory)
     if kind == "client":
         module = sys.modules[name.partition(":")[0]]
         found, given = _records(module, records), _probes(probes)
-        return check_client(factory, claim, records=found, probes=given, progress=progress)
-    if records is not None or probes is not None:
-        raise InvalidArgument("records", "given", "left out: updates are planted at a server")
+        return check_client(
+            factory, claim, records=found, probes=given, progress=progress,
+            assumptions=assumptions,
+        )  # fmt: skip
+    require_no_records_of_server(records=records, probes=probes, assumptions=assumptions or None)
     return check_server(factory, claim, progress=progress)
 
 
@@ -142,8 +160,9 @@ def check_trainer_factory(
     claim: StepClaim,
     records: Path | None,
     run: RunDirectory | None = None,
-    probes: Path | None = None,
+    probes: Path | int | None = None,
     progress: Progress | None = None,
+    assumptions: Sequence[Assumption] = (),
 ) -> ConformanceResult:
     """Check the trainer that ``package.module:make_trainer`` makes.
 
@@ -156,8 +175,10 @@ def check_trainer_factory(
         records: An .npz with the arrays x and y; None: the attribute ``records`` of the module
             of ``make_trainer``.
         run: A finished run that the trainer is claimed to have made.
-        probes: An .npz with the arrays x and y: records to replay; None: probes are made.
+        probes: An .npz with the arrays x and y: records to replay; None: probes are made; a
+            number: so many of the records as well.
         progress: Receives each finished check.
+        assumptions: What is assumed instead of tested.
 
     Returns:
         The result, with each finding.
@@ -170,12 +191,17 @@ def check_trainer_factory(
     module, make_trainer = _found(name)
     given = _probes(probes)
     found = _records(module, records)
-    result = check(make_trainer, claim, records=found, probes=given, progress=progress)
+    result = check(
+        make_trainer, claim, records=found, probes=given, progress=progress,
+        assumptions=assumptions,
+    )  # fmt: skip
     if run is None or ledger is None:
         return result
     stated = read_optional_json(run.claim, Claim) or _own_claim(run, ledger)
-    findings = [*result.findings, *check_provenance(ledger, stated, steps=claim)]
-    return _written(run, conformance_result(claim, findings, ledger.head))
+    findings = [*result.findings, *check_provenance(ledger, stated, steps=result.claim)]
+    return _written(
+        run, conformance_result(result.claim, findings, ledger.head, result.assumptions)
+    )
 
 
 def read_step_claim(path: Path) -> StepClaim:
@@ -227,8 +253,8 @@ def _records(module: Any, path: Path | None) -> list[Record]:
     return list(found)
 
 
-def _probes(path: Path | None) -> list[Record] | None:
-    return None if path is None else _pairs("probes", path)
+def _probes(given: Path | int | None) -> list[Record] | int | None:
+    return _pairs("probes", given) if isinstance(given, Path) else given
 
 
 def _pairs(name: str, path: Path) -> list[Record]:

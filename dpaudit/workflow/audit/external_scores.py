@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from dpaudit.attacks.canaries import exposure
 from dpaudit.attacks.membership.evaluation import evaluate
 from dpaudit.attacks.membership.output_signals import logit_scaled_confidence
-from dpaudit.attacks.membership.score_file import GROUP_COLUMNS, read_scores
+from dpaudit.attacks.membership.score_file import GROUP_COLUMNS, ScoreColumns, read_scores
 from dpaudit.attacks.membership.scores import (
     MembershipScores,
     membership_mask,
@@ -157,7 +158,9 @@ class ScoreAuditSettings:
         )
 
 
-def audit_score_file(path: Path, settings: ScoreAuditSettings) -> AuditReport:
+def audit_score_file(
+    path: Path, settings: ScoreAuditSettings, columns: ScoreColumns | None = None
+) -> AuditReport:
     """Audit a score file that states its members itself.
 
     Nothing shows that fair coins chose the members, so the bound is conditional.
@@ -165,6 +168,7 @@ def audit_score_file(path: Path, settings: ScoreAuditSettings) -> AuditReport:
     Args:
         path: The file, with the columns ``score`` and ``member``.
         settings: Delta, confidence and claim.
+        columns: Other names of the columns, and direction of the scores.
 
     Returns:
         The audit, for no ledger.
@@ -173,7 +177,7 @@ def audit_score_file(path: Path, settings: ScoreAuditSettings) -> AuditReport:
         InvalidArgument: If the file is broken, holds several attacks or steps, or if scores are
             unpaired, NaN or of one class.
     """
-    frame = read_scores(path)
+    frame = read_scores(path, columns=columns)
     several = [
         name for name in GROUP_COLUMNS if name in frame.columns and frame[name].nunique() > 1
     ]
@@ -185,13 +189,19 @@ def audit_score_file(path: Path, settings: ScoreAuditSettings) -> AuditReport:
     return settings.report(_numbers(frame["score"], path), member, BoundKind.CONDITIONAL)
 
 
-def audit_canary_scores(canaries: Path, scores: Path, settings: ScoreAuditSettings) -> AuditReport:
+def audit_canary_scores(
+    canaries: Path,
+    scores: Path,
+    settings: ScoreAuditSettings,
+    columns: ScoreColumns | None = None,
+) -> AuditReport:
     """Audit one score per canary of a file of ``dpaudit canaries make``.
 
     Args:
         canaries: The canary file; the auditor's file is beside it.
         scores: The score file, with the columns ``id`` and ``score``.
         settings: Delta, confidence and claim.
+        columns: Other names of the columns, and direction of the scores.
 
     Returns:
         The audit, for no ledger.
@@ -202,10 +212,29 @@ def audit_canary_scores(canaries: Path, scores: Path, settings: ScoreAuditSettin
         IntegrityError: If the canary file is missing or broken.
     """
     auditor = read_auditor_canaries(canaries)
-    frame = read_scores(scores, ("id", "score"))
+    frame = read_scores(scores, ("id", "score"), columns)
     by_id = _by_id(frame["id"], frame["score"], scores)
     if "member" in frame.columns:
         _require_same_members(auditor, _by_id(frame["id"], frame["member"], scores))
+    return audit_scored_canaries(auditor, by_id, settings)
+
+
+def audit_scored_canaries(
+    auditor: AuditorCanaries, by_id: Mapping[str, float], settings: ScoreAuditSettings
+) -> AuditReport:
+    """Audit canaries by one score each.
+
+    Args:
+        auditor: All canaries.
+        by_id: Score of each canary under its name; further names are ignored.
+        settings: Delta, confidence and claim.
+
+    Returns:
+        The audit, for no ledger.
+
+    Raises:
+        InvalidArgument: If a canary has no score.
+    """
     missing = [name for name in auditor.ids if name not in by_id]
     if missing:
         given = f"no score of {missing[0]} and {len(missing) - 1} others"
@@ -259,7 +288,9 @@ def audit_canary_model(
     return settings.report(scores, auditor.included, BoundKind.CERTIFIED)
 
 
-def secret_exposures(canaries: Path, scores: Path) -> Array | None:
+def secret_exposures(
+    canaries: Path, scores: Path, columns: ScoreColumns | None = None
+) -> Array | None:
     """Compute the exposure of each included secret.
 
     References have the ids ``reference-0``, ``reference-1`` ... in the score file, in the order
@@ -268,15 +299,28 @@ def secret_exposures(canaries: Path, scores: Path) -> Array | None:
     Args:
         canaries: The canary file; the auditor's file is beside it.
         scores: The score file, with the columns ``id`` and ``score``.
+        columns: Other names of the columns, and direction of the scores.
 
     Returns:
         Exposures in bits; None for canaries of other kinds, and without scores of references.
     """
-    auditor = read_auditor_canaries(canaries)
+    frame = read_scores(scores, ("id", "score"), columns)
+    by_id = _by_id(frame["id"], frame["score"], scores)
+    return exposures_of_scores(read_auditor_canaries(canaries), by_id)
+
+
+def exposures_of_scores(auditor: AuditorCanaries, by_id: Mapping[str, float]) -> Array | None:
+    """Compute the exposure of each included secret from scores.
+
+    Args:
+        auditor: All canaries.
+        by_id: Scores of canaries and of references, which are ``reference-0``, ``reference-1`` ...
+
+    Returns:
+        Exposures in bits; None for canaries of other kinds, and without scores of references.
+    """
     if auditor.kind != "secrets":
         return None
-    frame = read_scores(scores, ("id", "score"))
-    by_id = _by_id(frame["id"], frame["score"], scores)
     names = [f"reference-{number}" for number in range(len(auditor.arrays["references"]))]
     references = np.array([by_id[name] for name in names if name in by_id])
     pairs = zip(auditor.ids, auditor.included, strict=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from dpaudit.attacks.conformance.federated import check_client, check_server
-from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
+from dpaudit.vocabulary.conformance import Assumption, ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.federation import DP_FEDAVG, DSSGD_CORRECTED, FEDAVG, FederatedConfig
 from dpaudit.vocabulary.settings import Progress
@@ -42,8 +42,9 @@ class FederatedCheck:
 def check_federation(
     config: FederatedConfig,
     claim: StepClaim | None,
-    probes: list[Record] | None,
+    probes: list[Record] | int | None,
     progress: Progress | None,
+    assumptions: Sequence[Assumption] = (),
 ) -> FederatedCheck:
     """Check what a federated run's settings describe: its clients, or its server.
 
@@ -55,6 +56,7 @@ def check_federation(
         claim: The claim on each local step or round; None: that of the settings.
         probes: Records to replay at a client; None: derived ones.
         progress: Receives each finished check.
+        assumptions: What is assumed at clients instead of tested.
 
     Returns:
         The result.
@@ -77,14 +79,15 @@ def check_federation(
     if config.privacy.noise_multiplier == 0:
         raise InvalidArgument("run", "a run without noise", "one with noise, which has a claim")
     check = _check_server_of if strategy == DP_FEDAVG else _check_client_of
-    return check(config, claim, probes, progress)
+    return check(config, claim, probes, progress, assumptions)
 
 
 def _check_client_of(
     config: FederatedConfig,
     claim: StepClaim | None,
-    probes: list[Record] | None,
+    probes: list[Record] | int | None,
     progress: Progress | None,
+    assumptions: Sequence[Assumption] = (),
 ) -> FederatedCheck:
     """Check the clients of FedAvg, or of corrected selective SGD."""
     from dpaudit.trainer.federated.conformance_clients import (  # noqa: PLC0415 - torch
@@ -94,15 +97,19 @@ def _check_client_of(
 
     factory = ParticipantClientFactory(prepare_federation(config))
     stated, records = claim or factory.claim(), factory.records(REPLAY_RECORDS)
-    result = check_client(factory, stated, records=records, probes=probes, progress=progress)
+    result = check_client(
+        factory, stated, records=records, probes=probes, progress=progress,
+        assumptions=assumptions,
+    )  # fmt: skip
     return FederatedCheck(result, stated)
 
 
 def _check_server_of(
     config: FederatedConfig,
     claim: StepClaim | None,
-    probes: list[Record] | None,
+    probes: list[Record] | int | None,
     progress: Progress | None,
+    assumptions: Sequence[Assumption] = (),
 ) -> FederatedCheck:
     """Check the server of DP-FedAvg."""
     from dpaudit.trainer.federated.conformance_servers import (  # noqa: PLC0415 - torch
@@ -112,8 +119,7 @@ def _check_server_of(
     from dpaudit.trainer.federated.federation_run import prepare_federation  # noqa: PLC0415
     from dpaudit.trainer.models.factories import trained_part  # noqa: PLC0415
 
-    if probes is not None:
-        raise InvalidArgument("probes", "given", "left out: updates are planted at a server")
+    require_no_records_of_server(probes=probes, assumptions=assumptions or None)
     model = trained_part(prepare_federation(config).model)
     reference = {
         name: p.detach().cpu().numpy() for name, p in model.named_parameters() if p.requires_grad
@@ -124,6 +130,20 @@ def _check_server_of(
     if claim is None:  # of adaptive clipping, the ledger records the whole round
         stated = replace(stated, noise_multiplier=config.privacy.noise_multiplier)
     return FederatedCheck(result, stated)
+
+
+def require_no_records_of_server(**given: object) -> None:
+    """Refuse arguments about records for a server.
+
+    Args:
+        **given: The arguments; None for those that were left out.
+
+    Raises:
+        InvalidArgument: If one of them was given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise InvalidArgument(name, "given", "left out: updates are planted at a server")
 
 
 def require_arguments(kind: str, name: str, factory: Callable[..., object]) -> None:

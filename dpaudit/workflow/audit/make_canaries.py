@@ -6,8 +6,10 @@ inclusion bits. The ids do not depend on the bits.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dpaudit.attacks.canaries import (
     mislabelled,
     out_of_distribution,
 )
+from dpaudit.attacks.language_models.text_files import TEXT_SUFFIXES, read_texts
 from dpaudit.files.documents import read_text
 from dpaudit.files.regular_files import GIB, InputFile
 from dpaudit.runs.directory import AUDITOR_DIGEST_ARRAY, COUNT_ARRAY
@@ -84,19 +87,19 @@ def make_input_canaries(
     """
     if count is not None:
         require_count("count", count)
-    _require_new(out, training_file)
+    require_new_canaries(out, training_file)
     split = load_dataset(data)
     if count is None:
         count = min(DEFAULT_COUNT, len(split.heldout))
     if count > len(split.heldout):
         allowed = f"at most the {len(split.heldout)} held-out records"
         raise InvalidArgument("count", count, allowed)
-    rng = _unpredictable()
+    rng = unpredictable_generator()
     chosen = np.zeros(len(split.heldout), np.bool_)
     chosen[rng.permutation(len(split.heldout))[:count]] = True
     base = LabelledRecords(split.heldout.features[chosen], split.heldout.labels[chosen])
     assignment = assign_canaries(make(base, len(split.classes), rng), rng)
-    canaries = _write(kind, assignment, _input_arrays, out)
+    canaries = write_canaries(kind, assignment, _input_arrays, out)
     if training_file is not None:
         train, trained = split.train, assignment.trained
         mixed = rng.permutation(len(train) + len(trained))
@@ -130,22 +133,64 @@ def make_secret_canaries(
         InvalidArgument: If an argument is out of range, or if a file exists or cannot be
             written.
     """
-    _require_new(out, training_file)
-    lines = [] if text is None else _lines(text)
-    rng = _unpredictable()
+    require_new_canaries(out, training_file)
+    lines = read_training_texts(text)
+    rng = unpredictable_generator()
     assignment = assign_canaries(
         make_secrets(count, rng, references=references, template=template), rng
     )
-    canaries = _write("secrets", assignment, _secret_arrays, out)
+    canaries = write_canaries("secrets", assignment, _secret_arrays, out)
     if training_file is not None:
-        together = [*lines, *assignment.trained.sentences]
-        mixed = [together[i] for i in rng.permutation(len(together))]
-        write_bytes(training_file, ("\n".join(mixed) + "\n").encode(), PRIVATE)
+        write_training_texts(training_file, lines, assignment.trained.sentences, rng)
     return canaries
 
 
-def _lines(text: Path) -> list[str]:
-    return read_text(InputFile(text, "text", GIB)).splitlines()
+def read_training_texts(path: Path | None) -> list[str]:
+    """Read the texts that canaries are mixed into.
+
+    Args:
+        path: A ``.csv``, ``.parquet`` or ``.jsonl`` file with ``text``, or a text file with one
+            record per line; None: there are none.
+
+    Returns:
+        The texts.
+
+    Raises:
+        InvalidArgument: If the file cannot be read.
+    """
+    if path is None:
+        return []
+    if path.suffix in TEXT_SUFFIXES:
+        return list(read_texts(path, "text").texts or ())
+    return read_text(InputFile(path, "text", GIB)).splitlines()
+
+
+def write_training_texts(
+    path: Path, texts: Sequence[str], canaries: Sequence[str], rng: np.random.Generator
+) -> None:
+    """Write the texts and the included canaries in random order.
+
+    Args:
+        path: A ``.csv`` file, which gets a column ``text``; any other file gets one line per text.
+        texts: The texts.
+        canaries: The included canaries.
+        rng: Random generator of the order.
+
+    Raises:
+        InvalidArgument: If a text has several lines, and the file is no ``.csv``.
+    """
+    together = [*texts, *canaries]
+    mixed = [together[place] for place in rng.permutation(len(together))]
+    if path.suffix == ".csv":
+        written = io.StringIO()
+        writer = csv.writer(written, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerows([["text"], *([one] for one in mixed)])
+        write_bytes(path, written.getvalue().encode(), PRIVATE)
+        return
+    if any(len(one.splitlines()) > 1 for one in mixed):
+        allowed = "a .csv file: a text of several lines would become several records"
+        raise InvalidArgument("training_file", str(path), allowed)
+    write_bytes(path, ("\n".join(mixed) + "\n").encode(), PRIVATE)
 
 
 def make_dummy_canaries(count: int, out: Path) -> AuditorCanaries:
@@ -161,14 +206,25 @@ def make_dummy_canaries(count: int, out: Path) -> AuditorCanaries:
     Raises:
         InvalidArgument: If a file exists or cannot be written.
     """
-    _require_new(out, None)
-    assignment = assign_canaries(np.arange(count), _unpredictable())
-    return _write("dummy", assignment, lambda numbers: {"numbers": numbers}, out)
+    require_new_canaries(out, None)
+    assignment = assign_canaries(np.arange(count), unpredictable_generator())
+    return write_canaries("dummy", assignment, lambda numbers: {"numbers": numbers}, out)
 
 
-def _write(
+def write_canaries(
     kind: str, assignment: CanaryAssignment[Any], describe: Callable[..., CanaryArrays], out: Path
 ) -> AuditorCanaries:
+    """Write the trainer's and the auditor's file.
+
+    Args:
+        kind: Name of the kind of canary.
+        assignment: The canaries with their bits.
+        describe: Returns the arrays of canaries.
+        out: The trainer's file, ``NAME.npz``.
+
+    Returns:
+        All canaries with their bits.
+    """
     salt = np.frombuffer(
         os.urandom(32), dtype=np.uint8
     )  # so that a digest of the file confirms no guess
@@ -190,8 +246,16 @@ def _write(
     return AuditorCanaries(kind, assignment.ids, assignment.included, everything)
 
 
-def _require_new(out: Path, training_file: Path | None) -> None:
-    """Refuse existing files, before any bit is drawn."""
+def require_new_canaries(out: Path, training_file: Path | None) -> None:
+    """Refuse existing files, before any bit is drawn.
+
+    Args:
+        out: The trainer's file; the auditor's file is beside it.
+        training_file: File of all training records; None: it is not written.
+
+    Raises:
+        InvalidArgument: If a file exists, cannot be written, or has a wrong name.
+    """
     if out.suffix != ".npz":
         raise InvalidArgument("output", str(out), "a file with the suffix .npz")
     own = (out, auditor_path_beside(out))
@@ -216,8 +280,12 @@ def _secret_arrays(secrets: SecretSentences) -> CanaryArrays:
     }
 
 
-def _unpredictable() -> np.random.Generator:
-    """Return a generator with a seed from the operating system: bits must be unpredictable."""
+def unpredictable_generator() -> np.random.Generator:
+    """Return a generator with a seed from the operating system: bits must be unpredictable.
+
+    Returns:
+        The generator.
+    """
     return np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
 
 

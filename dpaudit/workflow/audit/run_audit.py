@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
-from torch import nn
+from numpy.typing import NDArray
 
 from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.attacks import membership
+from dpaudit.attacks.membership.score_file import ScoreColumns
 from dpaudit.attacks.one_run import CanaryObservations, FinalIterate, audit_input_canaries
 from dpaudit.attacks.one_run.gradient_canary_audits import (
     FINAL_ITERATE,
@@ -22,7 +24,6 @@ from dpaudit.attacks.one_run.guess_audits import result_without_evidence
 from dpaudit.runs.directory import RunDirectory, read_canary_file_record
 from dpaudit.runs.file_io import PRIVATE, read_arrays, sha256, write_json
 from dpaudit.trainer.canaries.run_canaries import NO_INPUT_CANARIES, RunCanaries, sampled_canaries
-from dpaudit.trainer.models.factories import evaluate_model
 from dpaudit.trainer.run import heldout_records
 from dpaudit.trainer.tasks import load_trained_model, task_of
 from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind, MembershipResult
@@ -46,8 +47,15 @@ from dpaudit.workflow.audit.external_scores import (
     ScoreAuditSettings,
     audit_canary_model,
     audit_canary_scores,
+    audit_scored_canaries,
     auditor_path,
+    read_auditor_canaries,
 )
+from dpaudit.workflow.audit.final_model_trials import TrialFiles, complete_trials
+from dpaudit.workflow.audit.text_canary_scores import scores_of_run
+
+if TYPE_CHECKING:
+    from dpaudit.workflow.audit.final_model_settings import FinalModelSettings
 
 # Audit a run on a canary file of ``dpaudit canaries make``.
 
@@ -59,6 +67,10 @@ OTHER_ADJACENCY_ASSUMPTION = (
     "that leaving a canary out changes no more than the claim's neighbors differ by"
 )
 OTHER_UNIT_ASSUMPTION = "that each canary is a unit of the claim by itself, with no other records"
+OTHER_NEIGHBORS_ASSUMPTION = (
+    "that the target record is a unit of the claim, and that adding it changes no more than the "
+    "claim's neighbors differ by"
+)
 MODEL_SCORES_ASSUMPTION = (
     "that the scores are those of the run's model, which their file does not show"
 )
@@ -70,15 +82,18 @@ class CanaryScoring:
 
     Attributes:
         canaries: The canary file; the auditor's file is beside it.
-        scores: File with one score per canary; None: the run's own model scores them.
+        scores: File with one score per canary; None: the run's own model scores them, a language
+            model of ``dpaudit train`` those that are texts.
         model: ``package.module:factory`` of the run's model.
         checkpoint: The model's file, if it is outside of the run: it must be the run's own.
+        columns: Columns of the score file, and direction of its scores; None: the usual ones.
     """
 
     canaries: Path
     scores: Path | None = None
     model: str | None = None
     checkpoint: Path | None = None
+    columns: ScoreColumns | None = None
 
 
 def audit_canary_file(
@@ -117,7 +132,13 @@ def audit_canary_file(
     files = {"canaries": digest}
     if canary_scoring.scores is not None:
         files["scores"] = sha256(canary_scoring.scores)
-        report = audit_canary_scores(canary_scoring.canaries, canary_scoring.scores, settings)
+        report = audit_canary_scores(
+            canary_scoring.canaries, canary_scoring.scores, settings, canary_scoring.columns
+        )
+    elif is_text_run(run):
+        files["model"] = sha256(_own_model(run, ledger, None))
+        auditor = read_auditor_canaries(canary_scoring.canaries)
+        report = audit_scored_canaries(auditor, scores_of_run(auditor, run), settings)
     else:
         model = _own_model(run, ledger, canary_scoring.checkpoint)
         files["model"] = sha256(model)
@@ -131,6 +152,18 @@ def audit_canary_file(
     fixed = recorded is not None and claim_covers_canaries(ledger.header)
     bounds = tuple(_against(bound, claim, assumed, fixed=fixed) for bound in report.bounds)
     return replace(report, ledger_head=ledger.head, bounds=bounds, files=files)
+
+
+def is_text_run(run: RunDirectory) -> bool:
+    """Return whether a run of ``dpaudit train`` trained a language model.
+
+    Args:
+        run: The run.
+
+    Returns:
+        True if its settings name texts; False without settings.
+    """
+    return run.config.exists() and run.read_settings().data.has_tokens
 
 
 def _against(bound: AuditResult, claim: Claim, assumed: list[str], *, fixed: bool) -> AuditResult:
@@ -167,6 +200,7 @@ def audit_run(
     confidence: float,
     view: str = "every-step",
     canary_scoring: CanaryScoring | None = None,
+    final_models: FinalModelSettings | None = None,
     progress: Progress | None = None,
 ) -> AuditReport:
     """Measure a finished run, write the audit into it and return it.
@@ -181,6 +215,8 @@ def audit_run(
         view: What is read of gradient canaries: ``every-step``, or the ``final-iterate`` alone.
         canary_scoring: Canaries of ``dpaudit canaries make``, with their scores or a factory of
             the run's model; None: there are none, or they are not audited.
+        final_models: Settings of models that are trained with and without a target record; None:
+            none are trained, and those of a finished black-box audit are evaluated again.
         progress: Receives each finished part of the audit.
 
     Returns:
@@ -202,8 +238,14 @@ def audit_run(
         gradient=canaries.has_gradient_canaries,
         inputs=len(canaries.inputs) > 0,
         canary_file=canary_scoring is not None or read_canary_file_record(run, ledger) is not None,
+        final_models=final_models is not None or _has_final_models(run),
     )
     progress = progress or NoProgress()
+    of_models: _Found | None = None
+    digests: dict[str, str] = {}
+    if shares.final_models:
+        level = 1 - shares.final_models * (1 - confidence)
+        of_models, digests = _of_final_models(run, ledger, claim, final_models, level, progress)
     progress.start("auditing", 3)
     found = _Found()
     if canaries.has_gradient_canaries:
@@ -222,6 +264,7 @@ def audit_run(
         found += _Found(theirs.bounds, theirs.membership)
         files = theirs.files
     progress.advance()
+    found = found if of_models is None else found + of_models
     report = AuditReport(
         ledger_head=ledger.head,
         confidence=confidence,
@@ -230,7 +273,7 @@ def audit_run(
         heldout_accuracy=found.heldout_accuracy,
         heldout_loss=found.heldout_loss,
         unseen_steps=found.unseen_steps,
-        files=files,
+        files=files | digests,
         spot_checks=ledger.spot_checks,
     )
     write_json(run.audit, report, PRIVATE)
@@ -291,23 +334,60 @@ def _of_model(
     heldout = task.evaluate(model, heldout_records(run, split))
     # In the order of the losses. Losses of many records can round to 0; confidences do not.
     of_members = task.evaluate(model, split.train).confidences
-    scores = membership.MembershipScores(of_members, heldout.confidences)
-    attack = membership.evaluate("loss threshold", scores, confidence=confidence)
+    split_scores = membership.MembershipScores(of_members, heldout.confidences)
+    attack = membership.evaluate("loss threshold", split_scores, confidence=confidence)
     found: tuple[AuditResult, ...] = ()
     if len(canaries.inputs):
-        found = (_input_bound(model, canaries, claim.delta, level),)
+        scores = task.canary_scores(model, canaries.inputs)
+        found = (_input_bound(scores, canaries, claim.delta, level),)
     return _Found(found, (attack,), heldout.accuracy, heldout_loss=heldout.loss)
 
 
 def _input_bound(
-    model: nn.Module, canaries: RunCanaries, delta: float, confidence: float
+    scores: NDArray[np.float64], canaries: RunCanaries, delta: float, confidence: float
 ) -> AuditResult:
-    """Return the bound from mislabelled records; equal scores for all are no evidence."""
-    scores = evaluate_model(model, canaries.inputs).confidences
+    """Return the bound from input canaries; equal scores for all are no evidence."""
     if np.ptp(scores) == 0:
         return result_without_evidence(len(scores), delta=delta, confidence=confidence)
     included = canaries.inputs_included
     return audit_input_canaries(scores, included, delta=delta, confidence=confidence)
+
+
+def _has_final_models(run: RunDirectory) -> bool:
+    """Return whether a finished black-box audit of the run is stored."""
+    return complete_trials(TrialFiles(run.final_model_plan, run.final_model_trials)) is not None
+
+
+def _of_final_models(
+    run: RunDirectory,
+    ledger: PrivacyLedger,
+    claim: Claim,
+    settings: FinalModelSettings | None,
+    confidence: float,
+    progress: Progress,
+) -> tuple[_Found, dict[str, str]]:
+    """Return the bounds from models with and without a target record, and their files' digests."""
+    from dpaudit.workflow.audit import final_model_runs  # noqa: PLC0415 - torch.func
+
+    assumed = [] if claim_covers_canaries(ledger.header) else [OTHER_NEIGHBORS_ASSUMPTION]
+    epsilon, delta = claim.epsilon.upper, claim.delta
+    outcome = (
+        final_model_runs.audit_stored_models(
+            run, claimed_epsilon=epsilon, delta=delta, confidence=confidence, assumed=assumed
+        )
+        if settings is None
+        else final_model_runs.audit_run_models(
+            run,
+            settings,
+            claimed_epsilon=epsilon,
+            delta=delta,
+            confidence=confidence,
+            assumed=assumed,
+            progress=progress,
+        )
+    )
+    assert outcome is not None  # complete, as the caller found
+    return _Found(outcome.bounds), outcome.files
 
 
 def _of_gradients(

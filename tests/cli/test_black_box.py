@@ -1,0 +1,272 @@
+"""``dpaudit audit --black-box``: models with and without one record, and their bounds."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calling import Call
+
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
+from dpaudit.workflow.audit.final_model import audit_final_model
+from dpaudit.workflow.audit.final_model_trials import TrialFiles, complete_trials
+
+BLACK_BOX = ("--black-box", "--models", "4", "--records", "40", "--trainer")
+TRAINER = """
+import numpy as np
+
+
+def train_one(with_record, seed):
+    return np.random.default_rng(seed).normal(size=2) + 9.0 * with_record * np.array([1.0, 0.0])
+"""
+
+
+def revealing(with_record: bool, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=2) + 9.0 * with_record * np.array([1.0, 0.0])
+
+
+def test_a_run_is_audited_by_its_own_trainer_and_the_gate_verifies_it(
+    call: Call, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("audit", run_copy).code == 0
+    without = (run_copy / "audit.json").read_text()
+    monkeypatch.setattr("dpaudit.trainer.private.Private.record_by_record", ("0.weight",))
+    done = call("audit", run_copy, *BLACK_BOX, "own")
+    assert done.code == 0, done.err
+    assert "no fast rule" not in done.err + done.out  # the run has warned already
+    assert "4 models, half of them with the target record" in done.out
+    report = json.loads((run_copy / "audit.json").read_text())
+    names = [one["name"] for one in report["bounds"] if one["name"].startswith("final models")]
+    assert len(names) == 3
+    # A second audit trains nothing: the outputs are stored.
+    before = (run_copy / "final-models.npz").read_bytes()
+    assert call("audit", run_copy, *BLACK_BOX, "own").code == 0
+    assert (run_copy / "final-models.npz").read_bytes() == before
+    policy = run_copy.parent / "policy.toml"
+    policy.write_text("[audit]\nconfidence = 0.95\n")
+    assert call("gate", run_copy, "--policy", policy).code in {0, 3}
+    # An audit without the option evaluates the same models again.
+    assert call("audit", run_copy).code == 0
+    again = json.loads((run_copy / "audit.json").read_text())
+    assert again == report
+    (run_copy / "audit.json").write_text(without)
+    judged = call("gate", run_copy, "--policy", policy)
+    assert judged.code == 3
+    assert "the audit lacks final models" in judged.out
+    # The plan is part of the audit.
+    (run_copy / "audit.json").write_text(json.dumps(report))
+    plan = (run_copy / "final-models.json").read_text()
+    (run_copy / "final-models.json").write_text(plan.replace("blank", "crafted"))
+    assert "is not the file" in call("gate", run_copy, "--policy", policy).err
+    (run_copy / "final-models.json").write_text(plan)
+    bound = next(one for one in report["bounds"] if one["name"] == names[1])
+    bound["epsilon_lower"] += 0.5
+    (run_copy / "audit.json").write_text(json.dumps(report))
+    refused = call("gate", run_copy, "--policy", policy)
+    assert refused.code not in {0, 3}
+    assert "audit the run again" in refused.err
+
+
+def test_stacked_models_give_conditional_bounds(call: Call, run_copy: Path) -> None:
+    done = call(
+        "audit", run_copy, *BLACK_BOX, "stacked", "--target-record", "mislabelled",
+        "--initial-weights", "worst-case", "--outputs", "labels", "--format", "json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    bounds = json.loads(done.out)["bounds"]
+    of_models = [one for one in bounds if one["name"].startswith("final models")]
+    assert {one["kind"] for one in of_models} == {"conditional"}
+
+
+@pytest.mark.parametrize("kind", ["crafted", "optimized"])
+def test_targets_can_be_optimized(call: Call, run_copy: Path, kind: str, monkeypatch) -> None:
+    for name in ("dpaudit.attacks.final_model.target_records.ASCENT_STEPS",
+                 "dpaudit.workflow.audit.final_model_runs.PILOT_PAIRS"):  # fmt: skip
+        monkeypatch.setattr(name, 2)
+    done = call("audit", run_copy, *BLACK_BOX, "own", "--target-record", kind)
+    assert done.code == 0, done.err
+    assert f"target record: {kind}" in done.out
+
+
+def test_your_own_trainer_is_audited_and_stops_when_refuted(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_trainer.py").write_text(TRAINER)
+    monkeypatch.chdir(tmp_path)
+    done = call(
+        "audit", "--black-box", "--trainer", "own_trainer:train_one", "--target-label", "0",
+        "--folder", "trials", "--claim-epsilon", "0.5", "--models", "200", "--stop-when-refuted",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "valid at any stopping time" in done.out
+    with np.load(tmp_path / "trials" / "final-models.npz") as trials:
+        assert len(trials["with_record"]) < 100
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--models", "10"), "--black-box"),
+        (("--black-box", "--models", "5"), "--models"),
+        (("--black-box", "--records", "9"), "--records"),
+        (("--black-box", "--trainer", "a:b"), "a:b"),
+        (("--black-box", "--stop-when-refuted"), "--claim-epsilon"),
+        (("RUN", "--claim-epsilon", "1"), "--claim-epsilon: the RUN has a claim"),
+        (("RUN", "--delta", "1e-5"), "--delta: the RUN's claim has a delta"),
+        (("RUN", "--trust-model-code"), "--trust-model-code"),
+        (("--black-box", "--trainer", "a:b", "--scores", "s.csv"), "--scores"),
+        (("--black-box", "--trainer", "a:b", "--canaries", "c.npz"), "--canaries"),
+        (("--black-box", "--trainer", "a:b", "--checkpoint", "m.pt"), "--checkpoint"),
+        (("--black-box", "--trainer", "a:b", "--model", "a:b"), "--model"),
+        (("--black-box", "--trainer", "a:b", "--language-model", "m"), "--language-model"),
+        (("--black-box", "--trainer", "a:b", "--view", "final-iterate"), "--view"),
+        (("--scores", "s.csv", "--view", "final-iterate"), "--view goes with a RUN"),
+        (("--scores", "s.csv", "--model", "a:b"), "--model goes with --checkpoint"),
+        (("--scores", "s.csv", "--tokenizer", "t"), "--tokenizer goes with --language-model"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    call: Call, options: tuple[str, ...], named: str
+) -> None:
+    done = call("audit", *options)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert named in done.err
+
+
+def test_an_interrupted_audit_resumes_with_the_same_models(tmp_path: Path) -> None:
+    whole = audit_final_model(revealing, label=0, folder=tmp_path / "other", pairs=6)
+    calls = []
+
+    def interrupted(with_record: bool, seed: int) -> np.ndarray:
+        calls.append(seed)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return revealing(with_record, seed)
+
+    files = TrialFiles.within(tmp_path / "own")
+    shutil.copy(TrialFiles.within(tmp_path / "other").plan, files.plan)
+    with pytest.raises(KeyboardInterrupt):
+        audit_final_model(interrupted, label=0, folder=tmp_path / "own", pairs=6)
+    again = audit_final_model(revealing, label=0, folder=tmp_path / "own", pairs=6)
+    assert again.bounds == whole.bounds
+    assert len(set(calls)) == 6
+
+
+def test_another_number_of_models_and_broken_files_are_refused(tmp_path: Path) -> None:
+    audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
+    with pytest.raises(InvalidArgument, match="remove this file"):
+        audit_final_model(revealing, label=0, folder=tmp_path, pairs=4)
+    trials = TrialFiles.within(tmp_path).trials
+    trials.write_bytes(trials.read_bytes()[:40])
+    with pytest.raises(IntegrityError):
+        audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
+
+
+def test_equal_scores_do_not_pass_the_gate_even_if_the_audit_hides_them(
+    call: Call, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def same(_: object, seeds: list[int], *, with_record: bool) -> np.ndarray:
+        return np.zeros((len(seeds), 2))
+
+    monkeypatch.setattr("dpaudit.workflow.audit.final_model_runs.RunPairs.outputs", same)
+    assert call("audit", run_copy, "--black-box", "--models", "60").code == 0
+    report = json.loads((run_copy / "audit.json").read_text())
+    of_models = [one for one in report["bounds"] if one["name"].startswith("final models")]
+    assert all(one.pop("inconclusive") for one in of_models)
+    (run_copy / "audit.json").write_text(json.dumps(report))
+    policy = run_copy.parent / "policy.toml"
+    policy.write_text("[audit]\nconfidence = 0.95\n")
+    judged = call("gate", run_copy, "--policy", policy)
+    assert judged.out.count("all of its scores are equal") >= 3, judged.out + judged.err
+
+
+def test_a_trainer_that_ignores_its_seed_is_not_accused(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copies.py").write_text(TRAINER.replace("(seed)", "(0)"))
+    monkeypatch.chdir(tmp_path)
+    done = call(
+        "audit", "--black-box", "--trainer", "copies:train_one", "--target-label", "0",
+        "--folder", "trials", "--claim-epsilon", "0.5", "--models", "60",
+    )  # fmt: skip
+    assert "INCONCLUSIVE about the claimed epsilon" in done.out, done.err
+    assert "randomness of the trainer from its seed" in done.out
+
+
+def test_fewer_models_than_planned_are_no_finished_audit(tmp_path: Path) -> None:
+    for stops_early in (False, True):
+        folder = tmp_path / str(stops_early)
+        audit_final_model(
+            revealing, label=0, folder=folder, pairs=3, stops_early=stops_early,
+            claimed_epsilon=1.0,
+        )  # fmt: skip
+        files = TrialFiles.within(folder)
+        assert complete_trials(files) is not None
+        files.plan.write_text(files.plan.read_text().replace('"pairs": 3', '"pairs": 4'))
+        assert (complete_trials(files) is not None) == stops_early
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        ("a text", "str 'a text'"),
+        (None, "NoneType"),
+        ([[1.0], [2.0, 3.0]], "list"),
+        ([1j, 2j], "list"),
+        (["1", "2"], "list"),
+        (0.5, "float 0.5"),
+        ([1.0, np.nan], "finite logits: correct the training"),
+    ],
+)
+def test_what_a_trainer_returns_is_named_with_its_seed(
+    returned: object, named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgument, match="with_record=False, seed=") as refused:
+        audit_final_model(lambda *_: returned, label=0, folder=tmp_path, pairs=3)
+    assert named in str(refused.value)
+
+
+def test_models_with_other_classes_than_before_are_refused(tmp_path: Path) -> None:
+    calls = iter(range(9))
+
+    def growing(with_record: bool, seed: int) -> np.ndarray:
+        return np.zeros(2 + next(calls) // 2)
+
+    with pytest.raises(InvalidArgument, match="2, as of the models before"):
+        audit_final_model(growing, label=0, folder=tmp_path, pairs=3)
+
+
+def test_an_audit_does_not_resume_with_other_data(
+    call: Call, run_copy: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fast(_: object, seeds: list[int], *, with_record: bool) -> np.ndarray:
+        return np.random.default_rng(seeds).normal(size=(len(seeds), 2))
+
+    monkeypatch.setattr("dpaudit.workflow.audit.final_model_runs.RunPairs.outputs", fast)
+    audited = ("audit", run_copy, "--black-box", "--models", "6")
+    assert call(*audited).code == 0
+    assert call(*audited).code == 0
+    plan = run_copy / "final-models.json"
+    kept = json.loads(plan.read_text())
+    for data in ("0" * 64, ""):  # of other records; of a plan whose data are not known
+        plan.write_text(json.dumps({**kept, "data": data}))
+        refused = call(*audited)
+        assert refused.code == 2
+        assert "records, target record or query" in refused.err
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_the_digest_of_the_data_reads_every_part(part: int) -> None:
+    pytest.importorskip("torch")
+    from dpaudit.attacks.final_model.target_records import TargetRecord
+    from dpaudit.workflow.audit.final_model_runs import AuditedRecords, _digest_of_data
+
+    def digest(parts: list[np.ndarray]) -> str:
+        target = TargetRecord(parts[2], int(parts[3]), parts[4])
+        return _digest_of_data(AuditedRecords(parts[0], parts[1]), target)
+
+    parts = [np.zeros((3, 2)), np.zeros(3, np.int64), np.zeros(2), np.array(0), np.zeros(2)]
+    other = list(parts)
+    other[part] = other[part] + 1
+    assert digest(parts) == digest(list(parts)) != digest(other)
