@@ -12,10 +12,11 @@ import torch
 from calling import Call, Called
 from torch import nn
 
-from dpaudit.cli.attack import ATTACKS, DEFAULT_ATTACKS
-from dpaudit.vocabulary.audit import AttackReport
+from dpaudit.cli.attack import ATTACKS, DEFAULT_ATTACKS, REFERENCE_FREE_ATTACKS
+from dpaudit.vocabulary.audit import REFERENCE_ATTACKS, AttackReport
 
 QUICK = ("--references", 4, "--targets", 2, "--epochs", 20, "--batch-size", 32)
+DP_SGD = ("--reference-training", "dp-sgd")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,8 @@ def test_the_command_knows_every_attack_that_there_is() -> None:
     from dpaudit.attacks.membership import attack_registry
 
     assert tuple(attack_registry.ATTACKS) == ATTACKS
+    assert set(ATTACKS) - attack_registry.REFERENCE_FREE_ATTACKS == REFERENCE_ATTACKS
+    assert attack_registry.REFERENCE_FREE_ATTACKS == REFERENCE_FREE_ATTACKS
 
 
 def test_every_attack_in_one_table_with_pictures_and_scores(
@@ -50,7 +53,7 @@ def test_every_attack_in_one_table_with_pictures_and_scores(
     assert (result.code, result.err) == (0, "")
     rows = [line.split()[0] for line in result.out.splitlines() if line]
     assert set(ATTACKS) < set(rows)
-    assert "too few non-members for an FPR of 0.01%, 0.1%" in result.out
+    assert "an FPR of 0.01% (10000 needed), 0.1% (1000 needed)" in result.out
     assert roc.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in pictured.read_text()
     frame = pd.read_csv(scores)
@@ -198,6 +201,15 @@ def test_constant_scores_are_inconclusive_and_exit_3(call: Call, tmp_path: Path)
     assert "INCONCLUSIVE: scores: every score is the same" in result.out
 
 
+def test_each_rate_without_enough_nonmembers_tells_how_many_it_needs(
+    call: Call, tmp_path: Path
+) -> None:
+    path = scores(tmp_path, score=range(10), member=[0] * 5 + [1] * 5)
+    result = call("attack", "--scores", path)
+    needed = "0.01% (10000 needed), 0.1% (1000 needed), 1% (100 needed), 10% (10 needed)"
+    assert f"too few non-members for an FPR of {needed}" in result.out
+
+
 def test_inverted_scores_exit_2_and_say_so(call: Call, tmp_path: Path) -> None:
     path = scores(tmp_path, score=range(100), member=[1] * 50 + [0] * 50)
     result = call("attack", "--scores", path)
@@ -236,6 +248,12 @@ def test_broken_scores_exit_2_with_one_line(
         (("--data", "x.npz", "--plot", "roc.txt"), "plot"),
         (("--data", "x.npz", "-o", "scores.pkl"), "output"),
         (("--data", "x.npz", "-o", "nowhere/scores.csv"), "output"),
+        (("--data", "x.npz", "-o", "s.csv", "--record-risk", "./s.csv"), "--record-risk and"),
+        (("--data", "x.npz", "--plot", "p.svg", "--histograms", "p.svg"), "--histograms and"),
+        (("RUN", *DP_SGD, "--epochs", "3"), "leave out --epochs"),
+        (("RUN", *DP_SGD, "--batch-size", "3"), "leave out --batch-size"),
+        (("RUN", *DP_SGD, "--learning-rate", "3"), "leave out --learning-rate"),
+        (("RUN", *DP_SGD, "--attack", "loss"), "loss needs no references"),
         (("--data", "x.npz", "--attack", "guess"), "--attack"),
         (("--data", "x.npz", "--targets", "0"), "targets"),
         (("--data", "x.npz", "--confidence", "nan"), "confidence"),
@@ -270,3 +288,16 @@ def test_location30_in_one_table(call: Call, data_folder: Path) -> None:
     assert found["lira-online", 0.001] >= 0.12
     one = report_of(call(*plan, "--references", 1, "--attack", "rmia-online")).membership[0]
     assert next(rate.tpr for rate in one.tpr_at_fpr if rate.fpr == 0.001) >= 0.03
+
+
+def test_references_can_imitate_a_run(call: Call, run_copy: Path) -> None:
+    found = call(
+        "attack", run_copy, "--attack", "rmia-offline", "--references", 2,
+        "--reference-training", "dp-sgd", "--format", "json",
+    )  # fmt: skip
+    assert found.code in {0, 3}, found.err
+    report = report_of(found)
+    assert report.reference_training == "dp-sgd"
+    assert "by DP-SGD with the run's settings" in report.attacked
+    refused = call("attack", "--data", "digits", "--reference-training", "dp-sgd")
+    assert refused.code == 2

@@ -216,6 +216,33 @@ def evaluate(
         >>> round(result.auc, 9), [rate.fpr for rate in result.tpr_at_fpr], result.unresolved
         (0.68, [0.01, 0.1], (0.0001, 0.001))
     """
+    result = measure(attack, scores, confidence=confidence, assumes=assumes)
+    if result.inconclusive is not None and result.auc < INVERTED_AUC:
+        allowed = (
+            "larger for members: the sign looks inverted (use the negative of a loss, or "
+            "--smaller-means-member)"
+        )
+        raise InvalidArgument("scores", f"an AUC of {result.auc:.3f}", allowed)
+    return result
+
+
+def measure(
+    attack: str, scores: MembershipScores, *, confidence: float, assumes: str = INDEPENDENT_RECORDS
+) -> MembershipResult:
+    """Compute what ``evaluate`` computes, also for scores that look inverted.
+
+    Args:
+        attack: Name of the attack, for the result.
+        scores: Scores of members and non-members.
+        confidence: Confidence of each interval by itself; above 0 and below 1.
+        assumes: The assumptions of the intervals, as text.
+
+    Returns:
+        The result; ``inconclusive`` says if the scores are significantly worse than chance.
+
+    Raises:
+        InvalidArgument: If ``confidence`` is out of range.
+    """
     require_open_unit("confidence", confidence)
     curve, nonmembers = roc_curve(scores), len(scores.nonmembers)
     auc = float(np.trapezoid(curve.tpr, curve.fpr))
@@ -231,7 +258,7 @@ def evaluate(
         balanced_accuracy=float(((1 + curve.tpr - curve.fpr) / 2).max()),
         tpr_at_fpr=()
         if constant
-        else tuple(_tpr_at_fpr(scores, curve, r, confidence) for r in resolved),
+        else tuple(rate_at(scores, curve, r, confidence) for r in resolved),
         roc=curve.points(),
         auc_interval=_auc_interval(scores, auc, confidence),
         balanced_accuracy_interval=_accuracy_interval(scores, curve, confidence),
@@ -242,10 +269,18 @@ def evaluate(
     )
 
 
-def _tpr_at_fpr(
-    scores: MembershipScores, curve: RocCurve, fpr: float, confidence: float
-) -> TprAtFpr:
-    """Return the true-positive rate at one false-positive rate, with both intervals."""
+def rate_at(scores: MembershipScores, curve: RocCurve, fpr: float, confidence: float) -> TprAtFpr:
+    """Compute the true-positive rate at one false-positive rate, with both intervals.
+
+    Args:
+        scores: Scores of members and non-members.
+        curve: Their ROC curve.
+        fpr: The false-positive rate; above 0 and below 1.
+        confidence: Confidence of each interval by itself.
+
+    Returns:
+        The rate at the lowest threshold that ``fpr`` allows.
+    """
     index, members = curve.at(fpr), len(scores.members)
     hits = int(curve.true_positives[index])
     around = true_positive_limits(scores, fpr=fpr, confidence=confidence)
@@ -278,9 +313,6 @@ def _inconclusive(scores: MembershipScores, curve: RocCurve, auc: float) -> str 
     chance = mannwhitneyu(scores.members, scores.nonmembers, alternative="less").pvalue
     if not chance <= BELOW_CHANCE_P_VALUE:
         return None
-    if auc < INVERTED_AUC:
-        allowed = "larger for members: the sign looks inverted (use the negative of a loss)"
-        raise InvalidArgument("scores", f"an AUC of {auc:.3f}", allowed)
     return (
         f"an AUC of {auc:.3f} is worse than chance (p = {chance:.1g}): members and non-members "
         "differ in other respects than membership, or the sign is wrong"

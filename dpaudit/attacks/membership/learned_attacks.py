@@ -6,6 +6,8 @@ the label as a feature takes the place of one classifier per class.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from dpaudit.vocabulary.errors import InvalidArgument, MissingExtra, require_ope
 
 try:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.metrics import mean_pinball_loss
 except ImportError as error:  # pragma: no cover - needs an environment without scikit-learn
     raise MissingExtra("scikit-learn", "train") from error
 
@@ -85,6 +88,101 @@ QUANTILE_FPR = 0.05
 """False-positive rate of the threshold 0 by default."""
 
 
+@dataclass(frozen=True)
+class QuantileSettings:
+    """Settings of the trees of a quantile regression.
+
+    Attributes:
+        trees: Number of trees, at least 1.
+        leaves: Largest number of leaves of a tree, at least 2.
+        records_per_leaf: Least number of records of a leaf, at least 1.
+    """
+
+    trees: int = 100
+    leaves: int = 31
+    records_per_leaf: int = 20
+
+    def model(self, quantile: float, seed: int) -> HistGradientBoostingRegressor:
+        """Return an untrained regression.
+
+        Args:
+            quantile: The quantile, in (0, 1).
+            seed: Seed of the regression.
+
+        Returns:
+            A model with the methods ``fit`` and ``predict``.
+        """
+        return HistGradientBoostingRegressor(
+            loss="quantile",
+            quantile=quantile,
+            max_iter=self.trees,
+            max_leaf_nodes=self.leaves,
+            min_samples_leaf=self.records_per_leaf,
+            random_state=seed,
+        )
+
+
+QUANTILE_GRID = (
+    QuantileSettings(),
+    QuantileSettings(trees=25),
+    QuantileSettings(leaves=4, records_per_leaf=5),
+    QuantileSettings(trees=25, leaves=4, records_per_leaf=5),
+)
+VALIDATION_SHARE = 0.3  # of the non-members, to choose settings
+MIN_VALIDATION_RECORDS = 3
+
+
+def tune_quantile_regression(
+    nonmember_features: NDArray[np.float32],
+    nonmember_confidences: FloatArray,
+    *,
+    seed: int,
+    fpr: float = QUANTILE_FPR,
+) -> QuantileSettings:
+    """Choose the settings of a quantile regression on known non-members alone.
+
+    Of ``QUANTILE_GRID``, the settings with the least pinball loss on a random part of the
+    non-members are chosen, after training on the others.
+
+    Args:
+        nonmember_features: Features of records on which the target did not train, shape
+            ``(nonmembers, dimensions)``.
+        nonmember_confidences: The target's confidences on them, shape ``(nonmembers,)``.
+        seed: Seed of the split and of the regressions.
+        fpr: The quantile is 1 - ``fpr``; above 0 and below 1.
+
+    Returns:
+        The settings; the default ones with fewer than 10 records.
+
+    Raises:
+        InvalidArgument: If features and confidences differ in length or are empty, or ``fpr`` is
+            out of range.
+
+    References:
+        Bertran et al. (2023), arXiv:2307.03694: settings by the pinball loss on public records.
+
+    Example:
+        >>> features = np.random.default_rng(0).random((200, 1), dtype=np.float32)
+        >>> tune_quantile_regression(features, features[:, 0].astype(float), seed=0).leaves
+        31
+    """
+    require_open_unit("fpr", fpr)
+    _require_same_length(nonmember_features, nonmember_confidences)
+    order = np.random.default_rng([seed, 2]).permutation(len(nonmember_features))
+    held = int(VALIDATION_SHARE * len(order))
+    if held < MIN_VALIDATION_RECORDS:
+        return QuantileSettings()
+    train, check = order[held:], order[:held]
+
+    def loss(settings: QuantileSettings) -> float:
+        model = settings.model(1 - fpr, seed)
+        model.fit(nonmember_features[train], nonmember_confidences[train])
+        found = model.predict(nonmember_features[check])
+        return float(mean_pinball_loss(nonmember_confidences[check], found, alpha=1 - fpr))
+
+    return min(QUANTILE_GRID, key=loss)
+
+
 def quantile_regression(
     features: NDArray[np.float32],
     confidences: FloatArray,
@@ -93,6 +191,7 @@ def quantile_regression(
     nonmember_confidences: FloatArray,
     seed: int,
     fpr: float = QUANTILE_FPR,
+    settings: QuantileSettings | None = None,
 ) -> RecordScores:
     """Score by the confidence minus a predicted quantile of it among similar non-members.
 
@@ -108,6 +207,7 @@ def quantile_regression(
         seed: Seed of the regression.
         fpr: The quantile is 1 - ``fpr``, so the threshold 0 is meant for this false-positive
             rate; above 0 and below 1.
+        settings: Settings of the trees; None for the default ones.
 
     Returns:
         Differences of logit-scaled confidences.
@@ -133,7 +233,7 @@ def quantile_regression(
     require_open_unit("fpr", fpr)
     _require_same_length(features, confidences)
     _require_same_length(nonmember_features, nonmember_confidences)
-    model = HistGradientBoostingRegressor(loss="quantile", quantile=1 - fpr, random_state=seed)
+    model = (settings or QuantileSettings()).model(1 - fpr, seed)
     model.fit(nonmember_features, nonmember_confidences)
     return RecordScores(confidences - model.predict(features))
 

@@ -136,7 +136,7 @@ def membership_mask(member: NDArray[Any], records: int) -> BoolArray:
         allowed = f"one value for each of the {records} scores"
         raise InvalidArgument("member", f"shape {member.shape}", allowed)
     if member.dtype.kind not in "buif" or not np.isin(member, (0, 1)).all():
-        raise InvalidArgument("member", np.unique(member)[:5].tolist(), "0 or 1")
+        raise InvalidArgument("member", np.unique(member)[:5].tolist(), "0 or 1, or -1 or 1")
     return member.astype(bool)
 
 

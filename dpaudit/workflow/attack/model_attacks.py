@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +18,16 @@ from dpaudit.attacks.membership.attack_registry import (
     ATTACKS,
     AttackTarget,
     ReferenceSignals,
-    need_references,
 )
+from dpaudit.attacks.membership.augmented_queries import query_copies
+from dpaudit.attacks.membership.evaluation import measure
 from dpaudit.attacks.membership.output_signals import classifier_features, logit_scaled_confidence
 from dpaudit.attacks.membership.reference_models import ReferenceConfidences, random_halves
 from dpaudit.attacks.membership.reference_training import (
-    Executor,
-    JoblibExecutor,
     ModelSignals,
+    ModelStack,
     ReferenceModelSettings,
     ReferenceSpeedSettings,
-    SerialExecutor,
     StackedModel,
     model_signals,
     train_references,
@@ -39,7 +39,13 @@ from dpaudit.files.archives import Arrays, open_npz
 from dpaudit.files.regular_files import DATA_LIMIT, InputFile, utf8_name
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import PRIVATE, write_json
-from dpaudit.trainer.data import DatasetSplit, RecordArrays, load_dataset, require_classes
+from dpaudit.trainer.data import (
+    DatasetSplit,
+    RecordArrays,
+    load_column,
+    load_dataset,
+    require_classes,
+)
 from dpaudit.trainer.models.factories import (
     compute_features,
     make_model,
@@ -47,10 +53,17 @@ from dpaudit.trainer.models.factories import (
 )
 from dpaudit.trainer.run import heldout_records
 from dpaudit.trainer.tasks import load_trained_model
-from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
+from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.federation import FederatedConfig
-from dpaudit.vocabulary.settings import DataSettings, NoProgress, Progress
+from dpaudit.vocabulary.settings import DataSettings, NoProgress, Progress, RunConfig
+from dpaudit.workflow.attack.attack_settings import CLASS_SLICES, AttackSettings
+from dpaudit.workflow.attack.attacked_target import AttackedTarget
 from dpaudit.workflow.attack.federated_attacks import members_of_federation
+from dpaudit.workflow.attack.further_findings import with_findings
+from dpaudit.workflow.attack.imitating_references import (
+    ImitatingReferences,
+    require_reference_training,
+)
 from dpaudit.workflow.attack.score_evaluation import AttackOutcome, evaluate_scores
 
 # The records that targets and reference models are trained on.
@@ -152,83 +165,10 @@ def _scaled(records: RecordArrays) -> RecordArrays:
 # is scored on them, so that all attacks are compared on the same records.
 KNOWN_NONMEMBER_SHARE = 0.2
 
+RESERVED_COLUMNS = frozenset({"attack", "target", "id", "score", "member"})
+
 # With more steps per epoch, training on large data takes longer and fits no better.
 MIN_BATCH_SIZE, MAX_STEPS_PER_EPOCH = 64, 64
-
-
-@dataclass(frozen=True)
-class AttackSettings:
-    """Settings of a membership inference attack.
-
-    Attributes:
-        attacks: Names of the attacks.
-        references: Number of reference (shadow) models that are trained.
-        targets: Number of models that are attacked, where none is given.
-        model: Architecture of targets and references: a built-in name, or
-            ``package.module:factory``.
-        epochs: Training epochs of each model.
-        batch_size: Of each model; None for 64, or more where an epoch would have over 64 steps.
-        learning_rate: Of Adam.
-        records: Largest number of records that are used, drawn at random; None for all.
-        confidence: Of each interval, in (0, 1).
-        seed: Seeds everything that is drawn.
-        workers: Processes that train references; 1 for this one.
-
-    Raises:
-        InvalidArgument: If an attack is unknown or a value is out of range.
-    """
-
-    attacks: tuple[str, ...]
-    seed: int
-    references: int = 16
-    targets: int = 4
-    model: str = "mlp"
-    epochs: int = 30
-    batch_size: int | None = None
-    learning_rate: float = 0.005
-    records: int | None = None
-    confidence: float = 0.95
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.attacks or not set(self.attacks) <= set(ATTACKS):
-            raise InvalidArgument("attack", list(self.attacks), f"some of {', '.join(ATTACKS)}")
-        require_count("references", self.references, least=int(need_references(self.attacks)))
-        require_count("targets", self.targets)
-        require_count("workers", self.workers)
-        if self.records is not None:
-            require_count("records", self.records, least=4)
-        require_open_unit("confidence", self.confidence)
-
-    @property
-    def executor(self) -> Executor:
-        """The executor that trains reference models."""
-        return SerialExecutor() if self.workers == 1 else JoblibExecutor(self.workers)
-
-
-@dataclass(frozen=True)
-class AttackedTarget:
-    """A target model, and the membership of its records.
-
-    Attributes:
-        target: What the attacks read.
-        member: Whether the model was trained on each record, shape ``(records,)``.
-    """
-
-    target: AttackTarget
-    member: NDArray[np.bool_]
-
-    def with_references(self, models: int) -> AttackedTarget:
-        """Restrict the attack to the first reference models.
-
-        Args:
-            models: Number of reference models.
-
-        Returns:
-            The same target, attacked with these references only.
-        """
-        shadows = self.target.require_references().first(models)
-        return AttackedTarget(replace(self.target, reference_signals=shadows), self.member)
 
 
 def attack_data(
@@ -252,21 +192,42 @@ def attack_data(
         f"{settings.targets} models ({settings.model}) trained on halves of {len(records)} "
         f"records, with {settings.references} references"
     )
+    values = _population_column(data, settings)
     targets = train_targets(records, classes, settings, progress)
-    return evaluate_attacks(targets, settings, described, progress)
+    return evaluate_attacks(
+        [replace(one, slices=values) for one in targets], settings, described, progress
+    )
+
+
+def _population_column(data: DataSettings, settings: AttackSettings) -> NDArray[np.generic] | None:
+    """Return the column of a table that defines slices, for the records of the population."""
+    if settings.by in (None, CLASS_SLICES):
+        return None
+    if settings.by in RESERVED_COLUMNS:
+        raise InvalidArgument("by", settings.by, f"none of {sorted(RESERVED_COLUMNS)}")
+    values = np.concatenate(load_column(data, settings.by, "by"))
+    return np.asarray(
+        values[draw_indices(len(values), max_records=settings.records, seed=settings.seed)]
+    )
 
 
 def attack_run(
-    run: RunDirectory, settings: AttackSettings, *, progress: Progress | None = None
+    run: RunDirectory,
+    settings: AttackSettings,
+    *,
+    reference_training: str = "plain",
+    progress: Progress | None = None,
 ) -> AttackOutcome:
     """Attack the model of a finished run, and write the report into the run.
 
-    References have the run's architecture and are trained without noise. In a federation, members
-    are the records of all participants.
+    References have the run's architecture. In a federation, members are the records of all
+    participants.
 
     Args:
         run: A finished run; its data must still be there.
         settings: The attacks; their ``model`` is replaced by the run's.
+        reference_training: ``plain``: references are trained without noise. ``dp-sgd``: they
+            imitate the run, with its noise, clip norm, optimizer and steps.
         progress: Receives finished steps; None: not reported.
 
     Returns:
@@ -276,6 +237,7 @@ def attack_run(
         IntegrityError: If the run is unfinished, or a file is missing or altered.
         InvalidArgument: If the run's data are gone, or a setting cannot be used.
     """
+    settings.require_class_slices()
     ledger = run.read_finished()
     config = run.read_settings()
     split = load_dataset(config.data)
@@ -285,9 +247,18 @@ def attack_run(
     else:
         members, others = split.train, heldout_records(run, split)
     own = replace(settings, model=config.model.model)
-    target = _single(TorchModel(model), members, others, len(split.classes), own, progress)
-    found = evaluate_attacks([target], own, _described("the run's model", own), progress)
-    report = msgspec.structs.replace(found.report, ledger_head=ledger.head)
+    classes, imitation = len(split.classes), None
+    require_reference_training(reference_training)
+    if reference_training == "dp-sgd":
+        imitation = _imitation(config, own)
+    target, method = _single(TorchModel(model), members, others, classes, own, progress, imitation)
+    described = _described("the run's model", own, method)
+    found = evaluate_attacks([target], own, described, progress)
+    report = msgspec.structs.replace(
+        found.report,
+        ledger_head=ledger.head,
+        reference_training=reference_training if own.need_references else None,
+    )
     write_json(run.attack, report, PRIVATE)
     return replace(found, report=report)
 
@@ -317,6 +288,7 @@ def attack_checkpoint(
         InvalidArgument: If the data have no test set of their own, or a file cannot be used.
         MissingExtra: If the kind of file needs a library that is not installed.
     """
+    settings.require_class_slices()
     split = load_dataset(data)
     _require_own_test_set(data, split)
     model = open_model(
@@ -330,7 +302,8 @@ def attack_checkpoint(
     if width != len(split.classes):
         allowed = f"a model of the data's {len(split.classes)} classes"
         raise InvalidArgument("checkpoint", f"{width} outputs", allowed)
-    target = _single(model, split.train, split.heldout, len(split.classes), settings, progress)
+    classes = len(split.classes)
+    target, _ = _single(model, split.train, split.heldout, classes, settings, progress)
     return evaluate_attacks(
         [target], settings, _described(utf8_name(checkpoint), settings), progress
     )
@@ -353,7 +326,7 @@ def train_targets(
     Returns:
         The targets, each with the references' signals on all records.
     """
-    count = settings.targets + (settings.references if need_references(settings.attacks) else 0)
+    count = settings.targets + (settings.references if settings.need_references else 0)
     # Halves of targets are drawn separately, so that references come in complementary pairs.
     member = np.concatenate(
         [
@@ -371,19 +344,54 @@ def train_targets(
         executor=settings.executor,
         progress=progress,
     )
-    signals = model_signals(stack, records.features, records.labels, classes=classes)
-    references = signals[settings.targets :]
-    return [
-        _case(
-            StackedModel(stack, place),
-            records,
-            signals[place : place + 1],
-            member[place],
-            _shadows(references, member[settings.targets :]),
-            settings.seed + place,
+    queries = list(query_copies(records.features, settings.queries, seed=settings.seed))
+
+    def signals(labels: NDArray[np.int64]) -> list[ModelSignals]:
+        return [model_signals(stack, query, labels, classes=classes) for query in queries]
+
+    known = signals(records.labels) if settings.labels_known else None
+    cases = []
+    for place in range(settings.targets):
+        target = StackedModel(stack, place)
+        labels = _labels_of_attacker(target, records, settings)
+        cases.append(
+            _stacked_case(target, records, labels, known or signals(labels), member, settings)
         )
-        for place in range(settings.targets)
-    ]
+    return cases
+
+
+def _stacked_case(
+    target: StackedModel,
+    records: RecordArrays,
+    labels: NDArray[np.int64],
+    queries: Sequence[ModelSignals],
+    member: NDArray[np.bool_],
+    settings: AttackSettings,
+) -> AttackedTarget:
+    """Return one model of a stack as the target; those behind the targets are the references."""
+    place, first, shadows = target.index, settings.targets, None
+    if len(member) > first:
+        models = [StackedModel(target.stack, number) for number in range(first, len(member))]
+        shadows = _shadows([one[slice(first, None)] for one in queries], member[first:])
+        shadows = replace(shadows, models=tuple(models))
+    return _case(
+        target,
+        records,
+        labels,
+        [one[slice(place, place + 1)] for one in queries],
+        member[place],
+        shadows,
+        settings.seed + place,
+    )
+
+
+def _labels_of_attacker(
+    model: TargetModel, records: RecordArrays, settings: AttackSettings
+) -> NDArray[np.int64]:
+    """Return the labels, or the classes that the target predicts if the attacker has none."""
+    if settings.labels_known:
+        return records.labels
+    return np.asarray(model.predict(records.features).argmax(axis=1), dtype=np.int64)
 
 
 def training_recipe(
@@ -431,23 +439,39 @@ def evaluate_attacks(
     frames = []
     for name in settings.attacks:
         for place, one in enumerate(targets):
-            frames.append(_frame(name, place, one))
+            frames.append(_frame(name, place, one, settings.by))
             progress.advance()
     frame = pd.concat(frames, ignore_index=True)
-    return evaluate_scores(frame, attacked, confidence=settings.confidence)
+    # Scores of our own attacks have the right sign: worse than chance, they are inconclusive.
+    found = evaluate_scores(
+        frame, attacked, confidence=settings.confidence, by=settings.by, judge=measure
+    )
+    return with_findings(found, targets, settings)
 
 
-def _frame(attack: str, place: int, one: AttackedTarget) -> pd.DataFrame:
+def _frame(attack: str, place: int, one: AttackedTarget, by: str | None) -> pd.DataFrame:
     scored = np.flatnonzero(~one.target.known_nonmembers)
     scores = ATTACKS[attack](one.target).values[scored]
     columns = {"id": scored, "score": scores, "member": one.member[scored].astype(int)}
+    if by is not None:
+        columns[by] = _slice_values(one, by)[scored]
     return pd.DataFrame({"attack": attack, "target": place, **columns})
+
+
+def _slice_values(one: AttackedTarget, by: str) -> NDArray[np.generic]:
+    """Return the value that each record is sliced by."""
+    if by == CLASS_SLICES and one.classes is not None:
+        return one.classes
+    if one.slices is None:
+        raise InvalidArgument("by", by, "left out: these records have no such value")
+    return one.slices
 
 
 def _case(
     model: TargetModel,
     records: RecordArrays,
-    signals: ModelSignals,
+    labels: NDArray[np.int64],
+    queries: Sequence[ModelSignals],
     member: NDArray[np.bool_],
     shadows: ReferenceSignals | None,
     seed: int,
@@ -455,27 +479,39 @@ def _case(
     target = AttackTarget(
         model=model,
         features=records.features,
-        labels=records.labels,
-        confidences=signals.confidences[0],
-        outputs=signals.outputs[0],
-        known_nonmembers=_known_outside(member, seed),
+        labels=labels,
+        confidences=queries[0].confidences[0],
+        outputs=queries[0].outputs[0],
+        known_nonmembers=known_nonmembers(member, seed),
         reference_signals=shadows,
         seed=seed,
+        copies=np.concatenate([one.confidences for one in queries[1:]])
+        if len(queries) > 1
+        else None,
     )
-    return AttackedTarget(target, member)
+    return AttackedTarget(target, member, records.labels)
 
 
-def _known_outside(member: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
+def known_nonmembers(member: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
+    """Draw the non-members that an attacker knows.
+
+    Args:
+        member: Whether the target was trained on each record, shape ``(records,)``.
+        seed: Seed of the draw.
+
+    Returns:
+        Whether the attacker knows the record, shape ``(records,)``.
+    """
     draw = np.random.default_rng([seed, 1]).permutation(np.flatnonzero(~member))
     outside = np.zeros(len(member), dtype=bool)
     outside[draw[: int(KNOWN_NONMEMBER_SHARE * len(draw))]] = True
     return outside
 
 
-def _shadows(signals: ModelSignals, member: NDArray[np.bool_]) -> ReferenceSignals | None:
-    if len(member) == 0:
-        return None
-    return ReferenceSignals(ReferenceConfidences(signals.confidences, member), signals.outputs)
+def _shadows(queries: Sequence[ModelSignals], member: NDArray[np.bool_]) -> ReferenceSignals:
+    """Return the references' signals of each query; the first is of the records themselves."""
+    confidences = [ReferenceConfidences(one.confidences, member) for one in queries]
+    return ReferenceSignals(confidences[0], queries[0].outputs, copies=tuple(confidences[1:]))
 
 
 def _single(
@@ -485,32 +521,64 @@ def _single(
     classes: int,
     settings: AttackSettings,
     progress: Progress | None,
-) -> AttackedTarget:
-    """Return one given model, with references that are trained here."""
+    imitation: ImitatingReferences | None = None,
+) -> tuple[AttackedTarget, str]:
+    """Return one given model with references that are trained here, and how they were trained."""
     records = RecordArrays(
         np.concatenate([members.features, others.features]),
         np.concatenate([members.labels, others.labels]),
     )
     which = draw_indices(len(records), max_records=settings.records, seed=settings.seed)
     records, member = records[which], (np.arange(len(records)) < len(members))[which]
-    logits = model.predict(records.features)
-    signals = ModelSignals(
-        logit_scaled_confidence(logits, records.labels)[None],
-        classifier_features(logits, records.labels)[None],
+    labels = _labels_of_attacker(model, records, settings)
+    queries = list(query_copies(records.features, settings.queries, seed=settings.seed))
+    found = [_signals_of(model, query, labels) for query in queries]
+    shadows, method = None, WITHOUT_NOISE
+    if settings.need_references:
+        shadows, method = _trained_shadows(
+            records, queries, labels, classes, settings, progress, imitation
+        )
+    return _case(model, records, labels, found, member, shadows, settings.seed), method
+
+
+def _signals_of(
+    model: TargetModel, features: NDArray[np.float32], labels: NDArray[np.int64]
+) -> ModelSignals:
+    """Return the signals of one model on records."""
+    logits = model.predict(features)
+    return ModelSignals(
+        logit_scaled_confidence(logits, labels)[None], classifier_features(logits, labels)[None]
     )
-    shadows = None
-    if need_references(settings.attacks):
-        shadows = _trained_shadows(records, classes, settings, progress)
-    return _case(model, records, signals, member, shadows, settings.seed)
 
 
 def _trained_shadows(
-    records: RecordArrays, classes: int, settings: AttackSettings, progress: Progress | None
-) -> ReferenceSignals | None:
+    records: RecordArrays,
+    queries: Sequence[NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    classes: int,
+    settings: AttackSettings,
+    progress: Progress | None,
+    imitation: ImitatingReferences | None,
+) -> tuple[ReferenceSignals, str]:
+    """Return the signals of references that are trained here, and how they were trained.
+
+    The attacker's ``labels`` define the signals; references learn the true ones.
+    """
     member = random_halves(settings.references, len(records), seed=settings.seed)
     whole = make_model(settings.model, records.features.shape[1:], classes, settings.seed)
     # The output of the frozen part is computed once, not in every epoch.
     features = compute_features(whole, records.features)
+    copies = [features, *(compute_features(whole, query) for query in queries[1:])]
+
+    def shadows_of(stack: ModelStack) -> ReferenceSignals:
+        return _shadows(
+            [model_signals(stack, one, labels, classes=classes) for one in copies], member
+        )
+
+    if imitation is not None:
+        imitated = imitation.train(features, records.labels, member, progress)
+        method = f"by DP-SGD with the run's settings ({imitated.method})"
+        return shadows_of(imitated.stack), method
     stack = train_references(
         training_recipe(records, classes, settings),
         features,
@@ -520,17 +588,30 @@ def _trained_shadows(
         executor=settings.executor,
         progress=progress,
     )
-    return _shadows(model_signals(stack, features, records.labels, classes=classes), member)
+    return shadows_of(stack), WITHOUT_NOISE
+
+
+def _imitation(
+    config: RunConfig | FederatedConfig, settings: AttackSettings
+) -> ImitatingReferences:
+    """Return what trains references as the run was trained."""
+    if isinstance(config, FederatedConfig):
+        raise InvalidArgument("reference_training", "dp-sgd", "plain for a federation")
+    processes = settings.workers if settings.workers > 0 else os.cpu_count() or 1
+    return ImitatingReferences(config, settings.seed, settings.executor, processes)
 
 
 def _make(name: str, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
     return trained_part(make_model(name, shape, classes, seed))
 
 
-def _described(what: str, settings: AttackSettings) -> str:
-    if not need_references(settings.attacks):
+WITHOUT_NOISE = "without noise"
+
+
+def _described(what: str, settings: AttackSettings, method: str = WITHOUT_NOISE) -> str:
+    if not settings.need_references:
         return what
-    return f"{what}, with {settings.references} references ({settings.model}) trained without noise"
+    return f"{what}, with {settings.references} references ({settings.model}) trained {method}"
 
 
 def _require_own_test_set(data: DataSettings, split: DatasetSplit) -> None:

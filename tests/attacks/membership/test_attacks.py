@@ -11,17 +11,32 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from dpaudit.attacks.membership import (
     ReferenceConfidences,
+    base_offline,
+    base_online,
     calibrated_loss,
+    evaluate,
+    informia_offline,
+    informia_online,
     label_only_scores,
     lira_offline,
     lira_online,
+    predictive_law,
+    published_law,
+    random_halves,
     rmia_offline,
     rmia_online,
+    tune_offline_scale,
+)
+from dpaudit.attacks.membership.confidence_laws import (
+    ConfidenceLaw,
+    ConfidenceSpread,
+    LawRule,
+    variance_prior,
 )
 from dpaudit.attacks.membership.learned_attacks import attack_classifier, quantile_regression
 from dpaudit.attacks.membership.output_attacks import (
@@ -35,7 +50,8 @@ from dpaudit.vocabulary.errors import InvalidArgument
 
 Attack = Callable[[FloatArray, ReferenceConfidences], RecordScores]
 AGAINST_REFERENCES: list[Attack] = [
-    *(calibrated_loss, lira_online, lira_offline, rmia_online, rmia_offline)
+    *(calibrated_loss, lira_online, lira_offline, rmia_online, rmia_offline),
+    *(informia_online, informia_offline, base_online, base_offline),
 ]
 
 
@@ -88,27 +104,101 @@ def slow_variance(references: ReferenceConfidences, record: int | None) -> tuple
 
 @given(seeds, st.sampled_from([4, 64, 70]))
 def test_lira_online_is_the_log_ratio_of_two_normal_densities(seed: int, models: int) -> None:
-    """With one variance for all below 32 models a side, and one each from there on."""
+    """With one variance for all below 64 models, and one each from there on."""
     target, references = drawn(models, 5, seed)
-    found = lira_online(target, references).values
+    found = lira_online(target, references, law=published_law).values
     for record in range(5):
         inside, outside = means(references.confidences, references.member, record)
         variances = slow_variance(references, None if models < 64 else record)
         expected = norm.logpdf(target[record], inside, math.sqrt(variances[0])) - norm.logpdf(
             target[record], outside, math.sqrt(variances[1])
         )
-        assert found[record] == pytest.approx(expected)
+        assert found[record] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @given(seeds, st.sampled_from([4, 64]))
 def test_lira_offline_is_the_normal_deviate_of_models_outside(seed: int, models: int) -> None:
     target, references = drawn(models, 5, seed)
-    found = lira_offline(target, references).values
+    found = lira_offline(target, references, law=published_law).values
     for record in range(5):
         outside = means(references.confidences, references.member, record)[1]
         variance = slow_variance(references, None if models < 64 else record)[1]
         expected = norm.cdf(target[record], outside, math.sqrt(variance))
         assert norm.cdf(found[record]) == pytest.approx(expected)
+
+
+def test_a_record_in_few_models_does_not_cost_the_others_their_variance() -> None:
+    """64 models, each record in each by a fair coin: some records are in fewer than 32."""
+    generator = np.random.default_rng(0)
+    member = generator.random((64, 300)) < 0.5
+    spread = np.exp(0.6 * generator.standard_normal(300))
+    confidences = spread * generator.standard_normal((64, 300))
+    references = ReferenceConfidences(confidences, member)
+    assert member.sum(axis=0).min() < 32
+    target = generator.standard_normal(300)
+    found = lira_online(target, references, law=published_law).values
+    for record in range(300):
+        inside, outside = (confidences[member[:, record] == side, record] for side in (True, False))
+        expected = norm.logpdf(target[record], inside.mean(), inside.std(ddof=1)) - norm.logpdf(
+            target[record], outside.mean(), outside.std(ddof=1)
+        )
+        assert found[record] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_predictive_law_is_the_mixture_of_normal_laws() -> None:
+    """Over the precision, whose posterior is integrated numerically."""
+    generator = np.random.default_rng(0)
+    truth = 2.0 * 6 / generator.chisquare(6, 400)
+    squares = truth * generator.chisquare(7, 400)
+    means = generator.standard_normal(400)
+    spread = ConfidenceSpread(means, squares, np.full(400, 8), 16, 1.0)
+    freedom, scale = variance_prior(spread)
+    places = generator.normal(0, 3, 400)
+    found = predictive_law(spread).log_density(places)
+    grid = np.exp(np.linspace(-14, 9, 40_001))  # of the precision
+    for record in range(5):
+        prior = chi2.pdf(grid * freedom * scale, freedom)
+        # A density of the squares, and the step of the precision in its logarithm.
+        weight = prior * chi2.pdf(squares[record] * grid, 7) * np.square(grid)
+        density = norm.pdf(places[record], means[record], np.sqrt((1 + 1 / 8) / grid))
+        mean = np.trapezoid(weight * density, np.log(grid)) / np.trapezoid(weight, np.log(grid))
+        assert found[record] == pytest.approx(math.log(mean), abs=1e-6)
+
+
+@pytest.mark.parametrize(("freedom", "scale"), [(1.0, 0.5), (4.0, 2.0), (30.0, 1.0)])
+def test_the_law_of_the_variances_is_recovered(freedom: float, scale: float) -> None:
+    generator = np.random.default_rng(1)
+    count = generator.integers(4, 20, 40_000)
+    truth = scale * freedom / generator.chisquare(freedom, 40_000)
+    squares = truth * generator.chisquare(count - 1)
+    spread = ConfidenceSpread(np.zeros(40_000), squares, count, 32, 1.0)
+    found = variance_prior(spread)
+    assert found == pytest.approx((freedom, scale), rel=0.2)
+
+
+@pytest.mark.parametrize("models", [8, 64])
+@pytest.mark.parametrize("unequal", [0.0, 1.2])
+def test_the_predictive_law_finds_what_the_better_of_both_rules_finds(
+    models: int, unequal: float
+) -> None:
+    """Equal spreads favor one variance for all, unequal spreads one each."""
+    generator = np.random.default_rng(2)
+    inside, member = random_halves(models, 6000, seed=2), generator.random(6000) < 0.5
+    hard, spread = generator.normal(3, 2, 6000), np.exp(unequal * generator.standard_normal(6000))
+    confidences = hard + inside + spread * generator.standard_normal((models, 6000))
+    target = hard + member + spread * generator.standard_normal(6000)
+    references = ReferenceConfidences(confidences, inside)
+
+    def hits(law: LawRule) -> float:
+        scores = lira_online(target, references, law=law).split(member)
+        return next(r.tpr for r in evaluate("", scores, confidence=0.9).tpr_at_fpr if r.fpr == 0.01)
+
+    def normal(side: ConfidenceSpread, variances: FloatArray) -> ConfidenceLaw:
+        return ConfidenceLaw(side.means, np.sqrt(variances), np.full(6000, np.inf))
+
+    own = hits(lambda side: normal(side, np.maximum(side.squares / side.degrees, 1e-12)))
+    shared = hits(lambda side: normal(side, np.full(6000, side.pooled)))
+    assert hits(predictive_law) >= 0.9 * max(own, shared)
 
 
 def slow_rmia(target: FloatArray, mean: list[float], gamma: float) -> list[float]:
@@ -138,6 +228,135 @@ def test_rmia_offline_lifts_what_models_outside_say(seed: int, scale: float) -> 
     mean = [((1 + scale) * value + 1 - scale) / 2 for value in outside]
     found = rmia_offline(target, references, offline_scale=scale).values
     assert found == pytest.approx(slow_rmia(target, mean, 1.0))
+
+
+def slow_mean(references: ReferenceConfidences, scale: float | None) -> list[float]:
+    """Pr(x): of both sides, or of the models outside and a scale."""
+    p = 1 / (1 + np.exp(-references.confidences))
+    records = range(references.member.shape[1])
+    sides = [means(p, references.member, record) for record in records]
+    if scale is None:
+        return [(inside + outside) / 2 for inside, outside in sides]
+    return [((1 + scale) * outside + 1 - scale) / 2 for _, outside in sides]
+
+
+@given(seeds, st.none() | st.floats(0, 1))
+def test_informia_is_the_mean_log_likelihood_ratio(seed: int, scale: float | None) -> None:
+    target, references = drawn(4, 9, seed)
+    mean = slow_mean(references, scale)
+    ratio = [math.log(1 / (1 + math.exp(-phi)) / m) for phi, m in zip(target, mean, strict=True)]
+    expected = [sum(ratio[x] - ratio[z] for z in range(9)) / 9 for x in range(9)]
+    attack = informia_online if scale is None else informia_offline
+    found = attack(target, references, offline_scale=scale).values
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_informia_compares_with_the_population_alone() -> None:
+    target, references = drawn(4, 50, 0)
+    population = np.arange(50) < 10
+    for attack in (informia_online, informia_offline):
+        found = attack(target, references, population=population).values
+        assert found[:10].mean() == pytest.approx(0, abs=1e-9)
+        assert abs(found.mean()) > 1e-3
+    with pytest.raises(InvalidArgument, match="population"):
+        informia_offline(target, references, population=np.zeros(50, dtype=bool))
+
+
+@given(seeds)
+def test_base_is_the_log_ratio_of_likelihoods(seed: int) -> None:
+    target, references = drawn(6, 7, seed)
+    online, offline = base_online(target, references), base_offline(target, references)
+    for record in range(7):
+        losses = [loss(phi) for phi in references.confidences[:, record]]
+        outside = [
+            value
+            for value, bit in zip(losses, references.member[:, record], strict=True)
+            if not bit
+        ]
+        for found, some in ((online, losses), (offline, outside)):
+            mean = sum(math.exp(-value) for value in some) / len(some)
+            expected = -loss(target[record]) - math.log(mean)
+            assert found.values[record] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_a_target_that_is_surely_wrong_has_a_finite_score() -> None:
+    target, references = drawn(4, 9, 0)
+    target[0] = -2000.0
+    for attack in (informia_online, informia_offline, base_online, base_offline):
+        found = attack(target, references).values
+        assert found[0] == found.min()
+        assert found[0] < -1000
+
+
+def slow_tuning(references: ReferenceConfidences) -> list[float]:
+    """The mean AUC of each a, with pairs counted one by one."""
+    rows = []
+    for place in range(min(len(references), 8)):
+        member = references.member[place]
+        kept = [
+            other
+            for other in range(len(references))
+            if other != place and not (references.member[other] == ~member).all()
+        ]
+        rest = ReferenceConfidences(references.confidences[kept], references.member[kept])
+        row: list[float] = []
+        for step in range(11):
+            scores = informia_offline(
+                references.confidences[place], rest, offline_scale=step / 10
+            ).values.round(9)
+            pairs = np.sign(scores[member][:, None] - scores[~member])
+            row.append(float((pairs + 1).mean() / 2))
+        rows.append(row)
+    return [float(value) for value in np.mean(rows, axis=0)]
+
+
+@pytest.mark.parametrize("models", [4, 7, 12])
+@pytest.mark.parametrize("effect", [0.3, 3.0])
+def test_the_offline_scale_is_the_best_for_references_in_the_targets_place(
+    models: int, effect: float
+) -> None:
+    generator = np.random.default_rng(models)
+    member = random_halves(models, 60, seed=models)
+    confidences = 2 * generator.standard_normal(60) + effect * member
+    confidences += generator.standard_normal((models, 60))
+    references = ReferenceConfidences(confidences, member)
+    expected = slow_tuning(references)
+    chosen = round(tune_offline_scale(references) * 10)
+    assert expected[chosen] == pytest.approx(max(expected), abs=1e-9)
+
+
+@pytest.mark.parametrize("effect", [0.5, 2.0, 5.0])
+def test_a_tuned_scale_is_near_the_best_fixed_one(effect: float) -> None:
+    generator = np.random.default_rng(0)
+    inside, member = generator.random((16, 3000)) < 0.5, generator.random(3000) < 0.5
+    hard = generator.normal(0, 3, 3000)
+    confidences = hard + effect * inside + 0.7 * generator.standard_normal((16, 3000))
+    target = hard + effect * member + 0.7 * generator.standard_normal(3000)
+    references = ReferenceConfidences(confidences, inside)
+
+    def auc(scale: float | None) -> float:
+        scores = rmia_offline(target, references, offline_scale=scale)
+        return evaluate("rmia", scores.split(member), confidence=0.95).auc
+
+    assert auc(None) >= max(auc(step / 10) for step in range(11)) - 0.015
+
+
+@pytest.mark.parametrize("member", [True, False])
+def test_without_a_reference_to_tune_on_the_scale_is_the_papers(member: bool) -> None:
+    """One model; or models that trained on all, or on none, of the records."""
+    _, references = drawn(4, 9, 0)
+    assert tune_offline_scale(references.first(1)) == 0.3
+    same = replace(references, member=np.full((4, 9), member))
+    assert tune_offline_scale(same) == 0.3
+
+
+def test_the_target_does_not_move_the_tuned_constants() -> None:
+    """A record's score depends on the other records through the population alone."""
+    target, references = drawn(6, 30, 0)
+    other = target.copy()
+    other[1:] += 5.0
+    for attack in (lira_online, lira_offline, base_offline):
+        assert attack(target, references).values[0] == attack(other, references).values[0]
 
 
 def test_rmia_compares_with_the_population_alone() -> None:
@@ -205,6 +424,14 @@ def test_lira_online_wants_models_that_trained_on_records() -> None:
 def test_references_of_no_shape_are_refused(confidences: Any, member: Any) -> None:
     with pytest.raises(InvalidArgument):
         ReferenceConfidences(confidences, member)
+
+
+def test_modules_of_version_0_1_are_found() -> None:
+    from dpaudit.attacks.membership.lira import lira_online as lira
+    from dpaudit.attacks.membership.references import References
+    from dpaudit.attacks.membership.rmia import rmia_offline as rmia
+
+    assert (lira, References, rmia) == (lira_online, ReferenceConfidences, rmia_offline)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
