@@ -8,8 +8,9 @@
 
 Input canaries are records: ``mislabelled``, ``blank``, ``out_of_distribution``, and
 ``adversarial.adversarial_records``. Text canaries are sentences with a secret
-(``make_secrets``). ``dummy_parameters`` adds gradient canaries to your own torch training loop;
-the trainer of this package has its own.
+(``make_secrets``), with a token of their own (``new_token_sentences``), or drawn from a language
+model (``synthetic_sentences``). ``dummy_parameters`` adds gradient canaries to your own torch
+training loop; the trainer of this package has its own.
 """
 
 from __future__ import annotations
@@ -21,18 +22,26 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpaudit.attacks.canaries.text_canaries import (
+    TextCanaries,
+    new_token_sentences,
+    synthetic_sentences,
+)
 from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
 __all__ = [
     "CanaryAssignment",
     "LabelledRecords",
     "SecretSentences",
+    "TextCanaries",
     "assign_canaries",
     "blank",
     "exposure",
     "make_secrets",
     "mislabelled",
+    "new_token_sentences",
     "out_of_distribution",
+    "synthetic_sentences",
 ]
 
 
