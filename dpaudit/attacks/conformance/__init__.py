@@ -19,8 +19,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, islice
 
+import numpy as np
+from msgspec.structs import replace
+
 from dpaudit.attacks.conformance.clipping import check_replay
 from dpaudit.attacks.conformance.correlation import (
+    RANK_ROW_TOLERANCE,
     RankRowsKind,
     check_correlation,
     check_rank_noise,
@@ -33,7 +37,7 @@ from dpaudit.attacks.conformance.noise_only_runs import (
     find_noise_only_mode,
     run_without_records,
 )
-from dpaudit.attacks.conformance.probes import make_probes
+from dpaudit.attacks.conformance.probes import Probe, has_nan, make_probes
 from dpaudit.attacks.conformance.sampler import (
     SampledBatches,
     check_sampler,
@@ -49,12 +53,19 @@ from dpaudit.attacks.conformance.trainer_protocol import (
     MakeTrainer,
     Record,
     Trainer,
+    assumptions_of,
     derive_seeds,
+    for_records,
     public_constants_of,
     repeat_to_dataset_size,
     required_dataset_size,
+    seed_global_generators,
 )
+from dpaudit.attacks.conformance.update_scale import measure_update_scale
+from dpaudit.attacks.conformance.wrappers import WrappedFactory, wrap
+from dpaudit.attacks.conformance.wrappers.parts import JaxLoop, TorchLoop
 from dpaudit.vocabulary.conformance import (
+    Assumption,
     ConformanceFinding,
     ConformanceResult,
     StepClaim,
@@ -67,15 +78,20 @@ from dpaudit.vocabulary.verdict import Outcome
 
 __all__ = [
     "LEVEL",
+    "Assumption",
     "ConformanceFinding",
     "ConformanceResult",
     "Effort",
+    "JaxLoop",
     "MakeTrainer",
     "Record",
     "StepClaim",
+    "TorchLoop",
     "Trainer",
+    "WrappedFactory",
     "check",
     "conformance_result",
+    "wrap",
 ]
 
 
@@ -170,10 +186,11 @@ def check(
     claim: StepClaim,
     *,
     records: Sequence[Record],
-    probes: Sequence[Record] | None = None,
+    probes: Sequence[Record] | int | None = None,
     effort: Effort | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    assumptions: Sequence[Assumption] = (),
 ) -> ConformanceResult:
     """Test whether a trainer's steps are those that ``claim`` describes.
 
@@ -181,13 +198,17 @@ def check(
 
     Args:
         make_trainer: Makes a trainer from records and a seed; see ``trainer_protocol``.
-        claim: The mechanism that each step is claimed to be.
+        claim: The mechanism that each step is claimed to be. Without an ``update_scale``, it is
+            measured up to its sign, and the claim of the result has the measured one.
         records: Ordinary records ``(x, y)``, at least two. Probes are derived from them.
-        probes: Records to replay in place of the derived probes; None to derive them.
+        probes: Records to replay in place of the derived probes; None to derive them; a number to
+            replay so many of ``records`` as well.
         effort: How much to run. None is enough to detect 2% less noise than claimed.
         seed: Seed of the audit, at least 0. It determines the seeds of all trainers, so the
             audit is reproducible.
         progress: Receives each finished check.
+        assumptions: What is assumed instead of tested; the result states it. Under
+            ``Assumption.NO_NAN``, records with NaN are not replayed.
 
     Returns:
         All findings, with their verdict: FAIL if any finding is FAIL, INCONCLUSIVE if any other
@@ -232,10 +253,50 @@ def check(
         'FAIL'
     """
     require_count("seed", seed, least=0)
+    if isinstance(probes, int):
+        require_count("probes", probes)
     if len(records) < 2:
         raise InvalidArgument("records", len(records), "at least two (x, y) pairs")
     effort = effort or Effort()
     progress = progress or NoProgress()
+    with seed_global_generators(seed):  # the noise of a trainer may be drawn from these
+        sized = for_records(make_trainer, records)
+        replayed = _allowed_probes(make_probes(records, probes), assumptions)
+        stated = [one.statement for one in assumptions]
+        stated += assumptions_of(sized, repeat_to_dataset_size(sized, records))
+        if claim.update_scale is None:
+            measured = measure_update_scale(sized, claim, records, replayed, effort, seed)
+            if measured.value is None:
+                finding = inconclusive_finding(
+                    CHECK, "update scale", "what a step returns", measured.why
+                )
+                found = [*measured.violations, finding]
+                return conformance_result(claim, found, assumptions=tuple(stated))
+            claim = replace(claim, update_scale=measured.value)
+            stated.append(measured.why)
+        findings = _run_checks(sized, claim, records, replayed, effort, seed, progress)
+        # Only steps show some of them, such as a schedule of learning rates.
+        stated += assumptions_of(sized, repeat_to_dataset_size(sized, records))
+    return conformance_result(claim, findings, assumptions=tuple(dict.fromkeys(stated)))
+
+
+def _allowed_probes(probes: list[Probe], assumptions: Sequence[Assumption]) -> list[Probe]:
+    """Return the probes that the assumptions do not exclude."""
+    if Assumption.NO_NAN not in assumptions:
+        return probes
+    return [probe for probe in probes if not has_nan(probe.record)]
+
+
+def _run_checks(
+    make_trainer: MakeTrainer,
+    claim: StepClaim,
+    records: Sequence[Record],
+    probes: Sequence[Probe],
+    effort: Effort,
+    seed: int,
+    progress: Progress,
+) -> list[ConformanceFinding]:
+    """Run all checks of a trainer."""
     data = repeat_to_dataset_size(make_trainer, records)
     progress.start("conformance checks", PREPARATIONS + CHECKS)
     noise_runs = run_without_records(
@@ -244,12 +305,11 @@ def check(
     progress.advance()
     draws = record_sampled_batches(make_trainer, claim, data, effort, seed)
     progress.advance()
-    replayed = make_probes(records, probes)
     checks: tuple[Callable[[], Iterable[ConformanceFinding]], ...] = (
-        lambda: check_replay(make_trainer, claim, records, replayed, effort, seed),
+        lambda: check_replay(make_trainer, claim, records, probes, effort, seed),
         lambda: check_public_constants(make_trainer, claim, records, seed),
         lambda: check_noise(noise_runs, claim),
-        lambda: check_batch_noise(make_trainer, claim, data, draws, effort, seed),
+        lambda: check_batch_noise(make_trainer, claim, data, noise_runs, draws, effort, seed),
         lambda: check_correlation(noise_runs, claim),
         lambda: _check_rank_updates(noise_runs, draws),
         lambda: check_resume(make_trainer, claim, noise_runs, effort, seed),
@@ -259,11 +319,14 @@ def check(
     for run_check in checks:
         findings += run_check()
         progress.advance()
-    return conformance_result(claim, findings)
+    return findings
 
 
 def conformance_result(
-    claim: StepClaim, findings: Sequence[ConformanceFinding], ledger_head: str | None = None
+    claim: StepClaim,
+    findings: Sequence[ConformanceFinding],
+    ledger_head: str | None = None,
+    assumptions: tuple[str, ...] = (),
 ) -> ConformanceResult:
     """Combine findings into a result with one verdict.
 
@@ -272,6 +335,7 @@ def conformance_result(
         findings: The findings of all tests; none at all is INCONCLUSIVE.
         ledger_head: Hash of the last ledger entry of the run that was compared; None if no run
             was.
+        assumptions: What was assumed instead of tested, as sentences.
 
     Returns:
         The result. Its ``level`` is ``LEVEL``.
@@ -290,7 +354,24 @@ def conformance_result(
         level=LEVEL,
         verdict=outcome_of_findings(tuple(findings)),
         ledger_head=ledger_head,
+        assumptions=assumptions,
     )
+
+
+ROWS_WITHOUT_RECORDS = (
+    "the sum of rank_updates is the update in steps without records only: a row must contain its "
+    "rank's clipped sum besides its noise"
+)
+
+
+def _rows_are_noise(noise_runs: NoiseOnlyRuns) -> bool:
+    """Return whether the ranks' rows add up to the update in steps without records."""
+    if noise_runs.ranks is None or not noise_runs.empty.any():
+        return False
+    rows, noise = noise_runs.ranks[noise_runs.empty], noise_runs.noise[noise_runs.empty]
+    whole = rows.sum(axis=1)
+    room = RANK_ROW_TOLERANCE * (1 + float(np.abs(rows).max()))
+    return any(bool((np.abs(one - noise) <= room).all()) for one in (whole, whole / rows.shape[1]))
 
 
 def _check_rank_updates(
@@ -310,6 +391,8 @@ def _check_rank_updates(
     if diverged:
         return [failed_finding("correlation", "ranks", tested, diverged)]
     unclear = why_unclear(draws.rows)
+    if unclear and _rows_are_noise(noise_runs):
+        unclear = ROWS_WITHOUT_RECORDS
     if unclear:
         return [inconclusive_finding("correlation", "ranks", tested, unclear)]
     return check_rank_noise(

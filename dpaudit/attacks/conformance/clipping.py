@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 
 import numpy as np
+from msgspec.structs import replace
 from scipy import stats
 
+from dpaudit.attacks.conformance.causes import find_cause
 from dpaudit.attacks.conformance.clipping_coverage import (
     ClippingCoverage,
     ProbeMovement,
@@ -155,7 +157,23 @@ def check_replay(
     if shared:
         found.append(inconclusive_finding(CHECK, "randomness of gradients", tested, shared))
     alone = bool(shared or randomness.suspected)
-    return found + _clipping(replays, probes, kept, found, seed, tested, alone=alone)
+    every = found + _clipping(replays, probes, kept, found, seed, tested, alone=alone)
+    if shared or not any(_is_excess(one) for one in every):
+        return every
+    cause = find_cause(replays, probes, kept, seed)
+    return [_with_cause(one, cause) if _is_excess(one) else one for one in every]
+
+
+def _is_excess(finding: ConformanceFinding) -> bool:
+    """Return whether a finite movement exceeded its limit."""
+    return finding.outcome is Outcome.FAIL and finding.norm is not None
+
+
+def _with_cause(finding: ConformanceFinding, cause: str) -> ConformanceFinding:
+    """Put a cause that copies of a record showed in the place of the likely one."""
+    if not cause:
+        return finding
+    return replace(finding, why=f"{cause} (one record moved the sum by {finding.norm:.4g} C)")
 
 
 def _has_probe(pairs: Sequence[ReplayPair], name: str) -> bool:

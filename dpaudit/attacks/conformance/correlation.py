@@ -28,8 +28,15 @@ from dpaudit.attacks.conformance.statistical_tests import (
 )
 from dpaudit.attacks.conformance.trainer_protocol import MakeTrainer, derive_seeds, noisy_sum
 from dpaudit.vocabulary.conformance import ConformanceFinding, StepClaim
+from dpaudit.vocabulary.verdict import Outcome
 
 CHECK = "correlation"
+SEED_IGNORED = "the noise is the same for every seed that make_trainer gets"
+SEED_REMEDY = (
+    "seed every generator of the trainer from it. If the seed is fixed in production, two runs "
+    "have the same noise, and their difference has none"
+)
+SAME_NOISE = 0.999  # correlation of two steps that have the same noise, but for rounding
 RESUME_SEEDS = 2
 RESUME_SAMPLES, RESUME_STEPS, MOST_RESUMES = 500, 20, 16
 RANK_ROW_TOLERANCE = (
@@ -77,11 +84,39 @@ def check_correlation(noise_runs: NoiseOnlyRuns, claim: StepClaim) -> list[Confo
         found.append(correlation_finding("steps", "every two steps", _between_steps(noise_runs)))
     return [
         *found,
-        correlation_finding("runs", "runs under different seeds", _between_runs(noise_runs)),
+        _runs_finding(noise_runs),
         correlation_finding(
             "coordinates", "coordinates and groups", _between_coordinates(noise_runs)
         ),
     ]
+
+
+def repeated_noise(noise_runs: NoiseOnlyRuns) -> list[ConformanceFinding]:
+    """Test whether two steps have the same noise, whatever the scale of each step is.
+
+    Args:
+        noise_runs: Steps without records, in any unit.
+
+    Returns:
+        A FAIL finding if two steps have the same noise, otherwise none.
+    """
+    usable = noise_runs.mode.known and noise_runs.finite and noise_runs.noise.shape[1] > 1
+    if not usable:
+        return []
+    pairs = _between_steps(noise_runs)
+    found = correlation_finding("steps", "every two steps", pairs)
+    same = bool((np.abs(pairs.correlations) >= SAME_NOISE).any())
+    return [found] if same and found.outcome is Outcome.FAIL else []
+
+
+def _runs_finding(noise_runs: NoiseOnlyRuns) -> ConformanceFinding:
+    """Test runs under different seeds; INCONCLUSIVE if the seed has no effect at all."""
+    between = "runs under different seeds"
+    if noise_runs.seed_is_ignored:
+        return inconclusive_finding(
+            CHECK, "runs", f"correlation between {between}", f"{SEED_IGNORED}: {SEED_REMEDY}"
+        )
+    return correlation_finding("runs", between, _between_runs(noise_runs))
 
 
 def check_rank_noise(noise_runs: NoiseOnlyRuns, replicas: bool) -> list[ConformanceFinding]:
@@ -378,7 +413,7 @@ class RankRows:
             The classification. Rows count as diverged only if one of them is the update, which
             shows that their unit is right.
         """
-        rows = np.asarray(rows, dtype=np.float64) / claim.update_scale
+        rows = np.asarray(rows, dtype=np.float64) / claim.scale
         slack = RANK_ROW_TOLERANCE * (1 + np.abs(rows).max())
         apart = np.abs(rows - update).max(axis=1)
         if (apart <= slack).all():

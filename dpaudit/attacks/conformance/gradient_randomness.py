@@ -216,5 +216,5 @@ def _draws_globally(replays: TrainerReplays, seed: int) -> bool:
 
 def _differ(replays: TrainerReplays, one: ReplayedRun, other: ReplayedRun) -> bool:
     (a, _), (b, _) = one.at(0), other.at(0)
-    room = rounding_slack(a, b, 2, replays.claim.clip_norm, replays.claim.update_scale)
+    room = rounding_slack(a, b, 2, replays.claim.clip_norm, replays.claim.scale)
     return not float(np.linalg.norm(a - b)) <= room

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from dpaudit.attacks.conformance.correlation import SEED_IGNORED
 from dpaudit.attacks.conformance.noise_only_runs import NoiseOnlyRuns
 from dpaudit.attacks.conformance.paired_replays import TrainerReplays
 from dpaudit.attacks.conformance.sampler import SampledBatches
@@ -90,9 +91,7 @@ def check_noise(noise_runs: NoiseOnlyRuns, claim: StepClaim) -> list[Conformance
         return [failed_finding(NOISE_CHECK, "finite", where, why)]
     if not noise_runs.empty.any():
         return [
-            inconclusive_finding(
-                NOISE_CHECK, "scale", where, "every step of these runs had records"
-            )
+            inconclusive_finding(NOISE_CHECK, "scale", where, noise_runs.mode.why_none_is_empty)
         ]
     return [
         scale_finding("scale", where, _squares_overall(noise_runs, claim), noise_runs),
@@ -277,6 +276,7 @@ def check_batch_noise(
     make_trainer: MakeTrainer,
     claim: StepClaim,
     records: Sequence[Record],
+    noise_runs: NoiseOnlyRuns,
     draws: SampledBatches | None,
     effort: Effort,
     seed: int,
@@ -287,14 +287,19 @@ def check_batch_noise(
         make_trainer: Makes the trainer.
         claim: The claim.
         records: The records of the data set, as many as the claim's data set has.
+        noise_runs: Steps without records, which show whether runs have independent noise.
         draws: Recorded steps on these records; None if their records are not known.
         effort: Number of samples and steps.
         seed: Seed of the audit.
 
     Returns:
         Findings for the recorded steps and for steps on copies of one record; a single
-        INCONCLUSIVE finding if the records of no step are known.
+        INCONCLUSIVE finding if the records of no step are known, or if seeds are ignored.
     """
+    where = "noise of steps with records"
+    if noise_runs.seed_is_ignored:
+        why = f"{SEED_IGNORED}: its samples are not independent"
+        return [inconclusive_finding(NOISE_CHECK, SAMPLED_FINDING, where, why)]
     found = []
     if draws is not None and draws.joined.any():
         found.append(
@@ -313,7 +318,7 @@ def check_batch_noise(
         "no step is known to have records (the trainer may lack the attribute sampled): only steps "
         "without records are tested"
     )
-    return [inconclusive_finding(NOISE_CHECK, SAMPLED_FINDING, "noise of steps with records", why)]
+    return [inconclusive_finding(NOISE_CHECK, SAMPLED_FINDING, where, why)]
 
 
 def _sampled_steps(draws: SampledBatches, claim: StepClaim) -> StepsWithRecords:

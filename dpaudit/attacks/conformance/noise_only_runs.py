@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,10 @@ from dpaudit.attacks.conformance.trainer_protocol import (
     sampled_indices,
 )
 from dpaudit.vocabulary.conformance import StepClaim
+from dpaudit.vocabulary.ledger import Sampling
 
 NOISE_ONLY_SEEDS = 1
+NEGLIGIBLE = 1e-9  # probability of an empty batch below which it is not expected in any run
 MIN_EMPTY_SHARE = 0.1  # of the steps: smallest share without the one record for that mode
 
 
@@ -43,12 +45,20 @@ class NoiseOnlyMode:
         records: The records that the trainer is made with.
         options: Keyword arguments of ``step``.
         known: Whether it is known which steps had no record.
+        refused: Why the trainer takes no step without records; empty if it was not asked to.
     """
 
     description: str
     records: tuple[Record, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     known: bool = True
+    refused: str = ""
+
+    @property
+    def why_none_is_empty(self) -> str:
+        """Why all steps had records, for the report."""
+        reason = f": without any, the trainer raises {self.refused}" if self.refused else ""
+        return f"every step of these runs had records{reason}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class NoiseOnlyRuns:
         groups: Positions of each parameter group among the kept coordinates, by name.
         dimension: Number of coordinates of an update.
         ranks: The rows of each rank, shape ``(runs, steps, ranks, kept)``; None without ranks.
+        seed_is_ignored: Whether all seeds gave the same noise. Then there is only one run.
     """
 
     mode: NoiseOnlyMode
@@ -71,6 +82,7 @@ class NoiseOnlyRuns:
     groups: dict[str, NDArray[np.int64]]
     dimension: int
     ranks: Array | None
+    seed_is_ignored: bool = False
 
     @property
     def finite(self) -> bool:
@@ -125,12 +137,48 @@ def find_noise_only_mode(
     for mode in (by_include,) if sized else (NoiseOnlyMode("on an empty data set"), by_include):
         if _mode_works(make_trainer, claim, mode, first, dimension):
             return mode
+    if sized:
+        return _mode_of_sized_trainer(make_trainer, claim, by_include, first)
     one = (records[0],)
     if sampled_indices(trainer) is not None and claim.sampling_rate <= 1 - MIN_EMPTY_SHARE:
         return NoiseOnlyMode("on one record, in the steps without it", one)
     return NoiseOnlyMode(
         "on one record, which adds at most the clip norm to each step", one, known=False
     )
+
+
+def _mode_of_sized_trainer(
+    make_trainer: MakeTrainer, claim: StepClaim, by_include: NoiseOnlyMode, seed: int
+) -> NoiseOnlyMode:
+    """Return the mode of a trainer whose step without records fails or is not finite.
+
+    A sum that is not finite is a violation where batches can be empty: it reveals that this one is.
+    """
+    try:
+        noisy_sum(make_trainer(by_include.records, seed).step(**by_include.options), claim)
+    except Exception as error:  # a trainer may fail in any way on an empty batch
+        refused = f"{type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''})"
+        return NoiseOnlyMode("in steps without records", by_include.records, refused=refused)
+    if can_be_empty(claim, len(by_include.records)):
+        return by_include
+    return NoiseOnlyMode(
+        "in steps without records", by_include.records, refused="no error, and is not finite"
+    )
+
+
+def can_be_empty(claim: StepClaim, records: int) -> bool:
+    """Return whether a batch of the claim's sampler is empty with a notable probability.
+
+    Args:
+        claim: The claim, with its sampling.
+        records: Number of records of the data set.
+
+    Returns:
+        False for batches of a fixed size, and where the probability is below ``NEGLIGIBLE``.
+    """
+    if claim.sampling is not Sampling.POISSON or claim.sampling_rate == 1:
+        return False
+    return records * math.log1p(-claim.sampling_rate) > math.log(NEGLIGIBLE)
 
 
 def _mode_works(
@@ -156,7 +204,7 @@ def run_without_records(
         seed: Seed of the audit; each run has its own derived seed.
 
     Returns:
-        The noise of at least two runs.
+        The noise of at least two runs; of one, if the trainer ignores its seed.
     """
     steps = min(claim.steps, effort.longest_run)
     first, *others = derive_seeds(seed, NOISE_ONLY_SEEDS, 1 + effort.most_noise_steps)
@@ -177,13 +225,26 @@ def run_without_records(
                 for _ in range(steps)
             ]
         )
-    return NoiseOnlyRuns(
+    found = NoiseOnlyRuns(
         mode,
         np.array([[one.noise for one in row] for row in rows]),
         np.array([[one.empty for one in row] for row in rows]),
         groups,
         dimension,
         None if start.ranks is None else np.array([[one.ranks for one in row] for row in rows]),
+    )
+    return _first_run(found) if _repeats_one_run(found) else found
+
+
+def _repeats_one_run(runs: NoiseOnlyRuns) -> bool:
+    """Return whether all runs have the same noise, although their seeds differ."""
+    return bool(runs.noise.any() and (runs.noise == runs.noise[:1]).all())
+
+
+def _first_run(runs: NoiseOnlyRuns) -> NoiseOnlyRuns:
+    ranks = None if runs.ranks is None else runs.ranks[:1]
+    return replace(
+        runs, noise=runs.noise[:1], empty=runs.empty[:1], ranks=ranks, seed_is_ignored=True
     )
 
 

@@ -277,3 +277,7 @@ def _groups(model: nn.Module) -> dict[str, slice]:
         groups[name.removeprefix("_module.")] = slice(start, start + parameter.numel())
         start += parameter.numel()
     return groups
+
+
+OpacusWorkbench = OpacusTrainerFactory
+"""Name of ``OpacusTrainerFactory`` before version 2.0."""

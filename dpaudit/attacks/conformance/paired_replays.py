@@ -260,10 +260,9 @@ class TrainerReplays:
         return False
 
     def accepts_empty_batch(self) -> bool:
-        """Return whether the trainer takes a step on an empty data set without an error."""
+        """Return whether a step on an empty data set has no error, and gives a finite sum."""
         try:
-            self.run((), None, 0).at(0)
-            return True
+            return bool(np.isfinite(self.run((), None, 0).at(0)[0]).all())
         except Exception:  # a trainer that does not support it may fail in any way
             return False
 
@@ -341,7 +340,7 @@ class TrainerReplays:
             None if one_sampled is None or other_sampled is None else (one_sampled, other_sampled)
         )
         batch = with_probe.records if one_sampled is None else 1 + len(one_sampled)
-        room = rounding_slack(one, other, batch, self.claim.clip_norm, self.claim.update_scale)
+        room = rounding_slack(one, other, batch, self.claim.clip_norm, self.claim.scale)
         last = with_probe.records - 1
         return ReplayPair(
             probe, last, step, one, other, sampled, room, with_probe.groups,

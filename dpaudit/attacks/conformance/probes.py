@@ -36,6 +36,13 @@ def has_real_features(value: Any) -> bool:
     return np.asarray(value).dtype.kind == "f"
 
 
+def has_nan(record: Record) -> bool:
+    """Return whether the features or the label of a record contain NaN."""
+    return any(
+        has_real_features(part) and bool(np.isnan(np.asarray(part)).any()) for part in record
+    )
+
+
 def labels_of(records: Sequence[Record]) -> list[Any]:
     """Return distinct labels of the records, the last record's label last.
 
@@ -200,20 +207,34 @@ class Probe:
     record: Record
 
 
-def make_probes(records: Sequence[Record], given: Sequence[Record] | None) -> list[Probe]:
+def make_probes(records: Sequence[Record], given: Sequence[Record] | int | None) -> list[Probe]:
     """Build the probes: the ordinary one first, then the given or the derived ones.
 
     Args:
         records: Ordinary records; the last one is the ordinary probe.
-        given: Records to use as probes; None to derive them from ``records``.
+        given: Records to use as probes. None to derive them from ``records``; a number to derive
+            them and to use so many of the records besides, at equal distances.
 
     Returns:
         The probes. Derived features are scaled, zeroed or NaN if they are floats.
     """
     x, y = records[-1]
     ordinary = Probe(ORDINARY, (x, y))
+    if isinstance(given, int):
+        return [*_derived_probes(records, ordinary), *_spread_probes(records, given)]
     if given is not None:
         return [ordinary, *(Probe(f"given, number {i}", one) for i, one in enumerate(given))]
+    return _derived_probes(records, ordinary)
+
+
+def _spread_probes(records: Sequence[Record], count: int) -> list[Probe]:
+    """Return records at equal distances; each of them once if more are asked for."""
+    places = np.unique(np.linspace(0, len(records) - 1, max(count, 1)).round().astype(int))
+    return [Probe(f"record {place}", records[place]) for place in places[:count].tolist()]
+
+
+def _derived_probes(records: Sequence[Record], ordinary: Probe) -> list[Probe]:
+    x, y = ordinary.record
     other = _other_label(records)
     probes = [ordinary, Probe("repeated", records[0])]
     if not has_real_features(x):

@@ -8,6 +8,7 @@ each record's inclusions are tested.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,11 @@ from dpaudit.vocabulary.ledger import Sampling
 
 CHECK = "sampler"
 SAMPLER_SEEDS = 3
+CHANCE = 1e-12  # probability that two runs under different seeds include the same records
+SEED_IGNORED = (
+    "every seed that make_trainer gets gives the same records in each step: seed the sampler "
+    "from it"
+)
 MAX_RECORD_LAGS = 32
 
 
@@ -61,6 +67,21 @@ class SampledBatches:
     rows: tuple[RankRows, ...]
     squares: NDArray[np.float64]
     dimension: int
+
+    def seed_is_ignored(self, claim: StepClaim) -> bool:
+        """Return whether all runs drew the same records, which independent seeds do not give.
+
+        Args:
+            claim: The claim, for the probability that two runs agree by chance.
+
+        Returns:
+            True if all runs agree, and would do so with a probability of at most ``CHANCE``.
+        """
+        rate = claim.sampling_rate
+        agreement = math.log(max(rate**2 + (1 - rate) ** 2, 1e-300)) * self.joined[0].size
+        if claim.sampling is not Sampling.POISSON or agreement > math.log(CHANCE):
+            return False
+        return bool((self.joined == self.joined[:1]).all())
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,8 @@ def check_sampler(draws: SampledBatches | None, claim: StepClaim) -> list[Confor
             f"record {record} was in step {step} more than once: each copy adds up to the clip norm"
         )
         found.append(failed_finding(CHECK, "repeats", tested, why))
+    if draws.seed_is_ignored(claim):
+        return [*found, inconclusive_finding(CHECK, "inclusion", tested, SEED_IGNORED)]
     match claim.sampling:
         case Sampling.POISSON | Sampling.FULL_BATCH:
             return found + _poisson_findings(draws.joined, claim)
@@ -187,9 +210,7 @@ def _poisson_findings(joined: NDArray[np.bool_], claim: StepClaim) -> list[Confo
     return [
         *found,
         _finding("batch sizes", "steps with a typical batch size", _sizes(joined, rate), "step"),
-        _finding(
-            "steps", "inclusions of a record in two steps", _joint(joined, 1, rate), "pair of steps"
-        ),
+        *_step_findings(joined, rate),
         _finding(
             "pairs", "inclusions of two records in a step", _joint(joined, 2, rate),
             "pair of records",
@@ -199,6 +220,14 @@ def _poisson_findings(joined: NDArray[np.bool_], claim: StepClaim) -> list[Confo
             "pair of runs",
         ),
     ]  # fmt: skip
+
+
+def _step_findings(joined: NDArray[np.bool_], rate: float) -> list[ConformanceFinding]:
+    """Test that two steps of a run are independent; a run of one step has no such pair."""
+    if joined.shape[1] < 2:
+        return []
+    counts = _joint(joined, 1, rate)
+    return [_finding("steps", "inclusions of a record in two steps", counts, "pair of steps")]
 
 
 def _fixed_size_findings(joined: NDArray[np.bool_], claim: StepClaim) -> list[ConformanceFinding]:

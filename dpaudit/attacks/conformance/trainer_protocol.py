@@ -37,7 +37,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,34 @@ def required_dataset_size(make_trainer: MakeTrainer) -> int | None:
     return int(size)
 
 
+def for_records(make_trainer: MakeTrainer, records: Sequence[Record]) -> MakeTrainer:
+    """Return the factory for a data set of as many records, if it can be set to any size.
+
+    Args:
+        make_trainer: Makes the trainer; ``conformance.wrap`` gives it a method ``for_records``.
+        records: The records of the audit.
+
+    Returns:
+        The factory to use.
+    """
+    sized = getattr(make_trainer, "for_records", None)
+    return make_trainer if sized is None else cast(MakeTrainer, sized(len(records)))
+
+
+def assumptions_of(make_trainer: MakeTrainer, records: Sequence[Record]) -> tuple[str, ...]:
+    """Return what is assumed about the trainers of a factory, as sentences.
+
+    Args:
+        make_trainer: Makes the trainer; ``conformance.wrap`` gives it ``assumptions_for``.
+        records: Records to make a trainer with.
+
+    Returns:
+        The sentences; empty if the factory has none.
+    """
+    state = getattr(make_trainer, "assumptions_for", None)
+    return () if state is None else tuple(state(records))
+
+
 def repeat_to_dataset_size(make_trainer: MakeTrainer, records: Sequence[Record]) -> list[Record]:
     """Repeat the records in order until there are as many as the claim's data set has.
 
@@ -148,7 +176,7 @@ def noisy_sum(update: Any, claim: StepClaim) -> Array:
         raise InvalidArgument(
             "the shape of step()'s return value", flat.shape, "(d,), that of a flat array"
         )
-    return flat / claim.update_scale
+    return flat / claim.scale
 
 
 def sampled_indices(trainer: Trainer) -> NDArray[np.int64] | None:
@@ -210,17 +238,38 @@ def seed_global_generators(*labels: int) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    seed = int(np.random.SeedSequence(list(labels)).generate_state(1)[0]) % SEED_LIMIT
     kept = random.getstate(), np.random.get_state(), _torch_states()  # noqa: NPY002 - the global one
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    _seed_torch(seed)
+    reseed_global_generators(*labels)
     try:
         yield
     finally:
         random.setstate(kept[0])
         np.random.set_state(kept[1])  # noqa: NPY002
         _restore_torch(kept[2])
+
+
+def reseed_global_generators(*labels: int) -> None:
+    """Seed the global generators. Only inside a block whose end restores their states.
+
+    Args:
+        *labels: Integers that determine the seed.
+    """
+    seed = int(np.random.SeedSequence(list(labels)).generate_state(1)[0]) % SEED_LIMIT
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    _seed_torch(seed)
+
+
+def draw_seeds(count: int) -> list[int]:
+    """Draw seeds from NumPy's global generator, which an audit seeds before each step.
+
+    Args:
+        count: How many seeds to draw.
+
+    Returns:
+        The seeds, in [0, 2**32).
+    """
+    return [int(seed) for seed in np.random.randint(0, SEED_LIMIT, count, np.uint64)]  # noqa: NPY002
 
 
 def _imported_torch() -> Any:

@@ -35,7 +35,12 @@ from dpaudit.attacks.conformance.trainer_protocol import (
     derive_seeds,
     seed_global_generators,
 )
-from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
+from dpaudit.vocabulary.conformance import (
+    Assumption,
+    ConformanceFinding,
+    ConformanceResult,
+    StepClaim,
+)
 from dpaudit.vocabulary.errors import require_count
 from dpaudit.vocabulary.settings import Progress
 from dpaudit.vocabulary.verdict import Outcome
@@ -53,10 +58,11 @@ def check_client(
     claim: StepClaim,
     *,
     records: Sequence[Record],
-    probes: Sequence[Record] | None = None,
+    probes: Sequence[Record] | int | None = None,
     effort: Effort | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    assumptions: Sequence[Assumption] = (),
 ) -> ConformanceResult:
     """Test whether the local steps of a client are those that ``claim`` describes.
 
@@ -68,10 +74,12 @@ def check_client(
         claim: The claim on each local step. Its ``steps`` are those of all rounds, and its
             ``update_scale`` is 1, since noisy sums are recorded.
         records: Ordinary records ``(x, y)``, at least two.
-        probes: Records to replay in place of derived ones; None to derive them.
+        probes: Records to replay in place of derived ones; None to derive them; a number to
+            replay so many of ``records`` as well.
         effort: How much to run. None is enough to detect 2% less noise than claimed.
         seed: Seed of the audit, at least 0.
         progress: Receives each finished check of the local steps.
+        assumptions: What is assumed instead of tested.
 
     Returns:
         All findings, with their verdict.
@@ -120,7 +128,7 @@ def check_client(
     require_count("seed", seed, least=0)
     steps = check(
         TrainerOfClient(make_client), claim, records=records, probes=probes, effort=effort,
-        seed=seed, progress=progress,
+        seed=seed, progress=progress, assumptions=assumptions,
     )  # fmt: skip
     findings = [
         *steps.findings,
@@ -128,7 +136,7 @@ def check_client(
         *check_metrics(make_client, records, seed),
         check_noise_of_clients(make_client, records, seed),
     ]
-    return conformance_result(claim, findings)
+    return conformance_result(steps.claim, findings, assumptions=steps.assumptions)
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def _difference(lost: RoundResult, result: RoundResult, claim: StepClaim) -> str
         return None
     if not np.isfinite(result.noisy_sum).all():
         return "it makes the noisy sum NaN or infinite, for all participants"
-    slack = rounding_slack(lost.noisy_sum, result.noisy_sum, 1, lost.clip_norm, claim.update_scale)
+    slack = rounding_slack(lost.noisy_sum, result.noisy_sum, 1, lost.clip_norm, claim.scale)
     moved = float(np.linalg.norm(result.noisy_sum - lost.noisy_sum)) - slack
     if moved <= NORM_ROUNDING * lost.clip_norm:
         return None

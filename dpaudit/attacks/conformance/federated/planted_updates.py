@@ -182,7 +182,7 @@ class _Planter:
             for without, replaced in ((negligible, True), (absent, False)):
                 yield Comparison(
                     participant, name, pattern, number, without, planted, replaced,
-                    self._groups, self._claim.update_scale, len(self._participants),
+                    self._groups, self._claim.scale, len(self._participants),
                 )  # fmt: skip
 
     def _round(

@@ -242,7 +242,7 @@ class ServerRun:
                     f"aggregate()[{name!r}]", f"shape {part.shape}", f"shape {np.shape(like)}"
                 )
             parts.append(part.ravel())
-        return np.asarray(np.concatenate(parts) / self._claim.update_scale)
+        return np.asarray(np.concatenate(parts) / self._claim.scale)
 
 
 def planted_total(updates: Mapping[int, Array]) -> Array | float:
