@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dpaudit.trainer.attach import make_private
     from dpaudit.workflow.facade import (
         attack_run,
+        audit_final_model,
         audit_run,
         calibrate,
         check_conformance,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "attack_run",
+    "audit_final_model",
     "audit_run",
     "calibrate",
     "check_conformance",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dpaudit.cli.commands import Choice, Command
+from dpaudit.cli.number_types import Count, LargestRate, Rate, Rates
 from dpaudit.cli.options import (
     OUTPUT,
     InputPath,
@@ -54,12 +55,18 @@ NOISE_OPTION = click.option(
 
 PLANNED_SAMPLING = (Sampling.POISSON, Sampling.FULL_BATCH, Sampling.SHUFFLED)
 SCHEDULE_OPTIONS = (
-    click.option("--sampling-rate", type=float, help="Probability that a record is in a batch."),
-    click.option("--steps", type=int, help="Number of noisy steps."),
-    click.option("--dataset-size", type=int, help="Number of records N, assumed to be public."),
-    click.option("--batch-size", type=int, help="Batch size B: the sampling rate is B/N."),
     click.option(
-        "--epochs", type=float, help="Number of epochs E: the number of steps is ceil(E N/B)."
+        "--sampling-rate",
+        type=Rate(),
+        help="Probability that a record is in a batch, as 0.01, 1% or 256/60000.",
+    ),
+    click.option("--steps", type=Count(), help="Number of noisy steps, as 10000 or 1e4."),
+    click.option("--dataset-size", type=Count(), help="Number of records N, assumed to be public."),
+    click.option("--batch-size", type=Count(), help="Batch size B: the sampling rate is B/N."),
+    click.option(
+        "--epochs",
+        type=float,
+        help="Number of epochs E, in place of --steps: the number of steps is ceil(E N/B).",
     ),
     click.option(
         "--sampling",
@@ -82,10 +89,11 @@ SOURCE_OPTIONS = (
     click.option(
         "--from",
         "source",
-        type=Choice(["dpaudit", "opacus", "dp-event", "flower"]),
+        type=Choice(["dpaudit", "opacus", "dp-event", "flower", "tf-privacy", "jax-privacy"]),
         help="Format of FILE, if its content is not enough: a mechanism, answer or plan of "
-        "dpaudit, an Opacus history, a dp_accounting event, or the state of a Flower "
-        "accountant. FILE may be -, standard input.",
+        "dpaudit, an Opacus history or checkpoint (.pt), a dp_accounting event, the state of a "
+        "Flower accountant, a ledger of TensorFlow Privacy, or a plan of JAX Privacy. FILE may "
+        "be -, standard input.",
     ),
     click.option(
         "--noise-set-for",
@@ -151,17 +159,21 @@ def schedule_of_options(ctx: click.Context) -> tuple[float, int]:
 
     given: dict[str, Any] = ctx.params
     sampling_rate, steps = given["sampling_rate"], given["steps"]
-    by_sizes = {name: given[name] for name in ("dataset_size", "batch_size", "epochs")}
-    if all(value is None for value in by_sizes.values()):
+    by_sizes = {name: given[name] for name in ("dataset_size", "batch_size")}
+    epochs = given["epochs"]
+    if epochs is None and all(value is None for value in by_sizes.values()):
         if given["sampling"] == Sampling.FULL_BATCH.value and sampling_rate is None:
             sampling_rate = 1.0
         return require_option("sampling_rate", sampling_rate), require_option("steps", steps)
-    if sampling_rate is not None or steps is not None:
+    if sampling_rate is not None or (steps is not None and epochs is not None):
         raise click.UsageError(
-            "give --sampling-rate and --steps, or --dataset-size, --batch-size and --epochs"
+            "give --sampling-rate and --steps, or --dataset-size and --batch-size with --epochs "
+            "or --steps"
         )
-    size, batch, passes = (require_option(name, value) for name, value in by_sizes.items())
-    return account.schedule_from_sizes(int(size), int(batch), float(passes))
+    size, batch = (int(require_option(name, value)) for name, value in by_sizes.items())
+    if steps is not None:
+        return account.rate_from_sizes(size, batch), int(steps)
+    return account.schedule_from_sizes(size, batch, float(require_option("epochs", epochs)))
 
 
 def _refuse_given(ctx: click.Context, what: str, options: tuple[str, ...]) -> None:
@@ -175,7 +187,8 @@ def _refuse_given(ctx: click.Context, what: str, options: tuple[str, ...]) -> No
 @click.option(
     "--delta",
     type=float,
-    help="Delta of the guarantee.  [default: that of RUN or of a Flower state]",
+    help="Delta of the guarantee; 0 for the epsilon of pure mechanisms.  [default: that of RUN, "
+    "of a plan or of a Flower state]",
 )
 @click.option(
     "--accountant",
@@ -244,6 +257,9 @@ def epsilon(
 
 # ``dpaudit delta``: the delta at an epsilon.
 
+GDP_SLACK = 1e-10
+"""Amount by which the trade-off curve may fall below that of the printed mu."""
+
 PLACEHOLDER_DELTA = 1e-5  # a request has one; delta and tradeoff do not use it
 
 
@@ -294,18 +310,50 @@ def delta(
 # ``dpaudit noise``: the smallest noise multiplier for a target epsilon.
 
 
+RISK_GIVEN = {
+    "target_tpr": ("tpr", "at_fpr"),
+    "target_advantage": ("advantage", None),
+    "target_bayes_risk": ("bayes-risk", "prior"),
+    "target_reconstruction": ("reconstruction", "chance"),
+}
+"""The options of a target: the risk, and the option of what it is given."""
+
+TARGET_OPTIONS = (
+    click.option("--target-epsilon", type=float, help="Largest epsilon allowed, in nats."),
+    click.option("--delta", type=float, help="Delta of --target-epsilon."),
+    click.option(
+        "--target-tpr", type=LargestRate(), help="Largest true-positive rate at --at-fpr."
+    ),
+    click.option("--at-fpr", type=Rate(), help="False-positive rate of --target-tpr."),
+    click.option(
+        "--target-advantage",
+        type=LargestRate(),
+        help="Largest difference of true- and false-positive rate.",
+    ),
+    click.option(
+        "--target-bayes-risk",
+        type=Rate(),
+        help="Least error probability of the best guess of membership.",
+    ),
+    click.option("--prior", type=Rate(), help="Probability of membership for it.  [default: 0.5]"),
+    click.option(
+        "--target-reconstruction",
+        type=LargestRate(),
+        help="Largest success rate of reconstructing a record.",
+    ),
+    click.option("--chance", type=Rate(), help="Success rate of it without any release."),
+)
+
+
 @click.command(cls=Command)
 @schedule_options
-@click.option(
-    "--target-epsilon", type=float, required=True, help="Largest epsilon allowed, in nats."
-)
-@click.option("--delta", type=float, required=True, help="Delta of the guarantee.")
+@with_options(TARGET_OPTIONS)
 @click.option(
     "--accountant",
     type=Choice(SAMPLING_ACCOUNTANTS),
     default="pld",
     show_default=True,
-    help="Accountant whose upper bound must meet the target.",
+    help="Accountant whose bound must meet the target; naive bounds epsilon alone.",
 )
 @format_option("text", "json")
 @OUTPUT
@@ -313,8 +361,8 @@ def delta(
 def noise(
     ctx: click.Context,
     /,
-    target_epsilon: float,
-    delta: float,
+    target_epsilon: float | None,
+    delta: float | None,
     accountant: str,
     sampling: str,
     adjacency: str,
@@ -322,29 +370,64 @@ def noise(
     output: Path | None,
     **_: Any,
 ) -> None:
-    """Compute the noise multiplier for a target epsilon.
+    """Compute the noise multiplier for a target epsilon or risk.
 
-    The upper bound on epsilon of the printed noise multiplier was computed and meets the
-    target.
+    The bound of the printed noise multiplier was computed and meets the target. A risk needs
+    no delta.
 
     \b
     dpaudit noise --sampling-rate 0.01 --steps 1000 --target-epsilon 2 \\
                   --delta 1e-5
     dpaudit noise --dataset-size 60000 --batch-size 256 --epochs 60 \\
                   --target-epsilon 3 --delta 1e-5
+    dpaudit noise --sampling-rate 0.01 --steps 1000 \\
+                  --target-tpr 0.01 --at-fpr 0.001
     """
     from dpaudit.report import text
-    from dpaudit.workflow import account
+    from dpaudit.workflow import noise as calibration
 
-    answer = account.noise_answer(
-        rate=schedule_of_options(ctx),
-        sampling=Sampling(sampling),
-        adjacency=Adjacency(adjacency),
-        target_epsilon=target_epsilon,
-        delta=delta,
+    risk = _risk_of_options(ctx)
+    schedule = calibration.Schedule(
+        schedule_of_options(ctx), Sampling(sampling), Adjacency(adjacency)
+    )
+    as_json = format_ == "json"
+    if risk is not None:
+        kind, target, given = risk
+        found = calibration.risk_noise_answer(
+            schedule=schedule, risk=kind, target=target, given=given, accountant=accountant
+        )
+        write_result(text.as_json(found) if as_json else text.risk_noise_text(found), output)
+        return
+    answer = calibration.noise_answer(
+        schedule=schedule,
+        target_epsilon=require_option("target_epsilon", target_epsilon),
+        delta=require_option("delta", delta),
         accountant=accountant,
     )
-    write_result(text.as_json(answer) if format_ == "json" else text.noise_text(answer), output)
+    write_result(text.as_json(answer) if as_json else text.noise_text(answer), output)
+
+
+def _risk_of_options(ctx: click.Context) -> tuple[str, float, float | None] | None:
+    """Return the risk, its limit and what it is given; None: the target is an epsilon."""
+    values: dict[str, Any] = ctx.params
+    names = [name for name in ("target_epsilon", *RISK_GIVEN) if values[name] is not None]
+    if len(names) > 1:
+        raise click.UsageError(f"give {option_name(names[0])} or {option_name(names[1])}")
+    if not names:
+        options = ", ".join(option_name(name) for name in ("target_epsilon", *RISK_GIVEN))
+        raise click.UsageError(f"missing option: one of {options}")
+    risk, with_option = RISK_GIVEN.get(names[0], (None, "delta"))
+    for unread in ("delta", *(option for _, option in RISK_GIVEN.values() if option)):
+        if unread != with_option and values[unread] is not None:
+            raise click.UsageError(
+                f"{option_name(unread)} has no meaning with {option_name(names[0])}"
+            )
+    if risk is None:
+        return None
+    given = None if with_option is None else values[with_option]
+    if given is None and with_option not in (None, "prior"):
+        given = require_option(str(with_option), given)
+    return risk, values[names[0]], given
 
 
 # ``dpaudit tradeoff``: bounds on any attacker.
@@ -355,16 +438,23 @@ def noise(
 @click.option(
     "--fpr",
     multiple=True,
-    type=float,
-    default=(0.001, 0.01, 0.1),
-    show_default=True,
-    help="False-positive rate of the attacker. Repeatable.",
+    type=Rates(),
+    default=("0.001,0.01,0.1",),
+    show_default="0.001,0.01,0.1",
+    help="False-positive rates of the attacker, separated by commas. Repeatable.",
 )
+@click.option("--gdp", is_flag=True, help="Print the least mu of Gaussian DP, and its regret.")
 @format_option("text", "json")
 @OUTPUT
 @click.pass_context
 def tradeoff(
-    ctx: click.Context, /, fpr: tuple[float, ...], format_: str, output: Path | None, **_: Any
+    ctx: click.Context,
+    /,
+    fpr: tuple[tuple[float, ...], ...],
+    gdp: bool,
+    format_: str,
+    output: Path | None,
+    **_: Any,
 ) -> None:
     """Compute bounds on any membership-inference attacker.
 
@@ -373,13 +463,14 @@ def tradeoff(
 
     \b
     dpaudit tradeoff --sampling-rate 0.01 --noise-multiplier 1 --steps 1000
-    dpaudit tradeoff runs/digits --fpr 0.0001 --fpr 0.01
+    dpaudit tradeoff runs/digits --fpr 0.0001,0.01 --gdp
     """
     from dpaudit.report import text
     from dpaudit.workflow import account
 
     question = pricing_request(ctx, delta=PLACEHOLDER_DELTA)
-    answer = account.risk_answer(question, tuple(sorted(fpr)))
+    rates = tuple(sorted({rate for several in fpr for rate in several}))
+    answer = account.risk_answer(question, rates, GDP_SLACK if gdp else None)
     if question.caveat is not None:
         print_message(question.caveat)
     shown = text.as_json(answer) if format_ == "json" else text.risk_text(answer, question.sampling)

@@ -8,23 +8,34 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dpaudit.cli.commands import Choice, Command, Group
+from dpaudit.cli.language_models import LANGUAGE_MODEL, TOKEN_LOGPROBS, TOKENIZER
 from dpaudit.cli.options import (
     OUTPUT,
+    SCORE_COLUMN_OPTIONS,
     TRUST_MODEL_CODE,
+    FileOrCount,
     InputPath,
     OutputPath,
     format_option,
+    option_name,
     require_option,
+    score_columns,
+    was_given,
     with_options,
     write_result,
 )
 from dpaudit.cli.printing import print_message, print_text, printable_path, progress_bars
+from dpaudit.cli.unused_options import require_used_audit_options, require_used_canary_options
 from dpaudit.files.regular_files import DATA_LIMIT, PRIVATE
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dpaudit.vocabulary.audit import AuditReport
     from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
     from dpaudit.workflow.audit.external_scores import ScoreAuditSettings
+    from dpaudit.workflow.audit.final_model_settings import FinalModelSettings
     from dpaudit.workflow.audit.run_audit import CanaryScoring
 
 
@@ -33,29 +44,54 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 VIEWS = ("every-step", "final-iterate")
+TARGET_KINDS = ("blank", "mislabelled", "crafted", "optimized")
+INITIAL_WEIGHTS = ("own", "worst-case")
+FINAL_OUTPUTS = ("logits", "labels")
 
 # fmt: off
 AUDIT_OPTIONS = (
     click.argument("run", metavar="[RUN]", required=False, type=PATH),
     click.option("--canaries", type=PATH, help="Canary file of dpaudit canaries make; with --scores or --checkpoint, or with a RUN and --scores or --model."),
     click.option("--scores", type=InputPath(".csv", DATA_LIMIT), help="Scores, .csv, .parquet or .npz, or - for CSV from standard input: id and score of every canary; without --canaries, score and member."),
+    *SCORE_COLUMN_OPTIONS,
     click.option("--checkpoint", type=PATH, help="Model whose losses score the canaries: .safetensors or a state_dict in .pt (both with --model), .onnx, .skops, or a program (.pt, .pt2; --trust-model-code)."),
     TRUST_MODEL_CODE,
+    LANGUAGE_MODEL,
+    TOKENIZER,
+    TOKEN_LOGPROBS,
     click.option("--model", help="package.module:factory for the weights in --checkpoint or in RUN."),
     click.option("--delta", type=float, default=1e-5, show_default=True, help="Delta of the bounds. Not with a RUN, which has a delta."),
     click.option("--claim-epsilon", type=float, help="Claimed epsilon to compare with the bounds. Not with a RUN, which has a claim.  [default: none]"),
     click.option("--view", type=Choice(VIEWS), default=VIEWS[0], show_default=True, help="Observations of the gradient canaries of a RUN: all steps, or their sum, which an attacker sees if only the last model of plain SGD with a constant learning rate is released."),
     click.option("--confidence", type=float, default=0.95, show_default=True, help="Joint confidence of all lower bounds."),
+    click.option("--black-box", is_flag=True, help="Train models with and without one target record, and bound epsilon from their final outputs. An interrupted audit resumes."),
+    click.option("--models", type=int, default=200, show_default=True, help="Number of models of --black-box, half of them with the target record."),
+    click.option("--trainer", default="own", show_default=True, help="Trainer of --black-box: own, the trainer of RUN; stacked, its settings with many models at once; or, without a RUN, package.module:function, called with (with_record, seed), which returns logits."),
+    click.option("--target-record", type=Choice(TARGET_KINDS), default="blank", show_default=True, help="Target record of --black-box with a RUN; crafted optimizes the query, optimized the record."),
+    click.option("--initial-weights", type=Choice(INITIAL_WEIGHTS), default="own", show_default=True, help="Initial weights of --black-box with a RUN: own, or worst-case, trained without noise on half of the records; the other half is audited."),
+    click.option("--outputs", type=Choice(FINAL_OUTPUTS), default="logits", show_default=True, help="What --black-box reads of each model."),
+    click.option("--records", type=int, help="Number of training records of --black-box with a RUN, the first ones.  [default: all]"),
+    click.option("--stop-when-refuted", is_flag=True, help="Stop --black-box as soon as the claim is refuted; one bound, valid at any stopping time, is reported."),
+    click.option("--target-label", type=int, help="Class of the target record of your own --trainer."),
+    click.option("--folder", type=PATH, help="Folder of the outputs of your own --trainer, where an interrupted audit resumes."),
     click.option("--plot", type=PATH, help="Write a plot of the bounds and the claim: .svg."),
     format_option("text", "json"),
     OUTPUT,
 )
 # fmt: on
 
+BLACK_BOX_OPTIONS = (
+    *("models", "trainer", "target_record", "initial_weights", "outputs", "records"),
+    *("stop_when_refuted", "target_label", "folder"),
+)
+OWN_TRAINER_OPTIONS = ("target_label", "folder")
+RUN_ONLY_OPTIONS = ("target_record", "initial_weights", "records")
+
 
 @click.command("audit", cls=Command)
 @with_options(AUDIT_OPTIONS)
-def audit_command(**options: Any) -> None:
+@click.pass_context
+def audit_command(ctx: click.Context, /, **options: Any) -> None:
     """Compute lower bounds on epsilon from canaries or scores.
 
     With a RUN, runs membership inference and evaluates the canaries of the run. Without a
@@ -70,10 +106,16 @@ def audit_command(**options: Any) -> None:
     dpaudit audit --canaries canaries.npz --checkpoint model.safetensors \\
                   --model net:make
     dpaudit audit --scores scores.csv --claim-epsilon 4
+    dpaudit audit --canaries canaries.npz --language-model models/mine
+    dpaudit audit runs/mnist --black-box --models 200 --initial-weights worst-case
+    dpaudit audit --black-box --trainer mine:train_one --target-label 3 \\
+                  --folder audits/mine --claim-epsilon 4
     """
     from dpaudit.report import text
 
-    report, claimed, further = _run(options) if options["run"] is not None else _others(options)
+    _require_black_box_options(ctx, options)
+    require_used_audit_options(ctx, options)
+    report, claimed, further = _audited(options)
     if options["plot"] is not None:
         _plot(report, claimed, options)
     said = text.as_json(report) if options["format_"] == "json" else text.audit_text(report)
@@ -85,10 +127,83 @@ AuditOutput = tuple["AuditReport", float | None, list[str]]
 """The report, the claimed epsilon, and further lines of text."""
 
 
+def _audited(options: dict[str, Any]) -> AuditOutput:
+    if options["run"] is not None:
+        return _run(options)
+    return _own_trainer(options) if options["black_box"] else _others(options)
+
+
+def _require_black_box_options(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Refuse options that would be ignored."""
+    given = [name for name in BLACK_BOX_OPTIONS if was_given(ctx, name)]
+    if not options["black_box"]:
+        if given:
+            raise click.UsageError(f"{option_name(given[0])} goes with --black-box")
+        return
+    unused = OWN_TRAINER_OPTIONS if options["run"] is not None else RUN_ONLY_OPTIONS
+    for name in given:
+        if name in unused:
+            what = "your own --trainer, without a RUN" if name in OWN_TRAINER_OPTIONS else "a RUN"
+            raise click.UsageError(f"{option_name(name)} goes with {what}")
+    if options["models"] < 4 or options["models"] % 2:
+        raise click.UsageError("--models is an even number of at least 4")
+
+
+def _own_trainer(options: dict[str, Any]) -> AuditOutput:
+    from dpaudit.attacks.final_model import OutputView
+    from dpaudit.files.user_code import call_user_function, import_object
+    from dpaudit.workflow.audit.external_scores import ScoreAuditSettings
+    from dpaudit.workflow.audit.final_model import audit_final_model
+
+    if options["stop_when_refuted"] and options["claim_epsilon"] is None:
+        raise click.UsageError("--stop-when-refuted goes with --claim-epsilon, the claim to refute")
+    name = options["trainer"]
+    function = import_object("trainer", name, "package.module:function, without a RUN")
+    asked = ScoreAuditSettings(options["delta"], options["confidence"], options["claim_epsilon"])
+
+    def train(with_record: bool, seed: int) -> Any:
+        return call_user_function(name, function, with_record, seed)
+
+    with progress_bars() as progress:
+        report = audit_final_model(
+            train,
+            label=require_option("target-label", options["target_label"]),
+            folder=require_option("folder", options["folder"]),
+            pairs=options["models"] // 2,
+            delta=asked.delta,
+            confidence=asked.confidence,
+            claimed_epsilon=asked.claimed_epsilon,
+            outputs=OutputView(options["outputs"]),
+            stops_early=options["stop_when_refuted"],
+            settings={"trainer": name},
+            progress=progress,
+        )
+    return report, asked.claimed_epsilon, _against_claim(report, asked)
+
+
+def _final_models(options: dict[str, Any]) -> FinalModelSettings | None:
+    """Return the settings of the models to train; None if none are."""
+    from dpaudit.attacks.final_model import OutputView
+    from dpaudit.workflow.audit.final_model_settings import FinalModelSettings
+
+    if not options["black_box"]:
+        return None
+    return FinalModelSettings(
+        pairs=options["models"] // 2,
+        target=options["target_record"],
+        initial_weights=options["initial_weights"],
+        outputs=OutputView(options["outputs"]),
+        trainer=options["trainer"],
+        records=options["records"],
+        stops_early=options["stop_when_refuted"],
+    )
+
+
 def _run(options: dict[str, Any]) -> AuditOutput:
     from dpaudit.runs.directory import open_run
     from dpaudit.workflow.audit.run_audit import audit_run, claimed_epsilon
 
+    _require_no_text_model(options, "without a RUN: its own model scores canaries that are texts")
     run = open_run(options["run"])
     canary_scoring = _scored(options)
     with progress_bars() as progress:
@@ -97,6 +212,7 @@ def _run(options: dict[str, Any]) -> AuditOutput:
             confidence=options["confidence"],
             view=options["view"],
             canary_scoring=canary_scoring,
+            final_models=_final_models(options),
             progress=progress,
         )
     return report, claimed_epsilon(run), []
@@ -104,20 +220,24 @@ def _run(options: dict[str, Any]) -> AuditOutput:
 
 def _scored(options: dict[str, Any]) -> CanaryScoring | None:
     """Return the canary file and the source of its scores; None if no file is given."""
-    from dpaudit.workflow.audit.run_audit import CanaryScoring
+    from dpaudit.runs.directory import open_run
+    from dpaudit.workflow.audit.run_audit import CanaryScoring, is_text_run
 
     canaries, scores = options["canaries"], options["scores"]
     checkpoint, model = options["checkpoint"], options["model"]
+    columns = score_columns(options)
     by_model = checkpoint is not None or model is not None
     if canaries is None:
         if scores is not None or by_model:
             raise click.UsageError("with a RUN, give --canaries beside --scores or --model")
         return None
+    if scores is None and not by_model and is_text_run(open_run(options["run"])):
+        return CanaryScoring(canaries)
     if (scores is not None) == by_model:
         raise click.UsageError(
             "a RUN's --canaries go with one of --scores and --model, the factory of its model"
         )
-    return CanaryScoring(canaries, scores, model, checkpoint)
+    return CanaryScoring(canaries, scores, model, checkpoint, columns)
 
 
 def _others(options: dict[str, Any]) -> AuditOutput:
@@ -126,16 +246,19 @@ def _others(options: dict[str, Any]) -> AuditOutput:
 
     asked = ScoreAuditSettings(options["delta"], options["confidence"], options["claim_epsilon"])
     scores, canaries, checkpoint = (options[n] for n in ("scores", "canaries", "checkpoint"))
+    columns = score_columns(options)
     further: list[str] = []
-    if canaries is None:
+    if options["language_model"] is not None or options["token_logprobs"] is not None:
+        report, further = _by_language_model(options, asked)
+    elif canaries is None:
         if scores is None or checkpoint is not None:
             raise click.UsageError("give a RUN, --scores, or --canaries with scores or a model")
-        report = external_scores.audit_score_file(scores, asked)
+        report = external_scores.audit_score_file(scores, asked, columns)
     elif (scores is None) == (checkpoint is None):
         raise click.UsageError("--canaries goes with one of --scores and --checkpoint")
     elif scores is not None:
-        report = external_scores.audit_canary_scores(canaries, scores, asked)
-        further += _exposed(canaries, scores)
+        report = external_scores.audit_canary_scores(canaries, scores, asked, columns)
+        further += _exposed(external_scores.secret_exposures(canaries, scores, columns))
     else:
         report = external_scores.audit_canary_model(
             canaries,
@@ -155,10 +278,43 @@ def _against_claim(report: AuditReport, asked: ScoreAuditSettings) -> list[str]:
     return [bound_against_claim_in_words(report.bounds[0], asked.claimed_epsilon)]
 
 
-def _exposed(canaries: Path, scores: Path) -> list[str]:
-    from dpaudit.workflow.audit.external_scores import secret_exposures
+def _require_no_text_model(options: dict[str, Any], where: str) -> None:
+    for name in ("language_model", "token_logprobs", "tokenizer"):
+        if options[name] is not None:
+            raise click.UsageError(f"give {option_name(name)} {where}")
 
-    bits = secret_exposures(canaries, scores)
+
+def _by_language_model(
+    options: dict[str, Any], asked: ScoreAuditSettings
+) -> tuple[AuditReport, list[str]]:
+    """Audit text canaries by a language model, or by log-probabilities of their tokens."""
+    from dpaudit.workflow.audit import external_scores, text_canary_scores
+
+    given = [options[name] is not None for name in ("language_model", "token_logprobs")]
+    others = [name for name in ("scores", "checkpoint", "model") if options[name] is not None]
+    if options["canaries"] is None or all(given) or others:
+        raise click.UsageError(
+            "--canaries goes with one of --language-model, --token-logprobs, --scores and "
+            "--checkpoint"
+        )
+    auditor = external_scores.read_auditor_canaries(options["canaries"])
+    if options["language_model"] is not None:
+        by_id = text_canary_scores.scores_of_model_folder(
+            auditor, options["language_model"], options["tokenizer"]
+        )
+    else:
+        _require_no_tokenizer(options)
+        by_id = text_canary_scores.scores_of_token_logprobs(auditor, options["token_logprobs"])
+    report = external_scores.audit_scored_canaries(auditor, by_id, asked)
+    return report, _exposed(external_scores.exposures_of_scores(auditor, by_id))
+
+
+def _require_no_tokenizer(options: dict[str, Any]) -> None:
+    if options["tokenizer"] is not None:
+        raise click.UsageError("leave out --tokenizer: --token-logprobs holds everything")
+
+
+def _exposed(bits: NDArray[np.float64] | None) -> list[str]:
     if bits is None:
         return []
     return [
@@ -186,11 +342,14 @@ def _plot(report: AuditReport, claimed: float | None, options: dict[str, Any]) -
 # ruff: noqa: E501  the options are read as a table: one option a line
 
 
-CANARY_KINDS = ("mislabelled", "blank", "out-of-distribution", "crafted", "secrets", "dummy")
+CANARY_KINDS = (
+    *("mislabelled", "blank", "out-of-distribution", "crafted"),
+    *("secrets", "new-tokens", "synthetic", "dummy"),
+)
 
 # fmt: off
 MAKE_OPTIONS = (
-    click.option("--kind", type=Choice(CANARY_KINDS), default="mislabelled", show_default=True, help="Records, sentences with a secret, or indices of dummy parameters."),
+    click.option("--kind", type=Choice(CANARY_KINDS), metavar="KIND", default="mislabelled", show_default=True, help="Records: mislabelled, blank, out-of-distribution or crafted. Texts: secrets (sentences with one), new-tokens (sentences with a token of their own) or synthetic (drawn from a language model). Or dummy: indices of dummy parameters."),
     click.option("--count", type=int, help="Number of canaries, included and excluded.  [default: 1000, or all held-out records of --data if there are fewer]"),
     click.option("--data", default="digits", show_default=True, help="Records; canaries are made from held-out ones."),
     click.option("--label", help="Column of the label in a table.  [default: label, else the last]"),
@@ -199,8 +358,13 @@ MAKE_OPTIONS = (
     click.option("--model", help="package.module:factory for the weights in --checkpoint."),
     click.option("--template", help="Sentence with {secret} and, optionally, {user}."),
     click.option("--references", type=int, default=1000, show_default=True, help="Number of further sentences, never trained on, to rank secrets among."),
-    click.option("--text", type=PATH, help="Training text that secrets are mixed into, one record per line."),
-    click.option("--training-file", type=PATH, help="Write all training records with the included canaries to this file."),
+    click.option("--text", type=PATH, help="Training text that canaries are mixed into, one record per line, or the column text of a .csv, .parquet or .jsonl file. Of new-tokens canaries, texts that they begin with are taken from it."),
+    click.option("--language-model", type=PATH, metavar="FOLDER", help="Language model that synthetic canaries are drawn from. It must not have seen private data."),
+    TOKENIZER,
+    click.option("--prompt", multiple=True, help="Beginning of synthetic canaries. Repeatable: the prompts take turns."),
+    click.option("--temperature", type=float, default=1.2, show_default=True, help="Sampling temperature of synthetic canaries; 0.8 or more."),
+    click.option("--tokens", type=int, default=32, show_default=True, help="Number of tokens that are drawn after the prompt."),
+    click.option("--training-file", type=PATH, help="Write all training records with the included canaries to this file: .npz for records, .csv (column text) or lines for texts."),
     click.option("-o", "--output", type=OutputPath(), default=Path("canaries.npz"), show_default=True, help="File of the trainer; the auditor's file is NAME.secret.npz beside it."),
 )
 # fmt: on
@@ -213,7 +377,8 @@ def canaries_group() -> None:
 
 @canaries_group.command()
 @with_options(MAKE_OPTIONS)
-def make(**options: Any) -> None:
+@click.pass_context
+def make(ctx: click.Context, /, **options: Any) -> None:
     """Make canaries, each included with probability 1/2.
 
     The trainer's file holds the included canaries alone. Keep the auditor's file secret
@@ -222,10 +387,13 @@ def make(**options: Any) -> None:
     \b
     dpaudit canaries make --kind mislabelled --data mnist.npz \\
                           --training-file train.npz
+    dpaudit canaries make --kind secrets --text notes.csv \\
+                          --training-file train.csv
     dpaudit audit --canaries canaries.npz --scores scores.csv --claim-epsilon 3
     """
     from dpaudit.workflow.audit.make_canaries import DEFAULT_COUNT
 
+    require_used_canary_options(ctx, options)
     planted = _MAKERS.get(options["kind"], _inputs)(options)
     if options["count"] is None and len(planted.ids) < DEFAULT_COUNT:
         print_message(
@@ -290,7 +458,43 @@ def _dummies(options: dict[str, Any]) -> Any:
     return make_dummy_canaries(count, options["output"])
 
 
-_MAKERS = {"secrets": _secrets, "dummy": _dummies}
+def _new_tokens(options: dict[str, Any]) -> Any:
+    from dpaudit.workflow.audit.make_canaries import DEFAULT_COUNT
+    from dpaudit.workflow.audit.make_text_canaries import make_new_token_canaries
+
+    return make_new_token_canaries(
+        DEFAULT_COUNT if options["count"] is None else options["count"],
+        options["output"],
+        text=require_option("text", options["text"]),
+        training_file=options["training_file"],
+    )
+
+
+def _synthetic(options: dict[str, Any]) -> Any:
+    from dpaudit.workflow.audit.make_canaries import DEFAULT_COUNT
+    from dpaudit.workflow.audit.make_text_canaries import SyntheticSettings, make_synthetic_canaries
+
+    return make_synthetic_canaries(
+        DEFAULT_COUNT if options["count"] is None else options["count"],
+        options["output"],
+        SyntheticSettings(
+            require_option("language_model", options["language_model"]),
+            options["tokenizer"],
+            require_option("prompt", options["prompt"] or None),
+            options["tokens"],
+            options["temperature"],
+        ),
+        text=options["text"],
+        training_file=options["training_file"],
+    )
+
+
+_MAKERS = {
+    "secrets": _secrets,
+    "new-tokens": _new_tokens,
+    "synthetic": _synthetic,
+    "dummy": _dummies,
+}
 
 
 # ``dpaudit conformance``: test a trainer against its claimed mechanism.
@@ -318,9 +522,16 @@ _MAKERS = {"secrets": _secrets, "dummy": _dummies}
 )
 @click.option(
     "--probes",
-    type=click.Path(path_type=Path),
-    help="Records to replay instead of the usual probes, for example with gradients above the "
-    "clip norm: an .npz file with the arrays x and y.",
+    type=FileOrCount(),
+    help="N: replay N of the records besides the usual probes. FILE: an .npz file with the arrays "
+    "x and y, records to replay instead, for example with gradients above the clip norm.",
+)
+@click.option(
+    "--assume",
+    type=Choice(("no-nan",)),
+    multiple=True,
+    help="Assume this instead of testing it; the result states it. no-nan: no record has NaN "
+    "features or a NaN gradient.",
 )
 @click.option(
     "--run",
@@ -337,7 +548,8 @@ def conformance_command(
     kind: str,
     claim: Path | None,
     records: Path | None,
-    probes: Path | None,
+    probes: Path | int | None,
+    assume: tuple[str, ...],
     run: Path | None,
     format_: str,
     output: Path | None,
@@ -357,7 +569,7 @@ def conformance_command(
     """
     from dpaudit.report import text
 
-    result = _checked(trainer, kind, claim, records, probes, run)
+    result = _checked(trainer, kind, claim, records, probes, assume, run)
     write_result(
         text.as_json(result) if format_ == "json" else text.conformance_text(result),
         output,
@@ -372,10 +584,12 @@ def _checked(
     kind: str,
     claim: Path | None,
     records: Path | None,
-    probes: Path | None,
+    probes: Path | int | None,
+    assume: tuple[str, ...],
     run: Path | None,
 ) -> ConformanceResult:
     from dpaudit.runs.directory import open_run
+    from dpaudit.vocabulary.conformance import Assumption
     from dpaudit.workflow.audit.conformance_check import (
         check_federated_factory,
         check_run_conformance,
@@ -383,19 +597,22 @@ def _checked(
         read_step_claim,
     )
 
+    assumed = tuple(Assumption(name) for name in assume)
     asked: StepClaim | None = None if claim is None else read_step_claim(claim)
     if kind != "trainer":
         if run is not None:
             raise click.UsageError(f"--run goes with a trainer, not with --kind {kind}")
         stated = require_option("claim", asked)
         with progress_bars() as progress:
-            return check_federated_factory(trainer, kind, stated, records, probes, progress)
+            return check_federated_factory(
+                trainer, kind, stated, records, probes, progress, assumed
+            )
     if ":" in trainer and not Path(trainer).exists():
         made = None if run is None else open_run(run)
         stated = require_option("claim", asked)
         with progress_bars() as progress:
-            return check_trainer_factory(trainer, stated, records, made, probes, progress)
+            return check_trainer_factory(trainer, stated, records, made, probes, progress, assumed)
     if run is not None:
         raise click.UsageError("--run goes with make_trainer: a RUN has its own trainer")
     with progress_bars() as progress:
-        return check_run_conformance(open_run(Path(trainer)), asked, probes, progress)
+        return check_run_conformance(open_run(Path(trainer)), asked, probes, progress, assumed)

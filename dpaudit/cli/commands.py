@@ -107,7 +107,9 @@ class _Suggesting(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             known = [name for one in self.get_params(ctx) for name in one.opts]
-            raise click.UsageError(_unknown("option", error.option_name, known), ctx) from error
+            named = _usual_option(error.option_name, known)
+            message = named or _unknown("option", error.option_name, known)
+            raise click.UsageError(message, ctx) from error
 
 
 class Command(_Suggesting):
@@ -181,6 +183,42 @@ class Group(_Suggesting, click.Group):
 
 FEW = 8
 """Number of words that an error lists if none of them is close to the given one."""
+
+
+USUAL_NAMES = {
+    "sigma": ("noise-multiplier",),
+    "noise": ("noise-multiplier",),
+    "z": ("noise-multiplier",),
+    "rate": ("sampling-rate",),
+    "q": ("sampling-rate",),
+    "sample-rate": ("sampling-rate",),
+    "sampling-probability": ("sampling-rate",),
+    "n": ("dataset-size", "steps"),
+    "N": ("dataset-size",),
+    "num-samples": ("dataset-size",),
+    "b": ("batch-size",),
+    "lot-size": ("batch-size",),
+    "t": ("steps",),
+    "T": ("steps",),
+    "iterations": ("steps",),
+    "rounds": ("steps",),
+    "e": ("epsilon", "target-epsilon", "epochs"),
+    "eps": ("epsilon", "target-epsilon"),
+    "epsilon": ("target-epsilon",),
+    "d": ("delta",),
+    "target-delta": ("delta",),
+    "alpha": ("fpr", "at-fpr"),
+    "advantage": ("target-advantage",),
+    "tpr": ("target-tpr",),
+}
+"""What papers and other libraries call an option: ours, by their name without dashes."""
+
+
+def _usual_option(word: str, known: Collection[str]) -> str | None:
+    """Return the message for an option under its usual name elsewhere; None for other words."""
+    ours = [f"--{name}" for name in USUAL_NAMES.get(word.lstrip("-").replace("_", "-"), ())]
+    found = [name for name in ours if name in known]
+    return f"no such option {word}; use {' or '.join(found)}" if found else None
 
 
 def _unknown(kind: str, word: str, known: Collection[str]) -> str:

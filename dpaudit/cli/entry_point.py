@@ -18,6 +18,7 @@ from dpaudit.cli.commands import HELP_NAMES, Choice, Command, Group
 from dpaudit.cli.gate import baseline, config, gate_command, init
 from dpaudit.cli.printing import print_text
 from dpaudit.cli.report import compare, export, history, report_command, run_group
+from dpaudit.cli.sweep import sweep
 from dpaudit.cli.train import finish_command, train_command, watch_command
 from dpaudit.files.user_code import REMEDY, describe_cause, describe_user_error
 from dpaudit.vocabulary.errors import (
@@ -30,6 +31,7 @@ from dpaudit.vocabulary.errors import (
     UnreadableFile,
     UserCodeError,
 )
+from dpaudit.vocabulary.mechanism_words import refusal_in_words
 
 # ``dpaudit completion``: the script by which a shell completes commands and options.
 
@@ -53,7 +55,7 @@ def completion(ctx: click.Context, /, shell: str) -> None:
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Train": (train_command, finish_command, watch_command),
-    "Account": (epsilon, delta, noise, tradeoff),
+    "Account": (epsilon, delta, noise, tradeoff, sweep),
     "Audit": (audit_command, attack_command, canaries_group, conformance_command),
     "Gate": (gate_command, init, config, baseline),
     "Report": (report_command, run_group, compare, history, export),
@@ -148,6 +150,8 @@ def _code_of(error: BaseException) -> int:
         case click.UsageError() if type(error).__name__ == "NoArgsIsHelpError" and error.ctx:
             printing.print_lines(error.ctx.get_help())
             return ExitCode.USAGE
+        case click.MissingParameter(param=click.Parameter() as missing):
+            return _said(CommandLineError(_missing(missing, error.ctx)))
         case click.ClickException():
             return _said(CommandLineError(error.format_message()))
         case click.Abort() | KeyboardInterrupt() | EOFError():
@@ -163,11 +167,18 @@ def _code_of(error: BaseException) -> int:
     return _bug(error) if typed is None else _said(typed)
 
 
+def _missing(parameter: click.Parameter, ctx: click.Context | None) -> str:
+    """Return what is missing, as it is spelled on the command line."""
+    if isinstance(parameter, click.Argument) and ctx is not None:
+        return f"missing argument {parameter.make_metavar(ctx)}"
+    return f"missing option {max(parameter.opts, key=len)}"
+
+
 def _said(error: DpauditError) -> int:
     if isinstance(error, ClosedPipe):
         printing.discard_output()
     else:
-        printing.print_error(error.code, str(error))
+        printing.print_error(error.code, refusal_in_words(error))
     return error.exit_code
 
 

@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+# ruff: noqa: E501  options are read as a table: one option a line
+
 from __future__ import annotations
 
 import os
@@ -7,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +17,9 @@ from dpaudit.cli.commands import Choice
 from dpaudit.cli.printing import print_text
 from dpaudit.files.regular_files import DOCUMENT_LIMIT, MIB, PUBLIC, write_output
 from dpaudit.vocabulary.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from dpaudit.attacks.membership.score_file import ScoreColumns
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -42,6 +47,46 @@ TRUST_MODEL_CODE = click.option(
     is_flag=True,
     help="Run a --checkpoint that is a program (TorchScript, torch.export), with resource limits.",
 )
+
+
+# fmt: off
+SCORE_COLUMN_OPTIONS = (
+    click.option("--score-column", metavar="COLUMN", help="Column of the scores in --scores.  [default: score]"),
+    click.option("--member-column", metavar="COLUMN", help="Column of the memberships in --scores: 0 and 1, -1 and 1, or words such as train and test.  [default: member]"),
+    click.option("--smaller-means-member", is_flag=True, help="Smaller scores in --scores mean member, as for losses."),
+)
+# fmt: on
+"""Options for score files with other columns, or with scores of the other direction."""
+
+
+class FileOrCount(click.ParamType[Any]):
+    """A file, or a number of at least 1.
+
+    A number is read as one also where a file of that name exists: write ``./3`` for the file.
+    """
+
+    name = "FILE|N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | int:
+        """Return the number, or the path.
+
+        Args:
+            value: Text of the command line or of a variable.
+            param: The option or argument.
+            ctx: The context of the command.
+
+        Returns:
+            The number or the path.
+
+        Raises:
+            click.UsageError: If the number is 0.
+        """
+        if not str(value).isdecimal():
+            return Path(value)
+        count = int(value)
+        return count if count else self.fail("the number must be at least 1", param, ctx)
 
 
 class InputPath(click.Path):
@@ -148,6 +193,22 @@ def write_result(
     write_output(output, f"{text}\n".encode(errors="backslashreplace"), mode)
 
 
+def write_bytes_result(content: bytes, output: Path, *, mode: int = PUBLIC) -> None:
+    """Write a binary result to a file.
+
+    Args:
+        content: All bytes.
+        output: The file.
+        mode: Permissions of a new file.
+
+    Raises:
+        InvalidArgument: If ``output`` is a file that the command reads, or one of a run.
+        InputOutputError: If the disk is full or fails.
+    """
+    _require_no_loss(output)
+    write_output(output, content, mode)
+
+
 def _require_no_loss(output: Path) -> None:
     """Refuse to write over a run's own file, a policy, or anything that was given to be read."""
     from dpaudit.runs.directory import RunDirectory
@@ -204,3 +265,27 @@ def require_option(parameter: str, value: T | None) -> T:
     if value is None:
         raise click.UsageError(f"missing option {option_name(parameter)}")
     return value
+
+
+def score_columns(options: dict[str, Any]) -> ScoreColumns | None:
+    """Return the columns of a score file that options of ``SCORE_COLUMN_OPTIONS`` name.
+
+    Args:
+        options: Values of the options of a command, with that of ``--scores``.
+
+    Returns:
+        The columns, and the direction of the scores; None without ``--scores``.
+
+    Raises:
+        UsageError: If an option is given without ``--scores``.
+    """
+    names = ("score_column", "member_column", "smaller_means_member")
+    if options["scores"] is None:
+        for name in names:
+            if options[name]:
+                raise click.UsageError(f"{option_name(name)} goes with --scores")
+        return None
+    from dpaudit.attacks.membership.score_file import ScoreColumns
+
+    score, member, smaller = (options[name] for name in names)
+    return ScoreColumns(score or "score", member or "member", smaller)

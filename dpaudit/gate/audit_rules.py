@@ -14,6 +14,7 @@ import msgspec
 from dpaudit.gate.evidence import ClaimFigures, Evidence, MembershipEvidence, ReportSource
 from dpaudit.gate.policy import AuditPolicy
 from dpaudit.vocabulary.audit import (
+    REFERENCE_ATTACKS,
     AuditReport,
     AuditResult,
     BoundKind,
@@ -132,6 +133,8 @@ def evaluate_audit_rules(policy: AuditPolicy, evidence: Evidence) -> Iterator[Ru
     """
     if policy.require_conformance:
         yield _conformance(evidence)
+    if policy.require_imitation:
+        yield _imitation(evidence)
     figures, audit = evidence.claim_figures, evidence.audit
     if audit is None:
         yield inconclusive_outcome("audit.evidence", "the run was not audited: dpaudit audit RUN")
@@ -163,6 +166,25 @@ def _conformance(evidence: Evidence) -> RuleOutcome:
     else:
         why = "; ".join(f"{finding.check}, {finding.name}: {finding.why}" for finding in decisive)
     return RuleOutcome(rule, conformance.verdict, why or "nothing was tested")
+
+
+def _imitation(evidence: Evidence) -> RuleOutcome:
+    """Pass if the run was attacked with references that were trained as it was."""
+    rule, attack = "audit.require_imitation", evidence.attack
+    again = "dpaudit attack RUN --reference-training dp-sgd"
+    if attack is None or attack.ledger_head != evidence.claim_figures.ledger_head:
+        return inconclusive_outcome(rule, f"the run was not attacked in its present state: {again}")
+    if attack.reference_training != "dp-sgd":
+        how = attack.reference_training or "no"
+        why = f"attack.json is of {how} references, which do not imitate the run: {again}"
+        return inconclusive_outcome(rule, why)
+    used = [one for one in attack.membership if one.attack in REFERENCE_ATTACKS]
+    if not any(one.inconclusive is None for one in used):
+        why = (
+            "its results with references are inconclusive" if used else "no result used references"
+        )
+        return inconclusive_outcome(rule, f"attack.json imitates the run, but {why}: {again}")
+    return decided_outcome(rule, True, "references were trained by DP-SGD with the run's settings")
 
 
 def _lower_bounds(policy: AuditPolicy, evidence: Evidence, audit: AuditReport) -> RuleOutcome:

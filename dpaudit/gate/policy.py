@@ -29,6 +29,7 @@ RULE_NAMES = (
     "claim.allow_unaccounted",
     "audit.evidence",
     "audit.require_conformance",
+    "audit.require_imitation",
     "audit.lower_bound",
     "audit.min_power_epsilon",
     "audit.max_tpr_at_fpr",
@@ -91,6 +92,8 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         count: Kinds of lower bound whose excess over the claim is a FAIL; the excess of
             another kind is INCONCLUSIVE.
         require_conformance: Demand that the trainer's steps were tested for conformance.
+        require_imitation: Demand an attack whose references were trained by DP-SGD with the run's
+            settings.
         min_power_epsilon: The audit counts only if a true epsilon this far above the claim is
             detectable at 95% power.
         max_tpr_at_fpr: Largest true-positive rate of any attack, by false-positive rate;
@@ -102,6 +105,7 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     require_conformance: bool = False
     min_power_epsilon: float | None = None
     max_tpr_at_fpr: dict[str, float] = {}
+    require_imitation: bool = False
 
     def __post_init__(self) -> None:
         require_open_unit("audit.confidence", self.confidence)

@@ -10,166 +10,11 @@ from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.federation import FederationHeader, FederationSettings
 from dpaudit.vocabulary.ledger import NoiseKind
-from dpaudit.vocabulary.mechanism import (
-    ZCDP,
-    ApproximateDP,
-    BandedMatrixFactorization,
-    Composed,
-    DiscreteGaussian,
-    DiscreteLaplace,
-    DistributedDiscreteGaussian,
-    ElementaryMechanism,
-    Exponential,
-    FixedThresholdSparseVector,
-    Gaussian,
-    IntegerVectorNoise,
-    Laplace,
-    Mechanism,
-    MonotoneSparseVector,
-    NegativeBinomialTrials,
-    NumericSparseVector,
-    PoissonSampled,
-    PoissonTrials,
-    PureDP,
-    RandomAllocation,
-    RandomizedResponse,
-    Repeated,
-    SampledWithoutReplacement,
-    Selected,
-    Skellam,
-    SparseVector,
-    SparseVectorMechanism,
-    TreeAggregation,
-    TrialCount,
-    TruncatedPoisson,
-    VectorDiscreteGaussian,
-)
+from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words
 from dpaudit.vocabulary.privacy_terms import Adjacency, ReleaseScope, Unit
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.settings import HYPERPARAMETER_TUNING, Preset
-
-
-def mechanism_in_words(mechanism: Mechanism) -> str:
-    """Describe a mechanism as a phrase.
-
-    Args:
-        mechanism: The mechanism, with all that it composes.
-
-    Returns:
-        A phrase such as "100 times a Gaussian (noise multiplier 2) on Poisson samples (rate
-        0.01)".
-    """
-    match mechanism:
-        case Repeated(inner, times):
-            phrase = mechanism_in_words(inner)
-            return phrase if times == 1 else f"{times} times {phrase}"
-        case Composed(mechanisms):
-            return ", and ".join(mechanism_in_words(part) for part in mechanisms)
-        case Selected(inner, trials):
-            return f"the best of {_trials_in_words(trials)} of [{mechanism_in_words(inner)}]"
-        case PoissonSampled() | TruncatedPoisson() | SampledWithoutReplacement():
-            return f"{mechanism_in_words(mechanism.mechanism)} {_sampling_in_words(mechanism)}"
-        case RandomAllocation(inner, steps):
-            return (
-                f"a pass of {steps} times {mechanism_in_words(inner)}, "
-                "each record in one of them at random"
-            )
-        case _ if isinstance(mechanism, SparseVectorMechanism):
-            return _sparse_vector_in_words(mechanism)
-        case TreeAggregation(inner, steps):
-            return f"prefix sums of {steps} batches by a tree of {mechanism_in_words(inner)}"
-        case BandedMatrixFactorization(inner, steps, bands, rate):
-            return (
-                f"{steps} steps of {bands} bands of {mechanism_in_words(inner)} "
-                f"(sampling rate {rate:g})"
-            )
-        case _:
-            return _elementary_in_words(mechanism)
-
-
-def _sampling_in_words(
-    mechanism: PoissonSampled | TruncatedPoisson | SampledWithoutReplacement,
-) -> str:
-    match mechanism:
-        case PoissonSampled(_, rate):
-            return f"on Poisson samples (rate {rate:g})"
-        case TruncatedPoisson(_, rate, size, largest):
-            return (
-                f"on Poisson samples (rate {rate:g} of {size} records) truncated to {largest} "
-                "records"
-            )
-        case SampledWithoutReplacement(_, batch, size):
-            return f"on {batch} of {size} records drawn without replacement"
-
-
-def _elementary_in_words(mechanism: ElementaryMechanism) -> str:
-    match mechanism:
-        case Gaussian(noise_multiplier):
-            return f"a Gaussian (noise multiplier {noise_multiplier:g})"
-        case Laplace(scale, sensitivity):
-            return f"Laplace noise (scale {scale:g}, sensitivity {sensitivity:g})"
-        case DiscreteGaussian(scale, sensitivity):
-            return f"a discrete Gaussian (scale {scale:g}, sensitivity {sensitivity})"
-        case DiscreteLaplace(scale, sensitivity):
-            return f"discrete Laplace noise (scale {scale:g}, sensitivity {sensitivity})"
-        case VectorDiscreteGaussian(scale):
-            return f"a vector discrete Gaussian (scale {scale:g}, {_norms_in_words(mechanism)})"
-        case DistributedDiscreteGaussian(scale, shares):
-            return (
-                f"the sum of {shares} shares of discrete Gaussian noise (scale {scale:g} each, "
-                f"{_norms_in_words(mechanism)})"
-            )
-        case Skellam(variance):
-            return f"Skellam noise (variance {variance:g}, {_norms_in_words(mechanism)})"
-        case RandomizedResponse(truth_probability, categories):
-            return (
-                f"randomized response (truth with probability {truth_probability:g}, "
-                f"{categories} categories)"
-            )
-        case Exponential(epsilon):
-            return f"the exponential mechanism (epsilon {epsilon:g})"
-        case PureDP(epsilon):
-            return f"a mechanism that is {epsilon:g}-DP"
-        case ApproximateDP(epsilon, delta):
-            return f"a mechanism that is ({epsilon:g}, {delta:g})-DP"
-        case ZCDP(rho):
-            return f"a mechanism that is {rho:g}-zCDP"
-
-
-def _norms_in_words(mechanism: IntegerVectorNoise) -> str:
-    return (
-        f"L2 sensitivity {mechanism.l2_sensitivity:g}, L1 sensitivity "
-        f"{mechanism.l1_sensitivity:g}, {mechanism.dimension} coordinates"
-    )
-
-
-def _sparse_vector_in_words(mechanism: SparseVectorMechanism) -> str:
-    match mechanism:
-        case NumericSparseVector(comparison, scale):
-            return (
-                f"{_sparse_vector_in_words(comparison)} and the values above it (Laplace noise of "
-                f"scale {scale:g})"
-            )
-        case SparseVector():
-            kind = "a sparse vector technique"
-        case MonotoneSparseVector():
-            kind = "a sparse vector technique on monotone queries"
-        case FixedThresholdSparseVector():
-            kind = "a sparse vector technique with one threshold noise"
-    return (
-        f"{kind} (threshold scale {mechanism.threshold_scale:g}, query scale "
-        f"{mechanism.query_scale:g}, {mechanism.answers} answers, sensitivity "
-        f"{mechanism.sensitivity:g})"
-    )
-
-
-def _trials_in_words(trials: TrialCount) -> str:
-    match trials:
-        case PoissonTrials(mean):
-            return f"a Poisson number (mean {mean:g})"
-        case NegativeBinomialTrials(shape, success):
-            return f"a negative binomial number (shape {shape:g}, success {success:g})"
-
 
 NOT_COVERED = (
     "It does not cover other releases about the same records, choices that were based on them "
@@ -354,6 +199,9 @@ def bound_against_claim_in_words(bound: AuditResult, claimed_epsilon: float) -> 
             f"the claimed epsilon of {claimed_epsilon:g} is contradicted by the lower bound "
             f"{round_down(bound.epsilon_lower)} ({bound.kind.value})"
         )
+    if bound.inconclusive is not None:
+        about = f"INCONCLUSIVE about the claimed epsilon of {claimed_epsilon:g}"
+        return f"{about}: {bound.inconclusive}"
     return f"the claimed epsilon of {claimed_epsilon:g} is not contradicted; this is no proof"
 
 

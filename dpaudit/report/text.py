@@ -13,19 +13,16 @@ from dpaudit.report.descriptions import (
     UNIT_DESCRIPTIONS,
     guarantee_in_words,
     loss_in_words,
-    mechanism_in_words,
     observers_in_words,
     participants_in_words,
 )
 from dpaudit.report.participants import participant_table
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.audit import (
-    AttackReport,
+    FINAL_MODELS_NAME,
     AuditReport,
     AuditResult,
     ClassGuesses,
-    MembershipResult,
-    TprAtFpr,
 )
 from dpaudit.vocabulary.claim import (
     DeltaAnswer,
@@ -33,11 +30,13 @@ from dpaudit.vocabulary.claim import (
     Explanation,
     NoiseAnswer,
     RiskAnswer,
+    RiskNoiseAnswer,
 )
 from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words
 from dpaudit.vocabulary.privacy_terms import Adjacency
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.verdict import PastRun
@@ -192,6 +191,41 @@ def noise_text(answer: NoiseAnswer) -> str:
     )
 
 
+RISK_WORDS = {
+    "tpr": "upper bound on the true-positive rate",
+    "advantage": "upper bound on the advantage",
+    "bayes-risk": "lower bound on the Bayes risk",
+    "reconstruction": "upper bound on the success of reconstruction",
+}
+GIVEN_WORDS = {
+    "tpr": " at false-positive rate {:g}",
+    "bayes-risk": " at prior {:g}",
+    "reconstruction": " where {:g} is reached without the output",
+}
+
+
+def risk_noise_text(answer: RiskNoiseAnswer) -> str:
+    """Format a noise multiplier that was calibrated to a risk.
+
+    Args:
+        answer: The result of the calibration.
+
+    Returns:
+        The noise multiplier with all digits, and the certified end of the risk.
+    """
+    least = answer.risk == "bayes-risk"
+    shown = round_down(answer.interval.lower) if least else round_up(answer.interval.upper)
+    given = "" if answer.given is None else GIVEN_WORDS[answer.risk].format(answer.given)
+    return "\n".join(
+        [
+            f"noise multiplier {answer.noise_multiplier!r}",
+            f"{mechanism_in_words(answer.mechanism)}: {RISK_WORDS[answer.risk]} {shown}{given} "
+            f"({answer.accountant} accountant, {answer.adjacency.value}); "
+            f"target {answer.target:g}",
+        ]
+    )
+
+
 def risk_text(answer: RiskAnswer, sampling: Sampling | None) -> str:
     """Format the bounds on any attacker: a table of rates, the advantage and the accuracy.
 
@@ -216,8 +250,18 @@ def risk_text(answer: RiskAnswer, sampling: Sampling | None) -> str:
             f"{round_up(answer.advantage.upper)}",
             "upper bound on the accuracy for a record included with probability 1/2: "
             f"{round_up(answer.accuracy.upper)}",
+            *_gdp_lines(answer),
         ]
     )
+
+
+def _gdp_lines(answer: RiskAnswer) -> list[str]:
+    if answer.gdp is None:
+        return []
+    return [
+        f"Gaussian DP with mu {round_up(answer.gdp.mu.upper)}, up to {answer.gdp.slack:g}; upper "
+        f"bound on the regret {round_up(answer.gdp.regret.upper)}"
+    ]
 
 
 def _heading(mechanism: Mechanism, adjacency: Adjacency, sampling: Sampling | None) -> list[str]:
@@ -301,6 +345,8 @@ def _scored_in_words(bound: AuditResult) -> str:
     if isinstance(bound.estimator, ClassGuesses):
         counts = bound.estimator
         return f"{counts.members} members and {counts.nonmembers} non-members"
+    if bound.name.startswith(FINAL_MODELS_NAME):
+        return f"{bound.trials} models, half of them with the target record"
     return f"{bound.trials} canaries"
 
 
@@ -317,6 +363,7 @@ def conformance_text(result: ConformanceResult) -> str:
         result.verdict.value,
         f"(a trainer that implements its claim is rejected with a probability of at most "
         f"{result.level:g})",
+        *(f"assumed: {one}" for one in result.assumptions),
     ]
     for finding in result.findings:
         p_value = "" if finding.p_value is None else f" (p = {finding.p_value:.3g})"
@@ -345,52 +392,6 @@ def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 # Membership inference attacks as a table for the terminal.
-
-
-def attack_text(report: AttackReport) -> str:
-    """Format one row per attack, then the assumptions and limits of the rates.
-
-    Args:
-        report: At least one attack.
-
-    Returns:
-        Lines for the terminal.
-    """
-    rates = sorted({rate.fpr for one in report.membership for rate in one.tpr_at_fpr})
-    heading = ("attack", "AUC", "best accuracy", *(f"TPR at {100 * rate:g}% FPR" for rate in rates))
-    rows = [heading, *(_attack_row(one, rates) for one in report.membership)]
-    return "\n".join([report.attacked, "", *table_lines(rows), "", *_attack_notes(report)])
-
-
-def _attack_row(one: MembershipResult, rates: list[float]) -> tuple[str, ...]:
-    by_rate = {rate.fpr: rate for rate in one.tpr_at_fpr}
-    figures = (f"{one.auc:.3f}", f"{one.balanced_accuracy:.3f}")
-    return (one.attack, *figures, *(_rate_cell(by_rate.get(rate)) for rate in rates))
-
-
-def _rate_cell(rate: TprAtFpr | None) -> str:
-    if rate is None:
-        return "-"
-    ends = (round_down(100 * rate.interval.lower), round_up(100 * rate.interval.upper))
-    return f"{100 * rate.tpr:.3g}% ({ends[0]} to {ends[1]})"
-
-
-def _attack_notes(report: AttackReport) -> list[str]:
-    first = report.membership[0]
-    lines = [
-        f"{first.members} members, {first.nonmembers} non-members; intervals at confidence "
-        f"{report.confidence:g} each; assumptions: {first.assumes}"
-    ]
-    if first.unresolved:
-        rates = ", ".join(f"{100 * rate:g}%" for rate in first.unresolved)
-        needed = round(1 / min(first.unresolved))
-        lines.append(f"too few non-members for an FPR of {rates}: at least {needed} are needed")
-    lines += [
-        f"INCONCLUSIVE: {one.attack}: {one.inconclusive}"
-        for one in report.membership
-        if one.inconclusive
-    ]
-    return lines
 
 
 # Past verdicts as a table for the terminal.

@@ -33,6 +33,7 @@ from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger, ReleaseEntry, Seal
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
+    BinnedMatrixFactorization,
     RandomAllocation,
     TreeAggregation,
 )
@@ -302,7 +303,12 @@ def _steps_of(release: ReleaseEntry, ledger: PrivacyLedger) -> int | None:
         return 0
     if not ledger.header.sampling.records_every_step:
         match release.mechanism:
-            case RandomAllocation() | TreeAggregation() | BandedMatrixFactorization():
+            case (
+                RandomAllocation()
+                | TreeAggregation()
+                | BandedMatrixFactorization()
+                | BinnedMatrixFactorization()
+            ):
                 return release.mechanism.steps
             case _:
                 return None

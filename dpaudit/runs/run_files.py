@@ -69,6 +69,16 @@ class RunFiles:
         return self.path / "attack.json"
 
     @property
+    def final_model_plan(self) -> Path:
+        """Plan of a black-box audit: which models are trained, and their secret seed."""
+        return self.path / "final-models.json"
+
+    @property
+    def final_model_trials(self) -> Path:
+        """Outputs of the models that a black-box audit has trained so far."""
+        return self.path / "final-models.npz"
+
+    @property
     def conformance(self) -> Path:
         """Findings about whether the trainer does what the ledger records."""
         return self.path / "conformance.json"
@@ -140,6 +150,7 @@ class RunFiles:
             *(self.config, self.model, self.canaries, self.secret_canaries),
             *(self.canary_file_copy, self.observations),
             *(self.claim, self.audit, self.attack, self.conformance, self.verdict, self.report),
+            *(self.final_model_plan, self.final_model_trials),
             self.ledger,
         )
 
@@ -155,6 +166,7 @@ class RunFiles:
         return (
             *(self.model, self.observations, self.claim, self.audit, self.attack),
             *(self.conformance, self.verdict, self.report),
+            *(self.final_model_plan, self.final_model_trials),
         )
 
 

@@ -35,7 +35,8 @@ from dpaudit.vocabulary.settings import DataSettings
 
 ALLOWED_LABELS = (
     "a column of classes, as models here are classifiers and attacks compare records of a class: "
-    "select another column with --label, or cut the values into classes"
+    "select another column with --label, cut the values into classes, or attack regression models "
+    "with --task regression"
 )
 MAX_VALUES_UNCHECKED = (
     10  # up to this many distinct values are classes, whatever the number of records
@@ -188,6 +189,56 @@ def _load(settings: DataSettings) -> DatasetSplit:
     return DatasetSplit(train, heldout, tuple(str(label) for label in label_set))
 
 
+def load_regression_records(
+    settings: DataSettings,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Read all records of a source whose labels are real values.
+
+    Args:
+        settings: Source and label column; the split is not used.
+
+    Returns:
+        Features, shape ``(records, ...)``, and values, shape ``(records,)``. Training and test
+        records of a source with both are joined.
+
+    Raises:
+        UnreadableFile: If the source is missing, or of no known format.
+        InvalidData: If it holds NaN or infinity, labels that are no numbers, equal labels, or
+            features and labels of different lengths.
+    """
+    source = settings.source
+    try:
+        parts = _read(source, settings.label)
+        found = [_regression_part(part, settings, source) for part in parts]
+        features = np.concatenate([features for features, _ in found])
+        values = np.concatenate([values for _, values in found])
+    except DpauditError:
+        raise
+    except Exception as error:  # readers raise many kinds of errors on broken files
+        why = f"readable: {type(error).__name__}: {error}"
+        raise InvalidData("data", source, why) from error
+    if np.ptp(values) == 0:
+        raise InvalidData("data", source, "records with at least two different labels")
+    return features, values
+
+
+def _regression_part(
+    part: _RawRecords, settings: DataSettings, source: str
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return features and real-valued labels of a part."""
+    labels = _labels(part, source)
+    if labels.dtype.kind not in "buif":
+        raise InvalidData("data", source, f"labels that are numbers, not {labels.dtype}")
+    same = np.zeros(len(labels), dtype=np.int64)  # classes are not read
+    records = _records(
+        _RawRecords(part.features, same, part.feature_range, part.column),
+        np.zeros(1, dtype=np.int64),
+        settings.feature_range,
+        source,
+    )
+    return records.features, labels.astype(np.float64)
+
+
 def load_training_column(settings: DataSettings, column: str) -> NDArray[Any]:
     """Read one column of a table, for the training records of ``load_dataset``.
 
@@ -202,16 +253,36 @@ def load_training_column(settings: DataSettings, column: str) -> NDArray[Any]:
         InvalidArgument: If the source is no table, or lacks the column.
         UnreadableFile: If the source is missing.
     """
+    return load_column(settings, column, "partition")[0]
+
+
+def load_column(
+    settings: DataSettings, column: str, option: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Read one column of a table, in the order of the records of ``load_dataset``.
+
+    Args:
+        settings: Source and split, as for ``load_dataset``.
+        column: Name of the column, which may be among the features or the label.
+        option: What names the column, for messages.
+
+    Returns:
+        Values as text of the training records, and those of the held-out records.
+
+    Raises:
+        InvalidArgument: If the source is no table, or lacks the column.
+        UnreadableFile: If the source is missing.
+    """
     path = Path(settings.source)
     if not path.name.removesuffix(".gz").endswith((".csv", ".parquet")):
-        raise InvalidArgument("partition", "column", f"another one: {settings.source} is no table")
+        raise InvalidArgument(option, "column", f"another one: {settings.source} is no table")
     frame = read_table(_source(path), low_memory=False)
     if column not in frame.columns:
         allowed = f"a column of {settings.source}: {list(frame.columns)[:MAX_VALUES_SHOWN]}"
-        raise InvalidArgument("partition_column", column, allowed)
+        raise InvalidArgument(f"{option}_column", column, allowed)
     values = frame[column].astype(str).to_numpy()
-    coins = np.random.default_rng(settings.split_seed).random(len(values))
-    return np.asarray(values[coins >= settings.test_fraction])
+    held = np.random.default_rng(settings.split_seed).random(len(values)) < settings.test_fraction
+    return np.asarray(values[~held]), np.asarray(values[held])
 
 
 def _labels(part: _RawRecords, source: str) -> NDArray[Any]:

@@ -523,6 +523,9 @@ class Private(NotCopyable):
 WARNED_STEP = 4
 """The step after which slow parameters are named, once: by then, plans have been made again."""
 
+SLOW_PARAMETERS_PATTERN = r"\d+ parameters have no fast rule"
+"""Start of the warning that names slow parameters, for those who train many models alike."""
+
 MAX_NAMES_SHOWN = 5
 """Names of slow parameters in the warning."""
 

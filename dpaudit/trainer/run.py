@@ -45,6 +45,7 @@ from dpaudit.trainer.tasks import (
     make_run_model,
     public_base,
     released_names,
+    split_of_run,
     task_of,
 )
 from dpaudit.vocabulary.errors import InvalidArgument, RunExists
@@ -94,7 +95,7 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     join_process_group(device)
     ranks = current_ranks()
     task = task_of(config.data)
-    split = task.load(config.data)
+    split = split_of_run(config, task.load(config.data))
     stream = ranks.broadcast_stream(Keystream.of(config.privacy.seed))
     model = _prepared_model(task, config.model, split, stream).to(device)
     return PreparedRun(_with_noise_kind(config, model), split, model, stream, ranks)
@@ -310,7 +311,9 @@ def optimizer_from_settings(model: nn.Module, prepared: PreparedRun) -> torch.op
         The optimizer.
     """
     settings = prepared.config.model
-    return make_optimizer(model, settings.optimizer, _learning_rate(prepared), settings.momentum)
+    return make_optimizer(
+        model, settings.optimizer, stated_learning_rate(prepared), settings.momentum
+    )
 
 
 def _make_canaries(prepared: PreparedRun) -> RunCanaries:
@@ -357,20 +360,46 @@ def _attach_settings(prepared: PreparedRun, canaries: RunCanaries) -> AttachSett
     )
 
 
-def _learning_rate(prepared: PreparedRun) -> float:
-    """Return the learning rate of the settings, or the model's default."""
+def stated_learning_rate(prepared: PreparedRun) -> float:
+    """Return the learning rate of the settings, or the model's default.
+
+    Args:
+        prepared: The prepared run.
+
+    Returns:
+        The rate before any schedule.
+    """
     settings = prepared.config.model
     default = prepared.task.learning_rate(settings.model, prepared.split, settings.optimizer)
     return settings.learning_rate or default
 
 
-def _set_learning_rate(prepared: PreparedRun, private: Private) -> None:
-    """Set the next step's learning rate, by a schedule fixed before training."""
-    if prepared.config.model.learning_rate_schedule == "cosine":
-        # Cosine decay from 1 at step 0 to 0 after the last step.
-        factor = (1 + math.cos(math.pi * private.steps / prepared.config.privacy.steps)) / 2
+def set_learning_rate(prepared: PreparedRun, private: Private) -> None:
+    """Set the next step's learning rate, by a schedule fixed before training.
+
+    Args:
+        prepared: The prepared run, for the schedule.
+        private: The trainer; its optimizer is changed.
+    """
+    if prepared.config.model.learning_rate_schedule != "constant":
         for group in private.optimizer.param_groups:
-            group["lr"] = factor * _learning_rate(prepared)
+            factor = learning_rate_factor(prepared.config, private.steps)
+            group["lr"] = factor * stated_learning_rate(prepared)
+
+
+def learning_rate_factor(config: RunConfig, step: int) -> float:
+    """Return the factor of the schedule on the learning rate.
+
+    Args:
+        config: The run's settings.
+        step: Number of steps that were taken.
+
+    Returns:
+        1 for a constant rate; for cosine decay, from 1 at step 0 to 0 after the last step.
+    """
+    if config.model.learning_rate_schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * step / config.privacy.steps)) / 2
 
 
 def _take_steps(
@@ -387,8 +416,8 @@ def _take_steps(
     task = prepared.task
     records = task.inputs(prepared.model, prepared.split, canaries)
     for inputs, targets in private.batches(records, steps=remaining):
-        _set_learning_rate(prepared, private)
-        batch = _viewed(prepared, private, (inputs.to(device), targets.to(device)))
+        set_learning_rate(prepared, private)
+        batch = viewed_batch(prepared, private, (inputs.to(device), targets.to(device)))
         private.step(task.losses, batch)
         if private.steps % every == 0 or private.steps == steps:
             private.checkpoint(run.checkpoints)
@@ -398,10 +427,18 @@ def _take_steps(
     return _remove_checkpoints(prepared, run)
 
 
-def _viewed(prepared: PreparedRun, private: Private, batch: Batch) -> Batch | RecordGroups:
+def viewed_batch(prepared: PreparedRun, private: Private, batch: Batch) -> Batch | RecordGroups:
     """Return the views of each image of a batch that the settings ask for.
 
     They are drawn anew for each step, so that a step that is run again has the same views.
+
+    Args:
+        prepared: The prepared run, for the number of views and their stream.
+        private: The trainer, for the number of the step.
+        batch: Images and labels.
+
+    Returns:
+        The batch itself, or the views of each image.
     """
     views = prepared.config.model.views
     if views == 1:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 
 from dpaudit.files.regular_files import DATA_LIMIT, InputFile, open_input
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.trainer.canaries.run_canaries import NO_INPUT_CANARIES, RunCanaries, make_canaries
-from dpaudit.trainer.data import DatasetSplit, load_dataset
+from dpaudit.trainer.canaries.run_canaries import RunCanaries, make_canaries
+from dpaudit.trainer.canaries.text_canaries import last_token_confidences, make_text_canaries
+from dpaudit.trainer.data import DatasetSplit, RecordArrays, load_dataset
 from dpaudit.trainer.engine.independence import (
     require_independent_losses,
     require_independent_records,
@@ -39,9 +41,10 @@ from dpaudit.trainer.models.language_models import (
 )
 from dpaudit.trainer.models.wide_resnet import PAD
 from dpaudit.trainer.noise.randomness import Keystream
-from dpaudit.trainer.token_data import TokenSplit, load_tokens
+from dpaudit.trainer.token_data import TokenRecords, TokenSplit, load_tokens
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
-from dpaudit.vocabulary.settings import CanarySettings, DataSettings, ModelSettings
+from dpaudit.vocabulary.federation import FederatedConfig
+from dpaudit.vocabulary.settings import CanarySettings, DataSettings, ModelSettings, RunConfig
 
 Split = DatasetSplit | TokenSplit
 """Records to train on, and records held out."""
@@ -80,6 +83,12 @@ class Task(Protocol):
         self, settings: CanarySettings, split: Any, parameters: int, stream: Keystream
     ) -> RunCanaries:
         """Draw the canaries of a run."""
+
+    def with_canary_tokens(self, split: Any, settings: CanarySettings) -> Split:
+        """Return the records with one further token for each input canary, if they are text."""
+
+    def canary_scores(self, model: nn.Module, inputs: Any) -> NDArray[np.float64]:
+        """Return one score per input canary; larger means included."""
 
     def inputs(self, model: nn.Module, split: Any, canaries: RunCanaries) -> tuple[Tensor, Tensor]:
         """Return all training records, input canaries included, as a batch."""
@@ -128,11 +137,20 @@ class Classification:
         """Draw gradient canaries, and mislabelled records."""
         return make_canaries(settings, split, parameters, stream)[0]
 
+    def with_canary_tokens(self, split: DatasetSplit, settings: CanarySettings) -> DatasetSplit:
+        """Return the records as they are."""
+        return split
+
+    def canary_scores(self, model: nn.Module, inputs: RecordArrays) -> NDArray[np.float64]:
+        """Return the confidence in the wrong label of each canary."""
+        return evaluate_model(model, inputs).confidences
+
     def inputs(
         self, model: nn.Module, split: DatasetSplit, canaries: RunCanaries
     ) -> tuple[Tensor, Tensor]:
         """Return features of the fixed part, and labels."""
         extra, train = canaries.trained_inputs, split.train
+        assert isinstance(extra, RecordArrays)
         features = np.concatenate([train.features, extra.features.reshape(-1, *split.shape)])
         labels = np.concatenate([train.labels, extra.labels])
         return torch.from_numpy(compute_features(model, features)), torch.from_numpy(labels)
@@ -186,18 +204,27 @@ class LanguageModeling:
     def draw_canaries(
         self, settings: CanarySettings, split: TokenSplit, parameters: int, stream: Keystream
     ) -> RunCanaries:
-        """Draw gradient canaries; a sequence has no label that could be wrong."""
-        if settings.inputs:
-            allowed = "0 for text: an input canary is a record with a wrong label"
-            raise InvalidArgument("input_canaries", settings.inputs, allowed)
-        nothing = DatasetSplit(NO_INPUT_CANARIES, NO_INPUT_CANARIES, ("", ""))
-        return make_canaries(settings, nothing, parameters, stream)[0]
+        """Draw gradient canaries, and sequences that end with a token of their own."""
+        return make_text_canaries(settings, split, parameters, stream)
+
+    def with_canary_tokens(self, split: TokenSplit, settings: CanarySettings) -> TokenSplit:
+        """Return the records with a vocabulary that has one token for each input canary."""
+        return replace(split, canary_tokens=settings.inputs)
+
+    def canary_scores(self, model: nn.Module, inputs: TokenRecords) -> NDArray[np.float64]:
+        """Return the log-probability of each canary's own token."""
+        return last_token_confidences(model, inputs)
 
     def inputs(
         self, model: nn.Module, split: TokenSplit, canaries: RunCanaries
     ) -> tuple[Tensor, Tensor]:
         """Return tokens and lengths."""
-        return torch.from_numpy(split.train.tokens), torch.from_numpy(split.train.lengths)
+        extra, train = canaries.trained_inputs, split.train
+        if not isinstance(extra, TokenRecords):  # none, in runs of earlier versions
+            return torch.from_numpy(train.tokens), torch.from_numpy(train.lengths)
+        tokens = np.concatenate([train.tokens, extra.tokens])
+        lengths = np.concatenate([train.lengths, extra.lengths])
+        return torch.from_numpy(tokens), torch.from_numpy(lengths)
 
     def evaluate(self, model: nn.Module, records: Any) -> TokenEvaluation:
         """Compute losses and perplexity."""
@@ -236,6 +263,21 @@ def task_of(settings: DataSettings) -> Task:
 
 
 # Models of a run, with the part that is trained.
+
+
+def split_of_run(settings: RunConfig | FederatedConfig, split: Split) -> Split:
+    """Return a run's records as its model was made for: with the tokens of its canaries.
+
+    Args:
+        settings: The settings of the run.
+        split: Its records, with or without these tokens.
+
+    Returns:
+        The records.
+    """
+    if isinstance(settings, FederatedConfig):  # a federation has no canaries among its records
+        return split
+    return task_of(settings.data).with_canary_tokens(split, settings.canaries)
 
 
 def make_run_model(task: Task, settings: ModelSettings, split: Split, seed: int) -> nn.Module:
@@ -307,6 +349,7 @@ def load_trained_model(run: RunDirectory, split: Split) -> nn.Module:
             pre-trained weights are not those that the ledger names.
     """
     config = run.read_settings()
+    split = split_of_run(config, split)
     model = make_run_model(task_of(config.data), config.model, split, seed=0)
     base = public_base(config.model)
     if base is not None and base.description not in run.read_ledger().header.assumed_public:

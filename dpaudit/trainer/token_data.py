@@ -59,12 +59,19 @@ class TokenSplit:
     Attributes:
         train: The records to train on.
         heldout: The records held out.
-        vocabulary: Number of different tokens, taken as public.
+        text_vocabulary: Number of different tokens of texts, taken as public.
+        canary_tokens: Number of further tokens, one for each input canary.
     """
 
     train: TokenRecords
     heldout: TokenRecords
-    vocabulary: int
+    text_vocabulary: int
+    canary_tokens: int = 0
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens, with those of canaries."""
+        return self.text_vocabulary + self.canary_tokens
 
     @property
     def shape(self) -> tuple[int, ...]:

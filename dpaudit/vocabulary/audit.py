@@ -17,6 +17,7 @@ from dpaudit.vocabulary.errors import (
     require_positive,
     require_rate,
 )
+from dpaudit.vocabulary.language_models import BlindBaseline, ExtractionResult
 from dpaudit.vocabulary.privacy_terms import Bound
 from dpaudit.vocabulary.rounding import SAME_NUMBER_TOLERANCE
 
@@ -207,12 +208,16 @@ class GaussianPivot(msgspec.Struct, frozen=True, tag_field="kind", tag="gaussian
     nonmembers: SampleMoments
 
 
+MOST_BAND_SCORES = 100_000
+"""Most scores of each class under a band of all thresholds, which takes seconds to compute."""
+
+
 class GaussianBand(msgspec.Struct, frozen=True, tag_field="kind", tag="gaussian-band"):
     """Numbers of errors at every threshold, thresholds falling.
 
     Attributes:
-        members: Number of included canaries.
-        nonmembers: Number of excluded canaries.
+        members: Number of included canaries; at most ``MOST_BAND_SCORES``.
+        nonmembers: Number of excluded canaries; at most ``MOST_BAND_SCORES``.
         missed: False negatives per threshold: included canaries at or below it.
         accused: False positives per threshold: excluded canaries above it.
 
@@ -228,12 +233,72 @@ class GaussianBand(msgspec.Struct, frozen=True, tag_field="kind", tag="gaussian-
     def __post_init__(self) -> None:
         if len(self.missed) != len(self.accused):
             raise InvalidArgument("missed", len(self.missed), "of the same length as accused")
+        for name, count in (("members", self.members), ("nonmembers", self.nonmembers)):
+            if count > MOST_BAND_SCORES:
+                allowed = f"at most {MOST_BAND_SCORES}: score fewer models or canaries"
+                raise InvalidArgument(name, count, allowed)
         for name, counts, whole in (
             ("missed", self.missed, self.members),
             ("accused", self.accused, self.nonmembers),
         ):
             require_part(name, min(counts, default=0), whole)
             require_part(name, max(counts, default=0), whole)
+
+
+class ErrorBand(msgspec.Struct, frozen=True, tag_field="kind", tag="error-band"):
+    """Numbers of errors of independently trained models at every threshold, thresholds falling.
+
+    Attributes:
+        members: Number of models with the target record; at most ``MOST_BAND_SCORES``.
+        nonmembers: Number of models without it; at most ``MOST_BAND_SCORES``.
+        missed: False negatives per threshold: models with the record at or below it.
+        accused: False positives per threshold: models without the record above it.
+
+    Raises:
+        InvalidArgument: If the lists differ in length, or a count is negative or too large.
+    """
+
+    members: int
+    nonmembers: int
+    missed: tuple[int, ...]
+    accused: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        # The same counts as those of a Gaussian band, with the same limits.
+        GaussianBand(self.members, self.nonmembers, self.missed, self.accused)
+
+
+class SequentialRanks(msgspec.Struct, frozen=True, tag_field="kind", tag="sequential-ranks"):
+    """Ranks of the scores of pairs of models, in the order in which they were trained.
+
+    Attributes:
+        members: Rank of the score of each model with the target record, from 0; equal scores
+            have equal ranks.
+        nonmembers: Rank of the score of each model without it, among all scores.
+
+    Raises:
+        InvalidArgument: If the lists differ in length, or a rank is not among those of as many
+            scores.
+    """
+
+    members: tuple[int, ...]
+    nonmembers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.members) != len(self.nonmembers):
+            given = len(self.members)
+            raise InvalidArgument("members", given, "as many ranks as nonmembers: they are pairs")
+        whole = max(0, 2 * len(self.members) - 1)
+        for name, ranks in (("members", self.members), ("nonmembers", self.nonmembers)):
+            require_part(name, min(ranks, default=0), whole)
+            require_part(name, max(ranks, default=0), whole)
+
+
+class AdaptiveGuesses(msgspec.Struct, frozen=True, tag_field="kind", tag="adaptive-guesses"):
+    """Correct guesses of fair coins, each made with the earlier coins revealed.
+
+    The result's ``guesses`` and ``correct`` are the counts.
+    """
 
 
 BoundStatistics = (
@@ -245,6 +310,9 @@ BoundStatistics = (
     | BatchMeans
     | GaussianPivot
     | GaussianBand
+    | ErrorBand
+    | SequentialRanks
+    | AdaptiveGuesses
 )
 """The estimator of a lower bound, with the statistics that it reads."""
 
@@ -255,6 +323,9 @@ def _require_factor(factor: float | None) -> None:
         require_positive("noise_factor", factor)
 
 
+FINAL_MODELS_NAME = "final models"
+"""First words of the names of bounds from models with and without a target record."""
+
 POWER = 0.95
 """Power at which detectable effects are stated: the probability of detection."""
 
@@ -263,7 +334,7 @@ class BoundKind(Enum):
     """The kind of guarantee that a lower bound has; printed with each bound."""
 
     CERTIFIED = "certified"
-    """Holds with its confidence for any mechanism; assumes fair coins alone."""
+    """Holds for any mechanism; assumes fair coins, or independent training runs, alone."""
 
     CONDITIONAL = "conditional"
     """Holds for the mechanisms of a stated family, or under a stated independence."""
@@ -446,6 +517,79 @@ class MembershipResult(msgspec.Struct, frozen=True):
                 require_part(name, count, self.members)
 
 
+class SliceResult(msgspec.Struct, frozen=True):
+    """The result of an attack on the records of one slice.
+
+    Attributes:
+        column: What the records are sliced by, such as ``class``.
+        value: The value that the records of the slice share, as text.
+        result: The result on these records. Each interval is wide enough that those of the same
+            rate in all slices hold together at the confidence of the report.
+    """
+
+    column: str
+    value: str
+    result: MembershipResult
+
+
+class InferenceResult(msgspec.Struct, frozen=True):
+    """How often an attacker who knows the rest of a record infers one value of it.
+
+    Correct guesses on members alone are no leakage: ``gap_interval`` compares with non-members,
+    and ``above_baseline`` with a predictor that has no access to the model.
+
+    Attributes:
+        inferred: ``label``, or the feature.
+        values: Number of different values.
+        members: Number of members.
+        nonmembers: Number of non-members that the attacker does not know.
+        correct_members: Members whose value is guessed correctly with the model.
+        correct_nonmembers: Non-members whose value is guessed correctly with the model.
+        baseline_members: Members whose value is guessed correctly without the model.
+        baseline_nonmembers: Non-members whose value is guessed correctly without the model.
+        confidence: Confidence of each interval by itself.
+        gap_interval: Interval of the rate on members minus that on non-members.
+        above_baseline: Interval of the rate on members with the model minus that without.
+
+    Raises:
+        InvalidArgument: If a number is out of its range.
+    """
+
+    inferred: str
+    values: int
+    members: int
+    nonmembers: int
+    correct_members: int
+    correct_nonmembers: int
+    baseline_members: int
+    baseline_nonmembers: int
+    confidence: float
+    gap_interval: Bound
+    above_baseline: Bound
+
+    def __post_init__(self) -> None:
+        require_count("members", self.members)
+        require_count("nonmembers", self.nonmembers)
+        for name, of in (("members", self.members), ("nonmembers", self.nonmembers)):
+            require_part(f"correct_{name}", getattr(self, f"correct_{name}"), of)
+            require_part(f"baseline_{name}", getattr(self, f"baseline_{name}"), of)
+        require_open_unit("confidence", self.confidence)
+
+    @property
+    def leaks(self) -> bool:
+        """Whether members are guessed better than non-members, and than without the model."""
+        return self.gap_interval.lower > 0 and self.above_baseline.lower > 0
+
+
+REFERENCE_ATTACKS = frozenset(
+    {
+        *("calibrated", "lira-online", "lira-offline", "rmia-online", "rmia-offline"),
+        *("informia-online", "informia-offline", "base-online", "base-offline", "classifier"),
+    }
+)
+"""Names of the attacks whose scores are of reference models as well as of the target."""
+
+
 class AttackReport(msgspec.Struct, frozen=True):
     """Results of several attacks on the same models and records.
 
@@ -453,8 +597,16 @@ class AttackReport(msgspec.Struct, frozen=True):
         attacked: The models and records, as text.
         confidence: Confidence of each interval by itself; above 0 and below 1.
         membership: One result per attack.
+        slices: Results of each attack on parts of the records; empty if none was asked for.
+        inference: Results of label and attribute inference; empty if none was asked for.
+        notes: Further findings, one line each, such as slices that have no member.
         ledger_head: Hash of the last line of the run's ledger; empty without a run.
         files: SHA-256 of each file that was read and is not part of the run, under its role.
+        extraction: How many texts a language model completes; empty for other models.
+        baselines: How well texts are distinguished without the model; empty for other records.
+        reference_training: How references were trained: ``dp-sgd`` with the run's settings, or
+            ``plain``, without noise. None if no attack needs references, without a run, and in
+            files of older versions.
         schema_version: Version of the JSON format.
 
     Raises:
@@ -466,7 +618,13 @@ class AttackReport(msgspec.Struct, frozen=True):
     membership: tuple[MembershipResult, ...]
     ledger_head: str = ""
     files: dict[str, str] = {}
+    extraction: tuple[ExtractionResult, ...] = ()
+    baselines: tuple[BlindBaseline, ...] = ()
+    reference_training: str | None = None
     schema_version: str = SCHEMA_VERSION
+    slices: tuple[SliceResult, ...] = ()
+    inference: tuple[InferenceResult, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_open_unit("confidence", self.confidence)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.ledger import NoiseKind, Randomness, Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words
+from dpaudit.vocabulary.notebooks import (
+    bound_in_words,
+    plot_intervals,
+    plot_tradeoff,
+    table_html,
+)
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, ReleaseScope, Unit
 
 # Answers of the accounting commands.
@@ -55,6 +64,16 @@ class DeltaAnswer(msgspec.Struct, frozen=True):
     explanation: tuple[Explanation, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
+    def _repr_html_(self) -> str:
+        """Return the answer as a table for notebooks."""
+        rows = (
+            ("mechanism", mechanism_in_words(self.mechanism)),
+            ("neighbors", self.adjacency.value),
+            (f"delta at epsilon {self.epsilon:g}", bound_in_words(self.delta)),
+            ("accountant", self.accountant),
+        )
+        return table_html("Delta", rows)
+
 
 class NoiseAnswer(msgspec.Struct, frozen=True):
     """The least noise multiplier that was found to meet a target, and its epsilon.
@@ -81,6 +100,77 @@ class NoiseAnswer(msgspec.Struct, frozen=True):
     dpaudit_version: str
     schema_version: str = SCHEMA_VERSION
 
+    def _repr_html_(self) -> str:
+        """Return the answer as a table for notebooks."""
+        rows = (
+            ("noise multiplier", repr(self.noise_multiplier)),
+            ("target epsilon", f"{self.target_epsilon:g}"),
+            (f"epsilon at delta {self.delta:g}", bound_in_words(self.epsilon)),
+            ("neighbors", self.adjacency.value),
+            ("accountant", self.accountant),
+            ("mechanism", mechanism_in_words(self.mechanism)),
+        )
+        return table_html("Noise for a target epsilon", rows)
+
+
+class RiskNoiseAnswer(msgspec.Struct, frozen=True):
+    """The least noise multiplier that was found to meet a target of a risk, and that risk.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise over the clip norm.
+        risk: ``tpr``, ``advantage``, ``bayes-risk`` or ``reconstruction``.
+        target: The given limit: an upper one, or a lower one of the Bayes risk.
+        given: The false-positive rate of ``tpr``, the prior of ``bayes-risk``, or the chance of
+            ``reconstruction``; null for ``advantage``.
+        interval: Interval of the risk at ``noise_multiplier``.
+        accountant: The name of the accountant.
+        adjacency: The adjacency of neighbors.
+        mechanism: The mechanism at ``noise_multiplier``.
+        dpaudit_version: The version that computed it.
+        schema_version: Version of the JSON format.
+    """
+
+    noise_multiplier: float
+    risk: str
+    target: float
+    given: float | None
+    interval: Bound
+    accountant: str
+    adjacency: Adjacency
+    mechanism: Mechanism
+    dpaudit_version: str
+    schema_version: str = SCHEMA_VERSION
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a table for notebooks."""
+        given = () if self.given is None else (("given", f"{self.given:g}"),)
+        rows = (
+            ("noise multiplier", repr(self.noise_multiplier)),
+            ("risk", self.risk),
+            *given,
+            ("target", f"{self.target:g}"),
+            ("interval", bound_in_words(self.interval)),
+            ("neighbors", self.adjacency.value),
+            ("accountant", self.accountant),
+            ("mechanism", mechanism_in_words(self.mechanism)),
+        )
+        return table_html("Noise for a target of a risk", rows)
+
+
+class GaussianSummary(msgspec.Struct, frozen=True):
+    """A trade-off curve as one number: mu of Gaussian DP.
+
+    Attributes:
+        mu: Interval of the least mu; at the upper end no attacker's true-positive rate exceeds
+            that of mu-GDP by more than ``slack``.
+        regret: Interval of the Delta divergence: by how much the upper end overstates the risk.
+        slack: Amount by which the curve may fall below that of mu-GDP.
+    """
+
+    mu: Bound
+    regret: Bound
+    slack: float
+
 
 class RiskAnswer(msgspec.Struct, frozen=True):
     """Bounds on the success of the best attacker, who knows all records but one.
@@ -95,6 +185,7 @@ class RiskAnswer(msgspec.Struct, frozen=True):
             is a member with probability 1/2.
         accountant: The name of the accountant.
         dpaudit_version: The version that computed it.
+        gdp: The curve as mu of Gaussian DP, if it was requested.
         schema_version: Version of the JSON format.
     """
 
@@ -106,7 +197,37 @@ class RiskAnswer(msgspec.Struct, frozen=True):
     accuracy: Bound
     accountant: str
     dpaudit_version: str
+    gdp: GaussianSummary | None = None
     schema_version: str = SCHEMA_VERSION
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a table for notebooks."""
+        rates = (
+            (f"true-positive rate at {rate:g}", bound_in_words(bound))
+            for rate, bound in zip(self.fpr, self.tpr, strict=True)
+        )
+        rows = (
+            ("mechanism", mechanism_in_words(self.mechanism)),
+            ("neighbors", self.adjacency.value),
+            *rates,
+            ("advantage", bound_in_words(self.advantage)),
+            ("accuracy", bound_in_words(self.accuracy)),
+        )
+        return table_html("Success of the best attacker", rows)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the largest true-positive rate over the false-positive rate.
+
+        Args:
+            axes: Axes of matplotlib to draw on; None: those of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtra: If matplotlib is not installed.
+        """
+        return plot_tradeoff(axes, self.fpr, self.tpr)
 
 
 class EpsilonAnswer(msgspec.Struct, frozen=True):
@@ -138,6 +259,33 @@ class EpsilonAnswer(msgspec.Struct, frozen=True):
     released: ReleaseScope = ReleaseScope.EVERY_STEP
     participants: dict[str, Bound] = {}
     schema_version: str = SCHEMA_VERSION
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a table for notebooks."""
+        rows = (
+            ("accountant", self.accountant),
+            (f"epsilon at delta {self.delta:g}", bound_in_words(self.epsilon)),
+            *((method, bound_in_words(bound)) for method, bound in self.methods.items()),
+            *((name, bound_in_words(bound)) for name, bound in self.participants.items()),
+            ("neighbors", self.adjacency.value),
+            ("unit", self.unit.value),
+        )
+        return table_html("Epsilon", rows)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the interval of each method and participant.
+
+        Args:
+            axes: Axes of matplotlib to draw on; None: those of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtra: If matplotlib is not installed.
+        """
+        label = f"epsilon at delta {self.delta:g}"
+        return plot_intervals(axes, {**self.methods, **self.participants}, label)
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -196,3 +344,18 @@ class Claim(msgspec.Struct, frozen=True):
     federation: FederationHeader | None = None
     noise: NoiseKind | None = None
     schema_version: str = SCHEMA_VERSION
+
+    def _repr_html_(self) -> str:
+        """Return the claim as a table for notebooks."""
+        rows = (
+            (f"epsilon at delta {self.delta:g}", bound_in_words(self.epsilon)),
+            ("accountant", self.accountant),
+            ("neighbors", self.adjacency.value),
+            ("sampling", self.sampling.value),
+            ("randomness", self.randomness.value),
+            ("unit", self.unit.value),
+            ("releases", self.releases),
+            *(("not accounted for", use) for use in self.unaccounted),
+            *(("assumed public", quantity) for quantity in self.assumed_public),
+        )
+        return table_html("Claim", rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 
 import msgspec
 
@@ -27,6 +28,29 @@ _EXIT_CODES = {
 }
 
 
+class Assumption(Enum):
+    """What an audit may assume about the records instead of testing it.
+
+    The value is the name on the command line.
+
+    Example:
+        >>> Assumption("no-nan").statement[:16]
+        'NaN cannot occur'
+    """
+
+    NO_NAN = "no-nan"
+
+    @property
+    def statement(self) -> str:
+        """The assumption as a sentence, for results and reports."""
+        return _STATEMENTS[self]
+
+
+_STATEMENTS = {
+    Assumption.NO_NAN: "NaN cannot occur: no record has NaN features or a NaN gradient (not tested)"
+}
+
+
 class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The claim that a trainer makes for every step.
 
@@ -42,7 +66,7 @@ class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         steps: Number of steps; at least 1.
         update_scale: The public factor from the noisy sum to what ``step()`` returns; finite
             and not 0. For a parameter change under SGD it is minus the learning rate over the
-            expected batch size, for the noisy sum itself it is 1.
+            expected batch size, for the noisy sum itself it is 1. None: it is measured.
         adjacency: The adjacency of the claim.
         sampling: How the records of a step are drawn.
 
@@ -61,7 +85,7 @@ class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     clip_norm: float
     sampling_rate: float
     steps: int
-    update_scale: float
+    update_scale: float | None = None
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
     sampling: Sampling = Sampling.POISSON
 
@@ -73,8 +97,15 @@ class StepClaim(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         require_positive("clip_norm", self.clip_norm)
         require_sampling_rate("sampling_rate", self.sampling_rate)
         require_count("steps", self.steps)
-        if not 0 < abs(self.update_scale) < math.inf:
+        if self.update_scale is not None and not 0 < abs(self.update_scale) < math.inf:
             raise InvalidArgument("update_scale", self.update_scale, "finite and not 0")
+
+    @property
+    def scale(self) -> float:
+        """The update scale; ``InvalidArgument`` if it is None, where it cannot be measured."""
+        if self.update_scale is None:
+            raise InvalidArgument("update_scale", None, "given, as a number that is not 0")
+        return self.update_scale
 
 
 class ConformanceFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +173,7 @@ class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
             below 1.
         verdict: The outcome of all findings together.
         ledger_head: Hash of the last line of the run's ledger; None without a run.
+        assumptions: What was assumed instead of tested, as sentences.
         schema_version: Version of the JSON format.
 
     Raises:
@@ -164,6 +196,7 @@ class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
     level: float
     verdict: Outcome
     ledger_head: str | None = None
+    assumptions: tuple[str, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -502,6 +502,7 @@ class UnsupportedMechanism(InvalidArgument):
     def __init__(self, mechanism: object, why: str) -> None:
         ValueError.__init__(self, f"{mechanism!r}: {why}")
         self.name = "mechanism"
+        self.mechanism, self.why = mechanism, why
 
 
 class AccountingError(DpauditError, ArithmeticError):
@@ -541,6 +542,31 @@ class BudgetExceeded(AccountingError):
     """
 
     code = "DPA704"
+
+
+class ImpossibleConversion(InvalidArgument):
+    """One notion of privacy implies no guarantee of another one, or none is known.
+
+    The message names both notions and the reason.
+
+    Exit code: 2.
+
+    Remedy: Convert to a notion that the message names, or compute the guarantee of the mechanism
+    itself.
+    """
+
+    code = "DPA705"
+
+    def __init__(self, source: str, result: str, why: str) -> None:
+        """Build the message ``RESULT does not follow from SOURCE: WHY``.
+
+        Args:
+            source: The notion that was given.
+            result: The notion that was wanted.
+            why: The reason, and what to do.
+        """
+        ValueError.__init__(self, f"{result} does not follow from {source}: {why}")
+        self.name = "conversion"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from enum import Enum
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -17,6 +18,8 @@ from dpaudit.vocabulary import SCHEMA_VERSION
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta, require_positive
 from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Release, Repeated
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words
+from dpaudit.vocabulary.notebooks import MOST_LABELS, axes_or_new, legend_label, table_html
 from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
 
 
@@ -293,6 +296,53 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
     lines: tuple[BodyEntry, ...]
     head: str
     participants: dict[str, PrivacyLedger] = {}
+
+    def _repr_html_(self) -> str:
+        """Return the header and the releases as a table for notebooks."""
+        counts = Counter((entry.what, entry.mechanism) for entry in self.releases)
+        rows = (
+            ("neighbors", self.header.adjacency.value),
+            ("sampling", self.header.sampling.value),
+            ("state", "running" if self.seal is None else "sealed"),
+            *(
+                (f"{n} times {what}", mechanism_in_words(mechanism))
+                for (what, mechanism), n in counts.items()
+            ),
+            *(
+                (f"participant {name}", one.release_count)
+                for name, one in self.participants.items()
+            ),
+            *(("not accounted for", use) for use in self.unaccounted),
+        )
+        return table_html("Privacy ledger", rows)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw how many releases of each kind the ledger records over its lines.
+
+        Args:
+            axes: Axes of matplotlib to draw on; None: those of a new figure.
+
+        Returns:
+            The axes; one line per kind of mechanism.
+
+        Raises:
+            MissingExtra: If matplotlib is not installed.
+        """
+        axes = axes_or_new(axes)
+        places: dict[Mechanism, list[int]] = {}
+        for place, entry in enumerate(self.releases, start=1):
+            places.setdefault(entry.mechanism, []).append(place)
+        more = f"{len(places) - MOST_LABELS} more kinds"
+        for number, (mechanism, at) in enumerate(places.items()):
+            counts = range(1, len(at) + 1)
+            name = mechanism_in_words(mechanism) if number < MOST_LABELS else more
+            label = None if number > MOST_LABELS else legend_label(name)
+            axes.step(at, counts, where="post", label=label)
+        axes.set_xlabel("release in the ledger")
+        axes.set_ylabel("releases of this kind")
+        if places:
+            axes.legend(fontsize="x-small")
+        return axes
 
     @property
     def releases(self) -> tuple[ReleaseEntry, ...]:

@@ -8,9 +8,12 @@ Vector noise    VectorDiscreteGaussian, DistributedDiscreteGaussian, Skellam: in
                 as in secure aggregation
 By a guarantee  Exponential, PureDP, ApproximateDP, ZCDP: accountants use the guarantee alone
                 and compute the cost of the worst mechanism that has it
+By a pair       MixtureOfGaussians, DominatingPair: the output distributions of the worst
+                neighbors
 Subsampled      PoissonSampled, TruncatedPoisson, SampledWithoutReplacement, RandomAllocation
-Multi-step      TreeAggregation, BandedMatrixFactorization: accountants replace them by simpler
-                mechanisms that cost at least as much
+Shuffled        reports of many participants through a local mechanism, in random order
+Multi-step      TreeAggregation, BandedMatrixFactorization and BinnedMatrixFactorization:
+                accountants replace them by simpler mechanisms that cost at least as much
 Sparse vector   SparseVector, MonotoneSparseVector, FixedThresholdSparseVector and
                 NumericSparseVector: a stream of comparisons with a threshold
 Selected        the best result of a random number of runs
@@ -19,7 +22,6 @@ Combined        Repeated, Composed
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -32,33 +34,13 @@ from dpaudit.vocabulary.errors import (
     require_open_unit,
     require_positive,
     require_sampling_rate,
-    to_python_number,
 )
+from dpaudit.vocabulary.pairs import DominatingPair, MixtureOfGaussians
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
+from dpaudit.vocabulary.tagged import Tagged
 
 
-def _kebab(name: str) -> str:
-    """Return the tag of a class in JSON: ``PureDP`` becomes ``pure-dp``."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
-
-
-class _Tagged(
-    msgspec.Struct, frozen=True, tag_field="kind", tag=_kebab, forbid_unknown_fields=True
-):
-    """Base of the types whose JSON holds their name in the field ``kind``."""
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            given = getattr(self, name)
-            if (number := to_python_number(given)) is not given:
-                msgspec.structs.force_setattr(self, name, number)
-        self._require_valid()
-
-    def _require_valid(self) -> None:
-        """Refuse fields that are out of their range."""
-
-
-class Gaussian(_Tagged, frozen=True, omit_defaults=True):
+class Gaussian(Tagged, frozen=True, omit_defaults=True):
     """Gaussian mechanism: a sum of vectors of L2 norm at most C, plus normal noise.
 
     Every coordinate gets noise of law N(0, (noise_multiplier * C)^2). Adding or removing one
@@ -86,7 +68,7 @@ class Gaussian(_Tagged, frozen=True, omit_defaults=True):
         require_adjacency("set_for", self.set_for)
 
 
-class Laplace(_Tagged, frozen=True):
+class Laplace(Tagged, frozen=True):
     """Laplace mechanism: a number plus noise of density exp(-|x| / scale) / (2 scale).
 
     Attributes:
@@ -111,7 +93,7 @@ class Laplace(_Tagged, frozen=True):
         require_positive("sensitivity", self.sensitivity)
 
 
-class DiscreteGaussian(_Tagged, frozen=True):
+class DiscreteGaussian(Tagged, frozen=True):
     """Discrete Gaussian mechanism: a whole number plus noise on the integers.
 
     The mass at x is proportional to exp(-x^2 / (2 scale^2)).
@@ -143,7 +125,7 @@ class DiscreteGaussian(_Tagged, frozen=True):
         require_count("sensitivity", self.sensitivity)
 
 
-class DiscreteLaplace(_Tagged, frozen=True):
+class DiscreteLaplace(Tagged, frozen=True):
     """Discrete Laplace mechanism: a whole number plus noise on the integers.
 
     The mass at x is proportional to exp(-|x| / scale).
@@ -174,7 +156,7 @@ class DiscreteLaplace(_Tagged, frozen=True):
 LARGEST_INTEGER_SCALE, LARGEST_CHANGE = 1e100, 1e15
 
 
-class VectorDiscreteGaussian(_Tagged, frozen=True):
+class VectorDiscreteGaussian(Tagged, frozen=True):
     """Vector discrete Gaussian: an integer vector plus independent noise on every coordinate.
 
     The mass of the noise at x is proportional to exp(-x^2 / (2 scale^2)), on the integers. Both
@@ -213,7 +195,7 @@ class VectorDiscreteGaussian(_Tagged, frozen=True):
         _require_integer_change(self)
 
 
-class DistributedDiscreteGaussian(_Tagged, frozen=True):
+class DistributedDiscreteGaussian(Tagged, frozen=True):
     """An integer vector plus the sum of several participants' discrete Gaussian noise.
 
     Every coordinate gets ``shares`` independent draws, each with mass proportional to
@@ -257,7 +239,7 @@ class DistributedDiscreteGaussian(_Tagged, frozen=True):
         _require_integer_change(self)
 
 
-class Skellam(_Tagged, frozen=True):
+class Skellam(Tagged, frozen=True):
     """Skellam mechanism: an integer vector plus a difference of two Poisson draws per coordinate.
 
     Both Poisson draws have the mean variance / 2. The sum of independent Skellam noise is Skellam
@@ -312,7 +294,7 @@ def _require_integer_change(
     require_count("dimension", mechanism.dimension)
 
 
-class RandomizedResponse(_Tagged, frozen=True):
+class RandomizedResponse(Tagged, frozen=True):
     """Randomized response: the true answer, or one of the others drawn uniformly.
 
     Defined for neighbors that replace one record alone: without a record there is no answer.
@@ -346,7 +328,7 @@ class RandomizedResponse(_Tagged, frozen=True):
             )
 
 
-class Exponential(_Tagged, frozen=True):
+class Exponential(Tagged, frozen=True):
     """Exponential mechanism: a choice among candidates by their scores.
 
     A candidate has probability proportional to exp(epsilon * score / (2 * sensitivity)), where
@@ -373,7 +355,7 @@ class Exponential(_Tagged, frozen=True):
         require_positive("epsilon", self.epsilon)
 
 
-class PureDP(_Tagged, frozen=True):
+class PureDP(Tagged, frozen=True):
     """Any mechanism of which it is known that it is (epsilon, 0)-DP.
 
     Attributes:
@@ -393,7 +375,7 @@ class PureDP(_Tagged, frozen=True):
         require_positive("epsilon", self.epsilon)
 
 
-class ApproximateDP(_Tagged, frozen=True):
+class ApproximateDP(Tagged, frozen=True):
     """Any mechanism of which it is known that it is (epsilon, delta)-DP.
 
     Attributes:
@@ -416,7 +398,7 @@ class ApproximateDP(_Tagged, frozen=True):
         require_open_unit("delta", self.delta)
 
 
-class ZCDP(_Tagged, frozen=True):
+class ZCDP(Tagged, frozen=True):
     """Any mechanism of which it is known that it is rho-zCDP.
 
     Its Renyi divergence of every order a > 1 is at most a * rho.
@@ -448,11 +430,14 @@ IntegerVectorNoise = VectorDiscreteGaussian | DistributedDiscreteGaussian | Skel
 
 AdditiveNoise = Gaussian | Laplace | DiscreteGaussian | DiscreteLaplace | IntegerVectorNoise
 Guarantee = Exponential | PureDP | ApproximateDP | ZCDP
-ElementaryMechanism = AdditiveNoise | RandomizedResponse | Guarantee
+GivenPair = MixtureOfGaussians | DominatingPair
+"""Mechanisms that are given by a pair of output distributions."""
+
+ElementaryMechanism = AdditiveNoise | RandomizedResponse | Guarantee | GivenPair
 """Mechanisms on the whole data set, which can be applied to a sample."""
 
 
-class PoissonSampled(_Tagged, frozen=True):
+class PoissonSampled(Tagged, frozen=True):
     """A mechanism on a Poisson sample: each record joins by its own coin.
 
     Attributes:
@@ -478,7 +463,7 @@ class PoissonSampled(_Tagged, frozen=True):
         _require_kind("mechanism", self.mechanism, ElementaryMechanism)
 
 
-class TruncatedPoisson(_Tagged, frozen=True):
+class TruncatedPoisson(Tagged, frozen=True):
     """A Gaussian on a Poisson sample that is cut to at most ``largest_batch`` records.
 
     Attributes:
@@ -510,7 +495,7 @@ class TruncatedPoisson(_Tagged, frozen=True):
         _require_kind("mechanism", self.mechanism, Gaussian)
 
 
-class SampledWithoutReplacement(_Tagged, frozen=True):
+class SampledWithoutReplacement(Tagged, frozen=True):
     """A mechanism on a batch of fixed size; every such batch is equally likely.
 
     Attributes:
@@ -538,15 +523,17 @@ class SampledWithoutReplacement(_Tagged, frozen=True):
         _require_kind("mechanism", self.mechanism, ElementaryMechanism)
 
 
-class RandomAllocation(_Tagged, frozen=True):
-    """One pass of ``steps`` noisy sums; each record joins one of them, drawn uniformly.
+class RandomAllocation(Tagged, frozen=True, omit_defaults=True):
+    """One pass of ``steps`` noisy sums; each record joins ``selected`` of them, drawn uniformly.
 
     Attributes:
         mechanism: The Gaussian that is added to every sum.
         steps: Number of sums in the pass; at least 1.
+        selected: Number of different sums that each record joins, from 1 to ``steps``. Every set
+            of so many sums is equally likely.
 
     Raises:
-        InvalidArgument: If ``steps`` is no whole number of at least 1, or ``mechanism`` is not
+        InvalidArgument: If a count is no whole number or out of its range, or ``mechanism`` is not
             a Gaussian.
 
     References:
@@ -559,13 +546,17 @@ class RandomAllocation(_Tagged, frozen=True):
 
     mechanism: Gaussian
     steps: int
+    selected: int = 1
 
     def _require_valid(self) -> None:
         require_count("steps", self.steps)
+        require_count("selected", self.selected)
+        if self.selected > self.steps:
+            raise InvalidArgument("selected", self.selected, f"at most steps, {self.steps}")
         _require_kind("mechanism", self.mechanism, Gaussian)
 
 
-class TreeAggregation(_Tagged, frozen=True):
+class TreeAggregation(Tagged, frozen=True):
     """All prefix sums of ``steps`` batches, from a binary tree whose nodes are noisy sums.
 
     A record joins at most one batch, and so one node of each level.
@@ -594,7 +585,7 @@ class TreeAggregation(_Tagged, frozen=True):
         _require_kind("mechanism", self.mechanism, Gaussian)
 
 
-class BandedMatrixFactorization(_Tagged, frozen=True):
+class BandedMatrixFactorization(Tagged, frozen=True):
     """``steps`` sums with noise that a banded strategy matrix correlates.
 
     The columns of the matrix have norm 1. Records are split into ``bands`` groups in advance.
@@ -631,12 +622,85 @@ class BandedMatrixFactorization(_Tagged, frozen=True):
         _require_kind("mechanism", self.mechanism, Gaussian)
 
 
+class BinnedMatrixFactorization(Tagged, frozen=True):
+    """``steps`` sums with noise that a banded matrix correlates; records are in random bins.
+
+    Each record draws one of ``bins`` bins, uniformly and once, and joins the steps t with t mod
+    ``bins`` equal to it. The matrix is lower triangular without negative entries, and its columns
+    have norm 1; the last ones, which the end of the run cuts off, may have a smaller norm.
+
+    Attributes:
+        mechanism: The Gaussian noise, before it is correlated.
+        steps: Number of sums; at least 1.
+        bands: Number of bands of the matrix; at least 1.
+        bins: Number of bins; at least ``bands``, so that a record's columns do not overlap.
+
+    Raises:
+        InvalidArgument: If a count is no whole number of at least 1, ``bins`` is below ``bands``,
+            or ``mechanism`` is not a Gaussian.
+
+    References:
+        Choquette-Choo et al. (2024), arXiv:2410.06266, Lemma 3.2.
+
+    Example:
+        >>> BinnedMatrixFactorization(Gaussian(1.0), steps=1000, bands=4, bins=100).bins
+        100
+    """
+
+    mechanism: Gaussian
+    steps: int
+    bands: int
+    bins: int
+
+    def _require_valid(self) -> None:
+        require_count("steps", self.steps)
+        require_count("bands", self.bands)
+        require_count("bins", self.bins)
+        if self.bins < self.bands:
+            raise InvalidArgument(
+                "bins", self.bins, f"at least bands, {self.bands}: otherwise columns of one record "
+                "overlap, which only Monte Carlo accounts for (arXiv:2410.06266)",
+            )  # fmt: skip
+        _require_kind("mechanism", self.mechanism, Gaussian)
+
+
 SampledMechanism = PoissonSampled | TruncatedPoisson | SampledWithoutReplacement | RandomAllocation
-MultiStepMechanism = TreeAggregation | BandedMatrixFactorization
+MultiStepMechanism = TreeAggregation | BandedMatrixFactorization | BinnedMatrixFactorization
 """Mechanisms that release several sums at once, with noise that they share."""
 
 
-class SparseVector(_Tagged, frozen=True):
+class Shuffled(Tagged, frozen=True):
+    """Shuffled reports: every participant runs a local mechanism, and only their order is lost.
+
+    Neighbors replace the value of one participant. All participants use the same mechanism with
+    randomness of their own. The shuffler reveals the reports, not who sent which.
+
+    Attributes:
+        mechanism: The local mechanism of one report, by its guarantee or randomized response.
+            ``PureDP`` covers any local mechanism with this epsilon, such as Laplace noise.
+        participants: Number of participants whose reports are surely shuffled; at least 1.
+
+    Raises:
+        InvalidArgument: If ``participants`` is no whole number of at least 1, or ``mechanism`` is
+            neither ``PureDP`` nor ``RandomizedResponse``.
+
+    References:
+        Feldman, McMillan & Talwar (2021), arXiv:2012.12803.
+
+    Example:
+        >>> Shuffled(PureDP(epsilon=1.0), participants=100_000).participants
+        100000
+    """
+
+    mechanism: PureDP | RandomizedResponse
+    participants: int
+
+    def _require_valid(self) -> None:
+        require_count("participants", self.participants)
+        _require_kind("mechanism", self.mechanism, PureDP | RandomizedResponse)
+
+
+class SparseVector(Tagged, frozen=True):
     """Sparse vector technique: which queries of a stream exceed a threshold, up to a number.
 
     A query is compared with the threshold, with Laplace noise on both. The stream ends with the
@@ -673,7 +737,7 @@ class SparseVector(_Tagged, frozen=True):
         _require_sparse_vector(self)
 
 
-class MonotoneSparseVector(_Tagged, frozen=True):
+class MonotoneSparseVector(Tagged, frozen=True):
     """Sparse vector technique on monotone queries, as ``SparseVector`` otherwise.
 
     Monotone: between any two neighbors, all queries change in the same direction, or not at all.
@@ -708,7 +772,7 @@ class MonotoneSparseVector(_Tagged, frozen=True):
         _require_sparse_vector(self)
 
 
-class FixedThresholdSparseVector(_Tagged, frozen=True):
+class FixedThresholdSparseVector(Tagged, frozen=True):
     """Sparse vector technique whose threshold noise is drawn once, for all positive results.
 
     The whole stream is (e, 0)-DP with
@@ -746,7 +810,7 @@ ThresholdComparison = SparseVector | MonotoneSparseVector | FixedThresholdSparse
 """Sparse vector techniques that release comparisons alone."""
 
 
-class NumericSparseVector(_Tagged, frozen=True):
+class NumericSparseVector(Tagged, frozen=True):
     """Sparse vector technique that also releases the value of every query above the threshold.
 
     After each positive result, the value of this query is released with fresh Laplace noise. The
@@ -822,7 +886,7 @@ def _require_sparse_vector(mechanism: ThresholdComparison) -> None:
     require_positive("sensitivity", mechanism.sensitivity)
 
 
-class NegativeBinomialTrials(_Tagged, frozen=True):
+class NegativeBinomialTrials(Tagged, frozen=True):
     """Number of trials of a selection: the truncated negative binomial law on K >= 1.
 
     Attributes:
@@ -850,7 +914,7 @@ class NegativeBinomialTrials(_Tagged, frozen=True):
         require_open_unit("success", self.success)
 
 
-class PoissonTrials(_Tagged, frozen=True):
+class PoissonTrials(Tagged, frozen=True):
     """Number of trials of a selection: a Poisson law; no trial at all returns a fixed result.
 
     Attributes:
@@ -877,7 +941,7 @@ TrialCount = NegativeBinomialTrials | PoissonTrials
 """Law of the number of trials of a selection."""
 
 
-class Selected(_Tagged, frozen=True):
+class Selected(Tagged, frozen=True):
     """The best result of a random number of runs of one mechanism: private model selection.
 
     Each trial runs ``mechanism`` with fresh randomness. The number of trials is drawn before
@@ -908,7 +972,7 @@ class Selected(_Tagged, frozen=True):
         _require_kind("trials", self.trials, TrialCount)
 
 
-class Repeated(_Tagged, frozen=True):
+class Repeated(Tagged, frozen=True):
     """The same mechanism ``times`` times, with fresh and independent randomness.
 
     Attributes:
@@ -932,7 +996,7 @@ class Repeated(_Tagged, frozen=True):
         _require_kind("mechanism", self.mechanism, Mechanism)
 
 
-class Composed(_Tagged, frozen=True):
+class Composed(Tagged, frozen=True):
     """Several mechanisms on the same data, chosen in advance; their order has no meaning.
 
     Attributes:
@@ -959,7 +1023,12 @@ class Composed(_Tagged, frozen=True):
 
 
 Release = (
-    ElementaryMechanism | SampledMechanism | MultiStepMechanism | SparseVectorMechanism | Selected
+    ElementaryMechanism
+    | SampledMechanism
+    | Shuffled
+    | MultiStepMechanism
+    | SparseVectorMechanism
+    | Selected
 )
 """What one line of a ledger records: no repetition and no composition."""
 

@@ -232,7 +232,8 @@ class CanarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         gradient: Number of canaries in gradient space, each with one direction; at least 0.
-        inputs: Number of mislabelled records among the training records; at least 0.
+        inputs: Number of mislabelled records among the training records, or, on text, of
+            sequences that end with a token of their own; at least 0.
         directions: ``own``: coordinates outside of the parameters, so canaries do not
             interfere. ``dirac``: one parameter per canary. ``orthogonal``: the parameters
             are divided evenly among the canaries, with a random sign each.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,26 @@ from dpaudit.accountants.answers import (
     costliest_ledger,
     require_accountable,
 )
-from dpaudit.accountants.importers import from_dp_event, from_opacus
+from dpaudit.accountants.importers import (
+    from_dp_event,
+    from_jax_privacy,
+    from_opacus,
+    from_tensorflow_privacy,
+)
 from dpaudit.accountants.importers.flower import NOT_IN_STATE, read_flower_state
-from dpaudit.accountants.registry import find_accountant
+from dpaudit.accountants.importers.jax_privacy import is_jax_privacy_plan
+from dpaudit.accountants.importers.tensorflow_privacy import is_tensorflow_ledger
 from dpaudit.accountants.schedules import coin_sampling, training_mechanism
 from dpaudit.files.documents import read_json_document, read_toml_document
 from dpaudit.files.regular_files import InputFile
 from dpaudit.gate.policy_evaluation import delta_warning, smallest_dataset
 from dpaudit.runs.directory import RunDirectory, open_run
 from dpaudit.runs.file_io import read_json
-from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, NoiseAnswer, RiskAnswer
+from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, RiskAnswer
 from dpaudit.vocabulary.errors import (
     IntegrityError,
     InvalidArgument,
+    UnsupportedMechanism,
     require_count,
     require_delta,
     require_positive,
@@ -45,9 +53,11 @@ from dpaudit.vocabulary.settings import PrivacySettings
 from dpaudit.vocabulary.verdict import Verdict
 from dpaudit.workflow.plan_files import (
     ACCEPTED,
+    CHECKPOINT_SUFFIXES,
     PLAN,
     NamedMechanism,
     is_own_document,
+    read_checkpoint_history,
     read_own_document,
 )
 from dpaudit.workflow.train.federated_plan import published_figure
@@ -280,6 +290,10 @@ UNFINISHED_CAVEAT = "the run is not finished: this is the epsilon spent so far"
 POISSON_CAVEAT = (
     "an Opacus history does not record how batches were drawn: this holds for Poisson sampling only"
 )
+TF_PRIVACY_CAVEAT = (
+    "a ledger of TensorFlow Privacy does not record how samples were drawn: this holds for "
+    "Poisson sampling only"
+)
 FLOWER_CAVEAT = (
     "this holds if the strategy added the noise that it recorded; the state of a Flower "
     f"accountant has not: {'; '.join(NOT_IN_STATE)}"
@@ -300,6 +314,12 @@ class ExternalFormat(Enum):
 
     FLOWER = "flower"
     """The ``state_dict`` of a privacy accountant for Flower."""
+
+    TF_PRIVACY = "tf-privacy"
+    """The formatted ledger of TensorFlow Privacy."""
+
+    JAX_PRIVACY = "jax-privacy"
+    """The fields of an execution plan of JAX Privacy."""
 
 
 @dataclass(frozen=True)
@@ -365,7 +385,7 @@ def request_for_run(path: Path, delta: float | None) -> PricingRequest:
     for part in parts.values():
         require_accountable(part)
     at = claim_delta(run) if delta is None else delta
-    require_delta("delta", at)
+    _require_delta_or_zero(at)
     costliest, header = costliest_ledger(ledger, at), ledger.header
     caveat = None if ledger.seal is not None else UNFINISHED_CAVEAT
     request = PricingRequest(
@@ -380,6 +400,12 @@ def request_for_run(path: Path, delta: float | None) -> PricingRequest:
         without_release=tuple(name for name in (SERVER, *ledger.participants) if name not in parts),
         notes=tuple(_notes(run, ledger)),
     )
+
+
+def _require_delta_or_zero(delta: float) -> None:
+    """Refuse a delta out of range; 0 is in it, for mechanisms with a bounded loss."""
+    if isinstance(delta, bool) or delta != 0:
+        require_delta("delta", delta)
 
 
 def _notes(run: RunDirectory, ledger: PrivacyLedger) -> Iterator[str]:
@@ -402,7 +428,7 @@ def request_for_file(
 
     Args:
         source: What wrote the file; None: it is recognized by its content.
-        path: The file, in JSON or TOML.
+        path: The file, in JSON or TOML, or a checkpoint of Opacus.
         adjacency: Which data sets are neighbors; None: as the file says, or else add-or-remove-one.
             A Flower state has its own.
         noise_set_for: The adjacency that the noise multipliers of a dp_accounting event refer to.
@@ -415,6 +441,7 @@ def request_for_file(
     Raises:
         InvalidArgument: If the file cannot be read, or is not what ``source`` writes.
         UnsupportedMechanism: If it holds an event that has no counterpart here.
+        MissingExtra: If it is a checkpoint and torch is not installed.
     """
     document = _read_document(path)
     match source or _recognized(document, path):
@@ -426,6 +453,15 @@ def request_for_file(
             named = NamedMechanism(
                 from_opacus(document), sampling=Sampling.POISSON, caveat=POISSON_CAVEAT
             )
+        case ExternalFormat.TF_PRIVACY:
+            named = NamedMechanism(
+                from_tensorflow_privacy(document),
+                sampling=Sampling.POISSON,
+                caveat=TF_PRIVACY_CAVEAT,
+            )
+        case ExternalFormat.JAX_PRIVACY:
+            planned, stated = from_jax_privacy(document, adjacency=adjacency)
+            named = NamedMechanism(planned, adjacency=stated)
         case ExternalFormat.DP_EVENT:
             known = adjacency or Adjacency.ADD_OR_REMOVE_ONE
             named = NamedMechanism(
@@ -434,7 +470,7 @@ def request_for_file(
     at = named.delta if delta is None else delta
     if at is None:
         raise InvalidArgument("delta", at, "given in the file, or with --delta")
-    require_delta("delta", at)
+    _require_delta_or_zero(at)
     return PricingRequest(
         named.mechanism,
         at,
@@ -455,6 +491,10 @@ def _recognized(document: Any, path: Path) -> ExternalFormat:
         return ExternalFormat.FLOWER
     if isinstance(document, Mapping) and "history" in document:
         return ExternalFormat.OPACUS
+    if is_tensorflow_ledger(document):
+        return ExternalFormat.TF_PRIVACY
+    if is_jax_privacy_plan(document):
+        return ExternalFormat.JAX_PRIVACY
     if isinstance(document, list) and all(isinstance(entry, list) for entry in document):
         numbers = all(isinstance(one, int | float) for entry in document for one in entry)
         return ExternalFormat.OPACUS if numbers else ExternalFormat.DP_EVENT
@@ -467,7 +507,7 @@ def _request_for_flower(document: Any, delta: float | None) -> PricingRequest:
     """Build the request for the state of a privacy accountant for Flower."""
     state = read_flower_state(document)
     at = state.config.target_delta if delta is None else delta
-    require_delta("delta", at)
+    _require_delta_or_zero(at)
     model = state.config.model
     return PricingRequest(
         state.mechanism, at, model.adjacency, model.sampling, FLOWER_CAVEAT, Unit.PARTICIPANT
@@ -475,9 +515,11 @@ def _request_for_flower(document: Any, delta: float | None) -> PricingRequest:
 
 
 def _read_document(path: Path) -> Any:
-    """Return the parsed content of a TOML or a JSON file."""
+    """Return the parsed content of a TOML or a JSON file, or the history in a checkpoint."""
     if path.suffix == ".toml":
         return read_toml_document(InputFile(path, "FILE"))
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        return read_checkpoint_history(path)
     # msgspec refuses Infinity, which an event may hold (a Poisson number of trials).
     return read_json_document(InputFile(path, "FILE"))
 
@@ -505,7 +547,7 @@ def request_for_plan(
     Raises:
         InvalidArgument: If an argument is out of range.
     """
-    require_delta("delta", delta)
+    _require_delta_or_zero(delta)
     sampling_rate, steps = rate
     mechanism = training_mechanism(
         sampling=sampling,
@@ -518,7 +560,7 @@ def request_for_plan(
 
 
 def epsilon_answers(request: PricingRequest, accountant: str) -> tuple[EpsilonAnswer, ...]:
-    """Compute epsilon by one accountant, or by all.
+    """Compute epsilon by one accountant, or by all that cover the mechanism.
 
     Args:
         request: The mechanism and the statement.
@@ -529,10 +571,22 @@ def epsilon_answers(request: PricingRequest, accountant: str) -> tuple[EpsilonAn
 
     Raises:
         InvalidArgument: If there is no such accountant.
-        UnsupportedMechanism: If an accountant does not cover the mechanism.
+        UnsupportedMechanism: If the accountant, or every one of all, refuses the mechanism.
     """
-    names = SAMPLING_ACCOUNTANTS if accountant == "all" else (accountant,)
-    return tuple(_largest_answer(request, name) for name in names)
+    if accountant != "all":
+        return (_largest_answer(request, accountant),)
+    if request.delta == 0:  # of all accountants, pld alone answers at delta 0
+        return (_largest_answer(request, "pld"),)
+    found: list[EpsilonAnswer] = []
+    refusals: list[UnsupportedMechanism] = []
+    for name in SAMPLING_ACCOUNTANTS:
+        try:
+            found.append(_largest_answer(request, name))
+        except UnsupportedMechanism as refusal:
+            refusals.append(refusal)
+    if not found:
+        raise refusals[0]
+    return tuple(found)
 
 
 def _largest_answer(request: PricingRequest, accountant: str) -> EpsilonAnswer:
@@ -612,82 +666,31 @@ def delta_answer(request: PricingRequest, epsilon: float) -> DeltaAnswer:
     return msgspec.structs.replace(largest, delta=_largest_bound(one.delta for one in found))
 
 
-def risk_answer(request: PricingRequest, fpr: tuple[float, ...]) -> RiskAnswer:
+def risk_answer(
+    request: PricingRequest, fpr: tuple[float, ...], gdp_slack: float | None = None
+) -> RiskAnswer:
     """Compute the success of the best possible attacker.
 
     Args:
         request: The mechanism and its adjacency; delta is ignored.
         fpr: False-positive rates at which the true-positive rate is bounded.
+        gdp_slack: Slack of a summary by mu of Gaussian DP; None: no summary.
 
     Returns:
         Upper bounds on the attacker's success.
     """
     found = [
-        answers.compute_risk(mechanism, request.adjacency, fpr) for mechanism in request.mechanisms
+        answers.compute_risk(mechanism, request.adjacency, fpr, gdp_slack)
+        for mechanism in request.mechanisms
     ]
+    summaries = [one.gdp for one in found if one.gdp is not None]
     return msgspec.structs.replace(
         max(found, key=lambda one: one.advantage.upper),
         tpr=tuple(map(_largest_bound, zip(*(one.tpr for one in found), strict=True))),
         advantage=_largest_bound(one.advantage for one in found),
         accuracy=_largest_bound(one.accuracy for one in found),
-    )
-
-
-def noise_answer(
-    *,
-    rate: tuple[float, int],
-    sampling: Sampling,
-    adjacency: Adjacency,
-    target_epsilon: float,
-    delta: float,
-    accountant: str,
-) -> NoiseAnswer:
-    """Find the least noise multiplier whose epsilon is at most a target.
-
-    Args:
-        rate: The sampling rate and the number of steps.
-        sampling: How batches are drawn.
-        adjacency: Which data sets are neighbors.
-        target_epsilon: Largest allowed epsilon, in nats, above 0.
-        delta: The delta of the target, in (0, 1).
-        accountant: Name of the accountant.
-
-    Returns:
-        The noise multiplier, and its epsilon, which was computed and meets the target.
-
-    Raises:
-        InvalidArgument: If an argument is out of range, or if no noise meets the target.
-        UnsupportedMechanism: If the accountant does not cover the mechanism.
-    """
-    require_positive("target_epsilon", target_epsilon)
-    require_delta("delta", delta)
-    sampling_rate, steps = rate
-
-    def build(noise_multiplier: float) -> Mechanism:
-        return training_mechanism(
-            sampling=sampling,
-            sampling_rate=sampling_rate,
-            noise_multiplier=noise_multiplier,
-            steps=steps,
-            adjacency=adjacency,
-        )
-
-    found = calibrate.noise_multiplier(
-        build,
-        target_epsilon=target_epsilon,
-        delta=delta,
-        adjacency=adjacency,
-        accountant=find_accountant(accountant).profile,
-    )
-    return NoiseAnswer(
-        noise_multiplier=found.value,
-        target_epsilon=target_epsilon,
-        delta=delta,
-        epsilon=found.epsilon,
-        accountant=accountant,
-        adjacency=adjacency,
-        mechanism=build(found.value),
-        dpaudit_version=dpaudit.__version__,
+        # Every ledger is mu-GDP at the largest mu; its regret is that of this ledger.
+        gdp=max(summaries, key=lambda one: one.mu.upper, default=None),
     )
 
 
@@ -705,11 +708,29 @@ def schedule_from_sizes(dataset_size: int, batch_size: int, epochs: float) -> tu
     Raises:
         InvalidArgument: If an argument is out of range.
     """
+    require_positive("epochs", epochs)
+    rate = rate_from_sizes(dataset_size, batch_size)
+    return rate, math.ceil(epochs * dataset_size / batch_size)
+
+
+def rate_from_sizes(dataset_size: int, batch_size: int) -> float:
+    """Compute the sampling rate B/N.
+
+    Args:
+        dataset_size: Number of records N, which becomes public.
+        batch_size: Expected batch size B, at most N.
+
+    Returns:
+        The sampling rate, in (0, 1], rounded up: a larger rate never costs less.
+
+    Raises:
+        InvalidArgument: If an argument is out of range.
+    """
     require_count("dataset_size", dataset_size)
     require_count("batch_size", batch_size)
-    require_positive("epochs", epochs)
     if batch_size > dataset_size:
         raise InvalidArgument(
             "batch_size", batch_size, f"at most the dataset_size of {dataset_size}"
         )
-    return batch_size / dataset_size, math.ceil(epochs * dataset_size / batch_size)
+    near, exact = batch_size / dataset_size, Fraction(batch_size, dataset_size)
+    return near if near >= exact else math.nextafter(near, math.inf)

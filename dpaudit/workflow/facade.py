@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dpaudit.vocabulary.audit import AttackReport, AuditReport
     from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
     from dpaudit.vocabulary.verdict import Verdict
+    from dpaudit.workflow.audit.final_model_trials import TrainModel
 
 Run = RunDirectory | str | os.PathLike[str]
 
@@ -194,6 +195,70 @@ def audit_run(run: Run, *, confidence: float = 0.95, view: str = "every-step") -
     return audit(_opened(run), confidence=confidence, view=view)
 
 
+def audit_final_model(
+    train: TrainModel,
+    *,
+    label: int,
+    folder: str | os.PathLike[str],
+    pairs: int = 100,
+    delta: float = 1e-5,
+    confidence: float = 0.95,
+    claimed_epsilon: float | None = None,
+    outputs: str = "logits",
+    stops_early: bool = False,
+) -> AuditReport:
+    """Bound the epsilon of any trainer by final models with and without one target record.
+
+    Data, target record and query are fixed; all other randomness must come from the seed. The
+    outputs of finished models are stored in ``folder``, where an interrupted audit resumes.
+
+    Args:
+        train: Trains one model from ``(with_record, seed)``, and returns its logits on the query,
+            shape ``(classes,)``.
+        label: The class of the target record.
+        folder: Folder of the outputs; it is made if it is missing.
+        pairs: Number of pairs of models, one without and one with the record.
+        delta: The delta of the bounds, in (0, 1).
+        confidence: Probability with which all bounds hold together, in (0, 1).
+        claimed_epsilon: The claim to test, in nats; None: nothing is claimed.
+        outputs: What is read of each model: ``logits``, or ``labels``, the predicted class.
+        stops_early: Whether to stop as soon as the claim is refuted. Then one bound is computed,
+            which is valid at any stopping time.
+
+    Returns:
+        Certified lower bounds for add-or-remove-one neighbors, and one that is conditional on a
+        Gaussian trade-off curve.
+
+    Raises:
+        InvalidArgument: If an argument is out of range, or ``folder`` holds another audit.
+        IntegrityError: If a file in ``folder`` is broken.
+
+    Example:
+        >>> import dpaudit
+        >>> from my_package import train_one  # doctest: +SKIP
+        >>> report = dpaudit.audit_final_model(
+        ...     train_one, label=3, folder="audits/mine", claimed_epsilon=4.0
+        ... )  # doctest: +SKIP
+        >>> max(bound.epsilon_lower for bound in report.bounds)  # doctest: +SKIP
+    """
+    from dpaudit.attacks.final_model import OutputView
+    from dpaudit.workflow.audit.final_model import audit_final_model as audit
+
+    if outputs not in {view.value for view in OutputView}:
+        raise InvalidArgument("outputs", outputs, "logits or labels")
+    return audit(
+        train,
+        label=label,
+        folder=Path(folder),
+        pairs=pairs,
+        delta=delta,
+        confidence=confidence,
+        claimed_epsilon=claimed_epsilon,
+        outputs=OutputView(outputs),
+        stops_early=stops_early,
+    )
+
+
 def attack_run(
     run: Run,
     *,
@@ -204,6 +269,8 @@ def attack_run(
     workers: int = 1,
 ) -> AttackReport:
     """Attack the model of a finished run by membership inference, and write the result into it.
+
+    A language model is attacked by its token log-probabilities, without reference models.
 
     Args:
         run: A finished run, or its path. Its training data must still be there.
@@ -228,17 +295,26 @@ def attack_run(
     """
     from dpaudit.attacks.membership.attack_registry import DEFAULT_ATTACKS
     from dpaudit.workflow.attack import model_attacks
+    from dpaudit.workflow.attack.attack_settings import AttackSettings
+    from dpaudit.workflow.audit.run_audit import is_text_run
 
     require_count("seed", seed, least=0)
     require_open_unit("confidence", confidence)
-    settings = model_attacks.AttackSettings(
+    opened = _opened(run)
+    if is_text_run(opened):
+        from dpaudit.workflow.attack.text_attacks import TextAttackSettings
+        from dpaudit.workflow.attack.text_run_attacks import attack_text_run
+
+        asked = TextAttackSettings(tuple(attacks or ()), confidence, seed=seed)
+        return attack_text_run(opened, asked).report
+    settings = AttackSettings(
         tuple(DEFAULT_ATTACKS if attacks is None else attacks),
         seed,
         references=references,
         confidence=confidence,
         workers=workers,
     )
-    return model_attacks.attack_run(_opened(run), settings).report
+    return model_attacks.attack_run(opened, settings).report
 
 
 def check_conformance(

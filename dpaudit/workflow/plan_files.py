@@ -16,24 +16,35 @@ A plan lists releases, each by its noise, rate and steps, or as a mechanism::
 
 from __future__ import annotations
 
-import re
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from dpaudit.accountants.importers.dp_event import VerbatimText
 from dpaudit.accountants.schedules import training_mechanism
-from dpaudit.vocabulary.errors import InvalidArgument, did_you_mean
+from dpaudit.files.archives import open_zip
+from dpaudit.files.regular_files import InputFile, read_bytes
+from dpaudit.vocabulary.errors import InvalidArgument, MissingExtra
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
 from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
+from dpaudit.vocabulary.validation_messages import explain_validation
 
 PLAN = "a plan with [[release]] tables in TOML"
 ACCEPTED = (
-    f"a mechanism or an answer of dpaudit in JSON, {PLAN}, an Opacus history, a dp_accounting "
-    "event, or the state of a Flower accountant"
+    f"a mechanism or an answer of dpaudit in JSON, {PLAN}, an Opacus history or checkpoint, a "
+    "dp_accounting event, the state of a Flower accountant, a ledger of TensorFlow Privacy, or a "
+    "plan of JAX Privacy"
 )
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+"""Suffixes of files that ``torch.save`` wrote."""
+
+OPACUS_KEYS = ("privacy_accountant_state_dict", "privacy_accountant", "accountant")
+"""Where a checkpoint holds the state of its Opacus accountant; the first is Opacus's own."""
 
 
 class PlannedRelease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,6 +154,80 @@ class _AnswerPart(msgspec.Struct, frozen=True):
     unit: Unit = Unit.RECORD
 
 
+def read_checkpoint_history(path: Path) -> Any:
+    """Return the history of the Opacus accountant in a checkpoint of ``torch.save``.
+
+    The file is read with ``weights_only=True``: it is data, and none of its code runs.
+
+    Args:
+        path: The checkpoint, as ``PrivacyEngine.save_checkpoint`` writes it, or the accountant's
+            ``state_dict()``.
+
+    Returns:
+        The state of the accountant, or the list of entries.
+
+    Raises:
+        InvalidArgument: If the file cannot be read so, holds no history, or several that may be
+            the accountant's.
+        MissingExtra: If torch is not installed.
+    """
+    try:
+        import torch  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise MissingExtra("torch, which reads a checkpoint,", "train") from error
+    source = InputFile(path, "FILE")
+    content = read_bytes(source)
+    if content.startswith(b"PK"):
+        with open_zip(source):  # refuses an archive that expands beyond the memory
+            pass
+    try:
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # of any type, from pickle, zipfile or torch
+        raise InvalidArgument(
+            "FILE", str(path), "a checkpoint that torch reads with weights_only=True"
+        ) from error
+    if isinstance(found, list):
+        return found
+    states = _accountant_states(found) if isinstance(found, dict) else {}
+    if len(states) > 1:
+        named = " and ".join(states)
+        raise InvalidArgument(
+            "FILE",
+            VerbatimText(f"{path}, which has a history under {named}"),
+            "a checkpoint with one accountant: save the state of the right one alone",
+        )
+    for state in states.values():
+        return state
+    raise InvalidArgument(
+        "FILE",
+        str(path),
+        f"a checkpoint with an accountant's history under {OPACUS_KEYS[0]!r}, as "
+        "PrivacyEngine.save_checkpoint writes it, or the accountant's state_dict()",
+    )
+
+
+def _accountant_states(found: dict[Any, Any]) -> dict[str, Any]:
+    """Return what may be the state of an accountant, by where a checkpoint has it."""
+    under = {repr(key): found.get(key) for key in OPACUS_KEYS}
+    states = {
+        name: state
+        for name, state in under.items()
+        if isinstance(state, dict) and "history" in state
+    }
+    # A history at the top may be a log of the training, such as one of losses.
+    if "history" in found and (not states or _has_triples(found["history"])):
+        states["'history' at the top"] = found
+    return states
+
+
+def _has_triples(history: Any) -> bool:
+    """Return whether a log could be read as noise, sampling rate and steps."""
+    entries = history if isinstance(history, list | tuple) else ()
+    return bool(entries) and all(
+        isinstance(entry, list | tuple) and len(entry) == 3 for entry in entries
+    )
+
+
 def is_own_document(document: Any) -> bool:
     """Return whether parsed JSON or TOML is a mechanism, an answer or a plan of dpaudit.
 
@@ -178,32 +263,13 @@ def read_own_document(document: Any, adjacency: Adjacency | None) -> NamedMechan
     return _of_answer(_converted(document, _Answer, "an answer of dpaudit"))
 
 
-_PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`$")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`")
-_UNKNOWN_KIND = re.compile(r"Invalid value '(?P<name>[^']*)'")
-KEYS = ("delta", "adjacency", *PlannedRelease.__struct_fields__)
-
-
 def _converted(document: Any, kind: Any, what: str) -> Any:
     """Return a document as a type; an error names the key, and the one that may be meant."""
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
-        place = _PLACE.search(str(error))
-        given = "" if place is None else f" in {place['place']}"
-        raise InvalidArgument("FILE", f"{what} with an error{given}", _allowed(error)) from error
-
-
-def _allowed(error: msgspec.ValidationError) -> str:
-    """Return what a document must be, from msgspec's error."""
-    cause = _PLACE.sub("", str(error))
-    if unknown := _UNKNOWN.match(cause):
-        name = unknown["name"]
-        return f"without unknown keys as {name!r}{did_you_mean(name, KEYS)}"
-    if unknown := _UNKNOWN_KIND.match(cause):
-        kinds = [one.__struct_config__.tag for one in get_args(Mechanism)]
-        return f"of a known kind, not {unknown['name']!r}{did_you_mean(unknown['name'], kinds)}"
-    return f"one that can be read ({cause[0].lower()}{cause[1:]})"
+        allowed = f"{what} {explain_validation(error, document, kind)}"
+        raise InvalidArgument("FILE", VerbatimText("one with another content"), allowed) from error
 
 
 def _of_plan(plan: PlanFile, adjacency: Adjacency | None) -> NamedMechanism:

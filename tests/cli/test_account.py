@@ -96,7 +96,7 @@ def test_a_special_accountant_refuses_by_name_what_is_sampled(call: Call) -> Non
     for accountant in ("zcdp", "gdp"):
         result = call("epsilon", *PLAN, "--delta", "1e-5", "--accountant", accountant)
         assert result.code == 2
-        assert "PoissonSampled" in result.err
+        assert "on Poisson samples (rate " in result.err
         exact = call("epsilon", *FULL, "--delta", "1e-5", "--accountant", accountant)
         assert exact.code == 0
 
@@ -135,3 +135,13 @@ def test_bad_input_is_one_line_and_exit_code_two(
 def test_a_run_answers_all_of_them(call: Call, trained: Path) -> None:
     assert "delta at epsilon 1: lower bound" in call("delta", trained, "--epsilon", "1").out
     assert "true-positive rate" in call("tradeoff", trained).out
+
+
+def test_a_trade_off_curve_is_summarized_by_mu_with_its_regret(call: Call) -> None:
+    answer = read("tradeoff", call("tradeoff", *FULL, "--gdp", "--format", "json").out)
+    assert answer["gdp"]["mu"]["lower"] <= 1 <= answer["gdp"]["mu"]["upper"] <= 1.002
+    assert 0 <= answer["gdp"]["regret"]["upper"] < 1e-3
+    shown = call("tradeoff", *FULL, "--gdp").out
+    assert "Gaussian DP with mu 1.0" in shown
+    assert "regret" in shown
+    assert read("tradeoff", call("tradeoff", *FULL, "--format", "json").out)["gdp"] is None

@@ -266,3 +266,27 @@ def test_empty_score_file_is_refused(call: Call, tmp_path: Path) -> None:
         result = call(*command, "--scores", path)
         assert result.code == 2
         assert "one row per record" in result.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("secrets", ("--data", "digits")),
+        ("secrets", ("--checkpoint", "m.pt")),
+        ("secrets", ("--language-model", "m")),
+        ("secrets", ("--temperature", "1")),
+        ("new-tokens", ("--template", "{secret}")),
+        ("synthetic", ("--references", "9")),
+        ("mislabelled", ("--text", "t.csv")),
+        ("blank", ("--trust-model-code",)),
+        ("dummy", ("--training-file", "t.npz")),
+    ],
+)
+def test_options_of_another_kind_are_refused(
+    call: Call, tmp_path: Path, kind: str, option: tuple[str, ...]
+) -> None:
+    place = ("-o", tmp_path / "c.npz")
+    result = call("canaries", "make", "--kind", kind, *place, *option)
+    assert result.code == ExitCode.USAGE
+    assert f"leave out {option[0]}: it has no effect on canaries of kind {kind}" in result.err
+    assert not any(tmp_path.iterdir())

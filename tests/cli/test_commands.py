@@ -68,6 +68,12 @@ def test_every_option_has_a_help_text(path: tuple[str, ...]) -> None:
     assert [one.name for one in options if not one.help] == []
 
 
+@pytest.mark.parametrize("path", COMMANDS)
+def test_no_command_has_an_option_twice(path: tuple[str, ...]) -> None:
+    options = [option for one in found(path).params for option in one.opts]
+    assert len(options) == len(set(options))
+
+
 def test_help_lists_the_commands_in_sections(call: Call) -> None:
     out = call("--help").out
     headings = re.findall(r"^(\w+):$", out, re.MULTILINE)
@@ -120,10 +126,14 @@ def test_a_choice_of_a_variable_is_checked_too(call: Call, monkeypatch: pytest.M
 def test_a_misspelt_key_of_a_settings_file_gets_a_suggestion(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("[privacy]\nclip_nrom = 0.2\n")
-    with pytest.raises(InvalidArgument, match=r"clip_nrom.*; did you mean clip_norm\?\)"):
+    with pytest.raises(
+        InvalidArgument, match=r"clip_nrom.*; did you mean clip_norm\?; allowed here: sampling_rate"
+    ):
         read_config_file(path)
     path.write_text("[privcy]\n")
-    with pytest.raises(InvalidArgument, match=r"privcy.*; did you mean privacy\?\)"):
+    with pytest.raises(
+        InvalidArgument, match=r"privcy.*; did you mean privacy\?; allowed here: data, privacy"
+    ):
         read_config_file(path)
 
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dpaudit.cli.audit import conformance_command
+from dpaudit.vocabulary.conformance import Assumption
 
 CLAIM = """
 noise_multiplier = 2.0
@@ -75,3 +76,57 @@ def test_a_run_has_a_trainer_of_its_own(trained: Path) -> None:
     code, said = called(str(trained), "--run", str(trained))
     assert code == 2
     assert "--run goes with make_trainer" in said
+
+
+def test_number_of_probes_replays_records_besides_the_usual_ones(files: tuple[str, str]) -> None:
+    claim, records = files
+    arguments = (PLAIN, "--claim", claim, "--records", records, "--format", "json")
+    code, said = called(*arguments, "--probes", "3")
+    names = {finding["name"] for finding in json.loads(said)["findings"]}
+    assert code == 0
+    assert {"record 0", "record 23", "huge features"} <= names
+    assert called(*arguments, "--probes", "0")[0] == 2
+
+
+def test_file_of_probes_replaces_the_usual_ones(files: tuple[str, str]) -> None:
+    claim, records = files
+    arguments = (PLAIN, "--claim", claim, "--records", records, "--format", "json")
+    _, said = called(*arguments, "--probes", records)
+    names = {finding["name"] for finding in json.loads(said)["findings"]}
+    assert "given, number 23" in names
+    assert "huge features" not in names
+
+
+FACTORY = """
+from tests.attacks.conformance.reference_trainer import Plain, records
+
+class PassesNaN(Plain):
+    def clipped(self, gradient):
+        norm = (gradient**2).sum() ** 0.5
+        return gradient * min(1.0, 0.5 / norm) if norm > 0 else gradient
+
+records = records()
+"""
+
+
+def test_factory_of_the_working_folder_and_the_stated_assumption(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder_trainer.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    factory = ("folder_trainer:PassesNaN", "--claim", files[0])
+    code, said = called(*factory)
+    assert code == 1
+    assert "FAIL  replay, NaN features" in said
+    code, said = called(*factory, "--assume", "no-nan")
+    assert (code, said.splitlines()[2]) == (0, f"assumed: {Assumption.NO_NAN.statement}")
+    code, said = called(*factory, "--assume", "no-nan", "--format", "json")
+    assert json.loads(said)["assumptions"] == [Assumption.NO_NAN.statement]
+
+
+def test_claim_without_an_update_scale_is_measured(files: tuple[str, str]) -> None:
+    claim, records = files
+    Path(claim).write_text("\n".join(CLAIM.splitlines()[:-1]))
+    code, said = called(PLAIN, "--claim", claim, "--records", records, "--format", "json")
+    assert code == 0
+    assert json.loads(said)["claim"]["update_scale"] == pytest.approx(0.05 / 6, rel=1e-6)

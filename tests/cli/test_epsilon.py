@@ -145,3 +145,11 @@ def test_a_batch_larger_than_the_data_set_is_refused(call: Call) -> None:
     result = call("epsilon", *sizes, "--noise-multiplier", "1", "--delta", "1e-5")
     assert result.code == 2
     assert "batch_size" in result.err
+
+
+def test_a_refused_mechanism_is_named_in_words(call: Call) -> None:
+    plan = ("--sampling-rate", 0.01, "--noise-multiplier", 1, "--steps", 9, "--delta", 1e-5)
+    result = call("epsilon", *plan, "--accountant", "zcdp")
+    assert result.code == 2
+    assert "DPA701: a Gaussian (noise multiplier 1) on Poisson samples (rate 0.01): " in result.err
+    assert "PoissonSampled" not in result.err

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from calling import Call
-from foreign_files import EVENT, FLOWER_STATE, HISTORY
+from foreign_files import ALLOCATED, EVENT, FLOWER_STATE, HISTORY, JAX_PLAN, TF_LEDGER
 
 from dpaudit.accountants import pld
-from dpaudit.vocabulary.errors import ExitCode
+from dpaudit.vocabulary.errors import ExitCode, InvalidArgument
 from dpaudit.vocabulary.mechanism import (
     Composed,
     DiscreteLaplace,
@@ -20,10 +22,13 @@ from dpaudit.vocabulary.mechanism import (
     Laplace,
     Mechanism,
     PoissonSampled,
+    PureDP,
     Repeated,
     SampledWithoutReplacement,
+    Shuffled,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency
+from dpaudit.workflow.plan_files import read_checkpoint_history
 
 STEPS = Repeated(PoissonSampled(Gaussian(1.0), 0.01), 1000)
 PLAN = ("--sampling-rate", "0.01", "--noise-multiplier", "1", "--steps", "1000")
@@ -134,7 +139,7 @@ def test_an_answer_keeps_its_unit(call: Call, tmp_path: Path) -> None:
         (LAPLACE + "sampling_rate = 0.5", "left out beside mechanism"),
         (LAPLACE + "times = 0", "whole number"),
         ("[[release]]\nnoise_multiplier = 1.0\nsampling_rate = 1.5", "sampling_rate"),
-        ("[[release]]\nnoise = 1.0", "unknown keys as 'noise'"),
+        ("[[release]]\nnoise = 1.0", "unknown key release[0].noise"),
         ("[[release]]\nsample_rate = 1.0", "did you mean sampling_rate?"),
         ('[[release]]\nmechanism = { kind = "magic" }', "magic"),
         ('[[release]]\nmechanism = { kind = "laplac" }', "did you mean laplace?"),
@@ -159,6 +164,9 @@ def test_what_is_no_plan_is_refused(call: Call, tmp_path: Path, plan: str, words
         (HISTORY, "opacus"),
         ({"history": HISTORY, "mechanism": "prv"}, "opacus"),
         (EVENT, "dp-event"),
+        (ALLOCATED, "dp-event"),
+        (TF_LEDGER, "tf-privacy"),
+        (JAX_PLAN, "jax-privacy"),
         (FLOWER_STATE, "flower"),
     ],
 )
@@ -189,3 +197,125 @@ def test_batches_of_a_fixed_size_are_read(call: Call, tmp_path: Path) -> None:
     upper, _ = priced(call, path, "--delta", "1e-5", "--adjacency", "replace-one")
     expected = pld.profile(mechanism, adjacency=Adjacency.REPLACE_ONE).epsilon(delta=1e-5)
     assert upper == expected.upper
+
+
+@pytest.mark.parametrize("document", [EVENT, TF_LEDGER, JAX_PLAN])
+def test_files_of_other_libraries_cost_what_their_steps_cost(
+    call: Call, tmp_path: Path, document: object
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(document))
+    upper, _ = priced(call, path, "--delta", "1e-5")
+    steps = Repeated(PoissonSampled(Gaussian(1.0), 0.01), 1000)
+    assert upper == pld.profile(steps).epsilon(delta=1e-5).upper
+
+
+def test_a_ledger_of_tensorflow_privacy_comes_with_what_it_does_not_say(
+    call: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.json"
+    path.write_text(json.dumps(TF_LEDGER))
+    assert "Poisson sampling only" in call("epsilon", path, "--delta", "1e-5").err
+
+
+def test_delta_0_answers_for_bounded_losses_and_is_refused_for_others(
+    call: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "mechanism.json"
+    path.write_bytes(msgspec.json.encode(Repeated(Laplace(2.0), 3)))
+    found = json.loads(call("epsilon", path, "--delta", "0", "--format", "json").out)
+    assert [one["accountant"] for one in found["results"]] == ["pld"]
+    assert found["results"][0]["epsilon"] == {"lower": 1.5, "upper": 1.5}
+    for more in (("--accountant", "rdp"), ("--accountant", "naive")):
+        assert call("epsilon", path, "--delta", "0", *more).code == ExitCode.USAGE
+    path.write_bytes(msgspec.json.encode(Gaussian(1.0)))
+    refused = call("epsilon", path, "--delta", "0")
+    assert refused.code == ExitCode.USAGE
+    assert "no bound of the privacy loss is known" in refused.err
+
+
+def test_accountants_that_refuse_a_mechanism_are_left_out_of_all(
+    call: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "mechanism.json"
+    path.write_bytes(msgspec.json.encode(Shuffled(PureDP(1.0), 100)))
+    arguments = ("--delta", "1e-5", "--adjacency", "replace-one", "--format", "json")
+    found = json.loads(call("epsilon", path, *arguments).out)
+    assert [one["accountant"] for one in found["results"]] == ["naive", "pld"]
+    back = tmp_path / "answer.json"
+    back.write_text(json.dumps(found))
+    assert json.loads(call("epsilon", back, "--format", "json").out)["results"] == found["results"]
+
+
+class TestCheckpoint:
+    """A checkpoint of Opacus, read without running its code."""
+
+    @pytest.fixture
+    def torch(self) -> object:
+        return pytest.importorskip("torch")
+
+    def test_the_history_in_a_checkpoint_is_priced(
+        self, call: Call, tmp_path: Path, torch: Any
+    ) -> None:
+        path, history = tmp_path / "checkpoint.pt", tmp_path / "history.json"
+        state = {"history": [(1.0, 0.01, 1000)], "iteration": 1, "mechanism": "prv"}
+        weights = torch.nn.Linear(2, 2).state_dict()
+        torch.save({"module_state_dict": weights, "privacy_accountant_state_dict": state}, path)
+        history.write_text(json.dumps(HISTORY))
+        arguments = ("--delta", "1e-5", "--format", "json")
+        assert call("epsilon", path, *arguments).out == call("epsilon", history, *arguments).out
+        torch.save(state, path)
+        assert call("epsilon", path, *arguments).out == call("epsilon", history, *arguments).out
+
+    def test_a_log_named_history_does_not_hide_the_accountant(
+        self, tmp_path: Path, torch: Any
+    ) -> None:
+        path, losses = tmp_path / "checkpoint.pt", [[2.9, 0.01, 1], [2.5, 0.02, 2]]
+        state = {"history": [(1.0, 0.02, 50000)], "mechanism": "rdp"}
+        under = {"privacy_accountant_state_dict": state}
+        torch.save(under | {"history": [2.9, 2.5]}, path)
+        assert read_checkpoint_history(path) == state
+        torch.save(under | {"history": losses}, path)
+        with pytest.raises(InvalidArgument, match=r"'privacy_accountant_state_dict' and 'history'"):
+            read_checkpoint_history(path)
+        torch.save(under | {"accountant": state | {"history": losses}}, path)
+        with pytest.raises(InvalidArgument, match=r"_state_dict' and 'accountant'"):
+            read_checkpoint_history(path)
+
+    def test_code_in_a_checkpoint_is_not_run(self, call: Call, tmp_path: Path, torch: Any) -> None:
+        path, mark = tmp_path / "checkpoint.pt", tmp_path / "mark"
+        torch.save({"history": _Touch(str(mark))}, path)
+        found = call("epsilon", path, "--delta", "1e-5")
+        assert found.code == ExitCode.USAGE
+        assert "weights_only" in found.err
+        assert not mark.exists()
+
+    @pytest.mark.parametrize("content", [{"weights": 1}, {"history": 3}, 7])
+    def test_a_checkpoint_without_a_history_is_refused(
+        self, call: Call, tmp_path: Path, torch: Any, content: object
+    ) -> None:
+        path = tmp_path / "checkpoint.pt"
+        torch.save(content, path)
+        found = call("epsilon", path, "--delta", "1e-5")
+        assert found.code == ExitCode.USAGE
+        assert "history" in found.err
+
+    def test_without_torch_the_error_names_the_extra(
+        self, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "checkpoint.pt"
+        path.write_bytes(b"PK")
+        monkeypatch.setitem(sys.modules, "torch", None)
+        found = call("epsilon", path, "--delta", "1e-5")
+        assert found.code == ExitCode.USAGE
+        assert "dpaudit[train]" in found.err
+
+
+class _Touch:
+    """An object whose pickle makes a file where it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (Path(self.path),)  # type: ignore[return-value]

@@ -310,7 +310,16 @@ count = ["certified", "conditional"]
 require_conformance = true
 min_power_epsilon = 4.0
 max_tpr_at_fpr = { "0.1" = 0.5 }
+require_imitation = false  # scores of one's own attack do not say how references were trained
 """
+
+
+def test_imitation_is_not_shown_by_scores(call: Call) -> None:
+    train()
+    assert call("attack", "run", "--scores", write_attack(40, 40)).code == 0
+    policy = POLICY[: POLICY.index("[audit]")] + "[audit]\nrequire_imitation = true\n"
+    _, rules = judged(call, policy)
+    assert rules["audit.require_imitation"]["outcome"] == "INCONCLUSIVE"
 
 
 def test_a_run_of_your_own_loop_satisfies_every_key_of_the_audit(call: Call) -> None:

@@ -26,6 +26,7 @@ from dpaudit.trainer.noise.kernels import NUMPY_KERNELS
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.ledger import NoiseKind
 from dpaudit.vocabulary.settings import HYPERPARAMETER_TUNING, PRESETS, RunConfig, preset_for
+from dpaudit.workflow.account import rate_from_sizes
 
 QUICK = "[privacy]\nnoise_multiplier = 2.0\nsteps = 2\n"
 
@@ -223,7 +224,7 @@ def test_a_preset_sets_everything_but_the_records(
     assert config.preset == name
     assert config.privacy.clip_norm == preset.clip_norm
     assert config.privacy.delta == preset.delta
-    assert config.privacy.sampling_rate == preset.batch_size / preset.dataset_size
+    assert config.privacy.sampling_rate == rate_from_sizes(preset.dataset_size, preset.batch_size)
     assert config.privacy.expected_batch_size == preset.batch_size
     assert config.model == msgspec.structs.replace(preset.model, model="linear")
     claim = json.loads((out / "claim.json").read_text())
@@ -266,7 +267,7 @@ def test_steps_in_place_of_epochs_keep_the_presets_rate_and_normaliser(
     plan = ("--preset", "mnist-scattering", "--data", small_images, "--steps", "1")
     assert call("train", *plan, "--out", out).code == 0
     preset, privacy = PRESETS["mnist-scattering"], settings_of(out).privacy
-    assert privacy.sampling_rate == preset.batch_size / preset.dataset_size
+    assert privacy.sampling_rate == rate_from_sizes(preset.dataset_size, preset.batch_size)
     assert (privacy.steps, privacy.expected_batch_size) == (1, preset.batch_size)
 
 

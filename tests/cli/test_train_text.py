@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -15,9 +16,10 @@ from safetensors.torch import load_file
 
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import read_json
+from dpaudit.trainer.canaries.run_canaries import RunCanaries
 from dpaudit.trainer.run import optimizer_from_settings, prepare_run
 from dpaudit.trainer.tasks import load_trained_model
-from dpaudit.vocabulary.audit import AuditReport
+from dpaudit.vocabulary.audit import AttackReport, AuditReport
 from dpaudit.vocabulary.settings import (
     CanarySettings,
     DataSettings,
@@ -84,21 +86,51 @@ def test_a_run_on_text_is_audited_gated_reported_and_watched(
     assert "nats per token" in watched.out
 
 
-@pytest.mark.parametrize("command", [("attack",), ("conformance",)])
-def test_what_compares_classes_refuses_text(
-    tmp_path: Path, text: Path, call: Call, command: tuple[str, ...]
+def test_a_run_on_text_is_attacked_and_what_compares_classes_refuses_it(
+    tmp_path: Path, text: Path, call: Call
 ) -> None:
     run, _ = train(call, tmp_path / "run", "--data", text)
-    done = call(*command, run.path)
+    done = call("attack", run.path, "--suffix-tokens", 3)
+    assert done.code == 0, done.err
+    report = read_json(run.attack, AttackReport)
+    assert [one.attack for one in report.membership] == ["loss", "zlib", "min-k", "min-k++"]
+    audited = call("audit", run.path)
+    assert audited.code == 0
+    by_loss = read_json(run.audit, AuditReport).membership[0]
+    assert report.membership[0].auc == pytest.approx(by_loss.auc, abs=1e-3)
+    assert "verbatim extraction" in done.out
+    done = call("conformance", run.path)
     assert done.code == 2
     assert "DPA101" in done.err
     assert "classes" in done.err
 
 
+def test_sequences_with_a_token_of_their_own_give_a_certified_bound(
+    tmp_path: Path, text: Path, call: Call
+) -> None:
+    run, _ = train(call, tmp_path / "run", "--data", text, "--input-canaries", 12)
+    weights = load_file(run.model)
+    assert len(weights["head.weight"]) == 256 + 12
+    with np.load(run.secret_canaries) as secret, np.load(run.canaries) as trained:
+        included, tokens = secret["inputs_included"], secret["input_features"]
+        assert tokens.max(axis=1).tolist() == list(range(256, 268))
+        assert np.array_equal(trained["input_features"], tokens[included])
+    assert call("audit", run.path).code == 0
+    report = read_json(run.audit, AuditReport)
+    (bound,) = report.bounds
+    assert (bound.kind.value, bound.trials, bound.guesses) == ("certified", 12, 12)
+    assert (RunCanaries.read(run).inputs_included == included).all()
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[claim]\nmax_epsilon = 30\ndelta = 1e-5\n")
+    assert call("gate", run.path, "--policy", policy).code == 0
+    assert call("attack", run.path, "--attack", "loss").code in {0, 3}
+    assert call("watch", "--once", run.path).code == 0
+
+
 @pytest.mark.parametrize(
     ("options", "text_of_error"),
     [
-        (("--input-canaries", 3), "wrong label"),
+        (("--input-canaries", 300), "half of the held-out records"),
         (("--model", "cnn"), "gpt2-tiny"),
         (("--views", 2), "views"),
         (("--label", "y"), "label"),

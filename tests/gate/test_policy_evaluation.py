@@ -462,3 +462,33 @@ def test_no_rules_are_no_evidence(wish: InconclusiveHandling) -> None:
     verdict = Verdict((), "h", inconclusive=wish)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.exit_code is ExitCode.INCONCLUSIVE
+
+
+LIRA = replace(ATTACK, attack="lira-online")
+UNCLEAR = replace(LIRA, inconclusive="worse than chance")
+
+
+@pytest.mark.parametrize(
+    ("training", "attacks", "outcome"),
+    [
+        ("dp-sgd", (ATTACK, LIRA), Outcome.PASS),
+        ("dp-sgd", (UNCLEAR, replace(LIRA, attack="classifier")), Outcome.PASS),
+        ("dp-sgd", (ATTACK,), Outcome.INCONCLUSIVE),
+        ("dp-sgd", (ATTACK, UNCLEAR), Outcome.INCONCLUSIVE),
+        ("dp-sgd", (), Outcome.INCONCLUSIVE),
+        ("plain", (LIRA,), Outcome.INCONCLUSIVE),
+        (None, (LIRA,), Outcome.INCONCLUSIVE),
+    ],
+)
+def test_imitation_is_what_the_attack_says_of_the_references_that_it_used(
+    training: str | None, attacks: tuple[MembershipResult, ...], outcome: Outcome
+) -> None:
+    policy = replace(POLICY, audit=replace(POLICY.audit, require_imitation=True))
+    attack = AttackReport("a model", 0.99, attacks, CLAIM.ledger_head)
+    attack = replace(attack, reference_training=training)
+    rules = judged(policy, CLAIM, AUDIT, attack=attack).rules
+    found = {rule.rule: rule.outcome for rule in rules}
+    assert found["audit.require_imitation"] is outcome
+    without = judged(policy, CLAIM, AUDIT).rules
+    found = {rule.rule: rule.outcome for rule in without}
+    assert found["audit.require_imitation"] is Outcome.INCONCLUSIVE

@@ -28,13 +28,16 @@ from dpaudit.vocabulary.audit import (
     AuditResult,
     BoundKind,
     GuessCount,
+    InferenceResult,
     MembershipResult,
     OneRun,
+    SliceResult,
     TprAtFpr,
 )
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer, Explanation
 from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
 from dpaudit.vocabulary.federation import FederationHeader, ThreatModel
+from dpaudit.vocabulary.language_models import BlindBaseline, ExtractedShare, ExtractionResult
 from dpaudit.vocabulary.ledger import NoiseKind, Randomness, Sampling
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from dpaudit.vocabulary.verdict import (
@@ -194,6 +197,29 @@ def make_attack_report() -> AttackReport:
         (made_attack("RMIA", 0.8, 0.55), silent),
         HEAD,
         {"scores": "5c" * 32},
+        slices=(SliceResult("hospital", "north", made_attack("RMIA", 0.85, 0.54)),),
+        inference=(
+            InferenceResult(
+                *("label", 10, 400, 320, 380, 290, 250, 200, 0.95),
+                gap_interval=Bound(0.01, 0.09),
+                above_baseline=Bound(0.2, 0.4),
+            ),
+        ),
+        notes=("slices without members or non-members, not evaluated: south",),
+        extraction=(
+            ExtractionResult(
+                "probabilistic",
+                16,
+                ExtractedShare(400, 21, Bound(0.03, 0.08)),
+                ExtractedShare(900, 2, Bound(0.0002, 0.009)),
+                "temperature 1, all tokens",
+                100,
+                0.5,
+                0.95,
+            ),
+        ),
+        reference_training="dp-sgd",
+        baselines=(BlindBaseline("bag of words", 0.51, 0.4),),
     )
 
 
@@ -224,6 +250,7 @@ def make_conformance() -> ConformanceResult:
         level=1e-4,
         verdict=Outcome.INCONCLUSIVE,
         ledger_head=HEAD,
+        assumptions=("no record has a NaN gradient",),
     )
 
 

@@ -516,6 +516,13 @@ def test_further_attacks_stand_beside_those_of_the_audit(page: Page) -> None:
     assert "the model of a run, with 16 references" in page.text
 
 
+def test_extraction_and_baselines_without_the_model_are_shown(page: Page) -> None:
+    assert "Texts that the model completes from their beginning" in page.text
+    assert "21 of 400" in page.text
+    assert "2 of 900" in page.text
+    assert "told from non-members by bag of words with an AUC of 0.51" in page.text
+
+
 def test_attacks_on_another_ledger_are_named_and_not_shown() -> None:
     other = msgspec.structs.replace(make_attack_report(), ledger_head="other")
     text = text_of(msgspec.structs.replace(make_evidence(), attack=other))

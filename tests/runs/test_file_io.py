@@ -26,18 +26,21 @@ from dpaudit.runs.file_io import (
     write_toml,
 )
 from dpaudit.vocabulary.audit import (
+    AdaptiveGuesses,
     AuditReport,
     AuditResult,
     BatchMeans,
     BatchRates,
     BoundKind,
     ClaimedCurve,
+    ErrorBand,
     GaussianBand,
     GaussianPivot,
     GuessCount,
     MembershipResult,
     OneRun,
     SampleMoments,
+    SequentialRanks,
     TotalVariation,
     TprAtFpr,
 )
@@ -143,6 +146,7 @@ answers = st.builds(
     st.dictionaries(text, bounds, max_size=3),
     st.sampled_from(Sampling),
 )
+band_counts = st.tuples(*[st.integers(0, 100_000)] * 2).map(sorted)
 samples = st.builds(SampleMoments, counts, finite, at_least_0)
 parts = st.tuples(counts, counts).map(sorted)
 estimators = (
@@ -155,7 +159,12 @@ estimators = (
     | st.builds(lambda hits, alarms: BatchRates(*hits, *alarms), parts, parts)
     | st.builds(BatchMeans, samples, samples)
     | st.builds(GaussianPivot, samples, samples)
-    | st.builds(lambda errors: GaussianBand(errors[1], errors[1], *[(errors[0],)] * 2), parts)
+    | st.builds(lambda errors: GaussianBand(errors[1], errors[1], *[(errors[0],)] * 2), band_counts)
+    | st.builds(lambda errors: ErrorBand(errors[1], errors[1], *[(errors[0],)] * 2), band_counts)
+    | st.permutations(range(6)).map(
+        lambda ranks: SequentialRanks(tuple(ranks[:3]), tuple(ranks[3:]))
+    )
+    | st.just(AdaptiveGuesses())
 )
 
 

@@ -465,8 +465,7 @@ def test_after_data_that_were_refused_others_can_be_given() -> None:
 
 
 def test_the_budget_holds_where_a_release_covers_many_steps() -> None:
-    with pytest.warns(UserWarning, match="."):
-        trainer = private(sampler=BallsInBins(4), noise_multiplier=3.0)
+    trainer = private(sampler=BallsInBins(4), noise_multiplier=3.0)
     trainer.stop_at(epsilon=3.0, delta=1e-5)
     run(trainer, 1000)
     passes = trainer.steps // 4

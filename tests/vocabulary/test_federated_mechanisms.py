@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from dpaudit.report.descriptions import mechanism_in_words
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.mechanism import (
     DistributedDiscreteGaussian,
@@ -23,6 +22,7 @@ from dpaudit.vocabulary.mechanism import (
     SparseVector,
     VectorDiscreteGaussian,
 )
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words
 from tests.accountants.mechanisms import (
     compositions,
     in_passing,

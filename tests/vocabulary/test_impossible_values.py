@@ -9,20 +9,25 @@ import msgspec
 import pytest
 
 from dpaudit.vocabulary.audit import (
+    MOST_BAND_SCORES,
     AttackReport,
     AuditReport,
     BatchRates,
     ClaimedCurve,
+    ErrorBand,
     GaussianBand,
     GuessCount,
+    InferenceResult,
     MembershipResult,
     SampleMoments,
+    SequentialRanks,
     TotalVariation,
     TprAtFpr,
 )
 from dpaudit.vocabulary.baseline import AttackRate
 from dpaudit.vocabulary.conformance import ConformanceFinding, ConformanceResult, StepClaim
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.language_models import BlindBaseline, ExtractedShare, ExtractionResult
 from dpaudit.vocabulary.privacy_terms import Bound
 from dpaudit.vocabulary.rounding import same_epsilon, same_number
 from dpaudit.vocabulary.verdict import Outcome
@@ -32,6 +37,9 @@ NAN, INF = math.nan, math.inf
 RATE = TprAtFpr(0.1, 0.2, Bound(0.1, 0.3), 0.95, Bound(0.15, 0.25), 3, 10, 40)
 ATTACK = MembershipResult("a", 100, 50, 0.6, 0.6, (RATE,), ((0.0, 0.0), (1.0, 1.0)))
 AUDIT = AuditReport("", 0.99, (BOUND,), (ATTACK,))
+INFERENCE = InferenceResult(
+    *("label", 2, 10, 8, 5, 4, 5, 4, 0.9), gap_interval=Bound(-1, 1), above_baseline=Bound(-1, 1)
+)
 FINDING = ConformanceFinding(
     check="noise", name="n", outcome=Outcome.PASS, tested="t", why="w", power="p", p_value=0.5
 )
@@ -42,6 +50,10 @@ CONFORMANCE = ConformanceResult(
     findings=(FINDING,),
     level=1e-4,
     verdict=Outcome.PASS,
+)
+SHARE = ExtractedShare(10, 3, Bound(0.05, 0.7))
+EXTRACTION = ExtractionResult(
+    "probabilistic", 16, SHARE, ExtractedShare(20, 0, Bound(0.0, 0.2)), "all tokens", 100, 0.5, 0.95
 )
 CASES: list[tuple[Any, str, list[object]]] = [
     (BOUND, "confidence", [0.0, 1.0, 1.5, -0.5, NAN]),
@@ -73,6 +85,21 @@ CASES: list[tuple[Any, str, list[object]]] = [
     (AUDIT, "unseen_steps", [-1]),
     (AUDIT, "bounds", [(BOUND, BOUND)]),
     (AttackReport("a", 0.95, (ATTACK,)), "confidence", [1.5, 0.0, NAN]),
+    (INFERENCE, "members", [0, 4]),
+    (INFERENCE, "nonmembers", [0, 3]),
+    (INFERENCE, "correct_members", [11, -1]),
+    (INFERENCE, "baseline_nonmembers", [9, -1]),
+    (INFERENCE, "confidence", [1.5, 0.0, NAN]),
+    (SHARE, "texts", [0, 2, -1]),
+    (SHARE, "extracted", [-1, 11]),
+    (SHARE, "interval", [Bound(0.4, 0.9), Bound(-0.1, 0.5), Bound(0.2, 1.5)]),
+    (EXTRACTION, "suffix_tokens", [0]),
+    (EXTRACTION, "queries", [0]),
+    (EXTRACTION, "probability", [0.0, 1.0, NAN]),
+    (EXTRACTION, "confidence", [1.0, NAN]),
+    (EXTRACTION, "too_short", [-1]),
+    (BlindBaseline("length", 0.6, 0.2), "auc", [1.1, NAN]),
+    (BlindBaseline("length", 0.6, 0.2), "p_value", [-0.1, NAN]),
     (AttackRate("a", 0.1, Bound(0.1, 0.2), 0.9), "fpr", [0.0, 2.0]),
     (AttackRate("a", 0.1, Bound(0.1, 0.2), 0.9), "tpr", [Bound(0.1, 1.2), Bound(-1.0, 0.2)]),
     (AttackRate("a", 0.1, Bound(0.1, 0.2), 0.9), "confidence", [1.5]),
@@ -87,7 +114,13 @@ CASES: list[tuple[Any, str, list[object]]] = [
     (BatchRates(3, 5, 2, 9), "out_of_batch", [1]),
     (ClaimedCurve(1.5), "noise_factor", [0.0, -1.0, NAN, INF]),
     (TotalVariation(1.5), "noise_factor", [0.0, NAN]),
+    (ErrorBand(5, 4, (0, 5), (4, 0)), "missed", [(0, 6), (-1, 5), (0,)]),
+    (SequentialRanks((0, 3), (1, 2)), "members", [(0, 4), (-1, 2), (0,)]),
     (GaussianBand(5, 4, (0, 5), (4, 0)), "missed", [(0, 6), (-1, 5), (0,)]),
+    (ErrorBand(5, 4, (0, 5), (4, 0)), "members", [10**9, MOST_BAND_SCORES + 1]),
+    (ErrorBand(5, 4, (0, 5), (4, 0)), "nonmembers", [10**9, MOST_BAND_SCORES + 1]),
+    (GaussianBand(5, 4, (0, 5), (4, 0)), "members", [10**9, MOST_BAND_SCORES + 1]),
+    (GaussianBand(5, 4, (0, 5), (4, 0)), "nonmembers", [10**9, MOST_BAND_SCORES + 1]),
     (FINDING, "p_value", [-0.1, 1.1, NAN]),
     (FINDING, "level", [2.0]),
     (CONFORMANCE, "level", [0.0, 1.0, 1.5, NAN]),

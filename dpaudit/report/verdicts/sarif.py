@@ -91,6 +91,11 @@ RULE_DESCRIPTIONS = {
         "Replayed and sampled steps must clip, sample and add noise as the ledger says.",
         "Test the trainer: dpaudit conformance RUN, and fix what its findings name.",
     ),
+    "audit.require_imitation": RuleDescription(
+        "The run was attacked with references that imitate it",
+        "References that are trained without noise make attacks on private models weaker.",
+        "Attack the run: dpaudit attack RUN --reference-training dp-sgd.",
+    ),
     "audit.lower_bound": RuleDescription(
         "No measurement contradicts the claim",
         "Canaries give lower bounds on epsilon. A lower bound above the claim means that the run "

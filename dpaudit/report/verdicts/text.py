@@ -13,7 +13,6 @@ from dpaudit.gate.run_differences import DifferenceCost, RunComparison
 from dpaudit.report.descriptions import (
     UNIT_DESCRIPTIONS,
     claim_in_words,
-    mechanism_in_words,
     noise_in_words,
     observers_in_words,
 )
@@ -28,6 +27,7 @@ from dpaudit.report.verdicts.gate_result import (
 from dpaudit.vocabulary.baseline import Baseline
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.federation import FederatedConfig
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words
 from dpaudit.vocabulary.privacy_terms import Unit
 from dpaudit.vocabulary.rounding import round_down, round_nearest, round_up
 from dpaudit.vocabulary.run_overview import LedgerSummary, RunList, RunOverview, RunSummary

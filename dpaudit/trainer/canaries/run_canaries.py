@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from dpaudit.trainer.data import DatasetSplit, RecordArrays
 from dpaudit.trainer.engine.clipping import clip_factors
 from dpaudit.trainer.noise.gradient_noise import GradientSums
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
+from dpaudit.trainer.token_data import TokenRecords
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_count
 from dpaudit.vocabulary.settings import CanarySettings
 
@@ -299,6 +300,9 @@ SECRET_ARRAYS = {
 }
 
 
+InputCanaries = RecordArrays | TokenRecords
+"""Records with a wrong label, or token sequences that end with a token of their own."""
+
 NO_INPUT_CANARIES = RecordArrays(np.zeros((0, 0), np.float32), np.zeros(0, np.int64))
 
 
@@ -353,13 +357,13 @@ class RunCanaries:
 
     Attributes:
         gradient_included: Inclusion bit of each gradient canary, shape ``(m,)``.
-        inputs: The input canaries: records with a wrong label.
+        inputs: The input canaries.
         inputs_included: Inclusion bit of each input canary, shape ``(k,)``.
         directions: Directions of the gradient canaries.
     """
 
     gradient_included: NDArray[np.bool_]
-    inputs: RecordArrays
+    inputs: InputCanaries
     inputs_included: NDArray[np.bool_]
     directions: CanaryDirections = field(default_factory=SeparateCoordinates)
 
@@ -422,7 +426,7 @@ class RunCanaries:
         return Observation(np.asarray(shown, dtype=np.float32), joined)
 
     @property
-    def trained_inputs(self) -> RecordArrays:
+    def trained_inputs(self) -> InputCanaries:
         """The included input canaries, which are trained on."""
         return self.inputs[self.inputs_included]
 
@@ -432,21 +436,21 @@ class RunCanaries:
         Args:
             run: The run directory.
         """
-        trained = self.trained_inputs
+        features, labels = _input_arrays(self.inputs)
         # The ledger holds the files' digests: a salt keeps them from confirming a guess.
         write_secret_arrays(
             run.canaries,
             salt=_salt(),
             gradient_coordinates=np.flatnonzero(self.gradient_included),
-            input_features=trained.features,
-            input_labels=trained.labels,
+            input_features=features[self.inputs_included],
+            input_labels=labels[self.inputs_included],
         )
         write_secret_arrays(
             run.secret_canaries,
             salt=_salt(),
             gradient_included=self.gradient_included,
-            input_features=self.inputs.features,
-            input_labels=self.inputs.labels,
+            input_features=features,
+            input_labels=labels,
             inputs_included=self.inputs_included,
             **self.directions.arrays,
         )
@@ -468,13 +472,28 @@ class RunCanaries:
         missing = SECRET_ARRAYS - set(arrays)
         if missing:
             raise IntegrityError(f"{run.secret_canaries} lacks {sorted(missing)}")
-        inputs = RecordArrays(arrays["input_features"], arrays["input_labels"])
         return cls(
             arrays["gradient_included"],
-            inputs,
+            _inputs_from_arrays(arrays["input_features"], arrays["input_labels"]),
             arrays["inputs_included"],
             directions_from_arrays(arrays),
         )
+
+
+def _input_arrays(inputs: InputCanaries) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
+    """Return features and labels, or tokens and lengths, by which a file stores canaries."""
+    match inputs:
+        case TokenRecords(tokens, lengths):
+            return tokens, lengths
+        case RecordArrays(features, labels):
+            return features, labels
+
+
+def _inputs_from_arrays(features: NDArray[Any], labels: NDArray[Any]) -> InputCanaries:
+    """Return the canaries that a file stores: integers are tokens."""
+    if features.dtype.kind == "i":
+        return TokenRecords(features, labels)
+    return RecordArrays(features, labels)
 
 
 def _salt() -> NDArray[np.uint8]:

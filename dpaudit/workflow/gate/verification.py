@@ -24,6 +24,7 @@ from dpaudit.attacks.one_run.recomputation import (
     detectable_epsilon,
     detectable_epsilon_floor,
     greatest_epsilon,
+    has_equal_scores,
     recompute_bound,
 )
 from dpaudit.gate.evidence import DeclaredClaim, Evidence
@@ -31,6 +32,7 @@ from dpaudit.gate.policy import AuditPolicy, Policy
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import read_arrays, read_json
 from dpaudit.vocabulary.audit import (
+    FINAL_MODELS_NAME,
     AttackReport,
     AuditReport,
     AuditResult,
@@ -67,6 +69,7 @@ UNRECORDED_CANARIES = (
     "make_private(canary_file=...)"
 )
 MISSING_COUNTS = "the audit lacks the counts that the bound is computed from: audit again"
+EQUAL_SCORES = "all of its scores are equal, which shows nothing: audit another target record"
 MISSING_RATE_COUNTS = "its rates lack the counts that they are computed from: attack again"
 
 
@@ -191,6 +194,7 @@ def verify_audit(
     present = {bound.name for bound in audit.bounds}
     missing = tuple(_lacking(name) for name in expected if name not in present)
     doubts = [(bound.name, MISSING_COUNTS) for bound in audit.bounds if bound.estimator is None]
+    doubts += [(bound.name, EQUAL_SCORES) for bound in audit.bounds if has_equal_scores(bound)]
     doubts += [(one.name, UNRECORDED_CANARIES) for one in expected.values() if _is_unrecorded(one)]
     measured = {one.attack for one in audit.membership}
     missing_attacks = tuple(one for one in expected_attacks(run, audit) if one not in measured)
@@ -282,12 +286,16 @@ def verify_audit_file(path: Path, audit: AuditReport) -> EvidenceGaps:
     for bound in audit.bounds:
         if not _require_recomputed(path, bound, _no_ledger, 0):
             doubts.append((bound.name, MISSING_COUNTS))
+        if has_equal_scores(bound):
+            doubts.append((bound.name, EQUAL_SCORES))
     require_rates_match_counts(path, audit.membership)
     return EvidenceGaps(doubts=tuple(doubts))
 
 
 def _lacking(name: str) -> str:
     """Return the name of a missing bound, with the option that it needs."""
+    if name.startswith(FINAL_MODELS_NAME):
+        return f"{name} (of final-models.npz; an interrupted one is finished by --black-box)"
     return f"{name} (with --canaries FILE)" if name == score_file_audit.SCORE_AUDIT_NAME else name
 
 

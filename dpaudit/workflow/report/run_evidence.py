@@ -29,7 +29,7 @@ from dpaudit.gate.run_differences import (
     RunDifference,
     isolated_changes,
 )
-from dpaudit.report.descriptions import mechanism_in_words, partition_in_words
+from dpaudit.report.descriptions import partition_in_words
 from dpaudit.report.evidence import (
     CanaryScoreHistogram,
     ComparisonEvidence,
@@ -56,6 +56,7 @@ from dpaudit.vocabulary.errors import (
 from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, SERVER, PrivacyLedger
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
+from dpaudit.vocabulary.mechanism_words import mechanism_in_words, refusal_in_words
 from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS
 from dpaudit.vocabulary.settings import NoProgress, Progress
 from dpaudit.vocabulary.verdict import PastRun, Verdict
@@ -347,7 +348,7 @@ def _answer(
     try:
         return compute_epsilon(accountant, mechanism, claim.delta, claim.adjacency, claim.sampling)
     except NO_ANSWER_ERRORS as error:
-        return RefusedAccountant(accountant, str(error))
+        return RefusedAccountant(accountant, refusal_in_words(error))
 
 
 def _curves(

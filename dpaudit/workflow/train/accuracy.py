@@ -14,7 +14,13 @@ from dpaudit.trainer.data import DatasetSplit
 from dpaudit.trainer.models.factories import Evaluation, evaluate_model
 from dpaudit.trainer.models.language_models import TokenEvaluation
 from dpaudit.trainer.run import heldout_records
-from dpaudit.trainer.tasks import Split, load_trained_model, make_run_model, task_of
+from dpaudit.trainer.tasks import (
+    Split,
+    load_trained_model,
+    make_run_model,
+    split_of_run,
+    task_of,
+)
 from dpaudit.vocabulary.errors import DpauditError, IntegrityError
 
 
@@ -106,6 +112,7 @@ class CheckpointAccuracy:
 def _checkpointed_model(run: RunDirectory, split: Split) -> nn.Module:
     """Return the model that would be released at the newest checkpoint: averaged, if configured."""
     config, folder = run.read_settings(), complete_checkpoints(run.checkpoints)[-1]
+    split = split_of_run(config, split)
     model = make_run_model(task_of(config.data), config.model, split, seed=0)
     averaged = config.model.average_decay is not None
     filled: nn.Module = AveragedModel(model) if averaged else model

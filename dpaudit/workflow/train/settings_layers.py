@@ -9,7 +9,6 @@ records accumulate over all layers.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from msgspec import UNSET, UnsetType
 from dpaudit.files.documents import read_toml_document
 from dpaudit.files.regular_files import SETTINGS_LIMIT, InputFile
 from dpaudit.vocabulary import SCHEMA_VERSION, is_readable
-from dpaudit.vocabulary.errors import InvalidArgument, did_you_mean
+from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.renamed import renamed
 from dpaudit.vocabulary.settings import (
     PRESETS,
@@ -32,6 +31,7 @@ from dpaudit.vocabulary.settings import (
     RunConfig,
     SpeedSettings,
 )
+from dpaudit.vocabulary.validation_messages import explain_validation
 from dpaudit.workflow.account import schedule_from_sizes, with_calibrated_noise
 
 SettingsLayer = Mapping[str, Mapping[str, Any]]
@@ -220,7 +220,7 @@ def read_sections(
     Args:
         path: The file.
         file: Type of the document, all of whose fields are optional.
-        sections: Types of its sections by name, for suggestions.
+        sections: Types of its sections by name.
 
     Returns:
         Sections by name, and top-level values.
@@ -231,9 +231,13 @@ def read_sections(
     """
     document = read_toml_document(InputFile(path, "config", SETTINGS_LIMIT))
     try:
-        found = msgspec.convert(renamed(document, str(path)), file)
+        document = renamed(document, str(path))
+        found = msgspec.convert(document, file)
+    except msgspec.ValidationError as error:
+        allowed = f"a training run's settings {explain_validation(error, document, file)}"
+        raise InvalidArgument("config", str(path), allowed) from error
     except (ValueError, ArithmeticError, RecursionError) as error:  # msgspec's are ValueErrors
-        allowed = f"a training run's settings ({error}{_suggestion(str(error), file, sections)})"
+        allowed = f"a training run's settings ({error})"
         raise InvalidArgument("config", str(path), allowed) from error
     content = _set_fields(found)
     version = content.pop("schema_version", SCHEMA_VERSION)
@@ -265,20 +269,6 @@ def with_absolute_paths(layer: SettingsLayer, folder: Path) -> dict[str, Any]:
         model["model"] = os.path.abspath(folder / model["model"])
     changed = {"data": data, "model": model}
     return {**layer, **{name: changed[name] for name in changed if name in layer}}
-
-
-_UNKNOWN_FIELD = re.compile(r"unknown field `(?P<name>[^`]*)`(?: - at `\$\.(?P<section>\w+)`)?")
-
-
-def _suggestion(
-    message: str, file: type[msgspec.Struct], sections: Mapping[str, type[msgspec.Struct]]
-) -> str:
-    """Return the known key that an unknown one may stand for, as the end of a message."""
-    found = _UNKNOWN_FIELD.search(message)
-    if found is None:
-        return ""
-    kind = sections.get(found["section"] or "", file)
-    return did_you_mean(found["name"], kind.__struct_fields__)
 
 
 def with_optional_fields(kind: type[msgspec.Struct], *more: tuple[str, type]) -> Any:

@@ -186,6 +186,8 @@ def square_interval(form: GradientForm) -> tuple[Tensor, Tensor]:
       error of at most F / 2. So the norm lies in |g| (1 +- 1e-6) +- 1e-6 W.
     - By inner products, the T^2 products sum to |g|^2 + e with |e| <= F W^2, and F W^2 is added.
       So the *square* lies in [|g|^2, |g|^2 + 2 F W^2].
+    - With a tied table, F W^2 is added to the square of the products, and again to that of the
+      sum. So the square lies in [|g|^2, |g|^2 + 3 F W^2].
 
     Where the terms cancel, |g| is about 0 and the square is all rounding. The norm, its root, is
     then anywhere in [0, sqrt(2 F) W], a thousand times more than 1e-6 W. Two evaluations of one
@@ -193,7 +195,9 @@ def square_interval(form: GradientForm) -> tuple[Tensor, Tensor]:
     """
     truth, whole = exact(form).norm(dim=1), magnitude(form)
     least = (truth * NEVER_SMALLER - 1e-6 * whole).clamp(min=0.0).square()
-    most = (truth * NOT_MUCH_LARGER + 1e-6 * whole).square() + 2 * FLOAT32_ROUNDING * whole.square()
+    roundings = 3 if isinstance(form, TiedTable) else 2
+    most = (truth * NOT_MUCH_LARGER + 1e-6 * whole).square()
+    most += roundings * FLOAT32_ROUNDING * whole.square()
     return least, most
 
 
