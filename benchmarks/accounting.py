@@ -18,7 +18,8 @@ Sections:
     speed        A to H at delta 1e-5 and 1e-12: intervals, widths, CPU time, peers, ratios
     calibration  noise for epsilon 2
     random       random plans into the corners: time, width, every refusal, error and NaN
-    ledger       1,000 different releases; memory added by imports and by calls
+    ledger       1,000 and 10,000 different releases; memory added by imports and by calls
+    sweeps       grids of plans, curves over deltas, epsilons and steps, different Laplace releases
     faults       questions that a peer was seen to answer wrongly
 
 All times are CPU milliseconds of this process; ours are for both directions and a profile
@@ -29,6 +30,7 @@ that is not installed, or breaks, is a line that says so.
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.metadata
 import json
 import logging
@@ -38,9 +40,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from side_by_side import at_random, calibration, faults, long_ledger, speed
+from side_by_side import at_random, calibration, faults, long_ledger, speed, sweeps
 
-LIBRARIES = ("dpaudit", "dp-accounting", "prv-accountant", "opacus", "numpy", "scipy", "torch")
+LIBRARIES = (
+    "dpaudit",
+    "dp-accounting",
+    "opake",
+    "prv-accountant",
+    "opacus",
+    "numpy",
+    "scipy",
+    "torch",
+)
 
 Section = tuple[Callable[[argparse.Namespace], Any], Callable[[Any], str]]
 
@@ -52,6 +63,7 @@ SECTIONS: dict[str, Section] = {
         at_random.show,
     ),
     "ledger": (lambda given: long_ledger.measure(repeats=given.repeats), long_ledger.show),
+    "sweeps": (lambda given: sweeps.measure(repeats=given.repeats), sweeps.show),
     "faults": (lambda given: faults.measure(), faults.show),
 }
 
@@ -61,7 +73,10 @@ def main() -> None:
     given = _arguments()
     logging.disable(logging.WARNING)  # peers log by the hundred
     warnings.simplefilter("ignore")
-    results: dict[str, Any] = {"versions": _versions()}
+    results: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "versions": _versions(),
+    }
     print("  ".join(f"{name} {version}" for name, version in results["versions"].items()))
     for name in given.only or SECTIONS:
         measure, show = SECTIONS[name]

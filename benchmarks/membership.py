@@ -18,17 +18,28 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from side_by_side.tables import table, titled
 
 import dpaudit
+from dpaudit.attacks.membership import (
+    RecordScores,
+    lira_offline,
+    lira_online,
+    pool_scores,
+    published_law,
+    rmia_offline,
+)
 from dpaudit.attacks.membership.attack_registry import ATTACKS, REFERENCE_FREE_ATTACKS
+from dpaudit.attacks.membership.evaluation import measure
 from dpaudit.vocabulary.audit import MembershipResult
 from dpaudit.vocabulary.settings import DataSettings
+from dpaudit.workflow.attack.attack_settings import AttackSettings
+from dpaudit.workflow.attack.attacked_target import AttackedTarget
 from dpaudit.workflow.attack.model_attacks import (
-    AttackSettings,
     evaluate_attacks,
     load_population,
     train_targets,
@@ -36,13 +47,23 @@ from dpaudit.workflow.attack.model_attacks import (
 
 REFERENCES = (1, 4, 16, 32)
 FPR = 0.001
-BY_DEFAULT = ("loss", "calibrated", "lira-online", "lira-offline", "rmia-online", "rmia-offline")
+BY_DEFAULT = (
+    *("loss", "calibrated", "lira-online", "lira-offline", "rmia-online", "rmia-offline"),
+    *("informia-online", "informia-offline", "base-online", "base-offline"),
+)
 
-# On Location30, from the issue: LiRA online with 32 references, RMIA with one.
-TARGETS = {("lira-online", 32): 0.12, ("rmia-online", 1): 0.03}
+# On Location30, required true-positive rates.
+TARGETS = {
+    ("lira-online", 32): 0.34,
+    ("rmia-offline", 32): 0.17,
+    ("rmia-online", 1): 0.03,
+}
+SCALES = tuple(step / 10 for step in range(11))
 
 
-def measure(data: str, asked: AttackSettings, counts: tuple[int, ...]) -> list[dict[str, Any]]:
+def measured_rows(
+    data: str, asked: AttackSettings, counts: tuple[int, ...]
+) -> list[dict[str, Any]]:
     """Return a row for each attack and number of references, and the CPU seconds of each step."""
     start = time.process_time()
     source = DataSettings(source=data)
@@ -55,9 +76,38 @@ def measure(data: str, asked: AttackSettings, counts: tuple[int, ...]) -> list[d
         found = evaluate_attacks(some, asked, data).report.membership
         cpu = time.process_time() - start
         rows += [_row(one, count) for one in found]
+        rows += _compared(some, count)
         rows.append({"step": f"attacks with {count} references", "cpu_seconds": cpu})
         print(f"{count} references: {cpu:.0f} CPU seconds", file=sys.stderr, flush=True)
     return rows
+
+
+def _compared(cases: list[AttackedTarget], count: int) -> list[dict[str, Any]]:
+    """Return rows of LiRA with the published laws, and of RMIA with the best fixed a.
+
+    The best a is chosen afterwards, by the AUC on the targets: no attacker can do that.
+    """
+    laws = {
+        "lira-online, published laws": partial(lira_online, law=published_law),
+        "lira-offline, published laws": partial(lira_offline, law=published_law),
+    }
+    rows = [_row(_pooled(name, attack, cases), count) for name, attack in laws.items()]
+    fixed = [
+        _pooled(f"a = {scale:g}", partial(rmia_offline, offline_scale=scale), cases)
+        for scale in SCALES
+    ]
+    best = max(fixed, key=lambda one: one.auc)
+    return [*rows, {**_row(best, count), "attack": "rmia-offline, best fixed a", "a": best.attack}]
+
+
+def _pooled(name: str, attack: Any, cases: list[AttackedTarget]) -> MembershipResult:
+    parts = []
+    for case in cases:
+        scored = ~case.target.known_nonmembers
+        references = case.target.require_references().references
+        values = attack(case.target.confidences, references).values[scored]
+        parts.append(RecordScores(values).split(case.member[scored]))
+    return measure(name, pool_scores(parts), confidence=0.95)
 
 
 def _row(one: MembershipResult, references: int) -> dict[str, Any]:
@@ -129,6 +179,8 @@ def main() -> None:
     parser.add_argument("--records", type=int)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--queries", type=int, default=1, help="queries per record")
+    parser.add_argument("--without-labels", action="store_true", help="of the attacker")
     parser.add_argument("--json", type=Path, help="write all figures here")
     given = parser.parse_args()
     asked = AttackSettings(
@@ -138,9 +190,11 @@ def main() -> None:
         targets=given.targets,
         epochs=given.epochs,
         records=given.records,
+        queries=given.queries,
+        labels_known=not given.without_labels,
     )
     counts = tuple(sorted(given.references))
-    rows = measure(given.data, asked, counts)
+    rows = measured_rows(given.data, asked, counts)
     if given.json:
         found = facts(given.data, asked) | {"rows": rows}
         given.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -157,12 +157,31 @@ def _opacus_noise(mechanism: str) -> Callable[[Entry, float, float], float]:
     return noise_multiplier
 
 
+# Opake: a port of dp_accounting's PLD to Rust.
+
+
+def _opake(plan: Plan, delta: float) -> float:
+    import opake.dpsgd.accounting as opake
+
+    def steps(entry: Entry) -> Any:
+        one = opake.gaussian(entry.noise_multiplier)
+        if entry.sampling_rate < 1:
+            one = opake.poisson(one, sample_rate=entry.sampling_rate)
+        return one * entry.steps
+
+    first, *others = map(steps, plan.entries)
+    for other in others:
+        first = first + other
+    return float(first.epsilon_at(delta))
+
+
 DP_PLD = Peer("dp_accounting PLD", "dp_accounting.pld", _dp_pld, _dp_pld_noise)
 DP_RDP = Peer("dp_accounting RDP", "dp_accounting.rdp", _dp_rdp, _dp_rdp_noise)
 PRV = Peer("prv_accountant", "prv_accountant", prv_epsilon, _prv_noise)
 OPACUS_RDP = Peer("Opacus RDP", "opacus.accountants", _opacus("rdp"), _opacus_noise("rdp"))
 OPACUS_PRV = Peer("Opacus PRV", "opacus.accountants", _opacus("prv"), _opacus_noise("prv"))
+OPAKE = Peer("Opake PLD", "opake.dpsgd.accounting", _opake)
 OPACUS_GDP = Peer("Opacus GDP", "opacus.accountants", _opacus("gdp"))
 
-PEERS = (DP_PLD, DP_RDP, PRV, OPACUS_RDP, OPACUS_PRV)
+PEERS = (DP_PLD, DP_RDP, OPAKE, PRV, OPACUS_RDP, OPACUS_PRV)
 """Those that give bounds; Opacus' GDP accountant gives a limit that is none."""

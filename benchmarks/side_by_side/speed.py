@@ -12,7 +12,7 @@ from side_by_side.peers import DP_PLD, PEERS, Peer
 from side_by_side.plans import HALF_A_DIGIT, NAMED, TRUTHS, Plan, truth
 from side_by_side.tables import fixed, percent, short, table, titled
 
-LEAST_RATIO, MEDIAN_RATIO = 12, 50
+LEAST_RATIO, MEDIAN_RATIO = 25, 100
 """Targets: how many times less CPU than dp_accounting's PLD."""
 
 PEER_REPEATS = 3

@@ -44,7 +44,7 @@ def test_the_random_section_prints_and_writes_every_question(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_every_section_runs_without_peers() -> None:
     printed = run("--random", 2, "--repeats", 1)
-    assert printed.count("====\n") == 5
+    assert printed.count("====\n") == 6
 
 
 def test_importing_the_package_holds_libraries_to_one_thread() -> None:
