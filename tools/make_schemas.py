@@ -14,7 +14,14 @@ from dpaudit.gate.run_differences import RunComparison
 from dpaudit.report.text import EpsilonAnswers
 from dpaudit.vocabulary.audit import AttackReport, AuditReport
 from dpaudit.vocabulary.baseline import Baseline
-from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, NoiseAnswer, RiskAnswer
+from dpaudit.vocabulary.claim import (
+    Claim,
+    DeltaAnswer,
+    EpsilonAnswer,
+    NoiseAnswer,
+    RiskAnswer,
+    RiskNoiseAnswer,
+)
 from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.ledger import LedgerEntry
 from dpaudit.vocabulary.mechanism import Mechanism
@@ -36,6 +43,7 @@ KINDS = {
     "ledger-entry": LedgerEntry,
     "mechanism": Mechanism,
     "noise": NoiseAnswer,
+    "noise-risk": RiskNoiseAnswer,
     "policy": Policy,
     "run-list": RunList,
     "run-show": RunOverview,
