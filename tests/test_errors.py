@@ -48,6 +48,7 @@ CODES = {
     "DPA702": "AccountingError",
     "DPA703": "Unresolvable",
     "DPA704": "BudgetExceeded",
+    "DPA705": "ImpossibleConversion",
 }
 """The codes that users know: add new ones, and never change or remove a line."""
 
