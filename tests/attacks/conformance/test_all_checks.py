@@ -45,6 +45,24 @@ def test_conforming_trainer_passes() -> None:
     assert result.exit_code is ExitCode.PASS
 
 
+class TwiceTheRate(Plain):
+    def draw(self) -> list[int]:
+        coins = np.random.default_rng([self.seed, self.number, 1]).random(len(self.known))
+        return np.flatnonzero(coins < 2 * CLAIM.sampling_rate).tolist()
+
+
+@pytest.mark.parametrize(("make", "verdict"), [(Plain, "PASS"), (TwiceTheRate, "FAIL")])
+def test_claim_of_one_step_is_tested_without_pairs_of_steps(
+    make: conformance.MakeTrainer, verdict: str
+) -> None:
+    result = audited(make, msgspec.structs.replace(CLAIM, steps=1))
+    assert result.verdict.value == verdict
+    names = {finding.name for finding in result.findings if finding.check == "sampler"}
+    assert names == {"rate", "records", "batch sizes", "pairs", "runs"}
+    failed = {one.check for one in result.findings if one.outcome is Outcome.FAIL}
+    assert failed == ({"sampler"} if verdict == "FAIL" else set())
+
+
 def test_result_survives_a_json_round_trip() -> None:
     result = audited(Plain)
     again = msgspec.json.decode(msgspec.json.encode(result), type=ConformanceResult)
