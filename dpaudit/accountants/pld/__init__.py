@@ -15,7 +15,7 @@ are inside the returned intervals.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,7 +26,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from dpaudit.accountants import gdp
 from dpaudit.accountants.numerics import CertifiedInterval, Direction, worst_direction
-from dpaudit.accountants.pld import closed_form
 from dpaudit.accountants.pld.allocation.cell_widths import (
     COARSE_CELLS,
     FIXED_CELLS,
@@ -34,9 +33,8 @@ from dpaudit.accountants.pld.allocation.cell_widths import (
     cells_for_delta,
     cells_for_epsilon,
 )
+from dpaudit.accountants.pld.attempts import Attempts, IntervalFunction
 from dpaudit.accountants.pld.closed_form import binary_responses_of
-from dpaudit.accountants.pld.contour import solver
-from dpaudit.accountants.pld.contour.inversion import epsilon_by_inversion
 from dpaudit.accountants.pld.grids import (
     BoundArray,
     delta_curve,
@@ -44,9 +42,16 @@ from dpaudit.accountants.pld.grids import (
     grid_of_plans,
     sampled_plan,
 )
-from dpaudit.accountants.pld.laws.comparisons import compare_from_above, needs_comparison
-from dpaudit.accountants.pld.laws.composition import BoundSide, Composition, LossQuery
+from dpaudit.accountants.pld.laws.comparisons import compare_from_above
+from dpaudit.accountants.pld.laws.composition import BoundSide, LossQuery
 from dpaudit.accountants.pld.many_plans import SampledPlans, deltas_of_many, epsilons_of_many
+from dpaudit.accountants.pld.one_direction import (
+    ABSOLUTE_EPSILON_WIDTH,
+    LARGEST_LOSS_METHOD,
+    NARROW_WIDTH,
+    delta_with_slack,
+    epsilon_with_slack,
+)
 from dpaudit.accountants.pld.other_bounds import OtherBounds
 from dpaudit.accountants.pld.pair_builders import (
     from_densities,
@@ -61,7 +66,7 @@ from dpaudit.accountants.releases import (
     gaussian_mu,
     require_supported_adjacency,
 )
-from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP
+from dpaudit.accountants.rounding_margins import ROUND_UP
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     Unresolvable,
@@ -121,18 +126,11 @@ ASYMMETRIC_RELEASES = (
     BinnedMatrixFactorization,
 )
 ASYMMETRIC_WHERE_REPLACED = (RandomAllocation, MixtureOfGaussians, DominatingPair)
-UNSAMPLED_METHOD = "same Gaussians without sampling"
-OTHER_METHOD = "bounds of other accountants"
-LARGEST_LOSS_METHOD = "largest loss"
-# A wider interval of epsilon, relative to its upper end or absolutely, is narrowed by deltas.
-NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH = 1e-3, 1e-6
 # A wider interval, relative to its upper end, is compared with the other accountants' bounds.
 SETTLED_WIDTH = 1e-6
 MANY_RELEASES = 10
 """Number of different releases from which on they are evaluated over arrays."""
 ARRAY_METHOD = "contours over arrays"
-MOST_POINTS_TO_INVERT = 20_000
-"""Quadrature points up to which a wide interval of epsilon is narrowed by evaluating delta."""
 
 
 def profile(
@@ -338,12 +336,12 @@ class PldProfile(DisplayedProfile):
                     Bound(0.0, 0.0), "participation probability at most delta"
                 ),
             )
-        attempts = _Attempts(math.inf, likely_delta=lambda above: delta, finer=cells_for_epsilon)
+        attempts = Attempts(math.inf, likely_delta=lambda above: delta, finer=cells_for_epsilon)
         answers = self._over_arrays(epsilons_of_many, delta, ABSOLUTE_EPSILON_WIDTH)
         for direction in () if answers else self._directions():
             attempts.sufficient_upper = sufficient(answers)
             solve = partial(
-                _epsilon_with_slack, delta=delta, sufficient_upper=attempts.sufficient_upper
+                epsilon_with_slack, delta=delta, sufficient_upper=attempts.sufficient_upper
             )
             answers.append(self._answer(direction, attempts, solve))
         settled = _is_narrow(answers, SETTLED_WIDTH, 0.0)
@@ -382,8 +380,8 @@ class PldProfile(DisplayedProfile):
             return (CertifiedInterval.closed(Bound(0.0, 0.0), LARGEST_LOSS_METHOD),)
         if (pair := binary_responses_of(self.releases)) is not None:
             return (CertifiedInterval.closed(pair.delta(epsilon), "binomial sum"),)
-        attempts = _Attempts(1.0, likely_delta=lambda above: above.upper, finer=cells_for_delta)
-        solve = partial(_delta_with_slack, epsilon=epsilon)
+        attempts = Attempts(1.0, likely_delta=lambda above: above.upper, finer=cells_for_delta)
+        solve = partial(delta_with_slack, epsilon=epsilon)
         answers = self._over_arrays(deltas_of_many, epsilon, 0.0)
         for direction in () if answers else self._directions():
             attempts.sufficient_upper = sufficient(answers)
@@ -481,7 +479,7 @@ class PldProfile(DisplayedProfile):
         return (Direction.REMOVED,)  # every other pair is symmetric
 
     def _answer(
-        self, direction: Direction, attempts: _Attempts, solve: IntervalFunction
+        self, direction: Direction, attempts: Attempts, solve: IntervalFunction
     ) -> CertifiedInterval:
         """Evaluate the dominating pair and, where it is not attained, an attained pair.
 
@@ -504,7 +502,7 @@ class PldProfile(DisplayedProfile):
         )
 
     def _interval(
-        self, above: LossQuery, attempts: _Attempts, solve: IntervalFunction
+        self, above: LossQuery, attempts: Attempts, solve: IntervalFunction
     ) -> CertifiedInterval:
         """Evaluate a dominating pair and, where it is not attained, an attained pair."""
         answer = attempts.evaluate(solve, above)
@@ -522,7 +520,6 @@ class PldProfile(DisplayedProfile):
         return bool(allocations) and all(one.selected == 1 for one in allocations)
 
 
-IntervalFunction = Callable[[LossQuery], CertifiedInterval]
 EndsOfDirections = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -531,214 +528,8 @@ def _largest_lower(answers: Sequence[CertifiedInterval]) -> float:
     return max((answer.lower for answer in answers), default=0.0)
 
 
-def _epsilon(query: LossQuery, delta: float, sufficient_upper: float = 0.0) -> CertifiedInterval:
-    """Compute epsilon in one direction, with the unsampled Gaussians as a fallback.
-
-    An upper end of at most ``sufficient_upper`` is not narrowed further.
-    """
-    try:
-        return _epsilon_by_form(query, delta, sufficient_upper)
-    except Unresolvable:
-        if (mu := query.unsampled) is None:
-            raise
-        return CertifiedInterval(0.0, gdp.epsilon_of_mu(delta, mu=mu).upper, UNSAMPLED_METHOD)
-
-
-def _delta(query: LossQuery, epsilon: float) -> CertifiedInterval:
-    """Compute delta in one direction, with the unsampled Gaussians as a fallback."""
-    try:
-        return _delta_by_form(query, epsilon)
-    except Unresolvable:
-        if (mu := query.unsampled) is None:
-            raise
-        return CertifiedInterval(0.0, gdp.delta_of_mu(epsilon, mu=mu).upper, UNSAMPLED_METHOD)
-
-
-def _epsilon_by_form(query: LossQuery, delta: float, sufficient_upper: float) -> CertifiedInterval:
-    """Compute epsilon by one integral, a closed form or contours."""
-    if (pair := binary_responses_of(query.counts)) is not None:
-        return CertifiedInterval.closed(pair.epsilon(delta), "binomial sum")
-    composition = query.composition(delta)
-    if composition.infinite_mass / ROUND_UP > delta:
-        raise Unresolvable(
-            "no epsilon is enough: with probability "
-            f"{composition.infinite_mass:g} the privacy loss is infinite, which is more than "
-            f"delta {delta:g}; use a larger delta"
-        )
-    if composition.largest <= 0 and composition.missing_mass * ROUND_UP <= delta:
-        return CertifiedInterval.closed(Bound(0.0, 0.0), LARGEST_LOSS_METHOD)
-    match composition:
-        case Composition(distributions=((distribution, 1),), gaussian=0.0):
-            return closed_form.single_release_epsilon(distribution, delta)
-        case Composition(distributions=()):
-            found = gdp.epsilon_of_mu(delta, mu=math.sqrt(composition.gaussian))
-            return CertifiedInterval.closed(found, "one Gaussian, closed form")
-        case _:
-            known = solver.epsilon_by_contour(composition, delta, sufficient_upper)
-            cheap = composition.rough_points <= MOST_POINTS_TO_INVERT
-            return _narrowed(query, delta, known, sufficient_upper) if cheap else known
-
-
-def _narrowed(
-    query: LossQuery, delta: float, known: CertifiedInterval, sufficient_upper: float
-) -> CertifiedInterval:
-    """Narrow a wide interval of epsilon by evaluating delta, which is certified more often."""
-    settled = known.upper <= sufficient_upper or known.upper == math.inf
-    if settled or known.is_narrow(NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH):
-        return known
-    with suppress(Unresolvable):
-        return epsilon_by_inversion(
-            partial(solver.delta_by_contour, query.composition),
-            delta,
-            known,
-            lambda one: one.is_narrow(NARROW_WIDTH, ABSOLUTE_EPSILON_WIDTH),
-        )
-    return known
-
-
-def _delta_by_form(query: LossQuery, epsilon: float) -> CertifiedInterval:
-    """Compute delta by one integral, a closed form or contours."""
-    if (pair := binary_responses_of(query.counts)) is not None:
-        return CertifiedInterval.closed(pair.delta(epsilon), "binomial sum")
-    composition = query.composition(1e-30)
-    if composition.largest <= 0 or composition.infinite_mass >= 1:
-        infinite, missing = composition.infinite_mass / ROUND_UP, composition.missing_mass
-        bound = Bound(infinite, min(1.0, missing * ROUND_UP))
-        return CertifiedInterval.closed(bound, LARGEST_LOSS_METHOD)
-    match composition:
-        case Composition(distributions=((_, 1),), gaussian=0.0):
-            rough = _delta_of_one(composition, epsilon).upper
-            # A lower bound by another pair may fit this delta, such as a Gaussian.
-            return _delta_of_one(query.composition(max(rough, 1e-290)), epsilon)
-        case Composition(distributions=()):
-            return _delta_of_one(composition, epsilon)
-        case _:
-            return solver.delta_by_contour(query.composition, epsilon)
-
-
-def _delta_of_one(composition: Composition, epsilon: float) -> CertifiedInterval:
-    """Compute delta of a single release, or of releases that are one Gaussian."""
-    for distribution, _ in composition.distributions:
-        return closed_form.single_release_delta(distribution, epsilon)
-    found = gdp.delta_of_mu(epsilon, mu=math.sqrt(composition.gaussian))
-    return CertifiedInterval.closed(found, "one Gaussian, closed form")
-
-
-class _Attempts:
-    """Evaluations of which some may fail, where another bound may take their place.
-
-    Args:
-        largest: The trivial upper end of a failed evaluation.
-        likely_delta: Function from the interval by dominating pairs to about its delta, for
-            which attained pairs are chosen.
-        finer: Function from an interval and the width of cells to a smaller width, or to the same
-            one where the interval is narrow enough. See ``cell_widths``.
-    """
-
-    def __init__(
-        self,
-        largest: float,
-        *,
-        likely_delta: Callable[[CertifiedInterval], float],
-        finer: Callable[[CertifiedInterval, float], float],
-    ) -> None:
-        self._largest = largest
-        self._error: Unresolvable | None = None
-        self._finer = finer
-        self.likely_delta = likely_delta
-        self._finest = COARSE_CELLS
-        self.sufficient_upper = 0.0
-
-    def refine(self, answer: CertifiedInterval, query: LossQuery) -> LossQuery | None:
-        """Return a query with smaller cells of random allocations, or None if that cannot help."""
-        if answer.upper <= self.sufficient_upper:
-            return None
-        finer = self._finer(answer, query.fineness)
-        if not finer < query.fineness:
-            return None
-        # The laws by the cells of the other direction exist already.
-        self._finest = finer if query.fineness <= self._finest else self._finest
-        return replace(query, fineness=self._finest, least_delta=self.likely_delta(answer))
-
-    def evaluate(self, solve: IntervalFunction, query: LossQuery) -> CertifiedInterval:
-        """Return the interval of a query; where the evaluation fails, the trivial one."""
-        try:
-            return solve(query)
-        except Unresolvable as error:
-            self._error = self._error or error
-        except (OverflowError, ZeroDivisionError) as error:
-            self._error = self._error or Unresolvable(
-                f"the computation leaves the range of floats: {error}"
-            )
-        return CertifiedInterval(0.0, self._largest, OTHER_METHOD)
-
-    def require_upper_ends(
-        self, answers: Iterable[CertifiedInterval], reason: Callable[[], str]
-    ) -> None:
-        """Raise the error of an evaluation whose place no other bound took.
-
-        ``reason`` names what is missing where no evaluation failed.
-        """
-        trivial = any(answer.upper >= self._largest for answer in answers)
-        if trivial and self._error is not None:
-            raise self._error
-        if trivial and self._largest == math.inf:
-            raise Unresolvable(
-                f"no accountant gives an upper bound of epsilon at this delta: {reason()}; add "
-                "noise, or use a larger delta"
-            )
-
-
 def _is_narrow(answers: Sequence[CertifiedInterval], relative: float, absolute: float) -> bool:
     """Return whether the interval of the maximum over directions is within a tolerance."""
     lower = max(answer.lower for answer in answers)
     upper = max(answer.upper for answer in answers)
     return upper - lower <= max(relative * upper, absolute) < math.inf
-
-
-def _epsilon_with_slack(
-    query: LossQuery, delta: float, sufficient_upper: float
-) -> CertifiedInterval:
-    """Compute epsilon of releases that others replace up to a slack r.
-
-        e^-r delta_below(epsilon + r) <= delta(epsilon) <= e^r delta_above(epsilon - r)
-
-    See ``laws.comparisons``. Where no pair is known, the interval is trivial.
-    """
-    if not any(needs_comparison(release) for release in query.releases):
-        return _epsilon(query, delta, sufficient_upper)
-    if query.is_trivial:
-        return CertifiedInterval(0.0, math.inf, OTHER_METHOD)
-    slack = query.compared.slack
-    ratio = math.exp(-slack) * ROUND_DOWN if slack else 1.0
-    match query.side:
-        case BoundSide.ABOVE:
-            answer = _epsilon(query, delta * ratio, sufficient_upper)
-            if answer.upper == 0 and _delta_with_slack(query, 0.0).upper <= delta:
-                return answer
-            return replace(answer, lower=0.0, upper=(answer.upper + slack) * ROUND_UP)
-        case BoundSide.BELOW:
-            answer = _epsilon(query, min(delta / ratio, 0.99), 0.0)
-            lower = 0.0 if delta / ratio > 0.99 else answer.lower * ROUND_DOWN - slack
-            return replace(answer, lower=max(0.0, lower), upper=math.inf)
-
-
-def _delta_with_slack(query: LossQuery, epsilon: float) -> CertifiedInterval:
-    """Compute delta of releases that others replace up to a slack; see ``_epsilon_with_slack``.
-
-    For epsilon < r, delta_above(epsilon - r) is at most delta_above(0) + r - epsilon.
-    """
-    if not any(needs_comparison(release) for release in query.releases):
-        return _delta(query, epsilon)
-    if query.is_trivial:
-        return CertifiedInterval(0.0, 1.0, OTHER_METHOD)
-    slack = query.compared.slack
-    grown = math.exp(slack) * ROUND_UP if slack else 1.0
-    match query.side:
-        case BoundSide.ABOVE:
-            answer = _delta(query, max(0.0, epsilon - slack) * ROUND_DOWN)
-            more = max(0.0, slack - epsilon)
-            return replace(answer, lower=0.0, upper=min(1.0, (answer.upper + more) * grown))
-        case BoundSide.BELOW:
-            answer = _delta(query, (epsilon + slack) * ROUND_UP)
-            return replace(answer, lower=answer.lower / grown, upper=1.0)
