@@ -447,10 +447,11 @@ class Private(NotCopyable):
         try:
             sums = self._clipped_sums(batch, joined, noise_multiplier)
         except GradientsDisagree as error:
-            self._session.record_spot_check(self.steps, 0, str(error))
+            self._session.record_spot_check(self.steps, str(error))
             raise
-        if self._engine.compared:
-            self._session.record_spot_check(self.steps, self._engine.compared)
+        # Whatever was compared: the line must not tell how many records the batch had.
+        if self._engine.checked:
+            self._session.record_spot_check(self.steps)
         self._sums_taken += 1
         if self._sums_taken == WARNED_STEP and self.record_by_record:
             warnings.warn(self._slow_parameters(), stacklevel=3)

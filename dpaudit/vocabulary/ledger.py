@@ -200,17 +200,20 @@ class ChangeEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="declared-c
 class SpotCheckEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="spot-check"):
     """The gradients of a step were compared with the slow way, before their release.
 
+    A step that was drawn for a check has a line, whatever its batch was: the line tells nothing
+    of the number of records. With fewer than two records there was nothing to compare.
+
     Ledgers of earlier versions have no such lines.
 
     Attributes:
         step: The training step.
-        records: Number of records whose gradients were compared.
-        disagreement: What was wrong; empty if they agreed. Such a step is not released.
+        disagreement: What was wrong; empty if nothing was. Such a step is not released.
+        records: Number of compared records in ledgers of earlier versions; no longer written.
     """
 
     step: int
-    records: int
     disagreement: str = ""
+    records: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class CheckpointEntry(msgspec.Struct, frozen=True, tag_field="kind", tag="checkpointed"):

@@ -44,7 +44,7 @@ def trainer(model: nn.Module | None = None, ledger: Path | None = None, **option
     own = [p for p in model.parameters() if p.requires_grad]
     return make_private(
         model, torch.optim.SGD(own, lr=0.1), noise_multiplier=2.0, clip_norm=0.5,
-        sampling_rate=1.0, expected_batch_size=RECORDS, seed=0, ledger=ledger, **options,
+        expected_batch_size=RECORDS, seed=0, ledger=ledger, **{"sampling_rate": 1.0, **options},
     )  # fmt: skip
 
 
@@ -69,13 +69,31 @@ def test_spot_checks_are_recorded_before_the_release_and_shown(
     assert len(ledger.checked_steps) == len(checks)
     for n in checks:
         check, release = ledger.lines[n : n + 2]
-        assert check.records == 2
         assert release.step == check.step
     words = f"checked at {len(checks)} of 40 steps"
     assert ledger.spot_checks == words
     assert words in audit_text(audit_run(run, confidence=0.95))
     assert words in run_overview_text(describe_run(run))
     assert ledger.unaccounted == ()
+
+
+def test_the_line_of_a_spot_check_tells_nothing_of_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_module, "SEEDED_CHECK_RATE", 1.0)
+    private = trainer(ledger=tmp_path / "ledger.jsonl", sampling_rate=0.1)
+    x, y = data()
+    x[0] = torch.inf  # a record that is left out
+    sizes = []
+    for batch in private.batches((x, y), steps=40):
+        sizes.append(len(batch[0]))
+        private.step(losses, batch)
+    private.close()
+    assert {0, 1, 2} < set(sizes)
+    lines = read_unfinished(tmp_path / "ledger.jsonl").lines
+    checks = [line for line in lines if isinstance(line, SpotCheckEntry)]
+    assert checks == [SpotCheckEntry(step) for step in range(40)]
+    assert '"records"' not in (tmp_path / "ledger.jsonl").read_text()
 
 
 def test_a_disagreement_ends_the_run_before_the_release(

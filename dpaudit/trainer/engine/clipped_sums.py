@@ -112,7 +112,8 @@ class Engine:
         schedule: Which steps get a spot check (``spot_checks.py``); None: no step does.
 
     Attributes:
-        compared: Records whose gradients the spot check of the last sum compared; 0 without one.
+        checked: Whether the last sum was drawn for a spot check, whatever its batch was.
+        compared: Records whose gradients that check compared; 0 without one.
         slow_share: Share of the last sum's CPU time for backward passes per record.
         disagreement: The spot check that failed, after which no sum is taken; None: none did.
 
@@ -136,7 +137,8 @@ class Engine:
     ) -> None:
         self._model, self._schedule = model, schedule
         self.disagreement: GradientsDisagree | None = None
-        self.compared, self.slow_share, self._check_seconds = 0, 0.0, 0.0
+        self.checked, self.compared = False, 0
+        self.slow_share, self._check_seconds = 0.0, 0.0
         self._gradients = PlannedGradients(model, loss)
         self._snapshot: ModelSnapshot | None = None
         self._transforms = TransformTest()
@@ -203,6 +205,7 @@ class Engine:
         if self.disagreement is not None:
             raise self.disagreement
         self.compared, began = 0, time.process_time()
+        self.checked = self._schedule is not None and self._schedule.due(self._steps)
         before = self._check_seconds, self._gradients.slow_seconds
         with self._gradients.same_parameters():
             self.require_independence(batch)
@@ -240,8 +243,7 @@ class Engine:
         checks = self._steps <= self._single_checks_until or random_index(SINGLE_CHECK_EVERY) == 0
         checked = random_index(records) if records > 1 and checks else None
         # Counted from 0; the chunk with a random record is the one that gets the spot check.
-        spot = self._schedule is not None and self._schedule.due(self._steps - 1)
-        spotted = random_index(records) if records > 1 and spot else None
+        spotted = random_index(records) if records > 1 and self.checked else None
         for number, some in enumerate(split_into_chunks(batch, size)):
             holds = checked is not None and number == checked // size
             looks = spotted is not None and number == spotted // size

@@ -315,15 +315,14 @@ class Session(NotCopyable):
         self._account.count(release)
         self._recorder.record_release(ReleaseEntry(what, release, step=step))
 
-    def record_spot_check(self, step: int, records: int, disagreement: str = "") -> None:
+    def record_spot_check(self, step: int, disagreement: str = "") -> None:
         """Record that the gradients of a step were checked; the first rank records its own.
 
         Args:
             step: Number of the step, from 0.
-            records: Number of records whose gradients were compared.
-            disagreement: What was wrong; empty if they agreed.
+            disagreement: What was wrong; empty if nothing was.
         """
-        self._recorder.record_spot_check(SpotCheckEntry(step, records, disagreement))
+        self._recorder.record_spot_check(SpotCheckEntry(step, disagreement))
 
     def declare_change(self, what: str) -> None:
         """Record that the model was changed outside of the recorded steps.
