@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from places import ROOT
+from reproducible import ReproducibleTests
 from without_extras import SkipWithoutExtras
 
 
@@ -16,9 +17,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--core", action="store_true", help="skip tests whose library of an extra is not installed"
     )
+    parser.addoption(
+        "--fresh", action="store_true", help="draw from the system, and new examples of hypothesis"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("fresh" if config.getoption("--fresh") else "reproducible")
+    if not config.getoption("--fresh"):
+        config.pluginmanager.register(ReproducibleTests())
     # Each worker has a core; threads of all would be in each other's way.
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -44,5 +51,5 @@ def data_folder() -> Path:
 
 
 # A machine that is shared is slow at times: laws are tested, not the clock.
-hypothesis.settings.register_profile("dpaudit", deadline=None)
-hypothesis.settings.load_profile("dpaudit")
+hypothesis.settings.register_profile("fresh", deadline=None)
+hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
