@@ -19,7 +19,8 @@ satisfies V <= Bin(r, q) + F with E[F] <= m delta/2, and by Markov's inequality,
 
     P[V >= v] <= P[Bin(r, q) >= v - k] + m delta / (2 (k + 1)).                              (2)
 
-The p-value is the least right-hand side. It rises with epsilon.
+The p-value is the least right-hand side. It rises with epsilon. For delta above 0, the order must
+not depend on the scores. The proofs are in docs/mathematics/sequential_bounds.md, equations 7 and 8.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def adaptive_one_run(
         InvalidArgument: If the counts contradict each other, or a number is out of range.
 
     References:
-        Keinan, Shenfeld & Ligett (2025), arXiv:2503.07199, for adaptive guesses; the test is
-        derived in this module.
+        Keinan, Shenfeld & Ligett (2025), arXiv:2503.07199, for adaptive guesses. The test is
+        Theorem 3 of docs/mathematics/sequential_bounds.md.
 
     Example:
         >>> bound = adaptive_one_run(

@@ -15,7 +15,7 @@ The bound is the largest epsilon of a grid up to which all are rejected. It is a
 epsilon only if a grid point at or above the true one is rejected: the first one. So it fails with
 probability at most alpha, however often one looks and whenever one stops.
 
-Equation (1) and its test are derived here. Sequential tests of a whole trade-off curve are in
+Equation (1) and its test are derived in docs/mathematics/sequential_bounds.md. Sequential tests of a whole trade-off curve are in
 Kutta et al. (2026), arXiv:2602.06518, and kernel tests in Gonzalez et al. (2025),
 arXiv:2509.07055. They choose their statistics in another way.
 
@@ -209,6 +209,9 @@ def sequential_pairs(
     Raises:
         InvalidArgument: If the numbers of scores differ, a score is not finite, or a number is
             out of range.
+
+    References:
+        Theorem 2 of docs/mathematics/sequential_bounds.md.
 
     Example:
         >>> rng = np.random.default_rng(0)
