@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,25 @@ def test_a_run_is_audited_by_its_own_trainer_and_the_gate_verifies_it(
     (run_copy / "final-models.json").write_text(plan.replace("blank", "crafted"))
     assert "is not the file" in call("gate", run_copy, "--policy", policy).err
     (run_copy / "final-models.json").write_text(plan)
-    bound = next(one for one in report["bounds"] if one["name"] == names[1])
-    bound["epsilon_lower"] += 0.5
-    (run_copy / "audit.json").write_text(json.dumps(report))
-    refused = call("gate", run_copy, "--policy", policy)
-    assert refused.code not in {0, 3}
-    assert "audit the run again" in refused.err
+    for altered, why in altered_audits(report):
+        (run_copy / "audit.json").write_text(json.dumps(altered))
+        refused = call("gate", run_copy, "--policy", policy)
+        assert refused.code == 4
+        assert why in refused.err
+
+
+def altered_audits(report: dict) -> list[tuple[dict, str]]:
+    """Return an audit with another bound, and one with other counts and their bound; and why."""
+    raised, recounted = deepcopy(report), deepcopy(report)
+    for one in raised["bounds"]:
+        if one["name"].endswith("pair by pair"):
+            one["epsilon_lower"] += 0.5
+    for one in recounted["bounds"]:
+        if one["name"].endswith("pair by pair"):  # all ranks equal: no leak at all
+            one["estimator"] |= {"members": [0, 0], "nonmembers": [0, 0]}
+            one["epsilon_lower"] = 0.0
+    assert report != recounted
+    return [(raised, "its counts give"), (recounted, "are not those of the outputs")]
 
 
 def test_stacked_models_give_conditional_bounds(call: Call, run_copy: Path) -> None:
@@ -100,6 +114,8 @@ def test_your_own_trainer_is_audited_and_stops_when_refuted(
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "valid at any stopping time" in done.out
+    assert done.out.startswith("CONTRADICTED: the claimed epsilon of 0.5 ")
+    assert done.err.count("dpaudit: warning: ") == 1
     with np.load(tmp_path / "trials" / "final-models.npz") as trials:
         assert len(trials["with_record"]) < 100
 

@@ -20,7 +20,7 @@ satisfies V <= Bin(r, q) + F with E[F] <= m delta/2, and by Markov's inequality,
     P[V >= v] <= P[Bin(r, q) >= v - k] + m delta / (2 (k + 1)).                              (2)
 
 The p-value is the least right-hand side. It rises with epsilon. For delta above 0, the order must
-not depend on the scores. The proofs are in docs/mathematics/sequential_bounds.md, equations 7 and 8.
+not depend on the scores. The proofs are equations 7 and 8 of docs/mathematics/sequential_bounds.md.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ The bound is the largest epsilon of a grid up to which all are rejected. It is a
 epsilon only if a grid point at or above the true one is rejected: the first one. So it fails with
 probability at most alpha, however often one looks and whenever one stops.
 
-Equation (1) and its test are derived in docs/mathematics/sequential_bounds.md. Sequential tests of a whole trade-off curve are in
-Kutta et al. (2026), arXiv:2602.06518, and kernel tests in Gonzalez et al. (2025),
-arXiv:2509.07055. They choose their statistics in another way.
+Equation (1) and its test are derived in docs/mathematics/sequential_bounds.md. Sequential tests
+of a whole trade-off curve are in Kutta et al. (2026), arXiv:2602.06518, and kernel tests in
+Gonzalez et al. (2025), arXiv:2509.07055. They choose their statistics in another way.
 
 The events are "score above t" and "score at or below t". The threshold t and the bet maximize
 the growth that the rates of the earlier pairs imply. They depend on the ranks of the scores

@@ -16,6 +16,7 @@ from dpaudit.attacks.final_model.scored_trials import (
     audit_trials,
     planned_audits,
     published_estimate,
+    trial_statistics,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "audit_trials",
     "planned_audits",
     "published_estimate",
+    "trial_statistics",
 ]

@@ -220,6 +220,32 @@ def planned_audits(*, stops_early: bool) -> tuple[FinalModelAudit, ...]:
     return (replace(SEQUENTIAL, share=1.0),) if stops_early else FINAL_MODEL_AUDITS
 
 
+def trial_statistics(
+    outputs: TrialOutputs, *, view: OutputView, stops_early: bool
+) -> dict[str, BoundStatistics]:
+    """Reduce outputs to the statistics that the bounds are functions of.
+
+    Args:
+        outputs: Logits of the models on the query, in the order of training.
+        view: What the auditor reads of each model.
+        stops_early: Whether training stopped when the claim was refuted.
+
+    Returns:
+        The statistics by name of the bound; those of equal scores if the outputs show nothing.
+
+    Example:
+        >>> outputs = TrialOutputs(np.array([[3.0, 0.0]]), np.array([[0.0, 1.0]]), label=0)
+        >>> found = trial_statistics(outputs, view=OutputView.LABELS, stops_early=True)
+        >>> list(found.values())
+        [SequentialRanks(members=(1,), nonmembers=(0,))]
+    """
+    members, nonmembers = outputs.scores(view)
+    if outputs.shows_nothing(view) is not None:  # models that are copies would seem to show a leak
+        members, nonmembers = np.zeros_like(members), np.zeros_like(nonmembers)
+    audits = planned_audits(stops_early=stops_early)
+    return {audit.name: audit.count(members, nonmembers) for audit in audits}
+
+
 def audit_trials(
     outputs: TrialOutputs,
     *,
@@ -256,10 +282,8 @@ def audit_trials(
         >>> [result.kind.value for result in results]
         ['certified', 'certified', 'conditional']
     """
-    members, nonmembers = outputs.scores(view)
     doubt = outputs.shows_nothing(view)
-    if doubt is not None:  # equal scores: models that are copies would seem to show a leak
-        members, nonmembers = np.zeros_like(members), np.zeros_like(nonmembers)
+    counted = trial_statistics(outputs, view=view, stops_early=stops_early)
     audits = planned_audits(stops_early=stops_early)
     registered = registration_digest(
         audits=[audit.name for audit in audits], view=view.value, delta=delta, label=outputs.label
@@ -267,14 +291,14 @@ def audit_trials(
 
     def results() -> Iterator[AuditResult]:
         for audit in audits:
-            statistics = audit.count(members, nonmembers)
+            statistics = counted[audit.name]
             level = 1 - audit.share * (1 - confidence)
             found = audit_result(
                 _assuming(audit.bound(statistics, delta=delta, confidence=level), view, assumed),
                 name=audit.name,
                 method=audit.method,
                 delta=delta,
-                canaries=len(members) + len(nonmembers),
+                canaries=2 * len(outputs),
                 thresholds=audit.thresholds,
                 registered=registered,
                 estimator=statistics,

@@ -2,8 +2,9 @@
 
 Every bound, the largest bound that any outcome could have shown, and the rates of attacks are
 recomputed from the counts in audit.json. A file whose numbers do not follow from its counts was
-altered. The power of an audit that guesses canaries needs simulations: it is compared with what
-the numbers of guesses allow at most.
+altered. The counts of final models are counted again from the stored outputs. The power of an
+audit that guesses canaries needs simulations: it is compared with what the numbers of guesses
+allow at most.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from dpaudit.workflow.audit.audit_plan import (
     recorded_steps,
     simulation_seed,
 )
+from dpaudit.workflow.gate.final_model_recount import require_counts_of_models
 
 LazyClaim = Callable[[], ClaimedMechanism | None]
 """The claim on a run's steps, at the delta of a bound; None where there is none."""
@@ -190,6 +192,7 @@ def verify_audit(
     for bound in audit.bounds:
         _require_as_expected(run.audit, bound, expected.get(bound.name))
         _require_recomputed(run.audit, bound, partial(at, bound.delta), seed)
+    require_counts_of_models(run, audit)
     require_rates_match_counts(run.audit, audit.membership)
     present = {bound.name for bound in audit.bounds}
     missing = tuple(_lacking(name) for name in expected if name not in present)
