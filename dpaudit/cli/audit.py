@@ -97,6 +97,8 @@ def audit_command(ctx: click.Context, /, **options: Any) -> None:
     With a RUN, runs membership inference and evaluates the canaries of the run. Without a
     RUN, evaluates canaries that another framework was trained with, or scores alone. The
     results are computed from the training records and are not covered by any claim.
+    A lower bound above the claim is named in the first line, and on standard error.
+    The exit code is 0 even then: dpaudit gate gives the verdict by a policy.
 
     \b
     dpaudit audit runs/mnist
@@ -112,6 +114,7 @@ def audit_command(ctx: click.Context, /, **options: Any) -> None:
                   --folder audits/mine --claim-epsilon 4
     """
     from dpaudit.report import text
+    from dpaudit.report.descriptions import contradiction_in_words
 
     _require_black_box_options(ctx, options)
     require_used_audit_options(ctx, options)
@@ -119,8 +122,12 @@ def audit_command(ctx: click.Context, /, **options: Any) -> None:
     if options["plot"] is not None:
         _plot(report, claimed, options)
     said = text.as_json(report) if options["format_"] == "json" else text.audit_text(report)
-    whole = "\n".join([said, *further]) if options["format_"] == "text" else said
+    found = None if claimed is None else contradiction_in_words(report.bounds, claimed)
+    first = [] if found is None else [f"CONTRADICTED: {found}"]
+    whole = "\n".join([*first, said, *further]) if options["format_"] == "text" else said
     write_result(whole, options["output"], mode=PRIVATE)
+    if found is not None:
+        print_message(f"dpaudit: warning: {found}; dpaudit gate gives the verdict by a policy")
 
 
 AuditOutput = tuple["AuditReport", float | None, list[str]]
@@ -271,11 +278,12 @@ def _others(options: dict[str, Any]) -> AuditOutput:
 
 
 def _against_claim(report: AuditReport, asked: ScoreAuditSettings) -> list[str]:
-    from dpaudit.report.descriptions import bound_against_claim_in_words
+    from dpaudit.report.descriptions import support_in_words
 
     if asked.claimed_epsilon is None:
         return []
-    return [bound_against_claim_in_words(report.bounds[0], asked.claimed_epsilon)]
+    said = support_in_words(report.bounds, asked.claimed_epsilon)
+    return [] if said is None else [said]
 
 
 def _require_no_text_model(options: dict[str, Any], where: str) -> None:

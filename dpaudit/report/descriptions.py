@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import dpaudit
-from dpaudit.vocabulary.audit import AuditResult
+from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.claim import Claim, EpsilonAnswer
 from dpaudit.vocabulary.federation import FederationHeader, FederationSettings
 from dpaudit.vocabulary.ledger import NoiseKind
@@ -184,24 +184,64 @@ def spent_epsilon_in_words(epsilon: float) -> str:
     return f"epsilon at most {round_up(epsilon)}"
 
 
-def bound_against_claim_in_words(bound: AuditResult, claimed_epsilon: float) -> str:
-    """State whether a lower bound contradicts a claim.
+def contradicting_bound(
+    bounds: Sequence[AuditResult], claimed_epsilon: float
+) -> AuditResult | None:
+    """Find the bound that contradicts a claim most: a certified one, if there is one.
 
     Args:
-        bound: The lower bound; a NaN contradicts the claim.
-        claimed_epsilon: The claimed upper bound at the same delta.
+        bounds: Lower bounds at the delta of the claim; estimates are no bounds.
+        claimed_epsilon: The claimed upper bound.
 
     Returns:
-        One clause, without a period.
+        The largest certified bound above the claim, else the largest conditional one; None if
+        none is above it. A bound that is NaN is above it.
     """
-    if not bound.epsilon_lower <= claimed_epsilon:
-        return (
-            f"the claimed epsilon of {claimed_epsilon:g} is contradicted by the lower bound "
-            f"{round_down(bound.epsilon_lower)} ({bound.kind.value})"
-        )
-    if bound.inconclusive is not None:
-        about = f"INCONCLUSIVE about the claimed epsilon of {claimed_epsilon:g}"
-        return f"{about}: {bound.inconclusive}"
+    for kind in (BoundKind.CERTIFIED, BoundKind.CONDITIONAL):
+        above = [
+            one for one in bounds if one.kind is kind and not one.epsilon_lower <= claimed_epsilon
+        ]
+        if above:
+            return max(above, key=lambda one: one.epsilon_lower)
+    return None
+
+
+def contradiction_in_words(bounds: Sequence[AuditResult], claimed_epsilon: float) -> str | None:
+    """State that a lower bound contradicts a claim.
+
+    Args:
+        bounds: Lower bounds at the delta of the claim.
+        claimed_epsilon: The claimed upper bound.
+
+    Returns:
+        One clause, without a period; None if no bound contradicts the claim.
+    """
+    bound = contradicting_bound(bounds, claimed_epsilon)
+    if bound is None:
+        return None
+    certified = bound.kind is BoundKind.CERTIFIED
+    return (
+        f"the claimed epsilon of {claimed_epsilon:g} is contradicted by the lower bound "
+        f"{round_down(bound.epsilon_lower)} ({bound.kind.value}: {bound.name})"
+        f"{'' if certified else ', if the assumptions of this bound hold'}"
+    )
+
+
+def support_in_words(bounds: Sequence[AuditResult], claimed_epsilon: float) -> str | None:
+    """State what bounds that do not contradict a claim show about it.
+
+    Args:
+        bounds: Lower bounds at the delta of the claim, at least one.
+        claimed_epsilon: The claimed upper bound.
+
+    Returns:
+        One clause, without a period; None if a bound contradicts the claim.
+    """
+    if contradicting_bound(bounds, claimed_epsilon) is not None:
+        return None
+    doubts = [bound.inconclusive for bound in bounds]
+    if doubts[0] is not None and None not in doubts:
+        return f"INCONCLUSIVE about the claimed epsilon of {claimed_epsilon:g}: {doubts[0]}"
     return f"the claimed epsilon of {claimed_epsilon:g} is not contradicted; this is no proof"
 
 

@@ -63,7 +63,8 @@ def test_new_tokens_are_made_trained_on_elsewhere_and_audited(
                 "--claim-epsilon", 0.5)  # fmt: skip
     assert done.code == 0, done.err
     assert "[certified" in done.out
-    assert "is contradicted by the lower bound" in done.out
+    assert done.out.startswith("CONTRADICTED: the claimed epsilon of 0.5 is contradicted by the ")
+    assert "dpaudit: warning: the claimed epsilon of 0.5 is contradicted" in done.err
 
 
 def test_secrets_are_scored_by_a_model_folder_with_their_exposure(
