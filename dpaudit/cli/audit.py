@@ -74,6 +74,7 @@ AUDIT_OPTIONS = (
     click.option("--stop-when-refuted", is_flag=True, help="Stop --black-box as soon as the claim is refuted; one bound, valid at any stopping time, is reported."),
     click.option("--target-label", type=int, help="Class of the target record of your own --trainer."),
     click.option("--folder", type=PATH, help="Folder of the outputs of your own --trainer, where an interrupted audit resumes."),
+    click.option("--trainer-data", type=PATH, multiple=True, help="File or folder that your own --trainer reads. Its digest is kept in --folder: an audit does not resume with other data. Repeatable."),
     click.option("--plot", type=PATH, help="Write a plot of the bounds and the claim: .svg."),
     format_option("text", "json"),
     OUTPUT,
@@ -82,9 +83,9 @@ AUDIT_OPTIONS = (
 
 BLACK_BOX_OPTIONS = (
     *("models", "trainer", "target_record", "initial_weights", "outputs", "records"),
-    *("stop_when_refuted", "target_label", "folder"),
+    *("stop_when_refuted", "target_label", "folder", "trainer_data"),
 )
-OWN_TRAINER_OPTIONS = ("target_label", "folder")
+OWN_TRAINER_OPTIONS = ("target_label", "folder", "trainer_data")
 RUN_ONLY_OPTIONS = ("target_record", "initial_weights", "records")
 
 
@@ -183,6 +184,7 @@ def _own_trainer(options: dict[str, Any]) -> AuditOutput:
             outputs=OutputView(options["outputs"]),
             stops_early=options["stop_when_refuted"],
             settings={"trainer": name},
+            data=options["trainer_data"],
             progress=progress,
         )
     return report, asked.claimed_epsilon, _against_claim(report, asked)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
     from dpaudit.vocabulary.verdict import Verdict
     from dpaudit.workflow.audit.final_model_trials import TrainModel
+    from dpaudit.workflow.audit.trainer_data import TrainerData
 
 Run = RunDirectory | str | os.PathLike[str]
 
@@ -206,6 +207,7 @@ def audit_final_model(
     claimed_epsilon: float | None = None,
     outputs: str = "logits",
     stops_early: bool = False,
+    data: TrainerData = (),
 ) -> AuditReport:
     """Bound the epsilon of any trainer by final models with and without one target record.
 
@@ -224,6 +226,8 @@ def audit_final_model(
         outputs: What is read of each model: ``logits``, or ``labels``, the predicted class.
         stops_early: Whether to stop as soon as the claim is refuted. Then one bound is computed,
             which is valid at any stopping time.
+        data: Arrays, and paths of files or folders, that ``train`` reads: records, target record
+            and query. Their digest is kept in ``folder``, and a resumed audit must have the same.
 
     Returns:
         Certified lower bounds for add-or-remove-one neighbors, and one that is conditional on a
@@ -256,6 +260,7 @@ def audit_final_model(
         claimed_epsilon=claimed_epsilon,
         outputs=OutputView(outputs),
         stops_early=stops_early,
+        data=data,
     )
 
 

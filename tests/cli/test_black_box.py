@@ -12,6 +12,7 @@ from calling import Call
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.workflow.audit.final_model import audit_final_model
 from dpaudit.workflow.audit.final_model_trials import TrialFiles, complete_trials
+from dpaudit.workflow.audit.trainer_data import digest_trainer_data
 
 BLACK_BOX = ("--black-box", "--models", "4", "--records", "40", "--trainer")
 TRAINER = """
@@ -286,3 +287,48 @@ def test_the_digest_of_the_data_reads_every_part(part: int) -> None:
     other = list(parts)
     other[part] = other[part] + 1
     assert digest(parts) == digest(list(parts)) != digest(other)
+
+
+def changed_item(kind: str, folder: Path, content: int) -> object:
+    """Return one item of a trainer's data, which holds ``content``."""
+    path = folder / "data" / "records.csv"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(str(content))
+    return {"array": np.full(3, content), "file": path, "folder": path.parent}[kind]
+
+
+@pytest.mark.parametrize("kind", ["array", "file", "folder"])
+def test_an_own_trainer_does_not_resume_with_other_data(tmp_path: Path, kind: str) -> None:
+    def audited(data: list) -> None:
+        audit_final_model(revealing, label=0, folder=tmp_path / "trials", pairs=2, data=data)
+
+    audited([changed_item(kind, tmp_path, 1)])
+    audited([changed_item(kind, tmp_path, 1)])
+    for other in ([changed_item(kind, tmp_path, 2)], [], [np.zeros(1)]):
+        with pytest.raises(InvalidArgument, match="records, target record or query"):
+            audited(other)
+
+
+def test_data_of_a_trainer_are_arrays_or_existing_files(tmp_path: Path) -> None:
+    for item in (tmp_path / "nowhere.csv", np.array([None])):
+        with pytest.raises(InvalidArgument, match="data"):
+            digest_trainer_data([item])
+    assert digest_trainer_data([np.zeros((2, 3))]) != digest_trainer_data([np.zeros((3, 2))])
+    assert digest_trainer_data([np.zeros(2), np.ones(2)]) != digest_trainer_data(
+        [np.ones(2), np.zeros(2)]
+    )
+
+
+def test_the_data_of_an_own_trainer_are_named_on_the_command_line(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named_data_trainer.py").write_text(TRAINER)
+    records = tmp_path / "records.csv"
+    monkeypatch.chdir(tmp_path)
+    audited = (
+        "audit", "--black-box", "--trainer", "named_data_trainer:train_one", "--target-label", "0",
+        "--folder", "trials", "--models", "4", "--trainer-data", records,
+    )  # fmt: skip
+    for content, code in (("1", 0), ("1", 0), ("2", 2)):
+        records.write_text(content)
+        assert call(*audited).code == code

@@ -14,10 +14,12 @@ from dpaudit.workflow.audit.final_model_trials import (
     TrainModel,
     TrialFiles,
     TrialPlan,
+    fix_data,
     fix_plan,
     refutation_of,
     train_trials,
 )
+from dpaudit.workflow.audit.trainer_data import TrainerData, digest_trainer_data
 
 
 def audit_final_model(
@@ -32,6 +34,7 @@ def audit_final_model(
     outputs: OutputView = OutputView.LOGITS,
     stops_early: bool = False,
     settings: dict[str, str] | None = None,
+    data: TrainerData = (),
     progress: Progress | None = None,
 ) -> AuditReport:
     """Audit a training procedure by the final models that it gives with and without a record.
@@ -52,6 +55,7 @@ def audit_final_model(
         stops_early: Whether to stop as soon as the claim is refuted. Then one bound is computed,
             which is valid at any stopping time.
         settings: Further settings that a resumed audit must share, as text by name.
+        data: Arrays and paths of what ``train`` reads. A resumed audit must have the same.
         progress: Receives each finished model.
 
     Returns:
@@ -59,7 +63,8 @@ def audit_final_model(
         Gaussian trade-off curve.
 
     Raises:
-        InvalidArgument: If an argument is out of range, or ``folder`` holds another audit.
+        InvalidArgument: If an argument is out of range, or ``folder`` holds an audit of other
+            settings or data.
         IntegrityError: If a file in ``folder`` is broken.
 
     Example:
@@ -79,6 +84,7 @@ def audit_final_model(
     files = TrialFiles.within(Path(folder))
     fixed = {"label": str(label), "outputs": outputs.value, **(settings or {})}
     plan = fix_plan(files, pairs=pairs, settings=fixed, stops_early=stops_early)
+    plan = fix_data(files, plan, digest_trainer_data(data))
     trials = train_planned(
         OneByOne(train, label), files, plan, claimed_epsilon, delta, confidence, outputs, progress
     )

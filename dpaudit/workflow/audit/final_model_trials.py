@@ -135,8 +135,8 @@ class TrialPlan(msgspec.Struct, frozen=True):
         settings: Further settings of the audit, as text by name.
         seed: The secret seed that all seeds of models come from.
         stops_early: Whether training stops when the claim is refuted.
-        data: Digest of the records, the target record and the query; empty before they are read,
-            and for a user's own trainer, whose data are not known.
+        data: Digest of the records, the target record and the query, or of the data that a user
+            names for a trainer of their own; empty before they are read, and without such data.
         schema_version: Version of the file format.
 
     Raises:
@@ -246,7 +246,8 @@ def fix_data(files: TrialFiles, plan: TrialPlan, data: str) -> TrialPlan:
             f"those that the models of {files.trials} were trained on and asked: restore the data. "
             f"To start again, remove this file and {files.plan.name}"
         )
-        raise InvalidArgument("records, target record or query", f"digest {data[:12]}", allowed)
+        given = f"digest {data[:12]}" if data else "no data"
+        raise InvalidArgument("records, target record or query", given, allowed)
     fixed = msgspec.structs.replace(plan, data=data)
     write_json(files.plan, fixed, PRIVATE)
     return fixed
