@@ -152,6 +152,8 @@ def test_the_python_of_a_guide_runs(name: str, run_python: dict[str, object]) ->
     if name == "account":
         epsilon = run_python["profile"].epsilon(delta=1e-5)  # type: ignore[attr-defined]
         assert str(epsilon.lower)[:10] == str(epsilon.upper)[:10] == "1.82823666"
+    if name == "audit":  # coins that are revealed help where canaries interfere
+        assert run_python["result"].correct > run_python["at_once"] + 20  # type: ignore[attr-defined, operator]
     if name == "conformance":
         assert run_python["result"].verdict is Outcome.PASS  # type: ignore[attr-defined]
         assert run_python["server_result"].verdict is Outcome.PASS  # type: ignore[attr-defined]
