@@ -9,10 +9,13 @@ probability of the true class. They differ in how they use a population of recor
 
 Pr(x) is the mean of two means: over models that trained on x, and over models that did not
 (Zarifzadeh, Liu & Shokri 2024, arXiv:2312.03262, Equations 3, 4 and 11). BASE averages over the
-models. Within one target, the three have the same order if Pr(x) is the same.
+models; without models that trained on x, it multiplies ln Pr(x) by a scale. Within one target,
+the three have the same order if Pr(x) is the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import rankdata
@@ -30,6 +33,7 @@ from dpaudit.vocabulary.errors import InvalidArgument
 # Every gamma gives the same order; with 1 the largest scores have the fewest ties.
 GAMMA = 1.0
 OFFLINE_SCALE = 0.3  # the a of Equation 11, where the references cannot show a better one
+BASE_SCALE = 0.33  # the s of offline BASE, where the references cannot show a better one
 MIN_DIVISOR = 1e-300  # avoids division by 0
 
 SCALE_GRID = tuple(step / 10 for step in range(11))
@@ -228,38 +232,61 @@ def base_online(confidences: FloatArray, references: ReferenceConfidences) -> Re
     return RecordScores(_log_ratio(confidences, mean))
 
 
-def base_offline(confidences: FloatArray, references: ReferenceConfidences) -> RecordScores:
+def base_offline(
+    confidences: FloatArray,
+    references: ReferenceConfidences,
+    *,
+    threshold_scale: float | None = None,
+) -> RecordScores:
     """Compute BASE scores with reference models that did not train on the records.
 
-    As ``base_online``, with the mean over the models that did not train on the record. If all
-    did, the mean is estimated from theirs as in ``rmia_offline``.
+    As ``base_online``, but the mean is over the models that did not train on the record, and its
+    logarithm is multiplied by s: -l - s ln(mean over k of exp(-l_k)). With s below 1, it makes up
+    for models that trained on the record. If all did, the mean is estimated from theirs as in
+    ``rmia_offline``.
 
     Args:
         confidences: The target's logit-scaled confidences, shape ``(records,)``.
         references: Reference models on the same records.
+        threshold_scale: The s, in [0, 1]; None for the s with the largest AUC on the reference
+            models, as ``tune_offline_scale`` chooses its a.
 
     Returns:
-        Log-likelihood ratios, in nats.
+        Approximate log-likelihood ratios, in nats.
 
     Raises:
-        InvalidArgument: If the numbers of records differ, or every reference model trained on
-            all records.
+        InvalidArgument: If the numbers of records differ, every reference model trained on
+            all records, or the s is out of range.
 
     References:
-        Lassila, Ostman, Ngo & Graell i Amat (2025), arXiv:2505.24089.
+        Lassila, Ostman, Ngo & Graell i Amat (2025), arXiv:2505.24089. The scaled threshold is that
+        of LeakPro's attack BASE, whose s is 0.33 unless it is tuned; the paper was not at hand.
 
     Example:
         >>> references = ReferenceConfidences(np.zeros((1, 2)), np.zeros((1, 2), dtype=bool))
-        >>> base_offline(np.array([2.0, 0.0]), references).values.round(4)
+        >>> base_offline(np.array([2.0, 0.0]), references, threshold_scale=1.0).values.round(4)
         array([0.5662, 0.    ])
     """
     references.require_records(confidences)
+    _require_scale(threshold_scale, "threshold_scale")
+    outside = _base_probability(references)
+    if threshold_scale is None:
+        threshold_scale = _tuned_scale(references, _base_scores, BASE_SCALE)
+    return RecordScores(_scaled_ratio(confidences, outside, threshold_scale))
+
+
+def _base_probability(references: ReferenceConfidences) -> FloatArray:
+    """Return the mean probability of models that did not train on x."""
     found = in_out_means(true_class_probability(references.confidences), references.member)
     require_out_models(found)
-    outside = np.where(
+    return np.where(
         found.out_count > 0, found.out_mean, _out_probability(found.in_mean, OFFLINE_SCALE)
     )
-    return RecordScores(_log_ratio(confidences, outside))
+
+
+def _scaled_ratio(confidences: FloatArray, mean: FloatArray, scale: float) -> FloatArray:
+    """Return ln Pr(x | target) - s ln Pr(x)."""
+    return np.asarray(-cross_entropy(confidences) - scale * np.log(np.maximum(mean, MIN_DIVISOR)))
 
 
 def tune_offline_scale(references: ReferenceConfidences) -> float:
@@ -286,17 +313,39 @@ def tune_offline_scale(references: ReferenceConfidences) -> float:
         >>> tune_offline_scale(ReferenceConfidences(np.where(member, 3.0, 0.0), member))
         0.0
     """
+    return _tuned_scale(references, _rmia_scores, OFFLINE_SCALE)
+
+
+ScaledScores = Callable[[FloatArray, ReferenceConfidences, float], FloatArray]
+"""Scores of a target by its confidences, references and a scale in [0, 1]."""
+
+
+def _rmia_scores(target: FloatArray, references: ReferenceConfidences, scale: float) -> FloatArray:
+    """Return ln r(x), by which offline RMIA orders the records."""
+    return _log_ratio(target, _offline_probability(target, references, scale))
+
+
+def _base_scores(target: FloatArray, references: ReferenceConfidences, scale: float) -> FloatArray:
+    """Return the scores of offline BASE."""
+    return _scaled_ratio(target, _base_probability(references), scale)
+
+
+def _tuned_scale(references: ReferenceConfidences, scores: ScaledScores, default: float) -> float:
+    """Return the scale of the grid with the largest mean AUC; ``default`` if none is known."""
     stride = -(-references.confidences.shape[1] // MAX_TUNING_RECORDS)  # rounded up
     some = ReferenceConfidences(references.confidences[:, ::stride], references.member[:, ::stride])
-    rows = [_tuning_aucs(some, place) for place in range(min(len(some), MAX_TUNING_TARGETS))]
+    places = range(min(len(some), MAX_TUNING_TARGETS))
+    rows = [_tuning_aucs(some, place, scores) for place in places]
     if not (known := [row for row in rows if row is not None]):
-        return OFFLINE_SCALE
+        return default
     # Sums of the same AUCs in another order may differ in the last digits.
     return SCALE_GRID[int(np.argmax(np.mean(known, axis=0).round(12)))]
 
 
-def _tuning_aucs(references: ReferenceConfidences, place: int) -> list[float] | None:
-    """Return the AUC of each a of the grid with one reference as the target; None if unknown."""
+def _tuning_aucs(
+    references: ReferenceConfidences, place: int, scores: ScaledScores
+) -> list[float] | None:
+    """Return the AUC of each scale with one reference as the target; None if unknown."""
     member = references.member[place]
     others = np.arange(len(references)) != place
     usual = others & (references.member == member).any(axis=1)
@@ -305,10 +354,7 @@ def _tuning_aucs(references: ReferenceConfidences, place: int) -> list[float] | 
         return None
     rest = ReferenceConfidences(references.confidences[kept], references.member[kept])
     target = references.confidences[place]
-    return [
-        auc(_log_ratio(target, _offline_probability(target, rest, scale)), member)
-        for scale in SCALE_GRID
-    ]
+    return [auc(scores(target, rest, scale), member) for scale in SCALE_GRID]
 
 
 def auc(scores: FloatArray, member: BoolArray) -> float:
@@ -403,7 +449,7 @@ def _require_gamma(gamma: float) -> None:
         raise InvalidArgument("gamma", gamma, "above 0 and finite")
 
 
-def _require_scale(scale: float | None) -> None:
-    """Refuse an a out of range."""
+def _require_scale(scale: float | None, name: str = "offline_scale") -> None:
+    """Refuse a scale out of range."""
     if scale is not None and not 0 <= scale <= 1:
-        raise InvalidArgument("offline_scale", scale, "at least 0 and at most 1, or None")
+        raise InvalidArgument(name, scale, "at least 0 and at most 1, or None")

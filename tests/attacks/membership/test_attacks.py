@@ -262,10 +262,11 @@ def test_informia_compares_with_the_population_alone() -> None:
         informia_offline(target, references, population=np.zeros(50, dtype=bool))
 
 
-@given(seeds)
-def test_base_is_the_log_ratio_of_likelihoods(seed: int) -> None:
+@given(seeds, st.floats(0, 1))
+def test_base_is_the_log_ratio_of_likelihoods(seed: int, scale: float) -> None:
     target, references = drawn(6, 7, seed)
-    online, offline = base_online(target, references), base_offline(target, references)
+    online = base_online(target, references)
+    offline = base_offline(target, references, threshold_scale=scale)
     for record in range(7):
         losses = [loss(phi) for phi in references.confidences[:, record]]
         outside = [
@@ -273,10 +274,43 @@ def test_base_is_the_log_ratio_of_likelihoods(seed: int) -> None:
             for value, bit in zip(losses, references.member[:, record], strict=True)
             if not bit
         ]
-        for found, some in ((online, losses), (offline, outside)):
+        for found, some, s in ((online, losses, 1.0), (offline, outside, scale)):
             mean = sum(math.exp(-value) for value in some) / len(some)
-            expected = -loss(target[record]) - math.log(mean)
+            expected = -loss(target[record]) - s * math.log(mean)
             assert found.values[record] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_scale_of_base_is_the_best_one_on_the_references() -> None:
+    """With references that did not train on a record, hard records need a smaller threshold."""
+    rng = np.random.default_rng(3)
+    member = np.array([rng.permutation(60) < 30 for _ in range(7)])
+    hardness = rng.normal(0, 3, 60)
+    confidences = hardness + 2.0 * member + 0.3 * rng.standard_normal((7, 60))
+    references = ReferenceConfidences(confidences[1:], member[1:])
+    found = base_offline(confidences[0], references).values
+    grid = [step / 10 for step in range(11)]
+    means = np.zeros(len(grid))
+    for place in range(6):
+        kept = np.arange(6) != place
+        rest = ReferenceConfidences(references.confidences[kept], references.member[kept])
+        for number, scale in enumerate(grid):
+            scores = base_offline(references.confidences[place], rest, threshold_scale=scale).values
+            bits = references.member[place]
+            above = scores[bits][:, None] - scores[~bits]
+            means[number] += ((above > 0) + 0.5 * (above == 0)).mean()
+    best = grid[int(np.argmax(means.round(9)))]
+    assert found == pytest.approx(
+        base_offline(confidences[0], references, threshold_scale=best).values
+    )
+    assert 0 < best < 1
+
+
+def test_a_scale_of_base_out_of_range_is_refused() -> None:
+    target, references = drawn(4, 9, 0)
+    with pytest.raises(InvalidArgument, match="threshold_scale"):
+        base_offline(target, references, threshold_scale=1.5)
+    one = base_offline(target, references.first(1)).values
+    assert (one == base_offline(target, references.first(1), threshold_scale=0.33).values).all()
 
 
 def test_a_target_that_is_surely_wrong_has_a_finite_score() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import beta
 
 from dpaudit.attacks.membership.loss_tail import loss_tail_rate
@@ -65,6 +67,33 @@ def test_few_models_or_equal_confidences_have_no_residual() -> None:
         assert normality_diagnostics(found, found.member).residuals == 0
     with pytest.raises(InvalidArgument, match="which"):
         normality_diagnostics(few, few.member[:2])
+
+
+def slow_loss_tail(members: list[float], others: list[float], fnr: float) -> float:
+    """The largest share of larger losses over thresholds that at most fnr of the members exceed.
+
+    By enumeration: every loss, and a number below all, is tried as the threshold.
+    """
+    best = 0.0
+    for limit in [min(*members, *others) - 1, *members, *others]:
+        missed = sum(one > limit for one in members)
+        if missed <= fnr * len(members) * (1 + 1e-12):
+            best = max(best, sum(one > limit for one in others) / len(others))
+    return best
+
+
+@given(
+    st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=12),
+    st.lists(st.integers(-5, 8).map(float), min_size=2, max_size=12),
+    st.integers(1, 9),
+)
+def test_the_loss_tail_is_the_best_threshold_of_all(
+    members: list[float], others: list[float], tenths: int
+) -> None:
+    """Equal losses, and shares that no threshold attains, included."""
+    scores = MembershipScores(-np.array(members), -np.array(others))
+    rate = loss_tail_rate(scores, fnr=tenths / 10, confidence=0.9)
+    assert rate.tpr == pytest.approx(slow_loss_tail(members, others, tenths / 10), abs=1e-9)
 
 
 def test_the_loss_tail_is_the_share_of_larger_losses() -> None:
