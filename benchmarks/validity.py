@@ -7,6 +7,9 @@ Each file is a random split with fixed numbers of members and non-members, membe
 list of canaries with fair coins. The scores are those of mechanisms whose epsilon is known. A
 false claim is a lower bound, at 95% confidence and delta 1e-5, above that epsilon. The column
 "fair coins" shows what the one-run bound would say of the same split, which it is not valid for.
+
+Two more tables are of bounds whose observations have an order: adaptive guesses in one run, and
+pairs of models. Their mechanisms are in ``sequential_validity.py``.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sequential_validity import sequential_rows
 from side_by_side.tables import table, titled
 
 from dpaudit.attacks import bounds
@@ -194,6 +198,7 @@ def measure(repetitions: int) -> dict[str, list[dict[str, Any]]]:
             coins(s, m, c, repetitions) for s in SCORES for m in CANARIES for c in COIN_CLAIMS
         ],
         "perfect": [perfect(n, c) for n in SIZES for c in (None, 1.0, 3.0, 5.0)],
+        **sequential_rows(repetitions),
     }
 
 
@@ -223,8 +228,29 @@ def show(rows: dict[str, list[dict[str, Any]]]) -> str:
                 "Members and others told apart without an error",
                 table(("members / others", "claim", "bound", "greatest", "guesses"), separate),
             ),
+            titled(
+                "False claims of adaptive guesses in one run (nominal 5%)",
+                table(
+                    ("mechanism", "epsilon", "delta", "guesses", "false claims", "mean bound"),
+                    [_ordered(row, "mechanism", "guesses") for row in rows["adaptive"]],
+                ),
+            ),
+            titled(
+                "False claims of pairs of models, at any stopping time (nominal 5%)",
+                table(
+                    ("scores", "epsilon", "delta", "pairs", "false claims", "mean bound"),
+                    [_ordered(row, "scores", "pairs") for row in rows["pairs"]],
+                ),
+            ),
         ]
     )
+
+
+def _ordered(row: dict[str, Any], name: str, count: str) -> tuple[str, ...]:
+    return (
+        row[name], f"{row['epsilon']:g}", f"{row['delta']:g}", str(row[count]),
+        f"{row['false']:.2%}", f"{row['mean']:.3f}",
+    )  # fmt: skip
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:

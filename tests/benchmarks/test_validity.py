@@ -7,8 +7,10 @@ import math
 
 import numpy as np
 import pytest
+import sequential_validity
 import validity
 from places import ROOT
+from scipy.stats import binom
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("validity-*.json"))
 
@@ -44,10 +46,54 @@ def test_the_committed_figures_are_within_the_nominal_level(path: object) -> Non
     assert found["facts"]["repetitions"] == 2000
     sizes = {row["split"] for row in found["split"]}
     assert {"1000 / 500", "5000 / 1000", "10000 / 200"} <= sizes
-    for row in [*found["split"], *found["coins"]]:
+    ordered = [*found.get("adaptive", []), *found.get("pairs", [])]
+    for row in [*found["split"], *found["coins"], *ordered]:
         assert row["repetitions"] == 2000
         assert row["false"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
 
 
 def test_there_are_committed_figures() -> None:
-    assert RESULTS
+    newest = json.loads(RESULTS[-1].read_text())
+    assert {row["mechanism"] for row in newest["adaptive"]} == {
+        mechanism.name for mechanism in sequential_validity.ADAPTIVE
+    }
+    assert {row["scores"] for row in newest["pairs"]} == set(sequential_validity.PAIR_SCORES)
+    assert {row["delta"] for row in newest["adaptive"]} == set(sequential_validity.DELTAS)
+
+
+REPETITIONS = 150
+GREATEST_FALSE = binom.isf(1e-7, REPETITIONS, 0.05) / REPETITIONS
+"""Share of false claims that a valid bound exceeds once in ten million times."""
+
+
+@pytest.mark.parametrize("mechanism", sequential_validity.ADAPTIVE, ids=lambda one: one.name)
+@pytest.mark.parametrize("delta", [1e-4, 3e-2])
+def test_adaptive_guesses_are_rarely_false_at_other_deltas(
+    mechanism: sequential_validity.Mechanism, delta: float
+) -> None:
+    row = sequential_validity.adaptive_row(mechanism, 2.0, delta, REPETITIONS)
+    assert row["false"] <= GREATEST_FALSE
+
+
+def test_guesses_of_leaking_coins_would_refute_a_bound_without_delta() -> None:
+    """The mechanisms use their delta: a test that left it out would be false too often."""
+    mechanism = sequential_validity.ADAPTIVE[1]  # each coin leaks, few guesses
+    rng = np.random.default_rng(0)
+    found = [mechanism.guess(rng, 1.0, 0.1) for _ in range(200)]
+    false = [sequential_validity._p_value(one, 1.0, 0.0) <= 0.05 for one in found]
+    assert np.mean(false) > 0.5
+    assert not any(sequential_validity._p_value(one, 1.0, 0.1) <= 0.05 for one in found)
+
+
+@pytest.mark.parametrize("name", sequential_validity.PAIR_SCORES)
+def test_scores_of_pairs_have_their_epsilon_and_delta(name: str) -> None:
+    """No threshold separates the classes by more than epsilon and delta; one comes near."""
+    rng, epsilon, delta = np.random.default_rng(1), 1.0, 1e-2
+    drawn = [sequential_validity.PAIR_SCORES[name](rng, epsilon, delta) for _ in range(2000)]
+    members, nonmembers = (np.concatenate(one) for one in zip(*drawn, strict=True))
+    thresholds = np.append(np.linspace(-3, 4, 60), 0.5)
+    inside, outside = ((one[:, None] > thresholds).mean(axis=0) for one in (members, nonmembers))
+    excess = inside - math.exp(epsilon) * outside
+    # 240,000 scores each: the rates are known to 0.001, so the excess to 0.015 at four errors.
+    assert (excess <= delta + 0.015).all()
+    assert excess.max() > delta - 0.015
