@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dpaudit.vocabulary.conformance import ConformanceResult, StepClaim
     from dpaudit.workflow.audit.external_scores import ScoreAuditSettings
     from dpaudit.workflow.audit.final_model_settings import FinalModelSettings
-    from dpaudit.workflow.audit.run_audit import CanaryScoring
+    from dpaudit.workflow.audit.run_canary_files import CanaryScoring
 
 
 # ruff: noqa: E501  the options are read as a table: one option a line
@@ -211,6 +211,7 @@ def _final_models(options: dict[str, Any]) -> FinalModelSettings | None:
 def _run(options: dict[str, Any]) -> AuditOutput:
     from dpaudit.runs.directory import open_run
     from dpaudit.workflow.audit.run_audit import audit_run, claimed_epsilon
+    from dpaudit.workflow.audit.run_canary_files import unscored_canaries_in_words
 
     _require_no_text_model(options, "without a RUN: its own model scores canaries that are texts")
     run = open_run(options["run"])
@@ -224,13 +225,14 @@ def _run(options: dict[str, Any]) -> AuditOutput:
             final_models=_final_models(options),
             progress=progress,
         )
-    return report, claimed_epsilon(run), []
+    unscored = unscored_canaries_in_words(run, report)
+    return report, claimed_epsilon(run), [] if unscored is None else [unscored]
 
 
 def _scored(options: dict[str, Any]) -> CanaryScoring | None:
     """Return the canary file and the source of its scores; None if no file is given."""
     from dpaudit.runs.directory import open_run
-    from dpaudit.workflow.audit.run_audit import CanaryScoring, is_text_run
+    from dpaudit.workflow.audit.run_canary_files import CanaryScoring
 
     canaries, scores = options["canaries"], options["scores"]
     checkpoint, model = options["checkpoint"], options["model"]
@@ -240,7 +242,7 @@ def _scored(options: dict[str, Any]) -> CanaryScoring | None:
         if scores is not None or by_model:
             raise click.UsageError("with a RUN, give --canaries beside --scores or --model")
         return None
-    if scores is None and not by_model and is_text_run(open_run(options["run"])):
+    if scores is None and not by_model and open_run(options["run"]).config.exists():
         return CanaryScoring(canaries)
     if (scores is not None) == by_model:
         raise click.UsageError(

@@ -128,6 +128,7 @@ TRAIN_OPTIONS = (
     _setting("canaries", "--canaries", key="gradient", type=int, default=0, show_default=True, help="Number of gradient-space canaries, scored at every step."),
     _setting("canaries", "--canary-directions", key="directions", type=Choice(CANARY_DIRECTIONS), default="own", show_default=True, help="own: extra coordinates beside the parameters, which do not interfere with records; dirac: one parameter each; orthogonal: disjoint sets of parameters."),
     _setting("canaries", "--input-canaries", key="inputs", type=int, help="Number of mislabelled training records; on text, of sequences that end with a token of their own.  [default: one per 20 canaries; 0 on text]"),
+    _setting("canaries", "--canary-file", key="file", metavar="FILE", help="File of dpaudit canaries make (records, secrets or synthetic sentences), whose included canaries are added to the training records. Train on data without them."),
     click.option("--stop-when-refuted", type=float, metavar="CONFIDENCE", help="Stop with exit code 1 when the canaries refute the claim at this confidence; tested after every step."),
     _setting("speed", "--physical-batch-size", type=int, default=128, show_default=True, help="Number of records in memory at once; affects speed only."),
     _setting("speed", "--checkpoint-every", type=int, default=100, show_default=True, help="Number of steps between checkpoints."),

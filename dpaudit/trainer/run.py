@@ -21,6 +21,7 @@ from dpaudit.trainer import attach
 from dpaudit.trainer.adam import AdamCorrected
 from dpaudit.trainer.batches.grouped_records import RecordGroups, Views
 from dpaudit.trainer.batches.samplers import Poisson
+from dpaudit.trainer.canaries.added_canaries import AddedCanaryFile
 from dpaudit.trainer.canaries.run_canaries import Observation, RunCanaries
 from dpaudit.trainer.clip_rules import ConstantClipping
 from dpaudit.trainer.data import DatasetSplit
@@ -65,6 +66,7 @@ class PreparedRun:
         model: The model, on its device.
         stream: Keystream of coins and noise, the same on every rank.
         ranks: The group of ranks.
+        canary_file: The file whose included canaries are among the records; None: there is none.
     """
 
     config: RunConfig
@@ -72,6 +74,7 @@ class PreparedRun:
     model: nn.Module
     stream: Keystream
     ranks: RankGroup
+    canary_file: AddedCanaryFile | None = None
 
     @property
     def task(self) -> Task:
@@ -96,9 +99,14 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     ranks = current_ranks()
     task = task_of(config.data)
     split = split_of_run(config, task.load(config.data))
+    file = (
+        None if config.canaries.file is None else AddedCanaryFile.read(Path(config.canaries.file))
+    )
+    if file is not None:
+        split = task.with_file_canaries(split, file, config.data)
     stream = ranks.broadcast_stream(Keystream.of(config.privacy.seed))
     model = _prepared_model(task, config.model, split, stream).to(device)
-    return PreparedRun(_with_noise_kind(config, model), split, model, stream, ranks)
+    return PreparedRun(_with_noise_kind(config, model), split, model, stream, ranks, file)
 
 
 def _with_noise_kind(config: RunConfig, model: nn.Module) -> RunConfig:
@@ -209,7 +217,11 @@ def prepare_resume(out: Path) -> PreparedRun:
             "with the same settings into the same folder"
         )
     run.require_unaltered(found.begun.files)
-    return prepare_run(run.read_config())
+    config = run.read_config()
+    if config.canaries.file is not None:  # the copy, whose digest is in the ledger
+        copied = replace(config.canaries, file=str(run.canary_file_copy))
+        config = replace(config, canaries=copied)
+    return prepare_run(config)
 
 
 def resume_run(prepared: PreparedRun, out: Path, on_step: StepCallback) -> RunDirectory:
@@ -333,6 +345,7 @@ def _training_setup(prepared: PreparedRun, canaries: RunCanaries) -> attach.Trai
         canaries=canaries,
         stream=prepared.stream,
         ranks=prepared.ranks,
+        canary_file=prepared.canary_file,
         released=released_names(prepared.config.model, prepared.model),
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dpaudit.files.regular_files import DATA_LIMIT, InputFile, open_input
 from dpaudit.runs.directory import RunDirectory
+from dpaudit.trainer.canaries.added_canaries import AddedCanaryFile
 from dpaudit.trainer.canaries.run_canaries import RunCanaries, make_canaries
 from dpaudit.trainer.canaries.text_canaries import last_token_confidences, make_text_canaries
 from dpaudit.trainer.data import DatasetSplit, RecordArrays, load_dataset
@@ -87,6 +88,11 @@ class Task(Protocol):
     def with_canary_tokens(self, split: Any, settings: CanarySettings) -> Split:
         """Return the records with one further token for each input canary, if they are text."""
 
+    def with_file_canaries(
+        self, split: Any, file: AddedCanaryFile, settings: DataSettings
+    ) -> Split:
+        """Return the records with the included canaries of a file among those to train on."""
+
     def canary_scores(self, model: nn.Module, inputs: Any) -> NDArray[np.float64]:
         """Return one score per input canary; larger means included."""
 
@@ -140,6 +146,12 @@ class Classification:
     def with_canary_tokens(self, split: DatasetSplit, settings: CanarySettings) -> DatasetSplit:
         """Return the records as they are."""
         return split
+
+    def with_file_canaries(
+        self, split: DatasetSplit, file: AddedCanaryFile, settings: DataSettings
+    ) -> DatasetSplit:
+        """Return the records with the canaries, which are records."""
+        return file.added_to(split, settings)
 
     def canary_scores(self, model: nn.Module, inputs: RecordArrays) -> NDArray[np.float64]:
         """Return the confidence in the wrong label of each canary."""
@@ -210,6 +222,12 @@ class LanguageModeling:
     def with_canary_tokens(self, split: TokenSplit, settings: CanarySettings) -> TokenSplit:
         """Return the records with a vocabulary that has one token for each input canary."""
         return replace(split, canary_tokens=settings.inputs)
+
+    def with_file_canaries(
+        self, split: TokenSplit, file: AddedCanaryFile, settings: DataSettings
+    ) -> TokenSplit:
+        """Return the sequences with the canaries, which are texts."""
+        return file.added_to_texts(split, settings)
 
     def canary_scores(self, model: nn.Module, inputs: TokenRecords) -> NDArray[np.float64]:
         """Return the log-probability of each canary's own token."""

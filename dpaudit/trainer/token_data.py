@@ -121,6 +121,50 @@ def load_tokens(settings: DataSettings) -> TokenSplit:
     return TokenSplit(records[~held], records[held], found.vocabulary)
 
 
+def encode_texts(settings: DataSettings, texts: Sequence[str]) -> TokenRecords:
+    """Return the tokens of texts, each of which is one record.
+
+    Args:
+        settings: Tokenizer and sequence length.
+        texts: The texts.
+
+    Returns:
+        One sequence per text.
+
+    Raises:
+        InvalidArgument: If a text has more tokens than a sequence.
+        MissingExtra: If the tokenizer's library is not installed.
+    """
+    encode = _Bytes() if settings.tokenizer is None else _Tokenizer(Path(settings.tokenizer))
+    found = encode.each(list(texts))
+    longest = max((len(one) for one in found), default=0)
+    if longest > settings.sequence_length:
+        allowed = f"at least {longest}: canaries would be cut off"
+        raise InvalidArgument("sequence_length", settings.sequence_length, allowed)
+    return _padded(found, settings.sequence_length)
+
+
+def holds_text(settings: DataSettings, texts: Sequence[str]) -> bool:
+    """Return whether a text file, whose blocks are records, holds one of the texts.
+
+    Args:
+        settings: Source of the records.
+        texts: The texts.
+
+    Returns:
+        True if the file holds a text; False for tables, whose texts are whole records.
+    """
+    if settings.text is not None:
+        return False
+    content = _content(InputFile(Path(settings.source), "data", DATA_LIMIT))
+    return any(text.encode() in content for text in texts)
+
+
+def _content(source: InputFile) -> bytes:
+    """Return the content of a text file, uncompressed."""
+    return gunzip(source) if source.path.suffix == ".gz" else read_bytes(source)
+
+
 def _padded(sequences: Sequence[Sequence[int]], length: int) -> TokenRecords:
     """Return sequences as one array, cut off or padded to ``length``."""
     tokens = np.full((len(sequences), length), PADDING, dtype=np.int64)
@@ -140,8 +184,7 @@ def _read(settings: DataSettings) -> _Sequences:
     if settings.text is not None:
         texts = _texts(source, settings.text)
         return _Sequences(encode.each(texts), encode.vocabulary)
-    content = gunzip(source) if path.suffix == ".gz" else read_bytes(source)
-    whole, length = encode.whole(content), settings.sequence_length
+    whole, length = encode.whole(_content(source)), settings.sequence_length
     blocks = [whole[start : start + length] for start in range(0, len(whole), length)]
     return _Sequences(blocks, encode.vocabulary)
 

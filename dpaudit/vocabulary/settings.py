@@ -237,6 +237,8 @@ class CanarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         directions: ``own``: coordinates outside of the parameters, so canaries do not
             interfere. ``dirac``: one parameter per canary. ``orthogonal``: the parameters
             are divided evenly among the canaries, with a random sign each.
+        file: The trainer's file of ``dpaudit canaries make``, whose included canaries are added to
+            the training records; None: there is none.
 
     Raises:
         InvalidArgument: If a number is negative or ``directions`` is unknown.
@@ -249,6 +251,7 @@ class CanarySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gradient: int = 0
     inputs: int = 0
     directions: str = "own"
+    file: str | None = None
 
     def __post_init__(self) -> None:
         require_count("canaries", self.gradient, least=0)
@@ -302,6 +305,15 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     speed: SpeedSettings
     preset: str | None = None
     schema_version: str = SCHEMA_VERSION
+
+    def without_canary_file(self) -> RunConfig:
+        """Return the settings without the canary file: other trainings do not add its canaries.
+
+        Returns:
+            The same settings otherwise.
+        """
+        canaries = msgspec.structs.replace(self.canaries, file=None)
+        return msgspec.structs.replace(self, canaries=canaries)
 
 
 # Presets: settings that are known to work on a benchmark.

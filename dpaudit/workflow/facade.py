@@ -301,7 +301,7 @@ def attack_run(
     from dpaudit.attacks.membership.attack_registry import DEFAULT_ATTACKS
     from dpaudit.workflow.attack import model_attacks
     from dpaudit.workflow.attack.attack_settings import AttackSettings
-    from dpaudit.workflow.audit.run_audit import is_text_run
+    from dpaudit.workflow.audit.run_canary_files import is_text_run
 
     require_count("seed", seed, least=0)
     require_open_unit("confidence", confidence)

@@ -99,7 +99,7 @@ class ImitatingReferences:
     def _settings(self, records: int) -> PrivateTraining:
         """Return the run's settings for ``records`` records, with the same expected batch."""
         privacy = with_fields(self.config.privacy, seed=self.seed)
-        prepared = prepare_run(with_fields(self.config, privacy=privacy))
+        prepared = prepare_run(with_fields(self.config.without_canary_file(), privacy=privacy))
         split: Any = prepared.split  # of records with classes, as the factory below requires
         trained = len(split.train)
         rate = min(1.0, privacy.sampling_rate * trained / records)

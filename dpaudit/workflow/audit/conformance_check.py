@@ -90,7 +90,7 @@ def _check_trainer_of(
     from dpaudit.trainer.conformance_trainers import RunTrainerFactory  # noqa: PLC0415 - torch
     from dpaudit.trainer.run import prepare_run  # noqa: PLC0415
 
-    bench = RunTrainerFactory.of(prepare_run(config))
+    bench = RunTrainerFactory.of(prepare_run(config.without_canary_file()))
     records = bench.records(REPLAY_RECORDS)
     return check(
         bench, claim or bench.claim(), records=records, probes=probes, progress=progress,

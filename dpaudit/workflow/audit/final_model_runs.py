@@ -328,7 +328,7 @@ def run_pair_trainer(
         InvalidArgument: If the run's records have no classes, or a setting cannot be stacked.
     """
     config = with_fields(config, privacy=with_fields(config.privacy, seed=seed))
-    prepared = prepare_run(config)
+    prepared = prepare_run(config.without_canary_file())
     factory = RunTrainerFactory.of(prepared)
     split: Any = prepared.split  # of records with classes, as ``of`` requires
     every = _inputs(prepared, split, settings.records)

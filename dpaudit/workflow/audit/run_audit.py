@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.attacks import membership
-from dpaudit.attacks.membership.score_file import ScoreColumns
 from dpaudit.attacks.one_run import CanaryObservations, FinalIterate, audit_input_canaries
 from dpaudit.attacks.one_run.gradient_canary_audits import (
     FINAL_ITERATE,
@@ -22,7 +20,7 @@ from dpaudit.attacks.one_run.gradient_canary_audits import (
 )
 from dpaudit.attacks.one_run.guess_audits import result_without_evidence
 from dpaudit.runs.directory import RunDirectory, read_canary_file_record
-from dpaudit.runs.file_io import PRIVATE, read_arrays, sha256, write_json
+from dpaudit.runs.file_io import PRIVATE, read_arrays, write_json
 from dpaudit.trainer.canaries.run_canaries import NO_INPUT_CANARIES, RunCanaries, sampled_canaries
 from dpaudit.trainer.run import heldout_records
 from dpaudit.trainer.tasks import load_trained_model, task_of
@@ -30,7 +28,6 @@ from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind, Member
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_open_unit
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger, Randomness
-from dpaudit.vocabulary.privacy_terms import Adjacency, Unit
 from dpaudit.vocabulary.settings import NoProgress, Progress
 from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
 from dpaudit.workflow.audit.audit_plan import (
@@ -43,154 +40,20 @@ from dpaudit.workflow.audit.audit_plan import (
     require_one_trainer,
     simulation_seed,
 )
-from dpaudit.workflow.audit.external_scores import (
-    ScoreAuditSettings,
-    audit_canary_model,
-    audit_canary_scores,
-    audit_scored_canaries,
-    auditor_path,
-    read_auditor_canaries,
-)
 from dpaudit.workflow.audit.final_model_trials import TrialFiles, complete_trials
-from dpaudit.workflow.audit.text_canary_scores import scores_of_run
+from dpaudit.workflow.audit.run_canary_files import (
+    CanaryScoring,
+    audit_canary_file,
+    canaries_beside,
+)
 
 if TYPE_CHECKING:
     from dpaudit.workflow.audit.final_model_settings import FinalModelSettings
 
-# Audit a run on a canary file of ``dpaudit canaries make``.
-
-UNRECORDED_COINS_ASSUMPTION = (
-    "that the coins were tossed before training and the included canaries were trained on, which "
-    "the run's ledger does not record"
-)
-OTHER_ADJACENCY_ASSUMPTION = (
-    "that leaving a canary out changes no more than the claim's neighbors differ by"
-)
-OTHER_UNIT_ASSUMPTION = "that each canary is a unit of the claim by itself, with no other records"
 OTHER_NEIGHBORS_ASSUMPTION = (
     "that the target record is a unit of the claim, and that adding it changes no more than the "
     "claim's neighbors differ by"
 )
-MODEL_SCORES_ASSUMPTION = (
-    "that the scores are those of the run's model, which their file does not show"
-)
-
-
-@dataclass(frozen=True)
-class CanaryScoring:
-    """Canaries of a canary file, and how they are scored.
-
-    Attributes:
-        canaries: The canary file; the auditor's file is beside it.
-        scores: File with one score per canary; None: the run's own model scores them, a language
-            model of ``dpaudit train`` those that are texts.
-        model: ``package.module:factory`` of the run's model.
-        checkpoint: The model's file, if it is outside of the run: it must be the run's own.
-        columns: Columns of the score file, and direction of its scores; None: the usual ones.
-    """
-
-    canaries: Path
-    scores: Path | None = None
-    model: str | None = None
-    checkpoint: Path | None = None
-    columns: ScoreColumns | None = None
-
-
-def audit_canary_file(
-    run: RunDirectory,
-    ledger: PrivacyLedger,
-    claim: Claim,
-    canary_scoring: CanaryScoring,
-    confidence: float,
-) -> AuditReport:
-    """Audit the canaries of a canary file against the claim of a run.
-
-    Args:
-        run: A finished run.
-        ledger: Its ledger.
-        claim: Its claim.
-        canary_scoring: The canary file, and how the canaries are scored.
-        confidence: Probability with which the lower bound holds.
-
-    Returns:
-        The audit, with the digests of the files that were read.
-
-    Raises:
-        IntegrityError: If the canary file is missing or broken, or is not the one that the
-            run's ledger records.
-        InvalidArgument: If scores or model cannot be used, or the model is not the run's.
-    """
-    secret = auditor_path(canary_scoring.canaries)
-    digest = sha256(secret)
-    recorded = read_canary_file_record(run, ledger)
-    if recorded is not None and recorded.secret_sha256 != digest:
-        raise IntegrityError(
-            f"{secret} is not the auditor's file of the canaries that {run.path} was trained on: "
-            "give that file, its ledger holds the digest"
-        )
-    settings = ScoreAuditSettings(claim.delta, confidence, claim.epsilon.upper)
-    files = {"canaries": digest}
-    if canary_scoring.scores is not None:
-        files["scores"] = sha256(canary_scoring.scores)
-        report = audit_canary_scores(
-            canary_scoring.canaries, canary_scoring.scores, settings, canary_scoring.columns
-        )
-    elif is_text_run(run):
-        files["model"] = sha256(_own_model(run, ledger, None))
-        auditor = read_auditor_canaries(canary_scoring.canaries)
-        report = audit_scored_canaries(auditor, scores_of_run(auditor, run), settings)
-    else:
-        model = _own_model(run, ledger, canary_scoring.checkpoint)
-        files["model"] = sha256(model)
-        report = audit_canary_model(canary_scoring.canaries, model, canary_scoring.model, settings)
-    assumed = [
-        *([] if recorded else [UNRECORDED_COINS_ASSUMPTION]),
-        *([MODEL_SCORES_ASSUMPTION] if canary_scoring.scores is not None else []),
-        *([] if claim.adjacency is Adjacency.ADD_OR_REMOVE_ONE else [OTHER_ADJACENCY_ASSUMPTION]),
-        *([] if claim.unit is Unit.RECORD else [OTHER_UNIT_ASSUMPTION]),
-    ]
-    fixed = recorded is not None and claim_covers_canaries(ledger.header)
-    bounds = tuple(_against(bound, claim, assumed, fixed=fixed) for bound in report.bounds)
-    return replace(report, ledger_head=ledger.head, bounds=bounds, files=files)
-
-
-def is_text_run(run: RunDirectory) -> bool:
-    """Return whether a run of ``dpaudit train`` trained a language model.
-
-    Args:
-        run: The run.
-
-    Returns:
-        True if its settings name texts; False without settings.
-    """
-    return run.config.exists() and run.read_settings().data.has_tokens
-
-
-def _against(bound: AuditResult, claim: Claim, assumed: list[str], *, fixed: bool) -> AuditResult:
-    """Return a bound with its assumptions on this run; CERTIFIED only if the coins are recorded."""
-    return replace(
-        bound,
-        kind=bound.kind if fixed else BoundKind.CONDITIONAL,
-        assumes="; ".join([bound.assumes, *assumed]),
-        refutes_epsilon=claim.epsilon.upper,
-    )
-
-
-def _own_model(run: RunDirectory, ledger: PrivacyLedger, checkpoint: Path | None) -> Path:
-    """Return the run's model, or ``checkpoint`` if it is a copy of it."""
-    assert ledger.seal is not None
-    digest = ledger.seal.files.get(run.model.name)
-    if digest is None:
-        raise InvalidArgument("run", str(run.path), "one with a model, or give --scores")
-    if checkpoint is None:
-        return run.model
-    if sha256(checkpoint) != digest:
-        raise InvalidArgument(
-            "checkpoint", str(checkpoint), "the model whose digest is in the run's ledger"
-        )
-    return checkpoint
-
-
 SEEDED_COINS_ASSUMPTION = "that the seed was not chosen for its coins, which are not secret"
 
 
@@ -214,7 +77,8 @@ def audit_run(
         confidence: Probability with which all bounds hold together, in (0, 1).
         view: What is read of gradient canaries: ``every-step``, or the ``final-iterate`` alone.
         canary_scoring: Canaries of ``dpaudit canaries make``, with their scores or a factory of
-            the run's model; None: there are none, or they are not audited.
+            the run's model; None: those of ``dpaudit train --canary-file``, if the auditor's file
+            is beside that file.
         final_models: Settings of models that are trained with and without a target record; None:
             none are trained, and those of a finished black-box audit are evaluated again.
         progress: Receives each finished part of the audit.
@@ -232,6 +96,7 @@ def audit_run(
         raise InvalidArgument("view", view, f"one of {', '.join(VIEWS)}")
     ledger = run.read_finished()
     require_one_trainer(run, ledger)
+    canary_scoring = canary_scoring or canaries_beside(run, ledger)
     canaries = _canaries_of(run, ledger, canary_scoring)
     claim = claim_from_ledger(ledger, claim_delta(run), CLAIM_ACCOUNTANT)
     shares = FailureShares.of(

@@ -68,7 +68,7 @@ LazyClaim = Callable[[], ClaimedMechanism | None]
 
 UNRECORDED_CANARIES = (
     "the run's ledger does not record these canaries, so nothing shows that it trained on them: "
-    "make_private(canary_file=...)"
+    "make_private(canary_file=...), or dpaudit train --canary-file"
 )
 MISSING_COUNTS = "the audit lacks the counts that the bound is computed from: audit again"
 EQUAL_SCORES = "all of its scores are equal, which shows nothing: audit another target record"

@@ -251,7 +251,7 @@ def read_sections(
 
 
 def with_absolute_paths(layer: SettingsLayer, folder: Path) -> dict[str, Any]:
-    """Return settings whose paths of records, tokenizer and model folder are absolute.
+    """Return settings whose paths of records, tokenizer, model and canaries are absolute.
 
     Args:
         layer: Settings by section and key.
@@ -267,7 +267,10 @@ def with_absolute_paths(layer: SettingsLayer, folder: Path) -> dict[str, Any]:
         data["tokenizer"] = os.path.abspath(folder / data["tokenizer"])
     if (folder / str(model.get("model", "")) / MODEL_CONFIG).is_file():
         model["model"] = os.path.abspath(folder / model["model"])
-    changed = {"data": data, "model": model}
+    canaries = dict(layer.get("canaries", {}))
+    if canaries.get("file") is not None:
+        canaries["file"] = os.path.abspath(folder / canaries["file"])
+    changed = {"data": data, "model": model, "canaries": canaries}
     return {**layer, **{name: changed[name] for name in changed if name in layer}}
 
 
