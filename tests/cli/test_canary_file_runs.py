@@ -14,6 +14,8 @@ from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import read_json
 from dpaudit.trainer import run as runs
 from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
+from dpaudit.workflow.audit import run_canary_files
+from dpaudit.workflow.audit.external_scores import AuditorCanaries
 
 TEXT = ("--sequence-length", 40, "--expected-batch-size", 10)
 SHORT = ("--noise-multiplier", 1, "--sampling-rate", 0.1, "--steps", 2)
@@ -96,14 +98,23 @@ def test_without_the_auditors_file_the_canaries_are_inconclusive(
 
 
 def test_records_in_a_run_give_a_certified_bound(
-    call: Call, tmp_path: Path, small_data: Path
+    call: Call, tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(call, tmp_path, "mislabelled", "--data", small_data, "--count", 40)
+    included = make(call, tmp_path, "mislabelled", "--data", small_data, "--count", 40)
     train(call, tmp_path, "--data", small_data)
     assert call("audit", tmp_path / "run").code == 0
     bound = of_canaries(tmp_path / "run")
     assert (bound.trials, bound.kind) == (40, BoundKind.CERTIFIED)
     judged(call, tmp_path / "run")
+
+    def leaking(auditor: AuditorCanaries, run: RunDirectory) -> dict[str, float]:
+        return dict(zip(auditor.ids, included.astype(float).tolist(), strict=True))
+
+    monkeypatch.setattr(run_canary_files, "record_scores_of_run", leaking)
+    assert call("audit", tmp_path / "run").code == 0
+    bound = of_canaries(tmp_path / "run")
+    assert bound.correct == bound.guesses > 0
+    assert bound.epsilon_lower > 0
 
 
 def test_canaries_that_the_data_hold_already_are_refused(
