@@ -46,7 +46,7 @@ def test_the_committed_figures_are_within_the_nominal_level(path: object) -> Non
     assert found["facts"]["repetitions"] == 2000
     sizes = {row["split"] for row in found["split"]}
     assert {"1000 / 500", "5000 / 1000", "10000 / 200"} <= sizes
-    ordered = [*found.get("adaptive", []), *found.get("pairs", [])]
+    ordered = [*found.get("adaptive", []), *found.get("pairs", []), *found.get("models", [])]
     for row in [*found["split"], *found["coins"], *ordered]:
         assert row["repetitions"] == 2000
         assert row["false"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
@@ -58,6 +58,7 @@ def test_there_are_committed_figures() -> None:
         mechanism.name for mechanism in sequential_validity.ADAPTIVE
     }
     assert {row["scores"] for row in newest["pairs"]} == set(sequential_validity.PAIR_SCORES)
+    assert {row["outputs"] for row in newest["models"]} == set(sequential_validity.MODEL_OUTPUTS)
     assert {row["delta"] for row in newest["adaptive"]} == set(sequential_validity.DELTAS)
 
 
