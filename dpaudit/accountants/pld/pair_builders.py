@@ -38,6 +38,8 @@ DISTRIBUTION_ACCURACY = 1e-14
 ABSOLUTE_ACCURACY = 1e-15
 """Default absolute accuracy of a trade-off curve."""
 MOST_INFLATIONS = 6
+LARGEST_EXCESS = 1e-6
+"""Excess of a rounded profile's mass over 1 up to which it counts as an error of its masses."""
 LARGEST_POINT = 600.0
 """Largest epsilon of a point, in nats: its exponential and products of it are doubles."""
 LEAST_MASS = 1e-290
@@ -270,17 +272,36 @@ def from_privacy_profile(
     if values.shape != at.shape or not ((values >= 0) & (values <= 1)).all():
         raise InvalidArgument("delta", "other values", "one value in [0, 1] per epsilon")
     relative = accuracy + 32 * UNIT_ROUNDOFF * len(at)
+    ratios = np.exp(at)
+    count = _resolved_points(ratios, values)
     for _ in range(MOST_INFLATIONS):
-        upper, lower = _profile_pairs(np.exp(at), values, relative)
-        if _encloses(upper, lower, np.exp(at), values):
-            return DominatingPair(upper=upper, lower=lower, source=PairSource.PRIVACY_PROFILE)
+        (upper, error), lower = _profile_pairs(ratios[:count], values[:count], relative)
+        if _encloses(upper, lower, ratios, values, error):
+            return DominatingPair(
+                upper=upper, lower=lower, source=PairSource.PRIVACY_PROFILE, mass_error=error
+            )
         relative *= 8
     raise InvalidArgument("delta", "values", "accurate: they do not determine a pair")
 
 
-def _profile_pairs(t: Array, values: Array, relative: float) -> tuple[PairMasses, PairMasses]:
-    """Return the pairs above and below a profile with a relative error, at ratios from 1 on."""
-    high = np.minimum(values * (1 + relative), 1.0)
+def _resolved_points(t: Array, values: Array) -> int:
+    """Return how many points of a profile have chords whose slopes do not underflow, at least 2.
+
+    The rest of the profile is below the last of them, and counts as an infinite loss.
+    """
+    falls = -np.diff(values) >= LEAST_MASS * np.diff(t)
+    tiny = values[1:] < LEAST_MASS * t[1:]
+    return len(t) if not tiny.any() else max(2, (first := int(tiny.argmax())) + 1 + falls[first])
+
+
+def _profile_pairs(
+    t: Array, values: Array, relative: float
+) -> tuple[tuple[PairMasses, float], PairMasses]:
+    """Return the pairs above and below a profile with a relative error, at ratios from 1 on.
+
+    The pair above comes with a relative error of its masses.
+    """
+    high = values * (1 + relative)
     low = values * (1 - relative)
     knots, hull = _hull(t, high)
     _require_convex(np.interp(t, knots, hull), low, LEAST_MASS, "delta")
@@ -367,21 +388,25 @@ def _masses_of_power(alphas: Array, power: Array) -> PairMasses:
     return _normalised(p, q)
 
 
-def _symmetric_masses_above(t: Array, h: Array) -> PairMasses:
-    """Return the masses of a symmetric pair whose curve is at least h, at ratios from 1 on.
+def _symmetric_masses_above(t: Array, h: Array) -> tuple[PairMasses, float]:
+    """Return masses of a symmetric pair whose curve is at least h at ratios from 1 on, with errors.
 
-    Rounded up, h may need the mass 1 + e. Then all finite losses shrink by s, and mass of P alone
-    fills up to 1. The curve becomes 1 - s (1 + e - h), which is at least the true one for
+    Rounded up, h may need the mass 1 + e. The masses are divided by it, and e is their relative
+    error. If e is too large for an error, all finite losses shrink by s instead, and mass of P
+    alone fills up to 1. The curve becomes 1 - s (1 + e - h), which is at least the true one for
     s = (1 - h(1))/(1 - h(1) + e).
     """
     p, q = _corner_masses(t, h)
-    excess = max(0.0, math.fsum(p) + math.fsum(q) + float(h[-1]) - 1)
+    alone = float(h[-1])
+    excess = max(0.0, math.fsum(p) + math.fsum(q) + alone - 1)
     if not excess:
-        return _mirrored(p, q, float(h[-1]))
+        return _mirrored(p, q, alone), 0.0
+    if excess < LARGEST_EXCESS:
+        return _mirrored(p, q, alone), excess * (1 + UNIT_ROUNDOFF) + 4 * UNIT_ROUNDOFF
     room = max(0.0, 1 - float(h[0]))
     share = room / (room + excess)
     p, q = p * share, q * share
-    return _mirrored(p, q, max(0.0, 1 - math.fsum(p) - math.fsum(q)))
+    return _mirrored(p, q, max(0.0, 1 - math.fsum(p) - math.fsum(q))), 0.0
 
 
 def _symmetric_masses_below(t: Array, h: Array) -> PairMasses:
@@ -414,11 +439,14 @@ def _normalised(p: Array, q: Array) -> PairMasses:
     return PairMasses(p=tuple((p / math.fsum(p)).tolist()), q=tuple((q / math.fsum(q)).tolist()))
 
 
-def _encloses(upper: PairMasses, lower: PairMasses, t: Array, h: Array) -> bool:
-    """Return whether the curves of both pairs, as rounded, are on their sides of the true one."""
+def _encloses(upper: PairMasses, lower: PairMasses, t: Array, h: Array, mass_error: float) -> bool:
+    """Return whether the curves of both pairs, as rounded, are on their sides of the true one.
+
+    The accountant multiplies the masses of the upper pair by 1 + ``mass_error``.
+    """
     rounding = 8 * len(t) * UNIT_ROUNDOFF
     return bool(
-        (_curve(upper, t) * (1 - rounding) >= h).all()
+        (_curve(upper, t) * (1 + mass_error) * (1 - rounding) >= h).all()
         and (_curve(lower, t) * (1 + rounding) <= h).all()
     )
 

@@ -342,9 +342,15 @@ def epsilon_with_infinite_divergence(
         # A larger share gives a smaller epsilon, so the first share that holds is the best.
         if share * left + _delta_of_altered(infinite_part, epsilon) <= left:
             return Bound(0.0, epsilon)
+    if not left > 0:
+        raise Unresolvable(
+            f"delta {delta!r} is too small: with probability {infinite_part.revealed:.3g} a "
+            "release of approximate DP has an infinite loss; use a larger delta"
+        )
     raise Unresolvable(
-        f"delta {delta!r} is too small: releases fail with probability "
-        f"{infinite_part.revealed + infinite_part.altered:.3g}; use a larger delta"
+        f"delta {delta!r} is too small: batches are truncated with a probability that adds up to "
+        f"{infinite_part.altered:.3g}, and Renyi bounds need e^epsilon times that below delta: "
+        "use the accountant pld, a larger delta or larger batches"
     )
 
 

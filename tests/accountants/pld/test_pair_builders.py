@@ -229,12 +229,50 @@ def test_a_profile_without_mass_at_ratio_1_is_accepted(loss: float, points: np.n
 
     pair = pld.from_privacy_profile(true, epsilons=np.union1d(points, [loss]))
     for at in np.linspace(0, 4, 41):
-        assert pair.upper.delta(math.exp(at)) >= float(true(at))
+        assert pair.upper.delta(math.exp(at)) * (1 + pair.mass_error) >= float(true(at))
         assert pair.lower.delta(math.exp(at)) <= float(true(at)) * (1 + 1e-12) + 1e-13
     found = pld.profile(Repeated(pair, 5)).epsilon(delta=1e-3)
     truth = epsilon(Repeated(PureDP(loss), 5), 1e-3)
     assert found.lower <= truth.upper
     assert truth.lower <= found.upper <= truth.upper * 1.01
+
+
+@pytest.mark.parametrize(("noise", "last"), [(0.05, 100.0), (0.2, 100.0), (0.2, 300.0), (0.1, 250)])
+def test_a_profile_that_rounds_to_1_or_to_0_is_accepted(noise: float, last: float) -> None:
+    """Hardly any noise: delta is 1 up to rounding at small epsilons, and underflows at large."""
+
+    def true(at: np.ndarray) -> np.ndarray:
+        return np.array([gdp.delta_of_mu(float(one), mu=1 / noise).upper for one in at])
+
+    pair = pld.from_privacy_profile(true, epsilons=np.linspace(0, last, 1501))
+    for at in (0.0, 0.3, 10.0, 30.1, 80.0, 99.0):
+        found = pld.profile(pair).delta(epsilon=at)
+        truth = gdp.delta_of_mu(at, mu=1 / noise)
+        assert found.lower <= truth.upper
+        assert truth.lower <= found.upper <= truth.upper * 1.02
+
+
+@pytest.mark.parametrize("value", [0.5, 1.0 - 2**-50, 1.0])
+def test_a_constant_profile_is_an_infinite_loss(value: float) -> None:
+    pair = pld.from_privacy_profile(lambda at: np.full_like(at, value))
+    found = pld.profile(Repeated(pair, 2)).delta(epsilon=3.0)
+    assert found.lower <= 1 - (1 - value) ** 2 <= found.upper <= 1
+    assert found.lower >= (1 - (1 - value) ** 2) * (1 - 1e-5)
+    with pytest.raises(Unresolvable, match="loss is infinite"):
+        pld.profile(pair).epsilon(delta=0.1)
+
+
+@pytest.mark.parametrize("delta", [1e-6, 1e-14, 1e-25])
+def test_tiny_deltas_of_a_rounded_profile_are_resolved(delta: float) -> None:
+    """The error of a rounded profile is relative: it is no mass with an infinite loss."""
+
+    def true(at: np.ndarray) -> np.ndarray:
+        return np.maximum(0.0, math.e - np.exp(at)) / (1 + math.e)
+
+    pair = pld.from_privacy_profile(true, epsilons=np.linspace(0, 1, 101))
+    found, truth = epsilon(Repeated(pair, 40), delta), epsilon(Repeated(PureDP(1.0), 40), delta)
+    assert found.lower <= truth.upper
+    assert truth.lower <= found.upper <= truth.upper * 1.001
 
 
 def test_a_lower_pair_above_the_upper_one_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dpaudit.accountants import rdp, releases
+from dpaudit.accountants import pld, rdp, releases
 from dpaudit.accountants.rdp import release_divergence
 from dpaudit.accountants.rdp.conversion import rdp_to_delta, rdp_to_epsilon
 from dpaudit.vocabulary.errors import InvalidArgument, Unresolvable, UnsupportedMechanism
@@ -157,9 +157,16 @@ def test_what_reveals_all_now_and_then_costs_at_least_its_worst_case(parts, epsi
 
 def test_a_delta_that_is_spent_is_refused():
     mechanism = Repeated(ApproximateDP(0.1, 1e-6), 10)
-    with pytest.raises(Unresolvable, match="is too small: releases fail"):
+    with pytest.raises(Unresolvable, match=r"is too small: .*infinite loss"):
         rdp.profile(mechanism).epsilon(delta=9e-6)
     assert rdp.profile(mechanism).epsilon(delta=2e-5).upper <= 1.0 + 1e-9
+
+
+def test_too_many_truncated_batches_are_refused_with_the_accountant_that_bounds_them():
+    mechanism = Repeated(TruncatedPoisson(Gaussian(2.0), 0.1, 1000, 100), 10)
+    with pytest.raises(Unresolvable, match=r"batches are truncated .*: use the accountant pld"):
+        rdp.profile(mechanism).epsilon(delta=1e-6)
+    assert pld.profile(mechanism).epsilon(delta=1e-6).upper < 20
 
 
 def test_without_its_delta_approximate_privacy_is_pure():
@@ -230,7 +237,7 @@ def test_cut_batches_cost_what_they_fail_by(largest, delta):
 
 def test_batches_cut_every_second_time_are_refused():
     release = TruncatedPoisson(Gaussian(1.0), 0.01, 60_000, 600)
-    with pytest.raises(Unresolvable, match="fail with probability"):
+    with pytest.raises(Unresolvable, match="batches are truncated"):
         rdp.profile(release).epsilon(delta=1e-5)
 
 

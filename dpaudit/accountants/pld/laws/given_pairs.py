@@ -216,6 +216,7 @@ def _losses(first: Array, second: Array) -> tuple[Array, Array]:
     near = np.abs(ratio - 1) < 0.5
     with np.errstate(divide="ignore", over="ignore"):
         far = np.log(first) - np.log(second)
-    losses = np.where(near, np.log1p((first - second) / second), far)
+        close = np.log1p((first - second) / second)
+    losses = np.where(near, close, far)
     sizes = np.where(near, 1.0, np.abs(np.log(first)) + np.abs(np.log(second)))
     return losses, 2 * ROUNDINGS * UNIT_ROUNDOFF * (1 + sizes)
