@@ -32,6 +32,7 @@ from dpaudit.accountants.pld.allocation.cell_widths import (
     MOST_REFINEMENTS,
     cells_for_delta,
     cells_for_epsilon,
+    cells_widen,
 )
 from dpaudit.accountants.pld.attempts import Attempts, IntervalFunction
 from dpaudit.accountants.pld.closed_form import binary_responses_of
@@ -59,6 +60,7 @@ from dpaudit.accountants.pld.pair_builders import (
     from_privacy_profile,
     from_tradeoff,
 )
+from dpaudit.accountants.pld.replaced_record import ReplacedRecord, zeroed_releases
 from dpaudit.accountants.profile_display import DisplayedProfile
 from dpaudit.accountants.releases import (
     ReleaseCounts,
@@ -346,6 +348,8 @@ class PldProfile(DisplayedProfile):
             answers.append(self._answer(direction, attempts, solve))
         settled = _is_narrow(answers, SETTLED_WIDTH, 0.0)
         most = self.others.exact_epsilon(delta) if settled else self.others.epsilon(delta)
+        if not settled and self._zeroed_record is not None:
+            most = min(most, self._zeroed_record.epsilon(delta))
         answers = [answer.with_upper(most) for answer in answers]
         attempts.require_upper_ends(answers, lambda: self._missing(delta))
         return tuple(answers)
@@ -389,6 +393,8 @@ class PldProfile(DisplayedProfile):
         most = self._participation_probability()
         if not _is_narrow(answers, SETTLED_WIDTH, 0.0):
             most = min(most, self.others.delta(epsilon))
+            if self._zeroed_record is not None:
+                most = min(most, self._zeroed_record.delta(epsilon))
         answers = [answer.with_upper(most) for answer in answers]
         attempts.require_upper_ends(answers, lambda: self._missing(most))
         return tuple(answers)
@@ -428,6 +434,16 @@ class PldProfile(DisplayedProfile):
     def others(self) -> OtherBounds:
         """Upper bounds of the other accountants."""
         return OtherBounds(self.releases, self.adjacency)
+
+    @cached_property
+    def _zeroed_record(self) -> ReplacedRecord | None:
+        """Upper bounds by way of a zeroed record; None unless an allocated one is replaced."""
+        replaces = self.adjacency is Adjacency.REPLACE_ONE
+        counts = zeroed_releases(self.releases) if replaces else None
+        if counts is None:
+            return None
+        zeroed = PldProfile(counts, Adjacency.ZERO_OUT)
+        return ReplacedRecord(zeroed._epsilons, zeroed._deltas)
 
     def _missing(self, delta: float) -> str:
         """Return which releases have no dominating pair, and why the others give no bound."""
@@ -495,8 +511,10 @@ class PldProfile(DisplayedProfile):
             finer = attempts.refine(answer, above)
             if finer is None:
                 break
-            above = finer
-            answer = answer.intersect(self._interval(above, attempts, solve))
+            above, wide = finer, answer
+            answer = wide.intersect(self._interval(above, attempts, solve))
+            if not cells_widen(wide, answer):
+                break
         return replace(
             answer, direction=direction.name.lower() if len(self._directions()) > 1 else ""
         )

@@ -17,6 +17,10 @@ FIXED_CELLS = 0.02
 FINEST_CELLS = 0.002
 FINEST_CELLS_FOR_DELTA = 0.01
 MOST_REFINEMENTS = 5
+MOST_AT_ONCE = 0.25
+"""Least ratio of a width to the last one: a wide interval may have other causes than cells."""
+LARGEST_REMAINDER = 0.9
+"""Share of an interval's width that finer cells leave if other causes make most of it."""
 
 EPSILON_WIDTH, ABSOLUTE_EPSILON_WIDTH, DELTA_WIDTH = 1e-3, 1e-6, 1e-2
 # What smoothing adds to both ends of a composed epsilon together, relative to epsilon.
@@ -41,7 +45,23 @@ def cells_for_epsilon(answer: CertifiedInterval, fineness: float) -> float:
     smoothing = SMOOTHING_WIDTH * answer.upper if answer.upper < math.inf else 0.0
     left, excess = wanted - smoothing, max(width - smoothing, 0.2 * width)
     share = AIM * math.sqrt(left / excess) if left > 0 < excess < math.inf else 0.3
-    return max(FINEST_CELLS, fineness * min(share, 0.8))
+    return max(FINEST_CELLS, fineness * min(max(share, MOST_AT_ONCE), 0.8))
+
+
+def cells_widen(wide: CertifiedInterval, narrower: CertifiedInterval) -> bool:
+    """Return whether cells make a relevant part of an interval's width.
+
+    Another release may make the interval wide, such as a sparse vector technique.
+
+    Args:
+        wide: The interval by wider cells.
+        narrower: The interval by finer ones.
+
+    Returns:
+        False if finer cells hardly made it narrower.
+    """
+    left = narrower.upper - narrower.lower
+    return not math.isfinite(left) or left <= LARGEST_REMAINDER * (wide.upper - wide.lower)
 
 
 def cells_for_delta(answer: CertifiedInterval, fineness: float) -> float:

@@ -660,40 +660,52 @@ class LossQuery:
         """Return the distribution of one pass of random allocation.
 
         Under replace-one the upper bound is the Gaussian on all records, by joint convexity over
-        the random step. The lower bound replaces a record at the clip norm by one at zero.
+        the random step. The lower bound replaces a record at the clip norm by one at zero, or by
+        the opposite one where only the sum of all outputs is seen.
+        """
+        above = self.side is BoundSide.ABOVE
+        moved = gaussian_mu(release.mechanism, self.adjacency)
+        if self.adds_or_zeroes:
+            return self._allocated_by_law(release, moved, tail)
+        if above:
+            return moved
+        law = self._allocated_by_law(release, moved / 2, tail)
+        return _larger(law, _shift_of_sum(release, moved), tail)
+
+    def _allocated_by_law(
+        self, release: RandomAllocation, shift: float, tail: float
+    ) -> LossDistribution | float:
+        """Return the distribution of a pass by the law of its likelihood ratio, where it is known.
+
+        Losses of hundreds of nats are not: sampling hardly changes them. From below, the first
+        step alone is a Poisson sample.
         """
         above, steps = self.side is BoundSide.ABOVE, release.steps
-        shift = gaussian_mu(release.mechanism, self.adjacency)
-        if self.adjacency is Adjacency.REPLACE_ONE:
-            if above:
-                return shift
-            shift /= 2
         with suppress(Unresolvable):
             if release.selected > 1:
-                return self._allocated_to_several(release, shift, tail)
+                law = subset_loss_distribution(shift, steps, release.selected, self.direction, tail)
+                return _larger(law, _shift_of_sum(release, shift), tail)
             return allocated_loss_distribution(
                 shift, steps, self.direction, above=above, fineness=self.fineness, tail=tail
             )
-        # Losses of hundreds of nats: sampling hardly changes them. The first step alone is a
-        # Poisson sample.
         if above:
             return shift
         pair = dominating_pair(Gaussian(1 / shift), Adjacency.ZERO_OUT, tail)
         return poisson_loss_distribution(pair, release.selected / steps, self.direction, tail)
 
-    def _allocated_to_several(
-        self, release: RandomAllocation, shift: float, tail: float
-    ) -> LossDistribution | float:
-        """Return the larger of two lower bounds of a pass in which a record joins k of t steps.
 
-        The sum of all outputs is a Gaussian that the record moves by k, of variance t.
-        """
-        steps, selected = release.steps, release.selected
-        law = subset_loss_distribution(shift, steps, selected, self.direction, tail)
-        of_sum = shift * selected / math.sqrt(steps) * (1 - 1e-15)
-        delta = min(0.5, max(tail / TAIL_SHARE, 1e-290))
-        by_law = closed_form.single_release_epsilon(law, delta).lower
-        return of_sum if gdp.epsilon_of_mu(delta, mu=of_sum).lower > by_law else law
+def _shift_of_sum(release: RandomAllocation, moved: float) -> float:
+    """Return mu of the sum of all outputs of a pass: it moves by k records, of variance t."""
+    return moved * release.selected / math.sqrt(release.steps) * (1 - 1e-15)
+
+
+def _larger(law: LossDistribution | float, shift: float, tail: float) -> LossDistribution | float:
+    """Return the larger lower bound: a loss distribution, or a Gaussian of a shift mu."""
+    if isinstance(law, float):
+        return max(law, shift)
+    delta = min(0.5, max(tail / TAIL_SHARE, 1e-290))
+    by_law = closed_form.single_release_epsilon(law, delta).lower
+    return shift if gdp.epsilon_of_mu(delta, mu=shift).lower > by_law else law
 
 
 def _log_complement(probability: float) -> float:
