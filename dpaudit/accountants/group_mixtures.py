@@ -21,7 +21,9 @@ from dpaudit.vocabulary.mechanism import (
     Gaussian,
     Mechanism,
     PoissonSampled,
+    RandomAllocation,
     Repeated,
+    TruncatedPoisson,
 )
 from dpaudit.vocabulary.pairs import MixtureOfGaussians
 from dpaudit.vocabulary.privacy_terms import Adjacency
@@ -76,6 +78,46 @@ def _for_split(
             return None if part is None else Repeated(part, times)
         case Composed(mechanisms):
             parts = [_for_split(one, split, adjacency, size, enlarged) for one in mechanisms]
+            known = tuple(part for part in parts if part is not None)
+            return Composed(known) if len(known) == len(parts) else None
+        case _:
+            return enlarged(mechanism, size)
+
+
+def unsampled_group(mechanism: Mechanism, size: int, enlarged: Enlarged) -> Mechanism | None:
+    """Return Gaussians without sampling that cost at least what a group of records does.
+
+    Condition on which records join, and on which ones a truncated batch keeps. These have the same
+    probabilities for both data sets, and the sums differ by at most ``size`` norms, or by twice
+    as many where each record may displace another one. Divergences are jointly convex.
+
+    Args:
+        mechanism: The mechanism as it was run.
+        size: Largest number of records that differ.
+        enlarged: Exact enlargement of releases without sampling.
+
+    Returns:
+        The mechanism for one record; None where a sampled release is no Gaussian.
+
+    Example:
+        >>> from dpaudit.accountants.group_privacy import group_mechanism
+        >>> step = PoissonSampled(Gaussian(4.0), 0.1)
+        >>> unsampled_group(step, 4, group_mechanism)
+        Gaussian(noise_multiplier=1.0, set_for=<Adjacency.ADD_OR_REMOVE_ONE: 'add-or-remove-one'>)
+    """
+    match mechanism:
+        case PoissonSampled(Gaussian() as noise):
+            return enlarged(noise, size)
+        case TruncatedPoisson(noise):
+            return enlarged(noise, 2 * size)
+        case RandomAllocation(noise, _, selected):
+            whole = enlarged(noise, size)
+            return None if whole is None else Repeated(whole, selected)
+        case Repeated(inner, times):
+            part = unsampled_group(inner, size, enlarged)
+            return None if part is None else Repeated(part, times)
+        case Composed(mechanisms):
+            parts = [unsampled_group(one, size, enlarged) for one in mechanisms]
             known = tuple(part for part in parts if part is not None)
             return Composed(known) if len(known) == len(parts) else None
         case _:

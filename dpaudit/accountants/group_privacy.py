@@ -1,6 +1,6 @@
 """Compute group privacy: epsilon and delta where up to ``size`` records differ.
 
-Three methods:
+Four methods:
 
 1. Enlarged sensitivity. For additive noise, and for mechanisms that are given by a guarantee,
    a group of ``size`` records has the same mechanism at ``size`` times the sensitivity. This
@@ -19,6 +19,8 @@ Three methods:
    Vadhan 2017 ("The complexity of differential privacy", Lemma 2.2) rounds up. The least over
    all ratios equals Theorem 2.14 of Dong, Roth & Su by duality. It is searched on a lattice of
    log ratios. Every choice of ratios is a bound, so the result is an upper bound.
+4. Gaussians without sampling, at the sensitivity of the group, where samples or random
+   allocations of Gaussians have no smaller bound (``unsampled_group``).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpaudit.accountants import pld
-from dpaudit.accountants.group_mixtures import group_mixtures
+from dpaudit.accountants.group_mixtures import group_mixtures, unsampled_group
 from dpaudit.accountants.risk import HockeyStickCurve
 from dpaudit.vocabulary.errors import (
     AccountingError,
@@ -140,8 +142,16 @@ def group_epsilon(
         return tight
     profile = accountant(mechanism, adjacency=adjacency)
     one = profile.epsilon(delta=delta)
-    upper = _chain_epsilon(HockeyStickCurve(profile), size, delta)
-    return Bound(one.lower, max(one.lower, upper))
+    whole = _unsampled_upper(
+        mechanism, size, adjacency, accountant, lambda profile: profile.epsilon(delta=delta)
+    )
+    try:
+        upper = _chain_epsilon(HockeyStickCurve(profile), size, delta)
+    except Unresolvable:
+        if whole is None:
+            raise
+        upper = whole
+    return Bound(one.lower, max(one.lower, upper if whole is None else min(upper, whole)))
 
 
 def group_delta(
@@ -189,8 +199,11 @@ def group_delta(
         return tight
     profile = accountant(mechanism, adjacency=adjacency)
     one = profile.delta(epsilon=epsilon)
+    whole = _unsampled_upper(
+        mechanism, size, adjacency, accountant, lambda profile: profile.delta(epsilon=epsilon)
+    )
     upper = _chain_delta(HockeyStickCurve(profile), size, epsilon)
-    return Bound(one.lower, max(one.lower, upper))
+    return Bound(one.lower, max(one.lower, upper if whole is None else min(upper, whole)))
 
 
 def group_mechanism(mechanism: Mechanism, size: int) -> Mechanism | None:
@@ -252,6 +265,20 @@ def _costliest_mixture(
     if not mixtures or len(found) < len(mixtures):
         return None
     return Bound(max(one.lower for one in found), max(one.upper for one in found))
+
+
+def _unsampled_upper(
+    mechanism: Mechanism,
+    size: int,
+    adjacency: Adjacency,
+    accountant: EpsilonDeltaAccountant,
+    evaluate: Callable[[EpsilonDeltaProfile], Bound],
+) -> float | None:
+    """Return the upper end for the same noise without sampling; None where there is none."""
+    whole = unsampled_group(mechanism, size, group_mechanism)
+    with suppress(UnsupportedMechanism, AccountingError):
+        return None if whole is None else evaluate(accountant(whole, adjacency=adjacency)).upper
+    return None
 
 
 def _with_larger_sensitivity(mechanism: Mechanism, size: int) -> Mechanism | None:

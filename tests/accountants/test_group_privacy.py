@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpaudit.accountants import gdp, group_privacy, pld
+from dpaudit.accountants.group_mixtures import unsampled_group
 from dpaudit.vocabulary.errors import InvalidArgument, Unresolvable
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -19,11 +20,14 @@ from dpaudit.vocabulary.mechanism import (
     Exponential,
     Gaussian,
     Laplace,
+    Mechanism,
     PoissonSampled,
     PureDP,
+    RandomAllocation,
     RandomizedResponse,
     Repeated,
     TreeAggregation,
+    TruncatedPoisson,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from tests.accountants.mechanisms import between_powers, deltas, in_passing, noises
@@ -245,3 +249,38 @@ def test_a_group_of_no_size_is_refused_by_name(size):
 def test_an_epsilon_out_of_range_is_refused_by_name(epsilon):
     with pytest.raises(InvalidArgument, match=f"epsilon .* got {epsilon!r}"):
         group_privacy.group_delta(Gaussian(1.0), size=2, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("size", [65, 1000])
+def test_large_groups_cost_at_most_the_noise_without_sampling(size):
+    """More than 64 records have chains of equal ratios alone, and this run has none."""
+    run = Repeated(PoissonSampled(Gaussian(1.0), 0.01), 100)
+    found = group_privacy.group_epsilon(run, size=size, delta=1e-6)
+    most = gdp.epsilon_of_mu(1e-6, mu=10.0 * size).upper
+    assert 0 < found.lower <= found.upper <= most * (1 + 1e-9)
+    at = group_privacy.group_delta(run, size=size, epsilon=most)
+    assert at.upper <= 1e-6 * (1 + 1e-6)
+
+
+NOISE = Gaussian(4.0)
+UNSAMPLED: list[tuple[Mechanism, Mechanism]] = [
+    (PoissonSampled(NOISE, 0.1), Gaussian(1.0)),
+    (TruncatedPoisson(NOISE, 0.1, 100, 15), Gaussian(0.5)),
+    (RandomAllocation(NOISE, 10, 3), Repeated(Gaussian(1.0), 3)),
+    (Composed((NOISE, Repeated(PoissonSampled(NOISE, 0.1), 9))),
+     Composed((Gaussian(1.0), Repeated(Gaussian(1.0), 9)))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sampled", "whole"), UNSAMPLED, ids=lambda one: type(one).__name__)
+def test_all_records_of_a_group_may_join_the_same_batch(sampled, whole):
+    """In a truncated batch, each of them may also displace another record."""
+    assert unsampled_group(sampled, 4, group_privacy.group_mechanism) == whole
+
+
+def test_groups_of_sampled_laplace_noise_have_no_bound_without_sampling():
+    step = PoissonSampled(Laplace(1.0), 0.1)
+    assert unsampled_group(step, 4, group_privacy.group_mechanism) is None
+    assert (
+        unsampled_group(Composed((step, Gaussian(1.0))), 4, group_privacy.group_mechanism) is None
+    )
