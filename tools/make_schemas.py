@@ -21,6 +21,7 @@ from dpaudit.vocabulary.claim import (
     NoiseAnswer,
     RiskAnswer,
     RiskNoiseAnswer,
+    SplitAnswer,
 )
 from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.ledger import LedgerEntry
@@ -47,6 +48,7 @@ KINDS = {
     "policy": Policy,
     "run-list": RunList,
     "run-show": RunOverview,
+    "split": SplitAnswer,
     "tradeoff": RiskAnswer,
     "verdict": VerdictDocument,
 }

@@ -18,6 +18,7 @@ from dpaudit.cli.commands import HELP_NAMES, Choice, Command, Group
 from dpaudit.cli.gate import baseline, config, gate_command, init
 from dpaudit.cli.printing import print_text
 from dpaudit.cli.report import compare, export, history, report_command, run_group
+from dpaudit.cli.split import split
 from dpaudit.cli.sweep import sweep
 from dpaudit.cli.train import finish_command, train_command, watch_command
 from dpaudit.files.user_code import REMEDY, describe_cause, describe_user_error
@@ -55,7 +56,7 @@ def completion(ctx: click.Context, /, shell: str) -> None:
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Train": (train_command, finish_command, watch_command),
-    "Account": (epsilon, delta, noise, tradeoff, sweep),
+    "Account": (epsilon, delta, noise, split, tradeoff, sweep),
     "Audit": (audit_command, attack_command, canaries_group, conformance_command),
     "Gate": (gate_command, init, config, baseline),
     "Report": (report_command, run_group, compare, history, export),

@@ -31,6 +31,7 @@ from dpaudit.vocabulary.claim import (
     NoiseAnswer,
     RiskAnswer,
     RiskNoiseAnswer,
+    SplitAnswer,
 )
 from dpaudit.vocabulary.conformance import ConformanceResult
 from dpaudit.vocabulary.federation import FederationHeader
@@ -186,6 +187,30 @@ def noise_text(answer: NoiseAnswer) -> str:
             f"{mechanism_in_words(answer.mechanism)}: upper bound on epsilon "
             f"{round_up(answer.epsilon.upper)} at delta {answer.delta:g} "
             f"({answer.accountant} accountant, {answer.adjacency.value}); "
+            f"target {answer.target_epsilon:g}",
+        ]
+    )
+
+
+def split_text(answer: SplitAnswer) -> str:
+    """Format the noise of queries that share a budget.
+
+    Args:
+        answer: The result of the split.
+
+    Returns:
+        A line per query, the noise with all digits, and the upper bound of all of them.
+    """
+    lines = []
+    for name, query in answer.queries.items():
+        kind = "scale" if query.noise == "laplace" else "standard deviation"
+        each = f", each of {query.times} times" if query.times > 1 else ""
+        lines.append(f"{name}: {query.noise} noise of {kind} {query.scale!r}{each}")
+    return "\n".join(
+        [
+            *lines,
+            f"all queries: upper bound on epsilon {round_up(answer.epsilon.upper)} at delta "
+            f"{answer.delta:g} ({answer.accountant} accountant, {answer.adjacency.value}); "
             f"target {answer.target_epsilon:g}",
         ]
     )

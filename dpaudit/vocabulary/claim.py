@@ -113,6 +113,65 @@ class NoiseAnswer(msgspec.Struct, frozen=True):
         return table_html("Noise for a target epsilon", rows)
 
 
+class QueryNoise(msgspec.Struct, frozen=True):
+    """The noise of one query that shares a budget.
+
+    Attributes:
+        noise: ``gaussian`` or ``laplace``.
+        scale: Standard deviation of Gaussian noise, or scale of Laplace noise, in the unit of the
+            result.
+        weight: Its share of the budget, relative to the other weights.
+        sensitivity: Largest change of the result between neighbors.
+        times: How often it is asked, each time with fresh noise.
+    """
+
+    noise: str
+    scale: float
+    weight: float
+    sensitivity: float
+    times: int
+
+
+class SplitAnswer(msgspec.Struct, frozen=True):
+    """The noise of queries that share a budget, and the epsilon of all of them.
+
+    Attributes:
+        queries: The noise of each query, by its name.
+        target_epsilon: The given upper bound of epsilon, in nats.
+        delta: The delta of that epsilon; 0 for pure epsilon.
+        epsilon: Interval of epsilon of all queries together, in nats.
+        accountant: The name of the accountant.
+        adjacency: The adjacency of neighbors.
+        mechanism: All queries together.
+        dpaudit_version: The version that computed it.
+        schema_version: Version of the JSON format.
+    """
+
+    queries: dict[str, QueryNoise]
+    target_epsilon: float
+    delta: float
+    epsilon: Bound
+    accountant: str
+    adjacency: Adjacency
+    mechanism: Mechanism
+    dpaudit_version: str
+    schema_version: str = SCHEMA_VERSION
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a table for notebooks."""
+        rows = (
+            *(
+                (name, f"{query.noise} noise of {query.scale!r}")
+                for name, query in self.queries.items()
+            ),
+            ("target epsilon", f"{self.target_epsilon:g}"),
+            (f"epsilon at delta {self.delta:g}", bound_in_words(self.epsilon)),
+            ("neighbors", self.adjacency.value),
+            ("accountant", self.accountant),
+        )
+        return table_html("Noise of queries that share a budget", rows)
+
+
 class RiskNoiseAnswer(msgspec.Struct, frozen=True):
     """The least noise multiplier that was found to meet a target of a risk, and that risk.
 

@@ -104,6 +104,9 @@ WRITTEN: dict[str, Callable[[Place], list[Any]]] = {
     "ledger-entry": ledger_entries,
     "mechanism": lambda at: [at.json("epsilon", *PRICED, *DELTA)["mechanism"]],
     "noise": lambda at: [at.json("noise", *PLAN, *DELTA, "--target-epsilon", "2")],
+    "split": lambda at: [
+        at.json("split", "sum=2", "count,noise=laplace", *DELTA, "--target-epsilon", "2"),
+    ],
     "noise-risk": lambda at: [at.json("noise", *PLAN, "--target-advantage", "0.2")],
     "policy": lambda at: [policy(at)],
     "run-list": lambda at: [at.json("run", "list", at.folder)],

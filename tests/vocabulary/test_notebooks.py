@@ -10,7 +10,13 @@ import pytest
 from ledgers import header
 
 from dpaudit.accountants import answers, gdp, naive, pld, rdp, risk, zcdp
-from dpaudit.vocabulary.claim import Claim, NoiseAnswer, RiskNoiseAnswer
+from dpaudit.vocabulary.claim import (
+    Claim,
+    NoiseAnswer,
+    QueryNoise,
+    RiskNoiseAnswer,
+    SplitAnswer,
+)
 from dpaudit.vocabulary.errors import MissingExtra
 from dpaudit.vocabulary.ledger import PrivacyLedger, Randomness, ReleaseEntry, Sampling
 from dpaudit.vocabulary.mechanism import Composed, Gaussian, Laplace, PoissonSampled, Repeated
@@ -75,6 +81,19 @@ RESULTS = {
     "noise": (
         NoiseAnswer(1.5, 2.0, 1e-5, Bound(1.9, 2.0), "pld", ADD, Gaussian(1.5), "0"),
         "noise multiplier",
+    ),
+    "split": (
+        SplitAnswer(
+            {"sum": QueryNoise("laplace", 4.5, 1.0, 1.0, 1)},
+            2.0,
+            1e-5,
+            Bound(1.9, 2.0),
+            "pld",
+            ADD,
+            Laplace(4.5),
+            "0",
+        ),
+        "laplace noise of 4.5",
     ),
     "risk noise": (
         RiskNoiseAnswer(1.5, "tpr", 0.1, 0.01, Bound(0.09, 0.1), "pld", ADD, Gaussian(1.5), "0"),
