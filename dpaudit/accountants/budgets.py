@@ -67,7 +67,7 @@ class Query(msgspec.Struct, frozen=True):
         require_positive("weight", self.weight)
         require_positive("sensitivity", self.sensitivity)
         require_count("times", self.times)
-        if self.noise not in NOISES:
+        if not isinstance(self.noise, str) or self.noise not in NOISES:
             raise InvalidArgument("noise", self.noise, " or ".join(NOISES))
 
 
@@ -140,8 +140,8 @@ def split_budget(
         (2.0, True)
     """
     require_positive("target_epsilon", target_epsilon)
-    if not queries:
-        raise InvalidArgument("queries", dict(queries), "at least one query")
+    if not isinstance(queries, Mapping) or not queries:
+        raise InvalidArgument("queries", queries, "at least one query by its name")
     for name, query in queries.items():
         if not isinstance(query, Query):
             raise InvalidArgument(f"queries[{name!r}]", query, "a Query")

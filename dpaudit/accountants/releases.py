@@ -11,7 +11,7 @@ import numpy as np
 
 from dpaudit.accountants.integer_noise import scalar_form
 from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP
-from dpaudit.vocabulary.errors import UnsupportedMechanism, require_count
+from dpaudit.vocabulary.errors import InvalidArgument, UnsupportedMechanism, require_count
 from dpaudit.vocabulary.mechanism import (
     BandedMatrixFactorization,
     BinnedMatrixFactorization,
@@ -32,6 +32,7 @@ from dpaudit.vocabulary.mechanism import (
 )
 from dpaudit.vocabulary.pairs import DominatingPair, MixtureOfGaussians
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
+from dpaudit.vocabulary.tagged import Tagged
 
 ReleaseCounts = Mapping[Release, int]
 
@@ -55,7 +56,8 @@ def count_releases(mechanism: Mechanism) -> ReleaseCounts:
         Each elementary release with its count.
 
     Raises:
-        InvalidArgument: If nested repetitions exceed the largest count.
+        InvalidArgument: If the argument is no mechanism, or nested repetitions exceed the
+            largest count.
 
     References:
         Trees: Kairouz et al. (2021), arXiv:2103.00039, Theorem 4.1. Bands: Choquette-Choo et
@@ -67,6 +69,8 @@ def count_releases(mechanism: Mechanism) -> ReleaseCounts:
         >>> dict(counts)
         {PureDP(epsilon=0.1): 4}
     """
+    if not isinstance(mechanism, Tagged):
+        raise InvalidArgument("mechanism", mechanism, "a mechanism, as Gaussian(1.0)")
     counts: Counter[Release] = Counter()
     _collect(mechanism, 1, counts)
     for times in counts.values():

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from numbers import Integral, Real
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, ClassVar
 
 
@@ -78,7 +79,7 @@ class InvalidArgument(DpauditError, ValueError):
             allowed: What is allowed, as it follows "must be".
         """
         # The text of other libraries may have many lines: a message of ours has one.
-        super().__init__(" ".join(f"{name} must be {allowed}, got {value!r}".split()))
+        super().__init__(" ".join(f"{name} must be {allowed}, got {value_in_words(value)}".split()))
         self.name = name
 
 
@@ -500,7 +501,7 @@ class UnsupportedMechanism(InvalidArgument):
     code = "DPA701"
 
     def __init__(self, mechanism: object, why: str) -> None:
-        ValueError.__init__(self, f"{mechanism!r}: {why}")
+        ValueError.__init__(self, f"{value_in_words(mechanism)}: {why}")
         self.name = "mechanism"
         self.mechanism, self.why = mechanism, why
 
@@ -595,9 +596,20 @@ MOST_COUNT = 10**18
 # cannot be compared with numbers, and are refused for the same reason.
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number that a double can hold; no Boolean is one."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
 def _is_inside(value: float, inside: Callable[[float], bool]) -> bool:
     """Return whether a value is a number in a range; no Boolean is a number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and inside(value)
+    return is_number(value) and inside(value)
 
 
 def to_python_number(value: Any) -> Any:
@@ -612,6 +624,28 @@ def to_python_number(value: Any) -> Any:
     if type(value) in {int, float, bool} or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+def value_in_words(value: object) -> str:
+    """Return a value as Python writes it; classes, functions and unknown objects in words.
+
+    Args:
+        value: What was given.
+
+    Returns:
+        Text without addresses and without names of modules.
+
+    Example:
+        >>> value_in_words(0.5), value_in_words(len), value_in_words(float)
+        ('0.5', 'a function', 'the class float')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, FunctionType | BuiltinFunctionType | MethodType):
+        return "a function"
+    if type(value).__repr__ is object.__repr__:
+        return f"an object of the class {type(value).__name__}"
+    return repr(to_python_number(value))
 
 
 def require_object(name: str, value: object, example: str) -> None:

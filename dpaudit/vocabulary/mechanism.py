@@ -22,12 +22,14 @@ Combined        Repeated, Composed
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
+    is_number,
     require_above,
     require_count,
     require_not_negative,
@@ -38,6 +40,9 @@ from dpaudit.vocabulary.errors import (
 from dpaudit.vocabulary.pairs import DominatingPair, MixtureOfGaussians
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 from dpaudit.vocabulary.tagged import Tagged
+
+MOST_NAMED_KINDS = 20
+"""Kinds of mechanisms up to which a message names them all."""
 
 
 class Gaussian(Tagged, frozen=True, omit_defaults=True):
@@ -285,7 +290,7 @@ def _require_integer_change(
     limits = {"l2_sensitivity": LARGEST_CHANGE, "l1_sensitivity": LARGEST_INTEGER_SCALE}
     for name, limit in limits.items():
         value = getattr(mechanism, name)
-        if not 1 <= value <= limit:
+        if not is_number(value) or not 1 <= value <= limit:
             raise InvalidArgument(name, value, f"from 1 to {limit:g}: integers are released")
     for name in ("scale", "variance"):
         noise = getattr(mechanism, name, 1.0)
@@ -1014,10 +1019,11 @@ class Composed(Tagged, frozen=True):
     mechanisms: tuple[Mechanism, ...]
 
     def _require_valid(self) -> None:
-        if not self.mechanisms:
-            raise InvalidArgument("mechanisms", self.mechanisms, "at least one mechanism")
         # A list is accepted. Accountants hash mechanisms, so it becomes a tuple.
-        msgspec.structs.force_setattr(self, "mechanisms", tuple(self.mechanisms))
+        parts = tuple(self.mechanisms) if isinstance(self.mechanisms, Iterable) else ()
+        if not parts:
+            raise InvalidArgument("mechanisms", self.mechanisms, "a list of at least one mechanism")
+        msgspec.structs.force_setattr(self, "mechanisms", parts)
         for part in self.mechanisms:
             _require_kind("mechanisms", part, Mechanism)
 
@@ -1046,4 +1052,6 @@ def _require_kind(name: str, value: object, kind: Any) -> None:
     """Refuse a value that is not of a class, or of a union of classes."""
     if not isinstance(value, kind):
         members = getattr(kind, "__args__", (kind,))
-        raise InvalidArgument(name, value, " or ".join(member.__name__ for member in members))
+        names = " or ".join(member.__name__ for member in members)
+        many = len(members) > MOST_NAMED_KINDS
+        raise InvalidArgument(name, value, "a mechanism, as Gaussian(1.0)" if many else names)
