@@ -23,6 +23,7 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     UnsupportedMechanism,
     require_positive,
+    value_in_words,
 )
 from dpaudit.vocabulary.mechanism import (
     ZCDP,
@@ -109,7 +110,8 @@ class VerbatimText(str):
 
 def abbreviated(value: Any) -> VerbatimText:
     """Return a short ``repr`` of any value for an error message, however long the value is."""
-    return VerbatimText(reprlib.repr(value))
+    plain = type(value).__repr__ is not object.__repr__ and not isinstance(value, type)
+    return VerbatimText(reprlib.repr(value) if plain else value_in_words(value))
 
 
 # Forms of a dp_accounting event: attrs object, named tuple, or JSON of either.

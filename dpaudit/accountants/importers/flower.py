@@ -40,6 +40,7 @@ from dpaudit.vocabulary.mechanism import (
     SampledWithoutReplacement,
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency
+from dpaudit.vocabulary.validation_messages import explain_validation
 
 STATE_FORMAT = "what state_dict() of a Flower accountant returns"
 STATE_VERSION = 1
@@ -295,7 +296,8 @@ def read_flower_state(state: Any) -> FlowerState:
     try:
         return msgspec.convert(state, FlowerState)
     except msgspec.ValidationError as error:
-        raise InvalidArgument("state", VerbatimText(f"one where {error}"), STATE_FORMAT) from error
+        allowed = f"{STATE_FORMAT}, {explain_validation(error, state, FlowerState)}"
+        raise InvalidArgument("state", VerbatimText("one with another content"), allowed) from error
 
 
 def from_flower(state: Any) -> Mechanism:

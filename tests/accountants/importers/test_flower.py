@@ -182,3 +182,21 @@ def test_what_is_no_state_is_refused(given: object) -> None:
 def test_a_malformed_field_is_refused_by_name(path: str, value: object, named: str) -> None:
     with pytest.raises(InvalidArgument, match=named):
         from_flower(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (object(), "got an object of the class object"),
+        (dict, "got the class dict"),
+        (changed("config/target_delta", "1e-5"), "a number as config.target_delta, not text"),
+        (changed("config/noise", 1.0), "the unknown key config.noise; allowed here: target_delta"),
+        (changed("compositions/0", 3), "a table as compositions[0], not a whole number"),
+    ],
+)
+def test_errors_name_keys_and_no_internals(given: object, words: str) -> None:
+    with pytest.raises(InvalidArgument) as found:
+        from_flower(given)
+    assert words in str(found.value)
+    for internal in ("0x", "<class", "Flower accountant`", "FlowerState", "`$"):
+        assert internal not in str(found.value)
