@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
-from dpaudit.vocabulary.errors import to_python_number
+from dpaudit.vocabulary.errors import InvalidArgument, to_python_number
 
 
 def _kebab(name: str) -> str:
@@ -26,3 +27,16 @@ class Tagged(msgspec.Struct, frozen=True, tag_field="kind", tag=_kebab, forbid_u
 
     def _require_valid(self) -> None:
         """Refuse fields that are out of their range."""
+
+
+MOST_NAMED_KINDS = 20
+"""Kinds of mechanisms up to which a message names them all."""
+
+
+def require_kind(name: str, value: object, kind: Any) -> None:
+    """Refuse a value that is not of a class, or of a union of classes."""
+    if not isinstance(value, kind):
+        members = getattr(kind, "__args__", (kind,))
+        names = " or ".join(member.__name__ for member in members)
+        many = len(members) > MOST_NAMED_KINDS
+        raise InvalidArgument(name, value, "a mechanism, as Gaussian(1.0)" if many else names)

@@ -108,7 +108,7 @@ class VerbatimText(str):
         return str(self)
 
 
-def abbreviated(value: Any) -> VerbatimText:
+def abbreviated(value: object) -> VerbatimText:
     """Return a short ``repr`` of any value for an error message, however long the value is."""
     plain = type(value).__repr__ is not object.__repr__ and not isinstance(value, type)
     return VerbatimText(reprlib.repr(value) if plain else value_in_words(value))
