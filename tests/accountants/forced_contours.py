@@ -16,14 +16,9 @@ from dpaudit.accountants.pld.contour.planning import (
     WholeMeasure,
 )
 from dpaudit.accountants.pld.contour.solver import DeltaEvaluator
-from dpaudit.accountants.pld.laws.composition import (
-    BoundSide,
-    Composition,
-    Cumulants,
-    LossQuery,
-    rough_cumulants,
-)
+from dpaudit.accountants.pld.laws.composition import Composition, Cumulants, rough_cumulants
 from dpaudit.accountants.pld.laws.loss_distribution import LossDistribution
+from dpaudit.accountants.pld.laws.loss_query import BoundSide, LossQuery
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.mechanism import Mechanism
 from dpaudit.vocabulary.privacy_terms import Adjacency

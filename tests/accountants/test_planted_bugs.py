@@ -21,7 +21,7 @@ from dpaudit.accountants.pld.contour.integrand import SmoothingKernel
 from dpaudit.accountants.pld.contour.solver import DeltaEvaluator
 from dpaudit.accountants.pld.enclosure import lattice_composition, lattice_distribution
 from dpaudit.accountants.pld.laws import loss_distribution
-from dpaudit.accountants.pld.laws.composition import LossQuery
+from dpaudit.accountants.pld.laws.loss_query import LossQuery
 from dpaudit.accountants.rdp import sampled_releases
 from dpaudit.vocabulary.errors import AccountingError, DpauditError
 from dpaudit.vocabulary.mechanism import Gaussian, Laplace, RandomizedResponse, Repeated
@@ -31,7 +31,7 @@ from tests.accountants.golden import holds, of_ledger, one_way, values
 
 # In the package, the name profile is the function.
 pld_profile = importlib.import_module("dpaudit.accountants.pld")
-compose = importlib.import_module("dpaudit.accountants.pld.laws.composition")
+compose = importlib.import_module("dpaudit.accountants.pld.laws.loss_query")
 enclosure_profile = importlib.import_module("dpaudit.accountants.pld.enclosure")
 
 Plant = Callable[[pytest.MonkeyPatch], None]

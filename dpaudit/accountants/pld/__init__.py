@@ -44,7 +44,7 @@ from dpaudit.accountants.pld.grids import (
     sampled_plan,
 )
 from dpaudit.accountants.pld.laws.comparisons import compare_from_above
-from dpaudit.accountants.pld.laws.composition import BoundSide, LossQuery
+from dpaudit.accountants.pld.laws.loss_query import BoundSide, LossQuery
 from dpaudit.accountants.pld.many_plans import SampledPlans, deltas_of_many, epsilons_of_many
 from dpaudit.accountants.pld.one_direction import (
     ABSOLUTE_EPSILON_WIDTH,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dpaudit.accountants.numerics import CertifiedInterval
 from dpaudit.accountants.pld.allocation.cell_widths import COARSE_CELLS
-from dpaudit.accountants.pld.laws.composition import LossQuery
+from dpaudit.accountants.pld.laws.loss_query import LossQuery
 from dpaudit.vocabulary.errors import Unresolvable
 
 OTHER_METHOD = "bounds of other accountants"

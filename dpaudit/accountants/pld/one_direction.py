@@ -20,7 +20,8 @@ from dpaudit.accountants.pld.closed_form import binary_responses_of
 from dpaudit.accountants.pld.contour import solver
 from dpaudit.accountants.pld.contour.inversion import epsilon_by_inversion
 from dpaudit.accountants.pld.laws.comparisons import needs_comparison
-from dpaudit.accountants.pld.laws.composition import BoundSide, Composition, LossQuery
+from dpaudit.accountants.pld.laws.composition import Composition
+from dpaudit.accountants.pld.laws.loss_query import BoundSide, LossQuery
 from dpaudit.accountants.rounding_margins import ROUND_DOWN, ROUND_UP
 from dpaudit.vocabulary.errors import Unresolvable
 from dpaudit.vocabulary.privacy_terms import Bound

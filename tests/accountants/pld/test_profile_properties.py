@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dpaudit.accountants import pld
 from dpaudit.accountants.numerics import Direction
-from dpaudit.accountants.pld.laws import composition
+from dpaudit.accountants.pld.laws import loss_query
 from dpaudit.accountants.registry import sampling_accountants
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.errors import DpauditError, Unresolvable
@@ -117,8 +117,8 @@ def check_width(question: Question, delta: float) -> None:
     assume_infinite_loss_is_rare(question, delta)
     mechanism, adjacency = question
     profile = pld.profile(mechanism, adjacency=adjacency)
-    if not composition.LossQuery(
-        profile.releases, adjacency, Direction.REMOVED, composition.BoundSide.ABOVE
+    if not loss_query.LossQuery(
+        profile.releases, adjacency, Direction.REMOVED, loss_query.BoundSide.ABOVE
     ).exact:
         return
     for answer in profile.explain_epsilon(delta=delta):

@@ -16,7 +16,7 @@ from dpaudit.accountants.pld.allocation.allocated_distribution import (
     allocated_loss_distribution,
     pass_law,
 )
-from dpaudit.accountants.pld.laws.composition import BoundSide, LossQuery
+from dpaudit.accountants.pld.laws.loss_query import BoundSide, LossQuery
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.errors import AccountingError
 from dpaudit.vocabulary.mechanism import (

@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from dpaudit.accountants import pld
 from dpaudit.accountants.numerics import Direction
-from dpaudit.accountants.pld.laws.composition import BoundSide, LossQuery
+from dpaudit.accountants.pld.laws.loss_query import BoundSide, LossQuery
 from dpaudit.accountants.releases import count_releases
 from dpaudit.vocabulary.errors import UnsupportedMechanism
 from dpaudit.vocabulary.mechanism import (
