@@ -1,12 +1,13 @@
-"""Rules of the policy section ``claim``: epsilon, adjacency, unit, releases, sampling, scope."""
+"""Rules of the policy section ``claim``: epsilon, neighbors, observers, sampling, scope."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dpaudit.gate.evidence import DeclaredClaim
 from dpaudit.gate.policy import ClaimPolicy
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.federation import DP_FEDAVG, FINAL_MODEL_READERS
 from dpaudit.vocabulary.ledger import Randomness
 from dpaudit.vocabulary.privacy_terms import ReleaseScope
 from dpaudit.vocabulary.rounding import round_up
@@ -40,6 +41,8 @@ def evaluate_claim_rules(
     yield _max_epsilon(policy, claim)
     yield _adjacency(policy, claim)
     yield _unit(policy, claim)
+    if policy.protects_against:
+        yield _protects_against(policy, claim)
     yield _released(policy, claim)
     yield _sampling(policy, claim)
     yield decided_outcome(
@@ -61,9 +64,11 @@ def _declared_rules(policy: ClaimPolicy, claim: DeclaredClaim) -> Iterator[RuleO
     )
     outcome = Outcome.FAIL if too_large else Outcome.INCONCLUSIVE
     yield RuleOutcome("claim.max_epsilon", outcome, why)
+    demanded = ("protects_against",) if policy.protects_against else ()
     for rule in (
         "adjacency",
         "unit",
+        *demanded,
         "released",
         "sampling",
         "require_secure_randomness",
@@ -106,6 +111,28 @@ def _unit(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
     if claim.unit is not policy.unit:
         why += ": train with that unit, or set claim.unit if the project claims another"
     return decided_outcome("claim.unit", claim.unit is policy.unit, why)
+
+
+def _protects_against(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
+    """Require every demanded observer among those that the claim holds against."""
+    federation = claim.federation
+    held = (FINAL_MODEL_READERS,) if federation is None else federation.protects_against
+    missing = [one for one in policy.protects_against if one not in held]
+    why = f"the claim holds against {_listed(held)}"
+    if missing:
+        why += f", and not against {_listed(missing)}"
+    if missing and federation is None:
+        why += ": the run is no federation, and whoever trains sees every record"
+    elif missing and federation is not None and federation.strategy == DP_FEDAVG:
+        why += ": use secure aggregation (other participants need colluders of at least 1)"
+    if federation is not None and federation.threat_model is not None:
+        why += f". {federation.threat_model.summary}"
+    return decided_outcome("claim.protects_against", not missing, why)
+
+
+def _listed(observers: Iterable[str]) -> str:
+    """Return observers as a list in one phrase."""
+    return ", ".join(observers) or "nobody"
 
 
 def _released(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:

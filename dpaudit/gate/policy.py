@@ -16,6 +16,7 @@ from dpaudit.vocabulary.errors import (
     require_open_unit,
     require_positive,
 )
+from dpaudit.vocabulary.federation import OBSERVERS
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency, ReleaseScope, Unit
 
@@ -23,6 +24,7 @@ RULE_NAMES = (
     "claim.max_epsilon",
     "claim.adjacency",
     "claim.unit",
+    "claim.protects_against",
     "claim.released",
     "claim.sampling",
     "claim.require_secure_randomness",
@@ -53,6 +55,9 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         accountant: The accountant whose upper bound counts.
         adjacency: The adjacency that the claim must have.
         unit: The unit of privacy: what neighboring data sets differ by.
+        protects_against: Observers that the claim must hold against: ``server``,
+            ``other participants`` (of a federation) and ``readers of the final model``. Empty:
+            not demanded.
         released: The releases that the claim must cover.
         sampling: The kinds of sampling that are allowed.
         require_secure_randomness: Whether runs whose noise a seed reproduces fail.
@@ -66,6 +71,7 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     accountant: str = "pld"
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
     unit: Unit = Unit.RECORD
+    protects_against: tuple[str, ...] = ()
     released: ReleaseScope = ReleaseScope.EVERY_STEP
     sampling: tuple[Sampling, ...] = (Sampling.POISSON, Sampling.FULL_BATCH)
     require_secure_randomness: bool = True
@@ -77,6 +83,10 @@ class ClaimPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         require_delta("claim.delta", self.delta)
         if not self.sampling:
             raise InvalidArgument("claim.sampling", [], "a list of at least one kind")
+        for observer in self.protects_against:
+            if observer not in OBSERVERS:
+                allowed = f"some of {', '.join(OBSERVERS)}"
+                raise InvalidArgument("claim.protects_against", observer, allowed)
         if self.accountant not in SAMPLING_ACCOUNTANTS:
             allowed = f"one of {', '.join(SAMPLING_ACCOUNTANTS)}"
             raise InvalidArgument("claim.accountant", self.accountant, allowed)

@@ -39,7 +39,8 @@ PARTITIONS = ("iid", "shards", "dirichlet", "column", "independent")
 ORDERS = ("round-robin", "random", "asynchronous")
 SELECTIONS = ("largest", "threshold")
 PEERS = "other participants"
-OBSERVERS = ("server", PEERS, "readers of the final model")
+FINAL_MODEL_READERS = "readers of the final model"
+OBSERVERS = ("server", PEERS, FINAL_MODEL_READERS)
 """Those whom a guarantee may hold against."""
 
 COPIES_OF_RECORDS = "copies of a record that other participants hold"

@@ -17,6 +17,7 @@ from dpaudit.gate.policy_evaluation import evaluate_policy
 from dpaudit.vocabulary.audit import AuditReport, BoundKind, MembershipResult, TprAtFpr
 from dpaudit.vocabulary.baseline import Baseline
 from dpaudit.vocabulary.claim import Claim
+from dpaudit.vocabulary.federation import OBSERVERS, FederationHeader
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 from dpaudit.vocabulary.verdict import Outcome
@@ -26,19 +27,21 @@ from tests.gate.figures import BOUND, CLAIM, RUN
 TODAY = date(2026, 11, 21)
 
 claims = st.builds(
-    lambda upper, delta, adjacency, sampling, left_out: replace(
+    lambda upper, delta, adjacency, sampling, left_out, observers: replace(
         CLAIM,
         epsilon=Bound(0.0, upper),
         delta=delta,
         adjacency=adjacency,
         sampling=sampling,
         unaccounted=tuple(left_out),
+        federation=None if observers is None else FederationHeader("x", 5, tuple(observers)),
     ),
     st.floats(1e-6, 1e6),
     st.floats(1e-300, 0.5),
     st.sampled_from(Adjacency),
     st.sampled_from(Sampling),
     st.lists(st.text(), max_size=3),
+    st.none() | st.lists(st.sampled_from(OBSERVERS), unique=True),
 )
 intervals = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda ends: Bound(*sorted(ends)))
 

@@ -14,6 +14,7 @@ from dpaudit.gate.evidence import DeclaredClaim, Evidence
 from dpaudit.gate.policy import ClaimPolicy, Policy
 from dpaudit.gate.policy_evaluation import delta_warning, smallest_dataset, verdict_warnings
 from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.federation import OBSERVERS, FederationHeader, ThreatModel
 from dpaudit.vocabulary.mechanism import (
     Composed,
     Gaussian,
@@ -49,6 +50,54 @@ def test_a_claim_for_every_step_covers_the_final_model_and_not_the_reverse(
     found = outcomes(policy, released=covered)["claim.released"]
     uncovered = (promised, covered) == (ReleaseScope.EVERY_STEP, ReleaseScope.FINAL_MODEL)
     assert found is (Outcome.FAIL if uncovered else Outcome.PASS)
+
+
+def federation(*observers: str) -> FederationHeader:
+    return FederationHeader("dp-fedavg", 10, observers)
+
+
+@pytest.mark.parametrize("held", [(), *((one,) for one in OBSERVERS), OBSERVERS])
+@pytest.mark.parametrize("demanded", [*((one,) for one in OBSERVERS), OBSERVERS])
+def test_a_claim_must_hold_against_every_demanded_observer(
+    demanded: tuple[str, ...], held: tuple[str, ...]
+) -> None:
+    policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=demanded)
+    found = outcomes(policy, federation=federation(*held))["claim.protects_against"]
+    assert (found is Outcome.PASS) == (set(demanded) <= set(held))
+
+
+def test_a_run_of_one_trainer_holds_against_readers_of_the_model_alone() -> None:
+    for demanded, expected in zip(OBSERVERS, ("FAIL", "FAIL", "PASS"), strict=True):
+        policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=(demanded,))
+        assert outcomes(policy)["claim.protects_against"].value == expected
+
+
+def test_the_reason_states_the_threat_model() -> None:
+    model = ThreatModel(10, 8, 1, one_process=True)
+    secure = replace(federation(*OBSERVERS), threat_model=model)
+    policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=("server",))
+    claim = replace(CLAIM, federation=secure)
+    (rule,) = (one for one in evaluate_claim_rules(policy, claim) if "protects" in one.rule)
+    assert rule.outcome is Outcome.PASS
+    assert "ran in one process" in rule.why
+
+
+def test_observers_that_nobody_demands_give_no_rule() -> None:
+    policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5)
+    assert "claim.protects_against" not in outcomes(policy, federation=federation())
+
+
+def test_a_declared_claim_says_nothing_of_observers() -> None:
+    policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=("server",))
+    found = {
+        rule.rule: rule.outcome for rule in evaluate_claim_rules(policy, DeclaredClaim(2.0, 1e-5))
+    }
+    assert found["claim.protects_against"] is Outcome.INCONCLUSIVE
+
+
+def test_an_unknown_observer_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"claim\.protects_against"):
+        ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=("the press",))
 
 
 def test_a_declared_claim_says_neither() -> None:

@@ -60,6 +60,13 @@ RULE_DESCRIPTIONS = {
         "An epsilon for one record does not hold for a user with many records, nor the reverse.",
         "Train with that unit (make_private(unit=...)), or set claim.unit to the claimed unit.",
     ),
+    "claim.protects_against": RuleDescription(
+        "The claim holds against the required observers",
+        "A guarantee against readers of the final model does not hold against a server that sees "
+        "every update, nor against other participants.",
+        "Train by a strategy that protects against them, such as dp-fedavg with secure "
+        "aggregation, or set claim.protects_against to the claimed observers.",
+    ),
     "claim.released": RuleDescription(
         "The claim covers what is released",
         "A claim for the final model alone does not cover intermediate models.",

@@ -93,6 +93,9 @@ def _claim(claim: Claim) -> Iterator[str]:
         yield f"accountant = {_quoted(claim.accountant)}  # whose upper bound counts"
     yield f"adjacency = {_quoted(claim.adjacency.value)}"
     yield f"unit = {_quoted(claim.unit.value)}"
+    if claim.federation is not None:
+        observers = ", ".join(_quoted(one) for one in claim.federation.protects_against)
+        yield f"protects_against = [{observers}]  # those whom the claim must hold against"
     yield f"released = {_quoted(claim.released.value)}"
     yield f"sampling = [{_quoted(claim.sampling.value)}]"
     yield f"require_secure_randomness = true{'  # this run was seeded' if seeded else ''}"
