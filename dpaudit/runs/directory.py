@@ -306,9 +306,12 @@ def remove_run(path: Path) -> None:
         )
     # No process may write while files go. The ledger is removed last, so that a removal that
     # is interrupted leaves a directory that is still recognized as a run.
-    with ExitStack() as locks:
-        for ledger in (run.ledger, *run.participant_ledgers):
-            locks.enter_context(ledger_lock(ledger))
+    with ledger_lock(run.ledger):
+        # Nobody who lacks the run's lock can begin to write a participant's ledger, so these
+        # are locked one at a time: a process may open few files at once.
+        for ledger in run.participant_ledgers:
+            with ledger_lock(ledger):
+                pass
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         shutil.rmtree(run.participants, ignore_errors=True)
         for file in (*path.glob("*.partial"), *run.all_files):

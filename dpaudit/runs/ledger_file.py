@@ -39,13 +39,20 @@ from dpaudit.runs.file_io import sync_to_disk
 from dpaudit.runs.ledger_bytes import MAX_HEADER_BYTES, checked_lines, ledger_bytes
 from dpaudit.runs.ledger_format import (
     GENESIS_HASH,
+    LINE_SUFFIX,
     LedgerContent,
     encode_line,
     is_header,
     may_begin_header,
     parse_ledger,
 )
-from dpaudit.runs.participants import foreign_entries, parse_run, run_of_ledger, with_participants
+from dpaudit.runs.participants import (
+    foreign_entries,
+    parse_run,
+    run_of_ledger,
+    server_ledger_of,
+    with_participants,
+)
 from dpaudit.runs.run_files import RunFiles
 from dpaudit.vocabulary.errors import (
     DpauditError,
@@ -306,7 +313,39 @@ def _is_same_file(path: Path, file: BinaryIO) -> bool:
 
 
 def _open_to_write(path: Path) -> BinaryIO:
-    """Return a ledger's file, locked and unbuffered."""
+    """Return a ledger's file, locked and unbuffered; no other writer of its run may be at work."""
+    # Before, so that a refused attempt does not disturb the writer. After, so that a run that
+    # began in between is seen.
+    _require_no_writer_of_run(path)
+    file = _locked_file(path)
+    try:
+        _require_no_writer_of_run(path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_no_writer_of_run(path: Path) -> None:
+    """Refuse a participant's ledger whose run another process or session is writing.
+
+    A run with many participants closes ledgers between lines (``LedgerWriter.suspend``). Its own
+    lock, on the server's ledger, then excludes other writers of the participants' ledgers.
+    """
+    server = server_ledger_of(path)
+    if server is None or not server.exists():
+        return
+    place, run = path.absolute(), server.absolute()
+    writers = list(_writers)
+    if any(one.path == place and one.suspended for one in writers):
+        raise RunLocked(f"{path} is being written by another session of this process")
+    if not any(one.path == run and one.is_open for one in writers):
+        with ledger_lock(server):
+            pass
+
+
+def _locked_file(path: Path) -> BinaryIO:
+    """Return a regular file, locked and unbuffered."""
     with open_input(InputFile(path, limit=LEDGER_LIMIT)):  # refuses all but regular files
         file = path.open("r+b", buffering=0)
     try:
@@ -366,6 +405,7 @@ class LedgerWriter:
     def __init__(self, path: Path, file: BinaryIO, end: _End) -> None:
         self._path, self._file, self._end = path.absolute(), file, end
         self._process, self._failed = os.getpid(), False
+        self._suspended: os.stat_result | None = None
         self.exclusive = threading.RLock()
         _writers.add(self)
 
@@ -378,6 +418,16 @@ class LedgerWriter:
     def releases(self) -> int:
         """Number of releases in the ledger."""
         return self._end.releases
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the file is closed until the next line."""
+        return self._suspended is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has the file open, and so holds its lock."""
+        return not self._file.closed and os.getpid() == self._process
 
     @classmethod
     def create(cls, path: Path, header: LedgerHeader) -> LedgerWriter:
@@ -595,16 +645,63 @@ class LedgerWriter:
         """
         self._require_own_process()
         with self.exclusive:
+            self._continue()
             self._require_untouched()
 
     def close(self) -> None:
         """Unlock and close the ledger, which can then be resumed."""
+        self._suspended = None
         self._file.close()
+
+    def suspend(self, run: LedgerWriter) -> None:
+        """Close the file of a participant's ledger until its next line.
+
+        A process may open few files at once. The lock on the run's own ledger keeps other
+        processes from writing to this one meanwhile. When the file is opened again, it must be
+        the same file with the same last line.
+
+        Args:
+            run: Open writer of the run's own ledger. Close this writer before that one.
+
+        Raises:
+            InvalidArgument: If ``run`` does not write the ledger of this participant's run.
+        """
+        self._require_own_process()
+        with self.exclusive:
+            if self._file.closed:
+                return
+            server = server_ledger_of(self._path)
+            if server is None or run.path != server.absolute() or not run.is_open:
+                allowed = "the open writer of the ledger of this participant's run"
+                raise InvalidArgument("run", str(run.path), allowed)
+            self._suspended = os.fstat(self._file.fileno())
+            self._file.close()
+
+    def _continue(self) -> None:
+        """Open a suspended file again; refuse another file, or one with another last line."""
+        if self._suspended is None:
+            return
+        file = _locked_file(self._path)
+        try:
+            if not os.path.samestat(os.fstat(file.fileno()), self._suspended):
+                raise IntegrityError(f"{self._path} was replaced: nothing more is recorded")
+            last = len(self._end.head) + len(LINE_SUFFIX)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - last))
+            if self._end.head.encode() not in file.read(last):
+                raise IntegrityError(
+                    f"{self._path} does not end with the last line of this process: another "
+                    "process wrote it; nothing more is recorded"
+                )
+        except BaseException:
+            file.close()
+            raise
+        self._file, self._suspended = file, None
 
     def _append(self, *entries: LedgerEntry) -> None:
         """Write lines and wait until they are on disk."""
         self._require_own_process()
         with self.exclusive:
+            self._continue()
             self._require_untouched()
             end = self._end
             text, head = b"\n" * end.unended, end.head

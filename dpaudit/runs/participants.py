@@ -42,6 +42,21 @@ def run_of_ledger(path: Path) -> RunFiles | None:
     return run if run.ledger.name == path.name else None
 
 
+def server_ledger_of(path: Path) -> Path | None:
+    """Return the ledger of the run that a participant's ledger belongs to.
+
+    Args:
+        path: A ledger.
+
+    Returns:
+        The path of the server's ledger, which may not exist; None for any other ledger.
+    """
+    folder = path.absolute().parent
+    run = RunFiles(folder.parent.parent)
+    is_participant = folder.parent == run.participants and folder.name.isdecimal()
+    return run.ledger if is_participant and path.name == run.ledger.name else None
+
+
 def parse_run(path: Path, content: bytes) -> LedgerContent:
     """Parse a ledger, and read the ledgers of its participants if it is a federation's.
 

@@ -8,15 +8,22 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from federations import LOCAL_STEP, Federation, begin
 from ledgers import finished_run, header, step_release, unfinished_run, write_checkpoint
 
 from dpaudit.runs import ledger_file
 from dpaudit.runs.checkpoints import Progress
-from dpaudit.runs.directory import RunDirectory, conflicting_files, create_run, require_absent
+from dpaudit.runs.directory import (
+    RunDirectory,
+    conflicting_files,
+    create_run,
+    remove_run,
+    require_absent,
+)
 from dpaudit.runs.ledger_file import LedgerWriter, has_no_release, read_ledger
 from dpaudit.runs.ledger_format import GENESIS_HASH, encode_line
 from dpaudit.vocabulary.errors import (
@@ -26,13 +33,16 @@ from dpaudit.vocabulary.errors import (
     IntegrityError,
     InvalidArgument,
     RunExists,
+    RunLocked,
 )
 from dpaudit.vocabulary.ledger import (
+    GRADIENT_SUM,
     BeginEntry,
     ChangeEntry,
     CheckpointEntry,
     LedgerEntry,
     Randomness,
+    ReleaseEntry,
     ResumeEntry,
     Seal,
 )
@@ -341,12 +351,12 @@ def test_anything_else_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
     run.ledger.write_bytes(content)
     assert not has_no_release(run.ledger)
     assert conflicting_files(run) == [run.ledger]
-    for begin in (
+    for start in (
         lambda: LedgerWriter.create(run.ledger, header()),
         lambda: create_run(run.path),
     ):
         with pytest.raises(RunExists):
-            begin()
+            start()
     assert run.ledger.read_bytes() == content
 
 
@@ -397,3 +407,119 @@ def test_foreign_file_prevents_a_restart_in_its_folder(tmp_path: Path) -> None:
     with pytest.raises(DpauditError):
         require_absent(run.path)
     assert (run.path / "notes.md").exists()
+
+
+# Participants' ledgers, which are closed between lines.
+
+
+def second_writer(ledger: Path) -> subprocess.CompletedProcess[bytes]:
+    """Try to resume a ledger in another process."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from dpaudit.runs.ledger_file import LedgerWriter\n"
+        "from dpaudit.vocabulary.ledger import ResumeEntry, Randomness\n"
+        "LedgerWriter.resume(Path(sys.argv[1]), ResumeEntry(2, Randomness.SECURE))\n"
+    )
+    command = [sys.executable, "-c", program, str(ledger)]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Iterator[Federation]:
+    begun = begin(tmp_path / "run")
+    yield begun
+    begun.close()
+
+
+def test_a_suspended_ledger_continues_with_its_next_line(federation: Federation) -> None:
+    writer = federation.participants["001"]
+    for number in range(3):
+        writer.suspend(federation.server)
+        writer.suspend(federation.server)  # a second time does nothing
+        assert (writer.suspended, writer.is_open) == (True, False)
+        writer.record_release(ReleaseEntry(GRADIENT_SUM, LOCAL_STEP, number))
+        assert (writer.suspended, writer.is_open) == (False, True)
+    writer.suspend(federation.server)
+    writer.require_writable()
+    assert len(read_ledger(writer.path).releases) == 3
+
+
+def test_no_other_process_or_session_writes_a_suspended_ledger(federation: Federation) -> None:
+    writer = federation.participants["001"]
+    writer.suspend(federation.server)
+    before = writer.path.read_bytes()
+    assert b"RunLocked" in second_writer(writer.path).stderr
+    with pytest.raises(RunLocked):
+        LedgerWriter.resume(writer.path, ResumeEntry(2, Randomness.SECURE))
+    with pytest.raises(RunLocked):
+        remove_run(federation.run.path)
+    assert writer.path.read_bytes() == before
+    writer.record_release(ReleaseEntry(GRADIENT_SUM, LOCAL_STEP, 0))
+
+
+def test_a_run_that_ended_leaves_its_ledgers_to_others(federation: Federation) -> None:
+    writer = federation.participants["001"]
+    writer.suspend(federation.server)
+    federation.close()
+    assert not writer.suspended
+    with pytest.raises(InvalidArgument, match="closed"):
+        writer.record_release(ReleaseEntry(GRADIENT_SUM, LOCAL_STEP, 0))
+    assert second_writer(writer.path).returncode == 0
+
+
+def _append_line(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"another\n")
+
+
+def _replace_by_copy(path: Path) -> None:
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+def _alter_last_line(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-20] + b"0" * 10 + content[-10:])
+
+
+@pytest.mark.parametrize("change", [_append_line, _replace_by_copy, _alter_last_line, Path.unlink])
+def test_a_suspended_ledger_that_was_changed_takes_no_line(
+    federation: Federation, change: Callable[[Path], None]
+) -> None:
+    writer = federation.participants["001"]
+    writer.suspend(federation.server)
+    change(writer.path)
+    with pytest.raises(DpauditError) as found:
+        writer.record_release(ReleaseEntry(GRADIENT_SUM, LOCAL_STEP, 0))
+    assert isinstance(found.value, IntegrityError)
+    assert writer.releases == 0
+
+
+def test_only_the_lock_of_its_own_run_covers_a_suspended_ledger(
+    federation: Federation, tmp_path: Path
+) -> None:
+    other = begin(tmp_path / "other")
+    writer = federation.participants["001"]
+    for run in (other.server, federation.participants["002"]):
+        with pytest.raises(InvalidArgument, match="run"):
+            writer.suspend(run)
+    federation.server.close()
+    with pytest.raises(InvalidArgument, match="run"):
+        writer.suspend(federation.server)
+    assert writer.is_open
+    other.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_process_does_not_open_a_suspended_ledger(federation: Federation) -> None:
+    writer = federation.participants["001"]
+    writer.suspend(federation.server)
+    child = os.fork()
+    if child == 0:
+        try:
+            writer.record_release(ReleaseEntry(GRADIENT_SUM, LOCAL_STEP, 0))
+        except ForkedSession:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -37,7 +37,12 @@ from dpaudit.trainer.federated.federation_checkpoint import (
     read_federation_checkpoint,
     write_federation_checkpoint,
 )
-from dpaudit.trainer.federated.ledgers import FederationLedger, federation_header
+from dpaudit.trainer.federated.ledgers import (
+    FederationLedger,
+    OpenLedgers,
+    federation_header,
+    most_open_ledgers,
+)
 from dpaudit.trainer.federated.strategy import (
     FederationStrategy,
     RoundResult,
@@ -310,10 +315,11 @@ def _federation(
     opened: ExitStack,
 ) -> Federation:
     """Return the federation of a process; its participants' ledgers are opened."""
-    participants = []
+    participants, pool = [], OpenLedgers(_writer(server), most_open_ledgers())
     for number, records in enumerate(prepared.records):
         own = ledger(number)
         opened.callback(own.close)
+        own.join(pool)
         stream = participant_stream(prepared.stream, number)
         participants.append(Participant(number, records, stream, own))
     return Federation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,6 +118,49 @@ def _threat_model(config: FederatedConfig) -> ThreatModel | None:
     return replace(model, one_process=True)
 
 
+MOST_OPEN = 128
+"""Participants' ledgers that are open at once, where the system allows four times as many files."""
+
+
+def most_open_ledgers() -> int:
+    """Return how many participants' ledgers one process keeps open at once.
+
+    Returns:
+        At least 1: a quarter of the files that this process may open, and at most ``MOST_OPEN``.
+    """
+    try:
+        import resource  # noqa: PLC0415  there is none on Windows
+    except ImportError:
+        return MOST_OPEN
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_OPEN if allowed == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, allowed // 4))
+
+
+class OpenLedgers:
+    """Keeps a bounded number of participants' ledgers open, the ones that were used last.
+
+    Args:
+        run: Writer of the run's own ledger, whose lock covers those that are closed.
+        most: Number of participants' ledgers that are open at once; at least 1.
+    """
+
+    def __init__(self, run: LedgerWriter, most: int) -> None:
+        self._run, self._most = run, most
+        self._open: OrderedDict[LedgerWriter, None] = OrderedDict()
+
+    def use(self, writer: LedgerWriter) -> None:
+        """Note that a ledger is written now; close the one that was used longest ago.
+
+        Args:
+            writer: The participant's ledger.
+        """
+        self._open[writer] = None
+        self._open.move_to_end(writer)
+        while len(self._open) > self._most:
+            oldest, _ = self._open.popitem(last=False)
+            oldest.suspend(self._run)
+
+
 class FederationLedger:
     """One ledger of a federation: releases are recorded, counted, and checked against a budget.
 
@@ -142,6 +185,7 @@ class FederationLedger:
         self.header, self.writer = header, writer
         self._account = ReleaseAccount(header, releases, budget)
         self._releases = len(releases)
+        self._pool: OpenLedgers | None = None
 
     @classmethod
     def begin(
@@ -192,6 +236,21 @@ class FederationLedger:
         releases = tuple(one.mechanism for one in found.releases)
         return cls(found.header, LedgerWriter.resume(path, resumed), releases, budget)
 
+    def join(self, pool: OpenLedgers) -> None:
+        """Let a pool close the file between lines.
+
+        Args:
+            pool: The open ledgers of the run.
+        """
+        self._pool = pool
+        self._to_write()
+
+    def _to_write(self) -> LedgerWriter | None:
+        """Return the file for the next line; None: there is none."""
+        if self._pool is not None and self.writer is not None:
+            self._pool.use(self.writer)
+        return self.writer
+
     @property
     def releases(self) -> int:
         """Number of releases recorded, those before a resumption included."""
@@ -230,8 +289,8 @@ class FederationLedger:
         for one in releases:
             self._account.count(one.mechanism)
             self._releases += 1
-        if self.writer is not None:
-            self.writer.record_releases(releases)
+        if (writer := self._to_write()) is not None:
+            writer.record_releases(releases)
 
     def declare(self, change: ChangeEntry) -> None:
         """Record a change of a participant's model that no step made.
@@ -239,8 +298,8 @@ class FederationLedger:
         Args:
             change: The declared change and its step.
         """
-        if self.writer is not None:
-            self.writer.declare(change)
+        if (writer := self._to_write()) is not None:
+            writer.declare(change)
 
     def record_spot_check(self, check: SpotCheckEntry) -> None:
         """Record that the gradients of a participant's step were checked.
@@ -248,8 +307,8 @@ class FederationLedger:
         Args:
             check: The step and the result.
         """
-        if self.writer is not None:
-            self.writer.record_spot_check(check)
+        if (writer := self._to_write()) is not None:
+            writer.record_spot_check(check)
 
     def end_round(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_model
 from torch import Tensor
 
 from dpaudit.accountants import pld
-from dpaudit.runs.directory import RunDirectory
+from dpaudit.runs.directory import RunDirectory, remove_run
 from dpaudit.runs.file_io import read_json, sha256
 from dpaudit.trainer.federated import federation_run
 from dpaudit.trainer.federated.federation import Federation, participant_stream
@@ -395,3 +396,44 @@ def test_an_epsilon_is_given_for_each_participant(tmp_path: Path) -> None:
 def test_a_server_learning_rate_that_no_model_can_use_is_refused(rate: float) -> None:
     with pytest.raises(InvalidArgument, match="server_learning_rate"):
         LocalTraining(server_learning_rate=rate)
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Let this process open only 40 more files than it has open now; yield the limit."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as lowest:  # descriptors are the lowest free numbers
+        limit = lowest.fileno() + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_participants_than_files_that_may_be_open(tmp_path: Path, few_files: int) -> None:
+    base, participants = config(DP_FEDAVG), few_files + 10
+    settings = replace(
+        base,
+        federation=replace(base.federation, participants=participants, rounds=2),
+        local=replace(base.local, local_steps=1),
+        speed=replace(base.speed, checkpoint_every=100),
+    )
+
+    def stop(result: RoundResult, federation: Federation) -> None:
+        opened = sum(
+            one.ledger.writer is not None and one.ledger.writer.is_open
+            for one in federation.participants
+        )
+        assert 1 <= opened <= few_files // 4
+        if result.number == 0:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, out, stop)
+    run = resume_federation(prepare_federation_resume(out), out, ignore)
+    ledgers = run.read_finished().participants
+    assert len(ledgers) == participants
+    assert {len(one.releases) for one in ledgers.values()} == {3}  # round 0 was repeated
+    remove_run(out)
+    assert not out.exists()
