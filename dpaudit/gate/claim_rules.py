@@ -122,7 +122,7 @@ def _protects_against(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
     if missing:
         why += f", and not against {_listed(missing)}"
     if missing and federation is None:
-        why += ": the run is no federation, and whoever trains sees every record"
+        why += ": the run is not a federation, and its trainer sees every record"
     elif missing and federation is not None and federation.strategy == DP_FEDAVG:
         why += ": use secure aggregation (other participants need colluders of at least 1)"
     if federation is not None and federation.threat_model is not None:

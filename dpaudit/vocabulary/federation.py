@@ -167,6 +167,29 @@ class ThreatModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Number of noise shares that are surely in a released sum and known to no colluder."""
         return self.threshold - self.colluders
 
+    def drawn_participants(self, participation_rate: float) -> int:
+        """Return the public number of participants that are drawn for each round.
+
+        Args:
+            participation_rate: Fraction of the participants in a round, in (0, 1].
+
+        Returns:
+            The fraction times the number of participants, rounded down; at least 1.
+
+        Raises:
+            InvalidArgument: If fewer are drawn than must survive a round.
+        """
+        drawn = max(1, math.floor(participation_rate * self.participants + 1e-9))
+        if drawn < self.threshold:
+            raise InvalidArgument(
+                "participation_rate",
+                participation_rate,
+                f"at least {self.threshold / self.participants:.6g}: {drawn} of "
+                f"{self.participants} participants join a round, and {self.threshold} must survive "
+                "it; those that are not drawn count as dropouts, so raise either",
+            )
+        return drawn
+
     @property
     def protects_against(self) -> tuple[str, ...]:
         """Those whom the guarantee holds against; members of ``OBSERVERS``.
@@ -203,8 +226,9 @@ class ThreatModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "secrets; all participants follow the protocol",
             f"a round with more than {self.dropouts} dropouts is not released; the accounted noise "
             f"is that of {self.honest_shares} honest survivors",
-            "who takes part in a round is public: neighbors differ in whether the update of one "
-            "participant counts as zero",
+            "who takes part in a round is public, so drawing participants amplifies nothing: "
+            "neighbors differ in whether the input of one participant (its update, and its part of "
+            "the count of adaptive clipping) counts as zero",
         ]
         if self.one_process:
             found.append(
@@ -353,7 +377,8 @@ class FederatedPrivacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             without privacy, which has no claim.
         clip_norm: Largest L2 norm of one record's gradient, or of one participant's update;
             above 0.
-        participation_rate: Probability with which each participant joins a round, in (0, 1].
+        participation_rate: Probability with which each participant joins a round, in (0, 1]; with
+            secure aggregation, the fraction of the participants that are drawn for each round.
         max_epsilon: Budget at ``delta``: a participant leaves before the round that would exceed
             it, and a participant-level run ends. None: no budget.
         adaptive_clipping: Whether the clip norm of updates follows a quantile (dp-fedavg).
@@ -500,11 +525,12 @@ def require_secure_settings(config: FederatedConfig, secure: SecureAggregationSe
         secure: Their section of secure aggregation.
 
     Raises:
-        InvalidArgument: If there is no noise, clipping is adaptive, participants are sampled,
-            there may be no honest survivor, or the updates alone wrap around.
+        InvalidArgument: If there is no noise, there may be no honest survivor, a round has fewer
+            participants than the threshold, or the updates alone wrap around.
     """
     privacy = config.privacy
-    ThreatModel.of(secure, config.federation.participants)
+    model = ThreatModel.of(secure, config.federation.participants)
+    model.drawn_participants(privacy.participation_rate)
     largest = config.federation.participants * (secure.clip_levels + 1)  # rounding adds one
     if largest >= 2 ** (secure.modulus_bits - 1):
         raise InvalidArgument(
@@ -516,13 +542,4 @@ def require_secure_settings(config: FederatedConfig, secure: SecureAggregationSe
     if not config.adds_noise:
         raise InvalidArgument(
             "noise_multiplier", privacy.noise_multiplier, "above 0 with secure_aggregation"
-        )
-    if privacy.adaptive_clipping:
-        raise InvalidArgument("adaptive_clipping", True, "False with secure_aggregation")
-    if privacy.participation_rate != 1:
-        raise InvalidArgument(
-            "participation_rate",
-            privacy.participation_rate,
-            "1 with secure_aggregation: the server sees who takes part, which gives no "
-            "amplification",
         )

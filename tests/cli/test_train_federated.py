@@ -291,17 +291,21 @@ def test_plan_is_refused_as_its_run_would_be(
     assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("key", ["target_epsilon", "participation_rate"])
-def test_plan_refuses_what_secure_aggregation_cannot_use(
-    call: Call, folder: Path, key: str
-) -> None:
-    noise = "" if key == "target_epsilon" else "noise_multiplier = 1.0\n"
+def test_plan_refuses_participation_that_no_secure_round_survives(call: Call, folder: Path) -> None:
     path = folder / "settings.toml"
-    path.write_text(FILE + f"[privacy]\n{noise}{key} = 0.5\n[secure_aggregation]\n")
+    privacy = "[privacy]\nnoise_multiplier = 1.0\nparticipation_rate = 0.5\n"
+    path.write_text(FILE + privacy + "[secure_aggregation]\n")
     result = call("train", "--federated", "dp-fedavg", path, "--dry-run")
     assert result.code == ExitCode.USAGE
-    assert f"{key} must be" in result.err
-    assert "with secure_aggregation" in result.err
+    assert "participation_rate must be at least 1: 1 of 3 participants" in result.err
+
+
+def test_a_target_epsilon_sets_the_noise_of_a_secure_sum(call: Call, folder: Path) -> None:
+    path = folder / "settings.toml"
+    path.write_text(FILE + "[privacy]\ntarget_epsilon = 2.0\n[secure_aggregation]\n")
+    result = call("train", "--federated", "dp-fedavg", path, "--dry-run")
+    assert result.code == ExitCode.PASS
+    assert "calibrated to target_epsilon 2" in result.out
 
 
 def test_plan_of_the_published_strategy_names_its_noise(call: Call) -> None:

@@ -44,7 +44,7 @@ from dpaudit.vocabulary.federation import (
     FederatedConfig,
     require_secure_settings,
 )
-from dpaudit.vocabulary.ledger import NoiseKind
+from dpaudit.vocabulary.ledger import NoiseKind, Sampling
 from dpaudit.vocabulary.mechanism import Release
 from dpaudit.vocabulary.privacy_terms import Unit
 
@@ -209,17 +209,7 @@ class SecureDPFedAvg:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._trainers = LocalTrainers(federation, PlainTrainer, [0] * len(federation.participants))
-        config = federation.config
-        assert config.secure_aggregation is not None
-        self._server = SecureParticipantAggregation(
-            clipping_settings(config),
-            config.secure_aggregation,
-            federation.reference(),
-            federation.stream,
-            {one.number: one.stream for one in federation.participants},
-            self._record,
-            first_round=federation.first_round,
-        )
+        self._server = self._aggregation(clipping_settings(federation.config))
 
     def run_round(self, number: int) -> RoundResult:
         """Release the noisy average of the updates of one round.
@@ -234,31 +224,49 @@ class SecureDPFedAvg:
         """
         federation, server = self._federation, self._server
         releases = tuple(mechanism for _, mechanism in server.noisy_sum.releases)
-        everyone = [one.number for one in federation.participants]
         if not all(ledger.has_room_for(releases) for ledger in self._ledgers):
-            return RoundResult(number, left=tuple(everyone), ended=True)
-        updates, failed = train_all(federation, self._trainers, everyone, number)
+            everyone = tuple(one.number for one in federation.participants)
+            return RoundResult(number, left=everyone, ended=True)
+        drawn = [int(one) for one in server.draw_participants(number)]
+        updates, failed = train_all(federation, self._trainers, drawn, number)
         try:
-            result = server.aggregate(number, updates, everyone)
+            result = server.aggregate(number, updates, drawn)
         except TooFewParticipants as error:
             return RoundResult(number, (), dict.fromkeys(updates, str(error)), failed)
         federation.move(result.average, federation.config.local.server_learning_rate)
         return RoundResult(number, result.accepted, result.rejected, failed)
 
     def state(self) -> dict[str, Tensor]:
-        """Return nothing: the global model is all that a round needs.
+        """Return the clip norm of the next round.
 
         Returns:
-            An empty dict.
+            One number in float64.
         """
-        return {}
+        return {CLIP_NORM: torch.tensor([self._server.settings.clip_norm], dtype=torch.float64)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Accept the state of a checkpoint, which is empty.
+        """Continue with the clip norm of a checkpoint; an older one has none, and a constant one.
 
         Args:
             state: What ``state`` returned.
         """
+        if CLIP_NORM in state:
+            clip_norm = float(state[CLIP_NORM][0])
+            self._server = self._aggregation(replace(self._server.settings, clip_norm=clip_norm))
+
+    def _aggregation(self, settings: ParticipantClipping) -> SecureParticipantAggregation:
+        """Return both sides of the protocol for the rounds to come."""
+        federation, secure = self._federation, self._federation.config.secure_aggregation
+        assert secure is not None
+        return SecureParticipantAggregation(
+            settings,
+            secure,
+            federation.reference(),
+            federation.stream,
+            {one.number: one.stream for one in federation.participants},
+            self._record,
+            first_round=federation.first_round,
+        )
 
     @property
     def _ledgers(self) -> list[FederationLedger]:
@@ -317,6 +325,14 @@ def _check(config: FederatedConfig) -> None:
         clipping_settings(config)
 
 
+def _sampling(config: FederatedConfig) -> Sampling:
+    """Return how participants are drawn; with secure aggregation, as many in every round."""
+    rate = config.privacy.participation_rate
+    if config.secure_aggregation is not None and rate < 1:
+        return Sampling.FIXED_SIZE
+    return coin_sampling(rate)
+
+
 def _noise(config: FederatedConfig) -> NoiseKind | None:
     """Return the kind of the server's noise; that of secure aggregation is in its mechanism."""
     adds = is_private(config) and config.secure_aggregation is None
@@ -329,6 +345,6 @@ DEFINITION = StrategyDefinition(
     begin=_begin,
     check=_check,
     is_private=is_private,
-    sampling=lambda config: coin_sampling(config.privacy.participation_rate),
+    sampling=_sampling,
     noise=_noise,
 )

@@ -4,8 +4,11 @@ The class has the interface of ``aggregation.ParticipantAggregation``. Each upda
 own participant's side of the protocol, which checks, clips, rounds and adds noise to it. The
 server's side gets messages alone.
 
-Who takes part in a round is public, so no amplification by sampling is accounted for: the server
-and all participants of a round see who takes part.
+Who takes part in a round is public: the server and all participants of a round see it. So drawing
+participants amplifies nothing, and every round is accounted for as one that all take part in.
+
+With adaptive clipping, each participant adds to the sum whether its update is within the clip
+norm. The count is one more coordinate of the secure sum, with the same noise per integer step.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dpaudit.trainer.federated.aggregation import (
     AggregateResult,
     ParticipantClipping,
     RecordRelease,
+    with_next_clip_norm,
 )
 from dpaudit.trainer.federated.secure_aggregation.messages import Phase
 from dpaudit.trainer.federated.secure_aggregation.noisy_sum import NoisySum
@@ -31,7 +35,6 @@ from dpaudit.trainer.federated.secure_aggregation.protocol import (
 from dpaudit.trainer.federated.updates import Update, check_update
 from dpaudit.trainer.noise.randomness import Keystream, NotCopyable, Purpose
 from dpaudit.vocabulary.errors import (
-    InvalidArgument,
     InvalidUpdate,
     NoiseReused,
     TooFewParticipants,
@@ -46,7 +49,8 @@ class SecureParticipantAggregation(NotCopyable):
     """Turns the updates of a round into one recorded, noisy sum that no party computed alone.
 
     Args:
-        settings: Clip norm, noise and participation; without adaptive clipping.
+        settings: Clip norm, noise and participation. To resume, give the clip norm of the next
+            round.
         secure: Dropouts, colluders, noise shares and modulus.
         reference: The model's parameters; their names and shapes count.
         stream: Keystream of the server: draws participants, and the public session.
@@ -56,7 +60,8 @@ class SecureParticipantAggregation(NotCopyable):
         drop: Whether a participant is lost before it sends its message of a phase; for tests.
 
     Raises:
-        InvalidArgument: If adaptive clipping is set, or a setting is out of its range.
+        InvalidArgument: If a setting is out of its range, or a round has fewer participants than
+            the threshold.
 
     Example:
         >>> recorded = []
@@ -90,21 +95,11 @@ class SecureParticipantAggregation(NotCopyable):
         drop: Drop = nobody_drops,
     ) -> None:
         require_count("first_round", first_round, least=0)
-        if settings.adaptive is not None:
-            raise InvalidArgument(
-                "adaptive_clipping",
-                True,
-                "False over secure aggregation, where no party counts the clipped updates",
-            )
-        self.settings = settings
+        self.settings, self._secure = settings, secure
         self._shapes = {name: np.empty(part.shape, np.float32) for name, part in reference.items()}
-        self.noisy_sum = NoisySum(
-            secure,
-            settings.participants,
-            sum(part.size for part in self._shapes.values()),
-            settings.clip_norm,
-            settings.noise_multiplier,
-        )
+        self._dimension = sum(part.size for part in self._shapes.values())
+        self.noisy_sum = noisy_sum_of_round(settings, secure, self._dimension)
+        self._drawn = self.threat_model.drawn_participants(settings.participation_rate)
         session = bytes(stream.bits(Purpose.AGGREGATION_SESSION, first_round, 32))
         parameters = self.noisy_sum.parameters(session)
         self._protocol = SecureAggregation(parameters, participant_streams)
@@ -117,17 +112,17 @@ class SecureParticipantAggregation(NotCopyable):
         return self.noisy_sum.threat_model
 
     def draw_participants(self, round_number: int) -> NDArray[np.int64]:
-        """Return who joins a round: each participant by one coin of the server's keystream.
+        """Return who joins a round: as many as in every round, drawn uniformly by the server.
 
         Args:
             round_number: Number of the round, from 0.
 
         Returns:
-            Numbers of participants, ascending; possibly fewer than the threshold.
+            Numbers of participants, ascending.
         """
-        rate, participants = self.settings.participation_rate, self.settings.participants
-        coins = self._stream.coins(Purpose.PARTICIPANT_SAMPLING, round_number, participants, rate)
-        return np.flatnonzero(coins).astype(np.int64)
+        participants = self.settings.participants
+        words = self._stream.words(Purpose.PARTICIPANT_SAMPLING, round_number, participants)
+        return np.sort(words.argsort(kind="stable")[: self._drawn]).astype(np.int64)
 
     def aggregate(
         self, round_number: int, updates: Mapping[int, Mapping[str, Any]], expected: Sequence[int]
@@ -198,9 +193,16 @@ class SecureParticipantAggregation(NotCopyable):
     def _result(
         self, total: NDArray[np.int64], contributors: tuple[int, ...], rejected: dict[int, str]
     ) -> AggregateResult:
-        """Return the decoded sum by parameter, and divided by the public constant q W."""
+        """Return the decoded sum, and divided by the public number of drawn participants.
+
+        The clip norm of the next round follows from the noisy count alone.
+        """
         noisy_sum = self._by_parameter(self.noisy_sum.decode(total))
-        denominator, clip_norm = self.settings.denominator, self.settings.clip_norm
+        denominator, clip_norm = self._drawn, self.settings.clip_norm
+        deviation, count = self.noisy_sum.deviation, self.noisy_sum.decode_count(total)
+        share = None if count is None else 0.5 + count / denominator
+        self.settings = with_next_clip_norm(self.settings, share)
+        self.noisy_sum = noisy_sum_of_round(self.settings, self._secure, self._dimension)
         average: Update = {
             name: (part / denominator).astype(np.float32) for name, part in noisy_sum.items()
         }
@@ -208,9 +210,9 @@ class SecureParticipantAggregation(NotCopyable):
             noisy_sum,
             average,
             clip_norm,
-            clip_norm,
-            self.noisy_sum.deviation,
-            None,
+            self.settings.clip_norm,
+            deviation,
+            share,
             contributors,
             rejected,
         )
@@ -222,3 +224,27 @@ class SecureParticipantAggregation(NotCopyable):
             found[name] = flat[start : start + part.size].reshape(part.shape)
             start += part.size
         return found
+
+
+def noisy_sum_of_round(
+    settings: ParticipantClipping, secure: SecureAggregationSettings, dimension: int
+) -> NoisySum:
+    """Return the noisy sum of one round.
+
+    Args:
+        settings: Clip norm, noise and participation. The releases do not depend on the clip norm.
+        secure: Dropouts, colluders, noise shares and modulus.
+        dimension: Number of coordinates of an update.
+
+    Returns:
+        The sum, with a count of the updates within the clip norm if clipping is adaptive.
+    """
+    adaptive = settings.adaptive
+    return NoisySum(
+        secure,
+        settings.participants,
+        dimension,
+        settings.clip_norm,
+        settings.sum_multiplier,
+        None if adaptive is None else adaptive.count_noise,
+    )

@@ -145,6 +145,12 @@ def with_calibrated_federation(config: FederatedConfig, target_epsilon: float) -
     Raises:
         InvalidArgument: If no noise meets the target, or the strategy has no planned releases.
     """
+    if config.secure_aggregation is not None:
+        from dpaudit.trainer.federated.secure_plan import (  # noqa: PLC0415  the model is made
+            with_calibrated_secure_noise,
+        )
+
+        return with_calibrated_secure_noise(config, target_epsilon)
 
     def with_noise(noise: float) -> FederatedConfig:
         return replace(config, privacy=replace(config.privacy, noise_multiplier=noise))

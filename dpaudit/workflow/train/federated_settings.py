@@ -17,6 +17,7 @@ from dpaudit.vocabulary.federation import (
     LocalTraining,
     SecureAggregationSettings,
     SelectiveSettings,
+    require_secure_settings,
 )
 from dpaudit.vocabulary.settings import DataSettings, ModelSettings, SpeedSettings
 from dpaudit.workflow.train.federated_plan import (
@@ -131,19 +132,15 @@ def build_federated_config(sections: SettingsLayer) -> FederatedConfig:
     )
     if target is None:
         return config
-    if not has_planned_mechanism(config):
-        raise InvalidArgument("target_epsilon", target, _no_target(config))
-    return with_calibrated_federation(config, target)
-
-
-def _no_target(config: FederatedConfig) -> str:
-    """Return what to do where no noise can be found by a target epsilon."""
-    if config.secure_aggregation is not None:
-        return (
-            "left out with secure_aggregation, whose epsilon depends on the number of parameters: "
-            "give noise_multiplier"
+    if config.secure_aggregation is None and not has_planned_mechanism(config):
+        allowed = (
+            f"left out for {DSSGD}, whose noise is set by epsilon_per_epoch (or use "
+            "dssgd-corrected)"
         )
-    return f"left out for {DSSGD}, whose noise is set by epsilon_per_epoch (or use dssgd-corrected)"
+        raise InvalidArgument("target_epsilon", target, allowed)
+    if config.secure_aggregation is not None:
+        require_secure_settings(config, config.secure_aggregation)
+    return with_calibrated_federation(config, target)
 
 
 def _default_noise(strategy: object) -> float:

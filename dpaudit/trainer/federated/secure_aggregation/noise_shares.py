@@ -92,7 +92,7 @@ class GaussianShare:
             shares=shares,
             l2_sensitivity=encoding.l2_sensitivity,
             l1_sensitivity=encoding.l1_sensitivity,
-            dimension=encoding.dimension,
+            dimension=encoding.length,
         )
 
     def log_tail(self, shares: int, reach: float) -> float:
@@ -147,7 +147,7 @@ class SkellamShare:
             math.nextafter(self.variance * shares, 0),  # not above the true variance
             l1_sensitivity=encoding.l1_sensitivity,
             l2_sensitivity=encoding.l2_sensitivity,
-            dimension=encoding.dimension,
+            dimension=encoding.length,
         )
 
     def log_tail(self, shares: int, reach: float) -> float:
@@ -198,5 +198,5 @@ def wrap_around_probability(
             f"{participants} updates of {encoding.levels} levels wrap around",
         )
     # Sums of fewer shares have smaller tails.
-    logarithm = math.log(2 * encoding.dimension) + share.log_tail(participants, reach)
+    logarithm = math.log(2 * encoding.length) + share.log_tail(participants, reach)
     return min(1.0, max(math.exp(min(logarithm, 0.0)) * ROUNDED_UP, 1e-300))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,9 +18,9 @@ from dpaudit.trainer.federated.secure_aggregation.noise_shares import (
     wrap_around_probability,
 )
 from dpaudit.trainer.noise.randomness import Keystream
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import InvalidArgument, require_positive
 from dpaudit.vocabulary.federation import SecureAggregationSettings, ThreatModel
-from dpaudit.vocabulary.ledger import UPDATE_SUM, WRAP_AROUND
+from dpaudit.vocabulary.ledger import UPDATE_SUM, UPDATE_SUM_AND_COUNT, WRAP_AROUND
 from dpaudit.vocabulary.mechanism import ApproximateDP, Composed, ElementaryMechanism
 
 
@@ -35,6 +36,8 @@ class NoisySum:
         noise_multiplier: Standard deviation of the honest survivors' noise on the sum, over the
             clip norm; above 0. Rounding enlarges the sensitivity, so epsilon is slightly larger
             than that of a Gaussian mechanism with this multiplier.
+        count_noise: Standard deviation of the honest survivors' noise on the count of updates
+            within the clip norm, in participants; None: nothing is counted.
 
     Raises:
         InvalidArgument: If a value is out of its range, there may be no honest survivor, or a
@@ -54,8 +57,11 @@ class NoisySum:
     dimension: int
     clip_norm: float
     noise_multiplier: float
+    count_noise: float | None = None
 
     def __post_init__(self) -> None:
+        if self.count_noise is not None:
+            require_positive("count_noise", self.count_noise)
         if not self.wrap_around_probability < 1:
             raise InvalidArgument(
                 "modulus_bits",
@@ -76,7 +82,20 @@ class NoisySum:
             self.settings.clip_levels,
             self.dimension,
             self.settings.rounding_failure,
+            self.count_steps,
         )
+
+    @property
+    def count_steps(self) -> int:
+        """Integer steps of half a participant in the count; 0: nothing is counted.
+
+        All coordinates have noise of one deviation in steps. Rounded up to a whole number, so
+        the noise of the count is at most ``count_noise``; the accounting uses the whole number.
+        """
+        if self.count_noise is None:
+            return 0
+        deviation = self.noise_multiplier * self.settings.clip_levels
+        return max(1, math.ceil(deviation / (2 * self.count_noise)))
 
     @cached_property
     def share(self) -> NoiseShare:
@@ -109,8 +128,9 @@ class NoisySum:
         detects it.
         """
         noise = self.share.mechanism(self.threat_model.honest_shares, self.encoding)
+        what = UPDATE_SUM if self.count_noise is None else UPDATE_SUM_AND_COUNT
         return (
-            (UPDATE_SUM, noise),
+            (what, noise),
             (WRAP_AROUND, ApproximateDP(0.0, self.wrap_around_probability)),
         )
 
@@ -132,7 +152,7 @@ class NoisySum:
             participants=self.participants,
             threshold=self.threat_model.threshold,
             modulus_bits=self.settings.modulus_bits,
-            dimension=self.dimension,
+            dimension=self.encoding.length,
             session=session,
         )
 
@@ -147,21 +167,32 @@ class NoisySum:
             round_number: Number of the round, from 0.
 
         Returns:
-            Whole numbers, shape ``(dimension,)``.
+            Whole numbers, shape ``(dimension,)``, or one more with a count.
 
         Raises:
             InvalidArgument: If the update has another shape or holds NaN or infinity.
         """
         encoded = self.encoding.encode(update, stream, round_number)
-        return encoded + self.share.draw(stream, round_number, self.dimension)
+        return encoded + self.share.draw(stream, round_number, self.encoding.length)
 
     def decode(self, total: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the unmasked sum in units of the update.
 
         Args:
-            total: Shape ``(dimension,)``.
+            total: Shape ``(dimension,)``, or one more with a count.
 
         Returns:
             Shape ``(dimension,)``.
         """
         return self.encoding.decode(total)
+
+    def decode_count(self, total: NDArray[np.int64]) -> float | None:
+        """Return the noisy centered count of updates within the clip norm.
+
+        Args:
+            total: The unmasked sum.
+
+        Returns:
+            In participants; None if nothing is counted.
+        """
+        return self.encoding.decode_count(total)

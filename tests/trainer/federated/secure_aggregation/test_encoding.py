@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,3 +111,41 @@ def test_endless_repetition_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 def test_invalid_values_are_refused(values: tuple[float, ...]) -> None:
     with pytest.raises(InvalidArgument):
         UpdateEncoding(*values)  # type: ignore[arg-type]
+
+
+# The count of updates within the clip norm, as one more coordinate.
+
+
+@pytest.mark.parametrize("steps", [1, 700, 2**20])
+@pytest.mark.parametrize("base", ENCODINGS, ids=str)
+def test_a_counted_update_is_within_the_sensitivity(base: UpdateEncoding, steps: int) -> None:
+    encoding = replace(base, count_steps=steps)
+    assert encoding.length == base.dimension + 1
+    for number, size in enumerate((0.0, 0.5, 1.0, 1e20)):
+        update = np.zeros(encoding.dimension)
+        update[-1] = size * encoding.clip_norm
+        found = encoding.encode(update, STREAM, number)
+        assert found[-1] == (steps if size <= 1 else -steps)
+        square = sum(int(one) ** 2 for one in found)
+        assert square <= encoding.squared_norm_limit + steps**2 <= encoding.l2_sensitivity**2
+        assert sum(abs(int(one)) for one in found) <= encoding.l1_sensitivity
+        assert np.abs(found).max() <= encoding.largest_entry
+        np.testing.assert_array_equal(found[:-1], base.encode(update, STREAM, number))
+
+
+def test_planted_sensitivity_without_the_count_does_not_cover_it() -> None:
+    encoding = UpdateEncoding(1.0, 1000, 4, count_steps=900)
+    found = encoding.encode(np.array([1.0, 0, 0, 0]), STREAM, 0)
+    norm = math.sqrt(sum(int(one) ** 2 for one in found))
+    assert replace(encoding, count_steps=0).l2_sensitivity < norm <= encoding.l2_sensitivity
+
+
+def test_a_count_is_half_of_the_difference_between_both_kinds() -> None:
+    encoding = UpdateEncoding(1.0, 1000, 2, count_steps=30)
+    total = sum(
+        encoding.encode(np.array([size, 0.0]), STREAM, number)
+        for number, size in enumerate((0.0, 0.5, 1.0, 1.5))
+    )
+    assert encoding.decode_count(total) == 1.0  # three within, one beyond
+    np.testing.assert_allclose(encoding.decode(total), [2.5, 0.0])
+    assert replace(encoding, count_steps=0).decode_count(total[:-1]) is None

@@ -25,6 +25,7 @@ from dpaudit.trainer.federated.secure_aggregation.protocol import SecureAggregat
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.federation import NOISE_SHARES, SecureAggregationSettings
+from dpaudit.vocabulary.ledger import UPDATE_SUM_AND_COUNT
 from dpaudit.vocabulary.mechanism import (
     ApproximateDP,
     Composed,
@@ -245,3 +246,42 @@ def test_settings_without_an_honest_survivor_are_refused(dropouts: int, colluder
     settings = SecureAggregationSettings(dropouts=dropouts, colluders=colluders)
     with pytest.raises(InvalidArgument, match=r"dropouts|colluders"):
         NoisySum(settings, 4, 10, clip_norm=1.0, noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize("noise", NOISE_SHARES)
+def test_a_count_has_the_noise_and_the_cost_of_its_settings(noise: str) -> None:
+    """1/z^2 = 1/z_sum^2 + 1/(2 sigma_b)^2, up to rounding (Andrew et al. 2021, Theorem 1)."""
+    settings = SecureAggregationSettings(dropouts=2, colluders=1, noise=noise, clip_levels=2**14)
+    release = NoisySum(settings, 8, 100, 1.0, 3.0, count_noise=4.0)
+    steps, deviation = release.count_steps, 3.0 * 2**14
+    assert deviation / (2 * steps) <= 4.0 < deviation / (2 * (steps - 1))
+    (name, mechanism), _ = release.releases
+    assert name == UPDATE_SUM_AND_COUNT
+    assert isinstance(mechanism, DistributedDiscreteGaussian | Skellam)
+    assert mechanism.dimension == 101
+    whole = 1 / math.sqrt(1 / 3.0**2 + 1 / 8.0**2)
+    # The limit of the rounded norm exceeds L^2 by at most d/4 + L + sqrt(d)/2.
+    assert deviation / mechanism.l2_sensitivity == pytest.approx(whole, rel=1e-4)
+    assert deviation / mechanism.l2_sensitivity <= whole
+
+
+def test_a_count_has_noise_of_its_own_in_every_round() -> None:
+    settings = SecureAggregationSettings(dropouts=1)
+    release = NoisySum(settings, 4, 3, 1.0, 2.0, count_noise=5.0)
+    rounds = 200
+    counts = []
+    for number in range(rounds):
+        inputs = [release.contribution(np.zeros(3), one, number) for one in streams(4).values()]
+        counts.append(release.decode_count(np.sum(inputs, axis=0)))
+    # All four are within the clip norm: 4/2. Four shares, of which three have the variance.
+    error = math.sqrt(4 / 3) * 5.0 / math.sqrt(rounds)
+    assert abs(np.mean(np.array(counts) - 2.0)) < 6 * error
+    # A chi-square of 199 degrees; six standard errors of sqrt(2 / rounds) are exceeded in 2e-7.
+    assert np.var(counts) == pytest.approx(4 / 3 * 25, rel=6 * math.sqrt(2 / rounds))
+
+
+def test_a_count_that_may_wrap_around_is_refused() -> None:
+    settings = SecureAggregationSettings(modulus_bits=20, clip_levels=2**12)
+    NoisySum(settings, 8, 100, 1.0, 1.0, count_noise=1.0)
+    with pytest.raises(InvalidArgument, match="modulus_bits"):
+        NoisySum(settings, 8, 100, 1.0, 1.0, count_noise=0.01)
