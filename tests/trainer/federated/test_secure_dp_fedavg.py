@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -431,7 +432,7 @@ def replace_rate(settings: FederatedConfig, rate: float) -> FederatedConfig:
 @pytest.mark.parametrize("changes", [{}, {"adaptive_clipping": True}])
 @pytest.mark.parametrize("noise", NOISE_SHARES)
 def test_calibrated_noise_meets_the_target_and_no_less_does(
-    noise: str, changes: dict[str, bool]
+    noise: str, changes: dict[str, Any]
 ) -> None:
     secure = SecureAggregationSettings(dropouts=1, colluders=1, noise=noise, clip_levels=2**10)
     found = with_calibrated_secure_noise(config(secure=secure, **changes), 3.0)
