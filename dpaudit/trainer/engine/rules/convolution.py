@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -22,9 +22,9 @@ from dpaudit.trainer.engine.rules.registry import Operation, ParameterGradients,
 PATCHES_AT_ONCE = 2**22
 """Entries of patches that are unfolded at once, 16 MB; affects speed and memory alone."""
 
-MOST_PLACES, PLACES_KEPT = 2**16, 64
-"""Entries of one image's patches up to which their places are kept, and images of how many kinds;
-affects speed and memory alone."""
+MOST_PLACES, PLACES_KEPT = 2**18, 16
+"""Entries of one image's patches up to which their places are kept, 1 MB, and images of how many
+kinds; affects speed and memory alone."""
 
 IntTuple = tuple[int, ...]
 IntOrTuple = int | IntTuple
@@ -122,7 +122,7 @@ def _places(shape: IntTuple, kernel: IntTuple, stride: IntTuple, dilation: IntTu
 
     Taking the entries at these places is faster than ``functional.unfold`` for small images.
     """
-    windows = torch.arange(math.prod(shape)).view(shape)
+    windows = torch.arange(math.prod(shape), dtype=torch.int32).view(shape)
     for i, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True)):
         # Windows of apart (size - 1) + 1 entries, of which every apart-th one counts.
         windows = windows.unfold(1 + i, apart * (size - 1) + 1, step)[..., ::apart]
@@ -177,21 +177,31 @@ class ConvolutionGradients:
         return values
 
     def _write_by_patches(self, values: Tensor) -> None:
-        """Write gradients of some records at once, which bounds calls and memory."""
-        numbers = math.prod(self.g.shape[2:]) * math.prod(self.weight.shape[1:])
-        few = max(1, PATCHES_AT_ONCE // max(1, numbers))
+        """Write the gradients of all records, some at once."""
         rows = values.flatten(2)
-        for start in range(0, len(values), few):
-            some = slice(start, start + few)
+        for some in self._some_at_once():
             patches = self.geometry.patches(self.x[some], self.weight.shape[2:])
             torch.bmm(self.g[some].flatten(2), patches.mT, out=rows[some])
+
+    def _some_at_once(self) -> Iterator[slice]:
+        """Yield the images of some records at once, which bounds calls and memory."""
+        numbers = math.prod(self.g.shape[2:]) * math.prod(self.weight.shape[1:])
+        few = self.images * max(1, PATCHES_AT_ONCE // max(1, numbers * self.images))
+        for start in range(0, len(self.x), few):
+            yield slice(start, start + few)
 
     def square_norms(self) -> Tensor:
         """Return squared norms by Gram matrices of patches, or written out if that is cheaper."""
         if not self._by_inner_products:
             return square_norms_of_rows(self._written_out)
-        patches = self.geometry.patches(self.x, self.weight.shape[2:]).mT
-        return OuterProducts(self.g.flatten(2).mT, patches).grouped(self.images).square_norms()
+        squares = [self._square_norms_of(some) for some in self._some_at_once()]
+        return torch.cat(squares) if squares else self.g.new_zeros(0, dtype=torch.float64)
+
+    def _square_norms_of(self, some: slice) -> Tensor:
+        """Return squared norms of the records that some images belong to."""
+        columns = self.geometry.patches(self.x[some], self.weight.shape[2:]).mT
+        rows = self.g[some].flatten(2).mT
+        return OuterProducts(rows, columns).grouped(self.images).square_norms()
 
     def weighted(self, factors: Tensor) -> Tensor:
         """Return sum_i c_i g_i as one weight gradient of the scaled output gradients."""
