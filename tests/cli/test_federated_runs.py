@@ -104,6 +104,19 @@ def test_gate_checks_the_unit(
     assert verdict["claim"]["federation"]["participants"] == 3
 
 
+@pytest.mark.parametrize(
+    ("observer", "code"), [("readers of the final model", ExitCode.PASS), ("server", ExitCode.FAIL)]
+)
+def test_gate_checks_whom_a_claim_protects_against(
+    call: Call, level: Path, tmp_path: Path, observer: str, code: ExitCode
+) -> None:
+    path = policy(tmp_path, "participant")
+    path.write_text(f"{path.read_text()}protects_against = ['{observer}']\n")
+    result = call("gate", level, "--policy", path)
+    assert result.code == code
+    assert "claim.protects_against" in result.out
+
+
 def test_gate_refuses_a_federation_above_the_limit_of_one_participant(
     call: Call, record: Path, tmp_path: Path
 ) -> None:
