@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from dpaudit.trainer.engine.module_walk import named_parameters
 from dpaudit.trainer.noise.gradient_noise import GradientSums
 from dpaudit.trainer.noise.randomness import Keystream
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
@@ -53,7 +54,7 @@ def unsharded_parameters(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    if not any(is_sharded(parameter) for parameter in model.parameters()):
+    if not any(map(is_sharded, named_parameters(model).values())):
         yield
         return
     from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415
@@ -88,7 +89,7 @@ def set_gradients(model: nn.Module, sums: Mapping[str, Tensor], expected: float)
     """
     # Division by a power of two is a multiplication, bit for bit, in half the time.
     share = 1 / expected if math.frexp(expected)[0] == HALF else None
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model).items():
         if not parameter.requires_grad:
             parameter.grad = None
         else:

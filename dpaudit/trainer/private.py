@@ -120,6 +120,9 @@ class Private(NotCopyable):
         self._drawn = session.steps  # number of batches drawn
         self._sums_taken = 0  # in this process
         self._drawn_records = 0  # records, or users, of the batch drawn last
+        self._release: tuple[StepSettings, int, Release | None] | None = (
+            None  # of a step, for ``_next_release``
+        )
 
     @property
     def steps(self) -> int:
@@ -517,8 +520,13 @@ class Private(NotCopyable):
 
     def _next_release(self) -> Release | None:
         """Return the release to record before the next step; None if an earlier one covers it."""
-        noise = Gaussian(self.step_settings.noise_multiplier(self.steps))
-        return self.step_settings.sampler.release_at(noise, self.steps, self._session.first)
+        settings, step = self.step_settings, self.steps
+        known = self._release
+        if known is None or known[0] is not settings or known[1] != step:
+            noise = Gaussian(settings.noise_multiplier(step))
+            release = settings.sampler.release_at(noise, step, self._session.first)
+            self._release = known = settings, step, release
+        return known[2]
 
 
 WARNED_STEP = 4

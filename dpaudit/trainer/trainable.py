@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from dpaudit.trainer.engine.module_walk import named_parameters
 from dpaudit.vocabulary.errors import InvalidArgument
 
 CLOSURE_CHECK = re.compile(r"assert\s+closure\s+is\s+not\s+None|if\s+closure\s+is\s+None:\s*raise")
@@ -50,7 +51,7 @@ def require_all_parameters(model: nn.Module, optimizer: Optimizer) -> None:
         InvalidArgument: If a parameter is missing, which is named, or none is trainable.
     """
     present = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trainable = [(name, p) for name, p in named_parameters(model).items() if p.requires_grad]
     if not trainable:
         raise InvalidArgument(
             "model", f"a {type(model).__name__} without trainable parameters", "one with a "

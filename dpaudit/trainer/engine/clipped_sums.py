@@ -9,7 +9,7 @@ written to, and buffers do not depend on records.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -50,6 +50,7 @@ from dpaudit.trainer.engine.planned_gradients import (
     PlannedGradients,
     at_least_float32,
     do_nothing,
+    without_autocast,
 )
 from dpaudit.trainer.engine.spot_checks import CheckSchedule, SpotCheck, TakenGradients
 from dpaudit.trainer.engine.transforms import Transform, TransformTest
@@ -523,7 +524,7 @@ class Engine:
     def _take(self, batch: Batch, clipping: Clipping) -> tuple[Tensor, TakenGradients]:
         """Return losses, gradients and clip factors of one chunk."""
         losses, forms = self._gradients.take(batch)
-        with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(losses.device.type):
             squares = torch.stack([self._squares(form, losses) for form in forms.values()])
             kept = finite_records(squares)
             factors = clipping.factors(squares if bool(kept.all()) else squares[:, kept])
@@ -535,8 +536,9 @@ class Engine:
         """Return sum_i c_i g_i for each parameter; the gradients are dropped one by one."""
         sums: dict[str, Tensor] = {}
         left_out = len(taken.kept) - int(taken.kept.sum())
-        with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
-            for (name, p), row in zip(self.parameters.items(), taken.factors, strict=True):
+        with torch.no_grad(), without_autocast(losses.device.type):
+            rows = _rows_of(taken.factors, self.parameters.values())
+            for (name, p), row in zip(self.parameters.items(), rows, strict=True):
                 form = taken.forms.pop(name)
                 # A factor of 0 is not enough: 0 times infinity is NaN, which would reveal the
                 # record. So records that are not finite are removed before the sum.
@@ -555,3 +557,11 @@ class Engine:
         if form is None:
             return torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
         return form.square_norms()
+
+
+def _rows_of(factors: Tensor, parameters: Iterable[Tensor]) -> Iterable[Tensor]:
+    """Return the factors of each parameter; common ones are converted to float32 once for all."""
+    if len(factors) < 2 or factors.stride(0):
+        return factors
+    wide = any(p.dtype is torch.float64 for p in parameters)
+    return [factors[0] if wide else factors[0].float()] * len(factors)

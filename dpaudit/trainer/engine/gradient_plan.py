@@ -86,20 +86,23 @@ class GradientPlan:
             and self.broadcasts == other.broadcasts
         )
 
-    def fits(self, uses: list[ParameterUse], records: int) -> bool:
-        """Return whether a run of the model used its parameters as the plan assumes.
+    def fitting_layouts(
+        self, uses: list[ParameterUse], records: int
+    ) -> tuple[RecordLayout, ...] | None:
+        """Return the layout of each use, if a run used its parameters as the plan assumes.
 
         Args:
             uses: The uses that were recorded, in order of execution.
             records: Number of records of the run.
 
         Returns:
-            True if operations, dimensions and layouts agree.
+            One layout per use; None unless operations, dimensions and layouts agree.
         """
         layouts = self.layouts_of(uses)
-        return layouts is not None and all(
-            layout.holds(use.shape, records) for use, layout in zip(uses, layouts, strict=True)
-        )
+        if layouts is None:
+            return None
+        pairs = zip(uses, layouts, strict=True)
+        return layouts if all(layout.holds(use.shape, records) for use, layout in pairs) else None
 
     def layouts_of(self, uses: list[ParameterUse]) -> tuple[RecordLayout, ...] | None:
         """Return the layout of each use in a run.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from dpaudit.trainer.engine.model_snapshot import MODULE_ATTRIBUTES, SIMPLE_TYPES
+from dpaudit.trainer.engine.module_walk import unique_modules
 from dpaudit.vocabulary.errors import InvalidArgument
 
 # Equality of tensors, arrays, numbers and containers of them.
@@ -275,27 +276,6 @@ def _copied(value: object, depth: int) -> object:
     if isinstance(value, dict):
         return {key: _copied(item, depth - 1) for key, item in value.items()}
     return [_copied(item, depth - 1) for item in value]
-
-
-def unique_modules(model: nn.Module) -> list[nn.Module]:
-    """Return a model and all modules below it, each once, in some fixed order.
-
-    ``named_modules`` takes much longer, as it makes names; steps of small models would show it.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The modules.
-    """
-    found: dict[int, nn.Module] = {}
-    stack: list[nn.Module | None] = [model]
-    while stack:
-        module = stack.pop()
-        if module is not None and id(module) not in found:
-            found[id(module)] = module
-            stack.extend(module._modules.values())
-    return list(found.values())
 
 
 class ParameterGuard:

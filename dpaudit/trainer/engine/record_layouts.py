@@ -57,7 +57,7 @@ class AlongDimension:
 
     def first(self, tensor: Tensor, records: int) -> Tensor:
         """Return the tensor with that dimension moved to the front."""
-        return tensor.movedim(self.dimension, 0)
+        return tensor.movedim(self.dimension, 0) if self.dimension else tensor
 
     def holds(self, shape: torch.Size, records: int) -> bool:
         """Return whether the dimension has length ``records``."""

@@ -20,7 +20,7 @@ model have SHA-256 digests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpaudit.trainer.distributed import is_sharded
+from dpaudit.trainer.engine.module_walk import named_parameters
 
 WORD_BYTES = 8
 SAMPLED_WORDS = 256  # words of each tensor that are compared before every step
@@ -63,6 +64,10 @@ class ChangeDetector:
 
     def __init__(self, modules: dict[str, nn.Module], optimizer: Optimizer) -> None:
         self._modules, self._optimizer = modules, optimizer
+        self._listed: list[tuple[str, Tensor]] = []
+        self._structure: tuple[object, ...] | None = None  # for which these were listed
+        self._arrays: dict[str, _Array] = {}
+        self._state_arrays: dict[str, _Array] = {}
         self._noted: Fingerprint = {}
         self._marks: ChangeMarks = {}
         self._optimizer_marks: ChangeMarks = {}
@@ -75,7 +80,7 @@ class ChangeDetector:
             frozen: Accept changes of trainable tensors only, as a step makes them. A changed frozen
                 parameter is then reported as a change.
         """
-        content = _words(_tensors(self._modules))
+        content = self._content()
         still, moved = self._frozen(content) if frozen else ({}, {})
         if not moved:  # samples at one position can be compared; a changed tensor keeps its own
             self._offset += 1
@@ -95,16 +100,23 @@ class ChangeDetector:
             Names of tensors; and ``the optimizer's state`` if that differs.
         """
         moved = () if self._state() == self._optimizer_marks else ("the optimizer's state",)
-        content = _words(_tensors(self._modules))
+        content = self._content()
         samples = _samples(content, self._offset)
         if not thoroughly and _marks(content, samples) == self._marks:
             return moved
         now, noted = _fingerprint(content, samples, {}), self._noted
         return (*(name for name in {**noted, **now} if noted.get(name) != now.get(name)), *moved)
 
+    def _content(self) -> TensorWords:
+        """Return the watched tensors, which are listed again if the structure has changed."""
+        structure = _structure_of(self._modules)
+        if structure is None or structure != self._structure:
+            self._listed, self._structure = [*_tensors(self._modules)], structure
+        return _words(self._listed, self._arrays)
+
     def _state(self) -> ChangeMarks:
         """Return the marks of the optimizer's state."""
-        content = _words(_state_of(self._optimizer))
+        content = _words(_state_of(self._optimizer), self._state_arrays)
         return _marks(content, _samples(content, self._offset))
 
     def _frozen(self, content: TensorWords) -> tuple[dict[str, int], Fingerprint]:
@@ -114,8 +126,8 @@ class ChangeDetector:
         fingerprint has changed, the accepted one is returned.
         """
         noted, model = self._noted, self._modules.get("")
-        named = () if model is None else model.named_parameters()
-        names = [n for n, p in named if not p.requires_grad and n in noted and n in content]
+        named = {} if model is None else named_parameters(model)
+        names = [n for n, p in named.items() if not p.requires_grad and n in noted and n in content]
         own = {name: content[name] for name in names}
         samples = _samples(own, self._offset)
         marks = _marks(own, samples)
@@ -131,19 +143,57 @@ TensorWords = dict[str, tuple[Tensor, Words]]
 """Each named tensor, and its content as 64-bit words."""
 
 
-def _words(tensors: Iterator[tuple[str, Tensor]]) -> TensorWords:
-    """Return each tensor with its content as 64-bit words."""
-    return {name: (tensor, _words_of(tensor)) for name, tensor in tensors}
+class _Array(NamedTuple):
+    """A tensor's memory as 64-bit words, and what must be unchanged for it to be the same."""
+
+    tensor: Tensor
+    address: int
+    shape: torch.Size
+    words: NDArray[np.int64]
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Return whether these are the words of a tensor, which may be in other memory by now."""
+        return (
+            self.tensor is tensor
+            and tensor.data_ptr() == self.address
+            and tensor.shape == self.shape
+            and _is_plain(tensor)
+        )
 
 
-def _words_of(tensor: Tensor) -> Words:
-    """Return a tensor's content as words, without a copy where that is possible."""
-    size = tensor.numel() * tensor.element_size()
-    plain = tensor.is_cpu and tensor.dtype is torch.float32 and tensor.layout is torch.strided
-    if plain and size % WORD_BYTES == 0 and tensor.is_contiguous() and not tensor.is_neg():
-        return tensor.numpy().reshape(-1).view(np.int64)
-    words = words_of_tensor(tensor)
-    return words.numpy() if words.is_cpu else words
+def _words(tensors: Iterable[tuple[str, Tensor]], arrays: dict[str, _Array]) -> TensorWords:
+    """Return each tensor with its content as 64-bit words; arrays are kept for the next time."""
+    found: TensorWords = {}
+    for name, tensor in tensors:
+        known = arrays.get(name)
+        if known is not None and known.is_of(tensor):
+            found[name] = tensor, known.words
+            continue
+        own = _own(tensor)
+        if _is_plain(own) and own.numel() % 2 == 0:
+            words = own.numpy().reshape(-1).view(np.int64)
+            if type(tensor) in PLAIN_TYPES:
+                arrays[name] = _Array(tensor, own.data_ptr(), own.shape, words)
+            found[name] = own, words
+        else:
+            arrays.pop(name, None)
+            copied = words_of_tensor(own)
+            found[name] = own, copied.numpy() if copied.is_cpu else copied
+    return found
+
+
+PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether an array can have the tensor's memory, in the order of its entries."""
+    return (
+        tensor.is_cpu
+        and tensor.dtype is torch.float32
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
 
 
 def _samples(content: TensorWords, offset: int) -> list[int]:
@@ -178,13 +228,38 @@ def _marks(content: TensorWords, samples: list[int]) -> ChangeMarks:
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """Yield this rank's part of every tensor of modules and of what they save, each once."""
+    """Yield every tensor of modules and of what they save, each once."""
     seen: set[int] = set()
     for prefix, root in modules.items():
         for name, tensor in _saved(root):
             if isinstance(tensor, Tensor) and id(tensor) not in seen and not tensor.is_meta:
                 seen.add(id(tensor))
-                yield prefix + name, _own(tensor)
+                yield prefix + name, tensor
+
+
+def _structure_of(modules: Mapping[str, nn.Module]) -> tuple[object, ...] | None:
+    """Return what ``_tensors`` depends on; None if modules may save more than what they hold."""
+    found: list[object] = []
+    for prefix, root in modules.items():
+        found.append(prefix)
+        seen: set[int] = set()
+        stack: list[nn.Module | None] = [root]
+        while stack:
+            module = stack.pop()
+            found.append(id(module))
+            if module is None or id(module) in seen:
+                continue
+            seen.add(id(module))
+            kind: type = type(module)
+            if _saves_more(kind) or module._state_dict_hooks or module._state_dict_pre_hooks:
+                return None
+            found.append(kind)
+            for held in (module._parameters, module._buffers, module._modules):
+                if held:
+                    found += held
+                    found += map(id, held.values())
+            stack += module._modules.values()
+    return tuple(found)
 
 
 def _saved(root: nn.Module) -> Iterator[tuple[str, object]]:
@@ -213,7 +288,7 @@ def _state_of(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     for number, state in enumerate(optimizer.state.values()):
         for name, value in state.items():
             if isinstance(value, Tensor):
-                yield f"{number}.{name}", _own(value)
+                yield f"{number}.{name}", value
 
 
 def _own(tensor: Tensor) -> Tensor:
