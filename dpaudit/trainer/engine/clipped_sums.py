@@ -29,6 +29,7 @@ from dpaudit.trainer.engine.batch_structure import (
 )
 from dpaudit.trainer.engine.checkpointing import checkpointing_without_reentry
 from dpaudit.trainer.engine.clipping import Clipping, finite_records
+from dpaudit.trainer.engine.freed_memory import keep_freed_memory
 from dpaudit.trainer.engine.generators import GeneratorStates
 from dpaudit.trainer.engine.gradient_forms import GradientForm
 from dpaudit.trainer.engine.independence import (
@@ -136,6 +137,7 @@ class Engine:
     def __init__(
         self, model: nn.Module, loss: PerSampleLoss, schedule: CheckSchedule | None = None
     ) -> None:
+        keep_freed_memory()
         self._model, self._schedule = model, schedule
         self.disagreement: GradientsDisagree | None = None
         self.checked, self.compared = False, 0
