@@ -1,6 +1,6 @@
 """False alarms of conformance audits of correct trainers, and the time of one audit.
 
-    python benchmarks/conformance.py                          # 25 audits of each of 8 trainers
+    python benchmarks/conformance.py                          # 25 audits of each of 9 trainers
     python benchmarks/conformance.py --audits 5 --json out.json
 
 Trainers are what each framework documents, at a small model. Opacus' trainers are claimed under
@@ -72,17 +72,23 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, CLASSES))
 
 
-def private(known: Any, optimizer: Any = torch.optim.SGD, **options: Any) -> tuple[Any, ...]:
+def private(
+    known: Any,
+    optimizer: Any = torch.optim.SGD,
+    module: nn.Module | None = None,
+    collate_fn: Any = None,
+    **options: Any,
+) -> tuple[Any, ...]:
     """Return model, optimizer, loader and loss of Opacus' engine."""
     from opacus import PrivacyEngine
 
-    model, loss = network(), nn.CrossEntropyLoss()
+    model, loss = network() if module is None else module, nn.CrossEntropyLoss()
     if options.get("grad_sample_mode") == "ghost":
         options["criterion"] = loss
     made = PrivacyEngine().make_private(
         module=model, optimizer=optimizer(model.parameters(), lr=LEARNING_RATE),
-        data_loader=DataLoader(known, batch_size=BATCH), noise_multiplier=NOISE,
-        max_grad_norm=CLIP, **options,
+        data_loader=DataLoader(known, batch_size=BATCH, collate_fn=collate_fn),
+        noise_multiplier=NOISE, max_grad_norm=CLIP, **options,
     )  # fmt: skip
     return made[0], made[1], made[-1], made[2] if len(made) > 3 else loss
 
@@ -133,6 +139,48 @@ def lightning() -> Make:
             enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
         )  # fmt: skip
         return trainer, module, module.loader
+
+    return conformance.wrap(build)
+
+
+def hugging_face() -> Make:
+    import transformers
+
+    arguments = transformers.TrainingArguments(
+        tempfile.mkdtemp(), max_steps=STEPS, use_cpu=True, report_to=[], save_strategy="no",
+        optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0, disable_tqdm=True,
+        logging_strategy="no",
+    )  # fmt: skip
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Any, labels: Any, **unused: Any) -> dict[str, Any]:
+            return {"loss": nn.functional.cross_entropy(self.net(x), labels)}
+
+    class ClearGradients(transformers.TrainerCallback):
+        """The Trainer clears the model's gradients, not those of Opacus' optimizer."""
+
+        def on_step_begin(self, *state: Any, optimizer: Any, **other: Any) -> None:
+            optimizer.zero_grad()
+
+    class PrivateTrainer(transformers.Trainer):
+        def get_train_dataloader(self) -> Any:
+            return self.private_loader
+
+    def build(known: Any, seed: int) -> Any:
+        rows = [{"x": x, "labels": y} for x, y in known]
+        model, optimizer, loader, _ = private(
+            rows, module=Model(), collate_fn=transformers.default_data_collator
+        )
+        trainer = PrivateTrainer(
+            model=model, args=arguments, train_dataset=rows, optimizers=(optimizer, None),
+            callbacks=[ClearGradients()],
+        )  # fmt: skip
+        trainer.private_loader = loader
+        return trainer
 
     return conformance.wrap(build)
 
@@ -225,6 +273,9 @@ SUBJECTS = {
     ),
     "Lightning with Opacus": Subject(
         "lightning", ("lightning", "opacus"), lightning, AVERAGE, NO_NAN
+    ),
+    "Hugging Face with Opacus": Subject(
+        "transformers", ("transformers", "opacus"), hugging_face, AVERAGE, NO_NAN
     ),
     "dpaudit make_private": Subject("dpaudit", ("torch",), own, BY_SGD),
     "optax dpsgd, padded": Subject(

@@ -31,6 +31,7 @@ from dpaudit.attacks.conformance.correlation import (
     check_resume,
     why_unclear,
 )
+from dpaudit.attacks.conformance.garbage_collection import exempt_existing_objects
 from dpaudit.attacks.conformance.noise_distribution import check_batch_noise, check_noise
 from dpaudit.attacks.conformance.noise_only_runs import (
     NoiseOnlyRuns,
@@ -259,7 +260,8 @@ def check(
         raise InvalidArgument("records", len(records), "at least two (x, y) pairs")
     effort = effort or Effort()
     progress = progress or NoProgress()
-    with seed_global_generators(seed):  # the noise of a trainer may be drawn from these
+    # The noise of a trainer may be drawn from the global generators.
+    with seed_global_generators(seed), exempt_existing_objects():
         sized = for_records(make_trainer, records)
         replayed = _allowed_probes(make_probes(records, probes), assumptions)
         stated = [one.statement for one in assumptions]

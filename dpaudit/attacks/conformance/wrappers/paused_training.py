@@ -16,6 +16,7 @@ from typing import Any
 from dpaudit.vocabulary.errors import InvalidArgument
 
 ENDLESS = 1_000_000_000  # length of the loader: the loop ends by its own number of steps
+MOST_SECONDS_TO_END = 10.0  # how long to wait for a loop that catches every exception
 
 
 class _Stopped(BaseException):
@@ -72,6 +73,13 @@ class LoopEnded(Exception):
     """The loop took all its steps."""
 
 
+def _end(batches: GivenBatches, thread: threading.Thread) -> None:
+    """End a loop, and wait for that: a thread inside a library must not outlive the interpreter."""
+    batches.stop()
+    if thread is not threading.current_thread():
+        thread.join(MOST_SECONDS_TO_END)
+
+
 class PausedTraining:
     """A training loop between two steps.
 
@@ -89,7 +97,7 @@ class PausedTraining:
             raise InvalidArgument(
                 "trainer", "no step", "a trainer that takes at least one step"
             ) from self._ended
-        self._finalizer = weakref.finalize(self, batches.stop)
+        self._finalizer = weakref.finalize(self, _end, batches, thread)
 
     def step(self, batch: Any) -> None:
         """Take one step on a batch.
