@@ -24,7 +24,14 @@ from dpaudit.cli.options import (
     with_options,
     write_result,
 )
-from dpaudit.cli.printing import print_message, print_text, printable_path, progress_bars
+from dpaudit.cli.printing import (
+    Verbosity,
+    print_message,
+    print_text,
+    printable_path,
+    progress_bars,
+    verbosity,
+)
 from dpaudit.cli.unused_options import require_used_audit_options, require_used_canary_options
 from dpaudit.files.regular_files import DATA_LIMIT, PRIVATE
 
@@ -569,8 +576,8 @@ def conformance_command(
     """Test steps of a trainer, or rounds of a federation.
 
     Replays steps, and tests noise and sampling statistically. Of a federated RUN, the clients or
-    the server are tested. Exit code: 0 no deviation was detected, 1 the trainer deviates from its
-    claim, 3 inconclusive.
+    the server are tested. The text is a summary; -v adds what each test observed, and its power.
+    Exit code: 0 no deviation was detected, 1 the trainer deviates from its claim, 3 inconclusive.
 
     \b
     dpaudit conformance runs/mnist
@@ -579,16 +586,28 @@ def conformance_command(
     dpaudit conformance my_package.server:make_server --kind server \\
                         --claim claim.toml
     """
-    from dpaudit.report import text
-
     result = _checked(trainer, kind, claim, records, probes, assume, run)
-    write_result(
-        text.as_json(result) if format_ == "json" else text.conformance_text(result),
-        output,
-        mode=PRIVATE,
-        outcomes=format_ == "text",
-    )
+    said = _CONFORMANCE_FORMATS[format_](result)
+    write_result(said, output, mode=PRIVATE, outcomes=format_ == "text")
     ctx.exit(result.exit_code)
+
+
+def _conformance_json(result: ConformanceResult) -> str:
+    from dpaudit.report.text import as_json
+
+    return as_json(result)
+
+
+def _conformance_text(result: ConformanceResult) -> str:
+    """Return the summary; with -v, the details of each test, too."""
+    from dpaudit.report.text import conformance_text
+
+    if verbosity() is Verbosity.VERBOSE:
+        return conformance_text(result)
+    return f"{result}\ndetails of each test: -v, or --format json"
+
+
+_CONFORMANCE_FORMATS = {"text": _conformance_text, "json": _conformance_json}
 
 
 def _checked(

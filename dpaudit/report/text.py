@@ -34,6 +34,7 @@ from dpaudit.vocabulary.claim import (
     SplitAnswer,
 )
 from dpaudit.vocabulary.conformance import ConformanceResult
+from dpaudit.vocabulary.conformance_words import conformance_details, conformance_summary
 from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.ledger import Sampling
 from dpaudit.vocabulary.mechanism import Mechanism
@@ -376,7 +377,7 @@ def _scored_in_words(bound: AuditResult) -> str:
 
 
 def conformance_text(result: ConformanceResult) -> str:
-    """Format the verdict, then each finding with its observation and its power.
+    """Format the summary of a conformance audit, then each finding.
 
     Args:
         result: Findings of the conformance tests.
@@ -384,20 +385,7 @@ def conformance_text(result: ConformanceResult) -> str:
     Returns:
         Lines for the terminal.
     """
-    lines = [
-        result.verdict.value,
-        f"(a trainer that implements its claim is rejected with a probability of at most "
-        f"{result.level:g})",
-        *(f"assumed: {one}" for one in result.assumptions),
-    ]
-    for finding in result.findings:
-        p_value = "" if finding.p_value is None else f" (p = {finding.p_value:.3g})"
-        lines += [
-            f"{finding.outcome.value}  {finding.check}, {finding.name}: {finding.why}{p_value}",
-            f"    tested: {finding.tested}",
-            f"    power: {finding.power}",
-        ]
-    return "\n".join(lines)
+    return f"{conformance_summary(result)}\n\n{conformance_details(result)}"
 
 
 def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:

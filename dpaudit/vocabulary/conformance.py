@@ -8,6 +8,7 @@ from enum import Enum
 import msgspec
 
 from dpaudit.vocabulary import SCHEMA_VERSION
+from dpaudit.vocabulary.conformance_words import conformance_summary
 from dpaudit.vocabulary.errors import (
     ExitCode,
     InvalidArgument,
@@ -189,6 +190,9 @@ class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
         ... )
         >>> result.exit_code  # nothing was tested
         <ExitCode.INCONCLUSIVE: 3>
+        >>> print(result)
+        INCONCLUSIVE: nothing was tested
+        a trainer that implements its claim is rejected with a probability of at most 1e-06
     """
 
     claim: StepClaim
@@ -203,6 +207,10 @@ class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
         require_open_unit("level", self.level)
         if self.verdict is not outcome_of_findings(self.findings):
             raise InvalidArgument("verdict", self.verdict.value, "the outcome of the findings")
+
+    def __str__(self) -> str:
+        """Summarize the result: the verdict, the causes of FAIL and INCONCLUSIVE, and the terms."""
+        return conformance_summary(self)
 
     @property
     def exit_code(self) -> ExitCode:

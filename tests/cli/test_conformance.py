@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dpaudit.cli.audit import conformance_command
+from dpaudit.cli.printing import Verbosity, set_verbosity
 from dpaudit.vocabulary.conformance import Assumption
 
 CLAIM = """
@@ -24,6 +25,7 @@ PLAIN = "tests.attacks.conformance.reference_trainer:Plain"
 
 def called(*arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(conformance_command, arguments)
+    set_verbosity(Verbosity.NORMAL)  # -v is for one command
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, done.output
@@ -68,7 +70,7 @@ def test_custom_trainer_is_compared_with_the_ledger_of_its_run(
     # What the run does is claimed of the trainer: nothing is left that contradicts the ledger.
     own = CLAIM.replace("0.25", "0.1").replace("24", "30")
     Path(claim).write_text(own)
-    _, said = called(PLAIN, "--claim", claim, "--records", records, "--run", str(run_copy))
+    _, said = called(PLAIN, "--claim", claim, "--records", records, "--run", str(run_copy), "-v")
     assert "the claim covers all recorded releases" in said
 
 
@@ -76,6 +78,18 @@ def test_a_run_has_a_trainer_of_its_own(trained: Path) -> None:
     code, said = called(str(trained), "--run", str(trained))
     assert code == 2
     assert "--run goes with make_trainer" in said
+
+
+def test_text_is_a_summary_and_has_details_with_verbose(files: tuple[str, str]) -> None:
+    arguments = (PLAIN, "--claim", files[0], "--records", files[1])
+    code, summary = called(*arguments)
+    assert code == 0
+    assert summary.startswith("PASS: ")
+    assert "tested: " not in summary
+    assert len(summary.splitlines()) <= 8
+    detailed = called(*arguments, "-v")[1]
+    assert summary.splitlines()[0] in detailed
+    assert "    tested: noise on an empty data set" in detailed
 
 
 def test_number_of_probes_replays_records_besides_the_usual_ones(files: tuple[str, str]) -> None:
@@ -119,7 +133,7 @@ def test_factory_of_the_working_folder_and_the_stated_assumption(
     assert code == 1
     assert "FAIL  replay, NaN features" in said
     code, said = called(*factory, "--assume", "no-nan")
-    assert (code, said.splitlines()[2]) == (0, f"assumed: {Assumption.NO_NAN.statement}")
+    assert (code, said.splitlines()[-2]) == (0, f"assumed: {Assumption.NO_NAN.statement}")
     code, said = called(*factory, "--assume", "no-nan", "--format", "json")
     assert json.loads(said)["assumptions"] == [Assumption.NO_NAN.statement]
 

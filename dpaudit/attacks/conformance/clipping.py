@@ -454,7 +454,10 @@ def _probe_finding(
     own = [pair for pair in pairs if pair.probe == name]
     if any(not np.isfinite(pair.without).all() for pair in own):
         return inconclusive_finding(
-            CHECK, name, tested, "without the record, the sum is not finite either"
+            CHECK,
+            name,
+            tested,
+            "without the record, the sum is not finite either: give records with finite gradients",
         )
     # A NaN difference is the worst: it exceeds every limit.
     worst = max(own, key=lambda pair: _excess(pair, claim), default=None)

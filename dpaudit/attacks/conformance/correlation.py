@@ -73,7 +73,8 @@ def check_correlation(noise_runs: NoiseOnlyRuns, claim: StepClaim) -> list[Confo
     if not noise_runs.mode.known or not noise_runs.empty.any() or not noise_runs.finite:
         why = (
             "no step is known to be without records, and the gradient of a record would correlate "
-            "the steps"
+            "the steps: accept an empty data set or step(include=[]), or report the records of "
+            "each step in the attribute sampled"
         )
         return [inconclusive_finding(CHECK, "lags", f"noise {noise_runs.mode.description}", why)]
     found = []
@@ -217,7 +218,10 @@ def correlation_finding(name: str, between: str, pairs: Correlations) -> Conform
     tests = len(pairs.correlations)
     if tests == 0:
         return inconclusive_finding(
-            CHECK, name, f"correlation between {between}", "there are no two such numbers"
+            CHECK,
+            name,
+            f"correlation between {between}",
+            "there are no two such numbers: test more steps, or a model with more parameters",
         )
     p_values = correlation_p_values(pairs.correlations, pairs.counts)
     worst = int(p_values.argmin())

@@ -50,6 +50,11 @@ from dpaudit.vocabulary.conformance import ConformanceFinding, StepClaim
 NOISE_CHECK = "noise"
 MAX_NAMED_GROUPS = 4
 STUDENT_BLOCK_SIZE = 4
+SCALE_ONLY = (
+    "a record may be in every step, so only the scale is tested: accept an empty data set or "
+    "step(include=[]), or report the records of each step in the attribute sampled"
+)
+FEW_SAMPLES = "there are too few samples: raise noise_samples of Effort, or the steps of the claim"
 
 
 @dataclass(frozen=True)
@@ -217,9 +222,7 @@ def _normality_finding(where: str, noise_runs: NoiseOnlyRuns) -> ConformanceFind
         "distribution"
     )
     if not noise_runs.mode.known:
-        return inconclusive_finding(
-            NOISE_CHECK, "law", tested, "a record may be in every step, so only the scale is tested"
-        )
+        return inconclusive_finding(NOISE_CHECK, "law", tested, SCALE_ONLY)
     # Of STUDENT_BLOCK_SIZE independent normals, one over the root mean square of the others has
     # Student's t distribution with STUDENT_BLOCK_SIZE - 1 degrees of freedom. Blocks are disjoint.
     rows = noise_runs.noise[noise_runs.empty]
@@ -227,7 +230,7 @@ def _normality_finding(where: str, noise_runs: NoiseOnlyRuns) -> ConformanceFind
         -1, STUDENT_BLOCK_SIZE
     )
     if len(blocks) == 0:
-        return inconclusive_finding(NOISE_CHECK, "law", tested, "there are too few samples")
+        return inconclusive_finding(NOISE_CHECK, "law", tested, FEW_SAMPLES)
     lengths = np.sqrt(np.square(blocks[:, 1:]).mean(axis=1))
     ratios = blocks[:, 0] / np.maximum(lengths, 1e-300)
     gap, p_value = uniform_p_value(stats.t.cdf(ratios, STUDENT_BLOCK_SIZE - 1))
@@ -315,8 +318,8 @@ def check_batch_noise(
     if found:
         return found
     why = (
-        "no step is known to have records (the trainer may lack the attribute sampled): only steps "
-        "without records are tested"
+        "no step is known to have records, so only steps without records are tested: set the "
+        "trainer's attribute sampled to the indices of the records of each step"
     )
     return [inconclusive_finding(NOISE_CHECK, SAMPLED_FINDING, where, why)]
 

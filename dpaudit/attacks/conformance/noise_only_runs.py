@@ -58,7 +58,10 @@ class NoiseOnlyMode:
     def why_none_is_empty(self) -> str:
         """Why all steps had records, for the report."""
         reason = f": without any, the trainer raises {self.refused}" if self.refused else ""
-        return f"every step of these runs had records{reason}"
+        return (
+            f"every step of these runs had records{reason}; let the trainer take steps without "
+            "any, on an empty data set or by step(include=[])"
+        )
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,9 @@ from dpaudit.vocabulary.ledger import Sampling
 CHECK = "sampler"
 SAMPLER_SEEDS = 3
 CHANCE = 1e-12  # probability that two runs under different seeds include the same records
+NOT_REPORTED = (
+    "the trainer has no attribute sampled: set it to the indices of the records of each step"
+)
 SEED_IGNORED = (
     "every seed that make_trainer gets gives the same records in each step: seed the sampler "
     "from it"
@@ -164,9 +167,7 @@ def check_sampler(draws: SampledBatches | None, claim: StepClaim) -> list[Confor
     """
     tested = "the records of each step"
     if draws is None:
-        return [
-            inconclusive_finding(CHECK, "inclusion", tested, "the trainer has no attribute sampled")
-        ]
+        return [inconclusive_finding(CHECK, "inclusion", tested, NOT_REPORTED)]
     found = []
     if draws.twice is not None:
         record, step = draws.twice
@@ -182,7 +183,10 @@ def check_sampler(draws: SampledBatches | None, claim: StepClaim) -> list[Confor
         case Sampling.FIXED_SIZE:
             return found + _fixed_size_findings(draws.joined, claim)
         case other:
-            why = f"there is no exact test of {other.value} sampling"
+            why = (
+                f"there is no exact test of {other.value} sampling: review the sampler, or use "
+                "Poisson sampling or batches of a fixed size"
+            )
             return [*found, inconclusive_finding(CHECK, "inclusion", tested, why)]
 
 
@@ -191,7 +195,10 @@ def _poisson_findings(joined: NDArray[np.bool_], claim: StepClaim) -> list[Confo
     if joined.shape[2] < 2:
         return [
             inconclusive_finding(
-                CHECK, "inclusion", "the records of each step", "there are fewer than two records"
+                CHECK,
+                "inclusion",
+                "the records of each step",
+                "there are fewer than two records: give more",
             )
         ]
     found = [

@@ -30,7 +30,7 @@ from dpaudit.vocabulary.verdict import Outcome
 DRAW_SEEDS = 75
 NO_DRAW = (
     "the server has no method draw: the rate at which participants are drawn, which amplifies the "
-    "guarantee, is not tested"
+    "guarantee, is not tested; give it draw(), which returns the participants of a round"
 )
 
 
