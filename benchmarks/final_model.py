@@ -157,11 +157,11 @@ def audited(given: argparse.Namespace, epsilon: float) -> dict[str, Any]:
     audit = MnistAudit(given.data, given.model, epsilon)
     report = audit_final_model(
         audit,
-        label=audit.label,
+        target_label=audit.label,
         folder=folder,
-        pairs=given.pairs,
+        models=2 * given.pairs,
         delta=DELTA,
-        claimed_epsilon=epsilon,
+        claim_epsilon=epsilon,
         settings={"model": given.model, "epsilon": f"{epsilon:g}"},
         progress=Printed(),
     )

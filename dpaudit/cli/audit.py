@@ -182,16 +182,16 @@ def _own_trainer(options: dict[str, Any]) -> AuditOutput:
     with progress_bars() as progress:
         report = audit_final_model(
             train,
-            label=require_option("target-label", options["target_label"]),
+            target_label=require_option("target-label", options["target_label"]),
             folder=require_option("folder", options["folder"]),
-            pairs=options["models"] // 2,
+            models=options["models"],
             delta=asked.delta,
             confidence=asked.confidence,
-            claimed_epsilon=asked.claimed_epsilon,
+            claim_epsilon=asked.claimed_epsilon,
             outputs=OutputView(options["outputs"]),
-            stops_early=options["stop_when_refuted"],
+            stop_when_refuted=options["stop_when_refuted"],
             settings={"trainer": name},
-            data=options["trainer_data"],
+            trainer_data=options["trainer_data"],
             progress=progress,
         )
     return report, asked.claimed_epsilon, _against_claim(report, asked)

@@ -199,15 +199,15 @@ def audit_run(run: Run, *, confidence: float = 0.95, view: str = "every-step") -
 def audit_final_model(
     train: TrainModel,
     *,
-    label: int,
+    target_label: int,
     folder: str | os.PathLike[str],
-    pairs: int = 100,
+    models: int = 200,
     delta: float = 1e-5,
     confidence: float = 0.95,
-    claimed_epsilon: float | None = None,
+    claim_epsilon: float | None = None,
     outputs: str = "logits",
-    stops_early: bool = False,
-    data: TrainerData = (),
+    stop_when_refuted: bool = False,
+    trainer_data: TrainerData = (),
 ) -> AuditReport:
     """Bound the epsilon of any trainer by final models with and without one target record.
 
@@ -217,17 +217,19 @@ def audit_final_model(
     Args:
         train: Trains one model from ``(with_record, seed)``, and returns its logits on the query,
             shape ``(classes,)``.
-        label: The class of the target record.
+        target_label: The class of the target record.
         folder: Folder of the outputs; it is made if it is missing.
-        pairs: Number of pairs of models, one without and one with the record.
+        models: Number of models, half of them with the record; even, at least 4. A warning says
+            so before training if they are too few to refute the claim.
         delta: The delta of the bounds, in (0, 1).
         confidence: Probability with which all bounds hold together, in (0, 1).
-        claimed_epsilon: The claim to test, in nats; None: nothing is claimed.
+        claim_epsilon: The claim to test, in nats; None: nothing is claimed.
         outputs: What is read of each model: ``logits``, or ``labels``, the predicted class.
-        stops_early: Whether to stop as soon as the claim is refuted. Then one bound is computed,
-            which is valid at any stopping time.
-        data: Arrays, and paths of files or folders, that ``train`` reads: records, target record
-            and query. Their digest is kept in ``folder``, and a resumed audit must have the same.
+        stop_when_refuted: Whether to stop as soon as the claim is refuted. Then one bound is
+            computed, which is valid at any stopping time.
+        trainer_data: Arrays, and paths of files or folders, that ``train`` reads: records, target
+            record and query. Their digest is kept in ``folder``, and a resumed audit must have the
+            same.
 
     Returns:
         Certified lower bounds for add-or-remove-one neighbors, and one that is conditional on a
@@ -241,7 +243,7 @@ def audit_final_model(
         >>> import dpaudit
         >>> from my_package import train_one  # doctest: +SKIP
         >>> report = dpaudit.audit_final_model(
-        ...     train_one, label=3, folder="audits/mine", claimed_epsilon=4.0
+        ...     train_one, target_label=3, folder="audits/mine", claim_epsilon=4.0
         ... )  # doctest: +SKIP
         >>> max(bound.epsilon_lower for bound in report.bounds)  # doctest: +SKIP
     """
@@ -252,15 +254,15 @@ def audit_final_model(
         raise InvalidArgument("outputs", outputs, "logits or labels")
     return audit(
         train,
-        label=label,
+        target_label=target_label,
         folder=Path(folder),
-        pairs=pairs,
+        models=models,
         delta=delta,
         confidence=confidence,
-        claimed_epsilon=claimed_epsilon,
+        claim_epsilon=claim_epsilon,
         outputs=OutputView(outputs),
-        stops_early=stops_early,
-        data=data,
+        stop_when_refuted=stop_when_refuted,
+        trainer_data=trainer_data,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_options_without_effect_are_refused(
 
 
 def test_an_interrupted_audit_resumes_with_the_same_models(tmp_path: Path) -> None:
-    whole = audit_final_model(revealing, label=0, folder=tmp_path / "other", pairs=6)
+    whole = audit_final_model(revealing, target_label=0, folder=tmp_path / "other", models=12)
     calls = []
 
     def interrupted(with_record: bool, seed: int) -> np.ndarray:
@@ -164,20 +165,57 @@ def test_an_interrupted_audit_resumes_with_the_same_models(tmp_path: Path) -> No
     files = TrialFiles.within(tmp_path / "own")
     shutil.copy(TrialFiles.within(tmp_path / "other").plan, files.plan)
     with pytest.raises(KeyboardInterrupt):
-        audit_final_model(interrupted, label=0, folder=tmp_path / "own", pairs=6)
-    again = audit_final_model(revealing, label=0, folder=tmp_path / "own", pairs=6)
+        audit_final_model(interrupted, target_label=0, folder=tmp_path / "own", models=12)
+    again = audit_final_model(revealing, target_label=0, folder=tmp_path / "own", models=12)
     assert again.bounds == whole.bounds
     assert len(set(calls)) == 6
 
 
 def test_another_number_of_models_and_broken_files_are_refused(tmp_path: Path) -> None:
-    audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
-    with pytest.raises(InvalidArgument, match="remove this file"):
-        audit_final_model(revealing, label=0, folder=tmp_path, pairs=4)
+    audit_final_model(revealing, target_label=0, folder=tmp_path, models=6)
+    with pytest.raises(InvalidArgument, match=r"models.*8.*remove this file"):
+        audit_final_model(revealing, target_label=0, folder=tmp_path, models=8)
     trials = TrialFiles.within(tmp_path).trials
     trials.write_bytes(trials.read_bytes()[:40])
     with pytest.raises(IntegrityError):
-        audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
+        audit_final_model(revealing, target_label=0, folder=tmp_path, models=6)
+
+
+class Began(Exception):
+    """The first model is trained."""
+
+
+def never_trained(with_record: bool, seed: int) -> np.ndarray:
+    raise Began
+
+
+@pytest.mark.parametrize(
+    ("models", "claim", "warned"),
+    [
+        (8, None, "so they certify nothing: plan 16 models or more"),
+        (100, None, None),
+        (100, 2.1, None),
+        (100, 2.2, "cannot refute the claimed epsilon of 2.2: plan 200 models or more"),
+        (4, 99.0, "more than 8192 models are needed"),
+    ],
+)
+def test_too_few_models_are_named_before_one_is_trained(
+    tmp_path: Path, models: int, claim: float | None, warned: str | None
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(Began):
+            audit_final_model(
+                never_trained, target_label=0, folder=tmp_path, models=models, claim_epsilon=claim
+            )
+    found = [str(one.message) for one in caught]
+    assert [warned in one for one in found] == [True] if warned else found == []
+
+
+def test_odd_numbers_of_models_are_refused(tmp_path: Path) -> None:
+    for models in (7, 2):
+        with pytest.raises(InvalidArgument, match="models"):
+            audit_final_model(never_trained, target_label=0, folder=tmp_path, models=models)
 
 
 def test_equal_scores_do_not_pass_the_gate_even_if_the_audit_hides_them(
@@ -215,8 +253,8 @@ def test_fewer_models_than_planned_are_no_finished_audit(tmp_path: Path) -> None
     for stops_early in (False, True):
         folder = tmp_path / str(stops_early)
         audit_final_model(
-            revealing, label=0, folder=folder, pairs=3, stops_early=stops_early,
-            claimed_epsilon=1.0,
+            revealing, target_label=0, folder=folder, models=6, stop_when_refuted=stops_early,
+            claim_epsilon=1.0,
         )  # fmt: skip
         files = TrialFiles.within(folder)
         assert complete_trials(files) is not None
@@ -240,7 +278,7 @@ def test_what_a_trainer_returns_is_named_with_its_seed(
     returned: object, named: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidArgument, match="with_record=False, seed=") as refused:
-        audit_final_model(lambda *_: returned, label=0, folder=tmp_path, pairs=3)
+        audit_final_model(lambda *_: returned, target_label=0, folder=tmp_path, models=6)
     assert named in str(refused.value)
 
 
@@ -251,7 +289,7 @@ def test_models_with_other_classes_than_before_are_refused(tmp_path: Path) -> No
         return np.zeros(2 + next(calls) // 2)
 
     with pytest.raises(InvalidArgument, match="2, as of the models before"):
-        audit_final_model(growing, label=0, folder=tmp_path, pairs=3)
+        audit_final_model(growing, target_label=0, folder=tmp_path, models=6)
 
 
 def test_an_audit_does_not_resume_with_other_data(
@@ -300,7 +338,9 @@ def changed_item(kind: str, folder: Path, content: int) -> object:
 @pytest.mark.parametrize("kind", ["array", "file", "folder"])
 def test_an_own_trainer_does_not_resume_with_other_data(tmp_path: Path, kind: str) -> None:
     def audited(data: list) -> None:
-        audit_final_model(revealing, label=0, folder=tmp_path / "trials", pairs=2, data=data)
+        audit_final_model(
+            revealing, target_label=0, folder=tmp_path / "trials", models=4, trainer_data=data
+        )
 
     audited([changed_item(kind, tmp_path, 1)])
     audited([changed_item(kind, tmp_path, 1)])

@@ -25,7 +25,7 @@ from dpaudit.vocabulary.audit import (
     GaussianBand,
     SequentialRanks,
 )
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
 Array = NDArray[np.float64]
 
@@ -218,6 +218,40 @@ def planned_audits(*, stops_early: bool) -> tuple[FinalModelAudit, ...]:
         ['certified']
     """
     return (replace(SEQUENTIAL, share=1.0),) if stops_early else FINAL_MODEL_AUDITS
+
+
+def attainable_epsilon(
+    pairs: int, *, delta: float, confidence: float, stops_early: bool = False
+) -> float:
+    """Compute the certified bound of models whose outputs reveal the record without an error.
+
+    It depends on the number of models only, so it is known before one is trained.
+
+    Args:
+        pairs: Number of pairs of models, at least 1.
+        delta: The delta of the bounds, in (0, 1).
+        confidence: Probability with which all bounds hold together, in (0, 1).
+        stops_early: Whether training stops when the claim is refuted.
+
+    Returns:
+        The larger of the certified bounds, in nats.
+
+    Raises:
+        InvalidArgument: If a number is out of range.
+
+    Example:
+        >>> [round(attainable_epsilon(n, delta=1e-5, confidence=0.95), 2) for n in (4, 100)]
+        [0.0, 2.85]
+    """
+    require_count("pairs", pairs)
+    revealed = np.ones(pairs), np.zeros(pairs)
+    return max(
+        audit.bound(
+            audit.count(*revealed), delta=delta, confidence=1 - audit.share * (1 - confidence)
+        ).epsilon
+        for audit in planned_audits(stops_early=stops_early)
+        if audit.kind is BoundKind.CERTIFIED
+    )
 
 
 def trial_statistics(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
-from dpaudit.attacks.final_model import OutputView, TrialOutputs, audit_trials
+from dpaudit.attacks.final_model import (
+    OutputView,
+    TrialOutputs,
+    attainable_epsilon,
+    audit_trials,
+)
 from dpaudit.vocabulary.audit import AuditReport
-from dpaudit.vocabulary.errors import InvalidArgument, require_open_unit
+from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
+from dpaudit.vocabulary.rounding import round_down
 from dpaudit.vocabulary.settings import Progress
 from dpaudit.workflow.audit.final_model_trials import (
     OneByOne,
@@ -21,20 +28,23 @@ from dpaudit.workflow.audit.final_model_trials import (
 )
 from dpaudit.workflow.audit.trainer_data import TrainerData, digest_trainer_data
 
+MOST_PAIRS_TRIED = 4096
+"""Pairs of models up to which a sufficient number is looked for."""
+
 
 def audit_final_model(
     train: TrainModel,
     *,
-    label: int,
+    target_label: int,
     folder: Path | str,
-    pairs: int = 100,
+    models: int = 200,
     delta: float = 1e-5,
     confidence: float = 0.95,
-    claimed_epsilon: float | None = None,
+    claim_epsilon: float | None = None,
     outputs: OutputView = OutputView.LOGITS,
-    stops_early: bool = False,
+    stop_when_refuted: bool = False,
     settings: dict[str, str] | None = None,
-    data: TrainerData = (),
+    trainer_data: TrainerData = (),
     progress: Progress | None = None,
 ) -> AuditReport:
     """Audit a training procedure by the final models that it gives with and without a record.
@@ -45,17 +55,17 @@ def audit_final_model(
     Args:
         train: Trains one model from ``(with_record, seed)``, and returns its logits on the query,
             shape ``(classes,)``.
-        label: The class of the target record.
+        target_label: The class of the target record.
         folder: Folder of the outputs of finished models; it is made if it is missing.
-        pairs: Number of pairs of models, one without and one with the record.
+        models: Number of models, half of them with the record; even, at least 4.
         delta: The delta of the bounds, in (0, 1).
         confidence: Probability with which all bounds hold together, in (0, 1).
-        claimed_epsilon: The claim to test, in nats; None: nothing is claimed.
+        claim_epsilon: The claim to test, in nats; None: nothing is claimed.
         outputs: What is read of each model: logits, or the predicted class alone.
-        stops_early: Whether to stop as soon as the claim is refuted. Then one bound is computed,
-            which is valid at any stopping time.
+        stop_when_refuted: Whether to stop as soon as the claim is refuted. Then one bound is
+            computed, which is valid at any stopping time.
         settings: Further settings that a resumed audit must share, as text by name.
-        data: Arrays and paths of what ``train`` reads. A resumed audit must have the same.
+        trainer_data: Arrays and paths of what ``train`` reads. A resumed audit must have the same.
         progress: Receives each finished model.
 
     Returns:
@@ -74,31 +84,47 @@ def audit_final_model(
         ...     noise = np.random.default_rng(seed).normal(size=2)
         ...     return noise + np.array([6.0, 0.0]) * with_record
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     report = audit_final_model(train, label=0, folder=folder, pairs=50)
+        ...     report = audit_final_model(train, target_label=0, folder=folder, models=100)
         >>> report.bounds[0].kind.value, report.bounds[0].epsilon_lower > 1
         ('certified', True)
     """
     require_open_unit("confidence", confidence)
-    if stops_early and claimed_epsilon is None:
-        raise InvalidArgument("stops_early", True, "given together with a claimed epsilon")
+    require_models(models)
+    if stop_when_refuted and claim_epsilon is None:
+        raise InvalidArgument("stop_when_refuted", True, "given together with claim_epsilon")
     files = TrialFiles.within(Path(folder))
-    fixed = {"label": str(label), "outputs": outputs.value, **(settings or {})}
-    plan = fix_plan(files, pairs=pairs, settings=fixed, stops_early=stops_early)
-    plan = fix_data(files, plan, digest_trainer_data(data))
+    fixed = {"label": str(target_label), "outputs": outputs.value, **(settings or {})}
+    plan = fix_plan(files, pairs=models // 2, settings=fixed, stops_early=stop_when_refuted)
+    plan = fix_data(files, plan, digest_trainer_data(trainer_data))
+    trainer = OneByOne(train, target_label)
     trials = train_planned(
-        OneByOne(train, label), files, plan, claimed_epsilon, delta, confidence, outputs, progress
+        trainer, files, plan, claim_epsilon, delta, confidence, outputs, progress
     )
     found = audit_trials(
         trials,
         delta=delta,
         confidence=confidence,
         view=outputs,
-        stops_early=stops_early,
-        claimed_epsilon=claimed_epsilon,
+        stops_early=stop_when_refuted,
+        claimed_epsilon=claim_epsilon,
     )
     return AuditReport(
         ledger_head="", confidence=confidence, bounds=found, membership=(), files=files.digests
     )
+
+
+def require_models(models: int) -> None:
+    """Raise an error unless a number of models has pairs, one without and one with the record.
+
+    Args:
+        models: Number of models.
+
+    Raises:
+        InvalidArgument: If it is odd, or below 4.
+    """
+    require_count("models", models, least=4)
+    if models % 2:
+        raise InvalidArgument("models", models, "an even number: half of them have the record")
 
 
 def train_planned(
@@ -126,7 +152,43 @@ def train_planned(
     Returns:
         The outputs of all models.
     """
+    _warn_of_few_models(plan, claimed_epsilon, delta, confidence)
     if claimed_epsilon is None or not plan.stops_early:
         return train_trials(trainer, files, plan, progress=progress)
     refutes = refutation_of(claimed_epsilon, delta=delta, confidence=confidence, view=view)
     return train_trials(trainer, files, plan, refutes=refutes, progress=progress)
+
+
+def _warn_of_few_models(
+    plan: TrialPlan, claimed_epsilon: float | None, delta: float, confidence: float
+) -> None:
+    """Warn before training if no outputs of so many models could refute the claim."""
+    needed = 0.0 if claimed_epsilon is None else claimed_epsilon
+    most = attainable_epsilon(
+        plan.pairs, delta=delta, confidence=confidence, stops_early=plan.stops_early
+    )
+    if most > needed:
+        return
+    what = (
+        "so they certify nothing"
+        if claimed_epsilon is None
+        else f"so they cannot refute the claimed epsilon of {claimed_epsilon:g}"
+    )
+    warnings.warn(
+        f"{2 * plan.pairs} models certify an epsilon of at most {round_down(most)} at confidence "
+        f"{confidence:g}, even if their outputs reveal the record without an error, {what}: "
+        f"{_enough_models(plan, needed, delta, confidence)}",
+        stacklevel=3,
+    )
+
+
+def _enough_models(plan: TrialPlan, epsilon: float, delta: float, confidence: float) -> str:
+    """Return a number of models that could certify more than an epsilon."""
+    pairs = plan.pairs
+    while pairs < MOST_PAIRS_TRIED:
+        pairs = min(2 * pairs, MOST_PAIRS_TRIED)
+        if epsilon < attainable_epsilon(
+            pairs, delta=delta, confidence=confidence, stops_early=plan.stops_early
+        ):
+            return f"plan {2 * pairs} models or more"
+    return f"more than {2 * MOST_PAIRS_TRIED} models are needed"

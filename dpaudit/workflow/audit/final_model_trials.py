@@ -221,8 +221,15 @@ def fix_plan(
             "after scores were seen, would void its bounds. To start again, remove this file and "
             f"{files.trials.name}"
         )
-        raise InvalidArgument(differing[0], _setting(asked, differing[0]), allowed)
+        raise InvalidArgument(*_named(differing[0], _setting(asked, differing[0])), allowed)
     return found
+
+
+def _named(setting: str, value: str) -> tuple[str, str]:
+    """Return the name and the value under which a user gave a setting of a plan."""
+    if setting == "pairs":
+        return "models", str(2 * int(value))
+    return ("stop_when_refuted", value) if setting == "stops_early" else (setting, value)
 
 
 def fix_data(files: TrialFiles, plan: TrialPlan, data: str) -> TrialPlan:

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from dpaudit.attacks.final_model import (
     OutputView,
     TrialOutputs,
+    attainable_epsilon,
     audit_trials,
     planned_audits,
     published_estimate,
@@ -32,6 +33,15 @@ def test_every_bound_follows_from_its_own_statistics(stops_early) -> None:
         assert again.kind is result.kind
     AuditReport(ledger_head="", confidence=0.95, bounds=results, membership=())
     assert sum(audit.share for audit in planned_audits(stops_early=stops_early)) == 1
+
+
+@pytest.mark.parametrize("stops_early", [False, True])
+@pytest.mark.parametrize("pairs", [4, 60])
+def test_attainable_epsilon_is_the_greatest_of_the_certified_bounds(pairs, stops_early) -> None:
+    found = audit_trials(outputs(2.0, pairs), delta=1e-5, confidence=0.95, stops_early=stops_early)
+    greatest = [one.greatest_epsilon for one in found if one.kind is BoundKind.CERTIFIED]
+    most = attainable_epsilon(pairs, delta=1e-5, confidence=0.95, stops_early=stops_early)
+    assert most == pytest.approx(max(greatest), abs=1e-12)
 
 
 def test_altered_statistics_are_refused() -> None:
