@@ -28,6 +28,7 @@ from dpaudit.cli.options import (
     was_given,
     with_options,
 )
+from dpaudit.cli.policy_warnings import warn_of_low_confidence
 from dpaudit.cli.printing import print_text, progress_bars
 from dpaudit.files.regular_files import DATA_LIMIT
 from dpaudit.vocabulary.audit import REFERENCE_ATTACKS
@@ -217,6 +218,8 @@ def _found(options: dict[str, Any]) -> AttackOutcome:
     from dpaudit.runs.directory import open_run
     from dpaudit.vocabulary.settings import DataSettings
 
+    if options["run"] is not None:
+        warn_of_low_confidence(options["confidence"])
     if attacks_text(options):
         return text_outcome(options)
     if options["scores"] is not None:

@@ -24,6 +24,7 @@ from dpaudit.cli.options import (
     with_options,
     write_result,
 )
+from dpaudit.cli.policy_warnings import warn_of_low_confidence
 from dpaudit.cli.printing import (
     Verbosity,
     print_message,
@@ -223,6 +224,7 @@ def _run(options: dict[str, Any]) -> AuditOutput:
     _require_no_text_model(options, "without a RUN: its own model scores canaries that are texts")
     run = open_run(options["run"])
     canary_scoring = _scored(options)
+    warn_of_low_confidence(options["confidence"])
     with progress_bars() as progress:
         report = audit_run(
             run,

@@ -176,6 +176,28 @@ def test_a_drafted_policy_holds_for_its_run_and_is_never_written_over(
     assert Path("dpaudit.toml").read_text() == written
 
 
+@pytest.mark.parametrize("command", ["audit", "attack"])
+def test_confidence_below_that_of_the_policy_is_named_before_the_gate(
+    call: Call, run_copy: Path, command: str
+) -> None:
+    measured = (command, run_copy, *(("--attack", "loss") if command == "attack" else ()))
+    policy("[claim]\nmax_epsilon = 10.0\ndelta = 1e-5\n[audit]\nconfidence = 0.99\n")
+    warned = call(*measured).err
+    assert "the policy (dpaudit.toml:5) demands a confidence of 0.99" in warned
+    assert "repeat with --confidence 0.99" in warned
+    assert "confidence" not in call(*measured, "--confidence", "0.99").err
+
+
+def test_confidence_is_not_named_without_a_policy_of_audits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for text in ("[claim]\nmax_epsilon = 10.0\ndelta = 1e-5\n", "[audit]\nconfidence = 9.0\n"):
+        warn_of_low_confidence(0.5)
+        policy(text)
+    warn_of_low_confidence(0.5)
+    assert capsys.readouterr().err == ""
+
+
 def test_config_show_says_where_each_key_was_set(call: Call) -> None:
     policy("[tool.dpaudit.claim]\nmax_epsilon = 5.0\ndelta = 1e-5\n", "pyproject.toml")
     policy("[claim]\nmax_epsilon = 3.0\n")

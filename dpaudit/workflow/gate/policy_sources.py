@@ -97,6 +97,23 @@ def project_digest() -> str:
         return UNREADABLE_FILE
 
 
+def demanded_confidence() -> tuple[float, str] | None:
+    """Return the least confidence of audits by the policy in force, and where it is set.
+
+    Returns:
+        The confidence and its origin; None without a policy, without its section ``audit``, or
+        if it is no valid policy, which the gate reports.
+    """
+    try:
+        loaded = load_policy(None)
+    except InvalidArgument:
+        return None
+    audit = loaded.policy.audit
+    if audit is None:
+        return None
+    return audit.confidence, str(loaded.origin_of("audit.confidence"))
+
+
 def pyproject_has_policy(folder: Path) -> bool:
     """Return whether the folder's pyproject.toml holds a policy."""
     path = folder / PYPROJECT_FILE
