@@ -440,8 +440,8 @@ def _risk_of_options(ctx: click.Context) -> tuple[str, float, float | None] | No
     multiple=True,
     type=Rates(),
     default=("0.001,0.01,0.1",),
-    show_default="0.001,0.01,0.1",
-    help="False-positive rates of the attacker, separated by commas. Repeatable.",
+    help="False-positive rates of the attacker, separated by commas. Repeatable.  "
+    "[default: 0.001,0.01,0.1]",
 )
 @click.option("--gdp", is_flag=True, help="Print the least mu of Gaussian DP, and its regret.")
 @format_option("text", "json")

@@ -143,5 +143,6 @@ def test_a_trade_off_curve_is_summarized_by_mu_with_its_regret(call: Call) -> No
     assert 0 <= answer["gdp"]["regret"]["upper"] < 1e-3
     shown = call("tradeoff", *FULL, "--gdp").out
     assert "Gaussian DP with mu 1.0" in shown
+    assert "at most that of mu-GDP plus 1e-10" in shown
     assert "regret" in shown
     assert read("tradeoff", call("tradeoff", *FULL, "--format", "json").out)["gdp"] is None

@@ -173,7 +173,7 @@ def test_an_interrupted_audit_resumes_with_the_same_models(tmp_path: Path) -> No
 
 def test_another_number_of_models_and_broken_files_are_refused(tmp_path: Path) -> None:
     audit_final_model(revealing, target_label=0, folder=tmp_path, models=6)
-    with pytest.raises(InvalidArgument, match="models must be .*, got '8'"):
+    with pytest.raises(InvalidArgument, match=r"models must be .*, got '8'"):
         audit_final_model(revealing, target_label=0, folder=tmp_path, models=8)
     trials = TrialFiles.within(tmp_path).trials
     trials.write_bytes(trials.read_bytes()[:40])

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from calling import Call
 
+from dpaudit.cli.policy_warnings import warn_of_low_confidence
+
 GOOD = "[claim]\nmax_epsilon = 10.0\ndelta = 1e-5\n"
 
 

@@ -189,8 +189,9 @@ def attack_data(
     """
     records, classes = load_population(data, max_records=settings.records, seed=settings.seed)
     described = (
-        f"{settings.targets} models ({settings.model}) trained on halves of {len(records)} "
-        f"records, with {settings.references} references"
+        f"{settings.targets} {_noun('model', settings.targets)} ({settings.model}) trained on "
+        f"halves of {len(records)} records, with {settings.references} "
+        f"{_noun('reference', settings.references)}"
     )
     values = _population_column(data, settings)
     targets = train_targets(records, classes, settings, progress)
@@ -626,3 +627,7 @@ def _with_other_coins(data: DataSettings) -> DataSettings:
     return DataSettings(
         data.source, data.label, data.feature_range, 0.5 * data.test_fraction, data.split_seed + 1
     )
+
+
+def _noun(singular: str, count: int) -> str:
+    return singular if count == 1 else f"{singular}s"
