@@ -31,6 +31,7 @@ CODES = {
     "DPA301": "IntegrityError",
     "DPA302": "RunExists",
     "DPA303": "RunLocked",
+    "DPA304": "StaleVerdict",
     "DPA401": "ForkedSession",
     "DPA402": "NoiseReused",
     "DPA403": "UnrecordedChange",

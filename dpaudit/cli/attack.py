@@ -29,7 +29,7 @@ from dpaudit.cli.options import (
     with_options,
 )
 from dpaudit.cli.policy_warnings import warn_of_low_confidence
-from dpaudit.cli.printing import print_text, progress_bars
+from dpaudit.cli.printing import print_text, progress_bars, warn_written
 from dpaudit.files.regular_files import DATA_LIMIT
 from dpaudit.vocabulary.audit import REFERENCE_ATTACKS
 from dpaudit.vocabulary.errors import ExitCode
@@ -280,10 +280,12 @@ def _write(found: AttackOutcome, options: dict[str, Any]) -> None:
         from dpaudit.attacks.membership.score_file import write_scores
 
         write_scores(found.scores, options["output"])
+        warn_written(options["output"])
     if options["record_risk"] is not None and found.risks is not None:
         from dpaudit.attacks.membership.score_file import write_scores
 
         write_scores(found.risks, options["record_risk"])
+        warn_written(options["record_risk"])
     if options["plot"] is not None or options["histograms"] is not None:
         _draw(found, options["plot"], options["histograms"])
 
@@ -294,8 +296,10 @@ def _draw(found: AttackOutcome, plot: Path | None, histograms: Path | None) -> N
 
     if plot is not None:
         write_roc_plot(found.report.membership, plot)
+        warn_written(plot)
     if histograms is not None:
         scores = scores_by_attack(found).items()
         write_score_histograms(
             {name: (one.members, one.nonmembers) for name, one in scores}, histograms
         )
+        warn_written(histograms)

@@ -32,6 +32,7 @@ from dpaudit.cli.printing import (
     printable_path,
     progress_bars,
     verbosity,
+    warn_written,
 )
 from dpaudit.cli.unused_options import require_used_audit_options, require_used_canary_options
 from dpaudit.files.regular_files import DATA_LIMIT, PRIVATE
@@ -356,6 +357,7 @@ def _plot(report: AuditReport, claimed: float | None, options: dict[str, Any]) -
     delta = report.bounds[0].delta
     drawn = draw_audit_bounds(report.bounds, claimed, delta, label="lower bounds on epsilon")
     write_output(options["plot"], standalone_svg(drawn).encode(), PRIVATE, "plot")
+    warn_written(options["plot"])
 
 
 # ``dpaudit canaries``: canary files for any framework.

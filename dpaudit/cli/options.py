@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dpaudit.cli.commands import Choice
-from dpaudit.cli.printing import print_text
+from dpaudit.cli.printing import print_text, warn_written
 from dpaudit.files.regular_files import DOCUMENT_LIMIT, MIB, PUBLIC, write_output
 from dpaudit.vocabulary.errors import InvalidArgument
 
@@ -174,7 +174,7 @@ def format_option(*formats: str) -> Callable[[Function], Function]:
 def write_result(
     text: str, output: Path | None, *, mode: int = PUBLIC, outcomes: bool = False
 ) -> None:
-    """Print a result on standard output, or write it to a file.
+    """Print a result on standard output, or write it to a file, which standard error names.
 
     Args:
         text: The result, without a newline at its end.
@@ -191,10 +191,11 @@ def write_result(
         return
     _require_no_loss(output)
     write_output(output, f"{text}\n".encode(errors="backslashreplace"), mode)
+    warn_written(output)
 
 
 def write_bytes_result(content: bytes, output: Path, *, mode: int = PUBLIC) -> None:
-    """Write a binary result to a file.
+    """Write a binary result to a file, which standard error names.
 
     Args:
         content: All bytes.
@@ -207,6 +208,7 @@ def write_bytes_result(content: bytes, output: Path, *, mode: int = PUBLIC) -> N
     """
     _require_no_loss(output)
     write_output(output, content, mode)
+    warn_written(output)
 
 
 def _require_no_loss(output: Path) -> None:

@@ -128,6 +128,11 @@ def warn(text: str) -> None:
         print_message(text)
 
 
+def warn_written(path: object) -> None:
+    """Name a file that was written, on standard error; nothing with -q."""
+    warn(f"dpaudit: wrote {printable_path(path)}")
+
+
 def print_message(text: str) -> None:
     """Print why a command fails as one line on standard error, also with -q."""
     _print_on_stderr(" ".join(text.split()))

@@ -207,7 +207,8 @@ def history(
     """Import the verdicts of all runs in DIR and list them.
 
     Verdicts are stored in DIR/history.sqlite and stay there when a run is removed. Exit
-    code: 0, 3 no verdict yet, 4 a run is unreadable or altered (the others are listed).
+    code: 0; 3 there is no verdict yet, or one is older than a measurement of its run; 4 a run
+    is unreadable or altered. The others are listed.
 
     \b
     dpaudit gate runs/mnist; dpaudit history runs
@@ -221,8 +222,8 @@ def history(
     if plot is not None:
         _require_picture(plot)
     refused = import_verdicts(folder)
-    for why in refused:
-        print_message(printable_name(why))
+    for one in refused:
+        print_message(printable_name(one.why))
     runs = read_history(folder) if history_file(folder).exists() else ()
     if plot is not None and runs:
         _draw(runs, plot)
@@ -230,7 +231,9 @@ def history(
     write_result(shown, output, mode=PRIVATE, outcomes=format_ == "text")
     if not runs:
         print_message(f"{folder} holds no verdict yet: dpaudit gate RUN writes one")
-    ctx.exit(ExitCode.INTEGRITY if refused else ExitCode.PASS if runs else ExitCode.INCONCLUSIVE)
+    if any(not one.stale for one in refused):
+        ctx.exit(ExitCode.INTEGRITY)
+    ctx.exit(ExitCode.PASS if runs and not refused else ExitCode.INCONCLUSIVE)
 
 
 def _require_picture(plot: Path) -> None:

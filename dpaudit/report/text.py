@@ -286,8 +286,8 @@ def _gdp_lines(answer: RiskAnswer) -> list[str]:
         return []
     return [
         f"Gaussian DP with mu {round_up(answer.gdp.mu.upper)}: at each false-positive rate, the "
-        f"true-positive rate is at most that of mu-GDP plus {answer.gdp.slack:g}; upper bound on the "
-        f"regret, by which mu-GDP overstates the risk: {round_up(answer.gdp.regret.upper)}"
+        f"true-positive rate is at most that of mu-GDP plus {answer.gdp.slack:g}; upper bound on "
+        f"the regret, by which mu-GDP overstates the risk: {round_up(answer.gdp.regret.upper)}"
     ]
 
 

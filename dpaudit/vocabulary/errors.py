@@ -214,6 +214,20 @@ class IntegrityError(DpauditError):
     exit_code = ExitCode.INTEGRITY
 
 
+class StaleVerdict(IntegrityError):
+    """A verdict is older than a measurement of its run.
+
+    The run was audited, attacked or tested after ``dpaudit gate``, or a measurement was changed
+    or removed. ``dpaudit history`` exits with 3 if nothing else is wrong.
+
+    Exit code: 4.
+
+    Remedy: ``dpaudit gate RUN`` evaluates the run again.
+    """
+
+    code = "DPA304"
+
+
 class UnsupportedVersion(IntegrityError):
     """A file has a format version that this version of dpaudit does not support.
 

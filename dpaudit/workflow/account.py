@@ -40,6 +40,7 @@ from dpaudit.vocabulary.claim import Claim, DeltaAnswer, EpsilonAnswer, RiskAnsw
 from dpaudit.vocabulary.errors import (
     IntegrityError,
     InvalidArgument,
+    StaleVerdict,
     UnsupportedMechanism,
     require_count,
     require_delta,
@@ -113,11 +114,12 @@ def require_current_verdict(run: RunDirectory, verdict: Verdict) -> None:
         verdict: A verdict on it.
 
     Raises:
-        IntegrityError: If a measurement was made, changed or removed since the verdict.
+        StaleVerdict: If a measurement was made, changed or removed since the verdict.
     """
     if verdict.measured != run.measured():
-        raise IntegrityError(
-            f"{run.verdict} is older than the newest measurement: dpaudit gate {run.path} again"
+        raise StaleVerdict(
+            f"{run.verdict} is older than the newest measurement (an audit, attack or conformance "
+            f"result): evaluate the run again by dpaudit gate {run.path}"
         )
 
 

@@ -184,6 +184,20 @@ def test_altered_run_is_named_and_other_runs_are_shown(
     assert "good" in result.out
 
 
+def test_a_verdict_before_a_new_audit_is_named_with_what_to_do(
+    call: Call, runs: Path, judged: Judged, audited: Path
+) -> None:
+    judged("good")
+    shutil.copy(audited, judged("stale"))
+    result = call("history", runs)
+    assert result.code == 3
+    assert result.err.startswith("stale was not imported: ")
+    assert f"evaluate the run again by dpaudit gate {runs / 'stale'}" in result.err
+    assert [past.run for past in read_history(runs)] == ["good"]
+    judge(runs / "stale")
+    assert call("history", runs).code == 0
+
+
 def test_where_there_is_nothing_nothing_is_made_and_the_code_is_3(call: Call, runs: Path) -> None:
     result = call("history", runs)
     assert result.code == 3

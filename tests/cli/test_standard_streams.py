@@ -176,3 +176,27 @@ def test_outcomes_are_coloured_and_nothing_else(
     without = re.sub(r"\x1b\[\d+m", "", shown)
     assert times.sub("", without) == times.sub("", plain)
     assert "\x1b" not in call(*arguments, "--format", "json").out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("epsilon", *PLAN, *DELTA),
+        ("sweep", "--sampling-rate", "0.1", "--noise-multiplier", "2", "--steps", "9", *DELTA),
+        ("attack", "--scores", "scores.csv", "--plot", "plot.svg"),
+        ("audit", "--scores", "scores.csv", "--claim-epsilon", "4", "--plot", "plot.svg"),
+    ],
+)
+def test_every_written_file_is_named_on_standard_error_unless_quiet(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scores.csv").write_text(scores())
+    output = "out.csv" if arguments[0] in {"attack", "sweep"} else "out.txt"
+    for target in ["plot.svg"] if "--plot" in arguments else []:
+        assert f"dpaudit: wrote {target}\n" in call(*arguments).err
+    done = call(*arguments, "-o", output)
+    assert done.code == 0, done.err
+    assert f"dpaudit: wrote {output}\n" in done.err
+    assert (tmp_path / output).stat().st_size > 0
+    assert call(*arguments, "-o", output, "-q").err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from dpaudit.runs.file_io import read_json
 from dpaudit.runs.history_database import VerdictKey, insert_verdict, read_verdict_keys
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.baseline import AttackRate, Baseline
-from dpaudit.vocabulary.errors import DpauditError, IntegrityError, InvalidArgument
+from dpaudit.vocabulary.errors import (
+    DpauditError,
+    IntegrityError,
+    InvalidArgument,
+    StaleVerdict,
+)
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.rounding import bound_holds_at
 from dpaudit.vocabulary.verdict import PastRun, Verdict
@@ -57,7 +63,20 @@ def record_verdict(
     return past
 
 
-def import_verdicts(folder: Path) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Refusal:
+    """A run whose verdict was not imported.
+
+    Attributes:
+        why: The run and the reason, as a sentence.
+        stale: Whether the verdict is only older than a measurement of the run.
+    """
+
+    why: str
+    stale: bool
+
+
+def import_verdicts(folder: Path) -> tuple[Refusal, ...]:
     """Write every verdict of a folder of runs into the history of the folder.
 
     A run's verdict.json holds the time of its evaluation. Recorded verdicts are not read again,
@@ -67,7 +86,7 @@ def import_verdicts(folder: Path) -> tuple[str, ...]:
         folder: The folder of runs.
 
     Returns:
-        One message for each run whose verdict was not imported.
+        Each run whose verdict was not imported.
 
     Raises:
         InvalidArgument: If there is no such folder, it is a run itself, or cannot be written.
@@ -82,7 +101,8 @@ def import_verdicts(folder: Path) -> tuple[str, ...]:
         try:
             found = _unknown(run, known)
         except (DpauditError, OSError) as error:
-            refused.append(f"{run.name} was not imported: {error}")
+            why = f"{run.name} was not imported: {error}"
+            refused.append(Refusal(why, stale=isinstance(error, StaleVerdict)))
             continue
         if found is not None:
             insert_verdict(folder, found[0], evidence=found[1].evidence)
@@ -166,10 +186,10 @@ def _unknown(run: RunDirectory, known: frozenset[VerdictKey]) -> tuple[PastRun, 
     key = VerdictKey(run.name, ledger.head, _digest(verdict))
     if key in known:
         return None
-    _require_of(run, verdict, ledger)
     require_claim_of_ledger(run, run.read_finished())
-    judged = _judged(run, verdict)
-    return history_entry(baseline_of_run(run, None), verdict, count_steps(ledger), judged), key
+    figures = baseline_of_run(run, None)
+    _require_of(run, verdict, ledger)  # last: a broken measurement is worse than a new one
+    return history_entry(figures, verdict, count_steps(ledger), _judged(run, verdict)), key
 
 
 def _judged(run: RunDirectory, verdict: Verdict) -> datetime:
