@@ -39,6 +39,7 @@ from dpaudit.vocabulary.errors import (
     require_not_negative,
     to_python_number,
 )
+from dpaudit.vocabulary.notebooks import bound_in_words, table_html
 from dpaudit.vocabulary.privacy_terms import Bound
 
 __all__ = ["GdpSummary", "summarize"]
@@ -76,6 +77,15 @@ class GdpSummary(msgspec.Struct, frozen=True):
     regret: Bound
     slack: float
     evaluations: int
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a table for notebooks."""
+        rows = (
+            ("mu", bound_in_words(self.mu)),
+            ("regret", bound_in_words(self.regret)),
+            ("slack of the true-positive rate", f"{self.slack:g}"),
+        )
+        return table_html("Gaussian DP", rows)
 
 
 @dataclass(frozen=True)

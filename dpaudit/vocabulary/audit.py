@@ -18,8 +18,9 @@ from dpaudit.vocabulary.errors import (
     require_rate,
 )
 from dpaudit.vocabulary.language_models import BlindBaseline, ExtractionResult
+from dpaudit.vocabulary.notebooks import table_html
 from dpaudit.vocabulary.privacy_terms import Bound
-from dpaudit.vocabulary.rounding import SAME_NUMBER_TOLERANCE
+from dpaudit.vocabulary.rounding import SAME_NUMBER_TOLERANCE, round_down
 
 # Statistics from which a lower bound on epsilon can be recomputed.
 #
@@ -680,6 +681,32 @@ class AuditReport(msgspec.Struct, frozen=True):
         if not failure <= (1 - self.confidence) * (1 + SAME_NUMBER_TOLERANCE) + 1e-12:
             allowed = f"at most {1 - failure:.6g}, the confidence of all of its bounds together"
             raise InvalidArgument("confidence", self.confidence, allowed)
+
+    def _repr_html_(self) -> str:
+        """Return the bounds, with their kinds, and the attacks as a table for notebooks."""
+        rows: list[tuple[object, ...]] = [
+            (
+                f"lower bound on epsilon, {one.name}",
+                f"{round_down(one.epsilon_lower)} at delta {one.delta:g} ({one.kind.value}, "
+                f"confidence {one.confidence:.5g})"
+                + ("" if one.inconclusive is None else f"; inconclusive: {one.inconclusive}"),
+            )
+            for one in self.bounds
+        ]
+        rows += [
+            (
+                f"membership inference by {one.attack}",
+                f"AUC {one.auc:.3f}, {one.members} members and {one.nonmembers} non-members"
+                + ("" if one.inconclusive is None else f"; inconclusive: {one.inconclusive}"),
+            )
+            for one in self.membership
+        ]
+        if self.heldout_accuracy is not None:
+            rows.append(("held-out accuracy", f"{self.heldout_accuracy:.1%}"))
+        if self.heldout_loss is not None:
+            rows.append(("held-out loss", f"{self.heldout_loss:.4g} nats"))
+        rows.append(("joint confidence of the bounds", f"{self.confidence:g}"))
+        return table_html("Audit", rows)
 
 
 def _numbers(points: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from dpaudit.vocabulary.errors import (
     require_sampling_rate,
 )
 from dpaudit.vocabulary.ledger import Sampling
+from dpaudit.vocabulary.notebooks import table_html
 from dpaudit.vocabulary.privacy_terms import Adjacency, require_adjacency
 from dpaudit.vocabulary.verdict import Outcome
 
@@ -211,6 +212,15 @@ class ConformanceResult(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         """Summarize the result: the verdict, the causes of FAIL and INCONCLUSIVE, and the terms."""
         return conformance_summary(self)
+
+    def _repr_html_(self) -> str:
+        """Return the findings as a table for notebooks."""
+        rows = [
+            (f"{one.check}, {one.name}", one.outcome.value, one.why, one.power)
+            for one in self.findings
+        ]
+        heading = ("test", "outcome", "observed", "power")
+        return table_html(f"Conformance: {self.verdict.value}", rows, heading)
 
     @property
     def exit_code(self) -> ExitCode:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from textwrap import fill, shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpaudit.vocabulary.errors import MissingExtra
-from dpaudit.vocabulary.privacy_terms import Bound
 from dpaudit.vocabulary.rounding import round_down, round_up
+
+if TYPE_CHECKING:
+    from dpaudit.vocabulary.privacy_terms import Bound
 
 MOST_ROWS = 50
 """Rows of a table; a note tells how many more there are."""

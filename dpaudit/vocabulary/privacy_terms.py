@@ -11,6 +11,8 @@ from enum import Enum, StrEnum
 import msgspec
 
 from dpaudit.vocabulary.errors import AccountingError, InvalidArgument
+from dpaudit.vocabulary.notebooks import table_html
+from dpaudit.vocabulary.rounding import round_down, round_up
 
 
 class Adjacency(Enum):
@@ -142,6 +144,11 @@ class Bound(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not -math.inf < self.lower <= self.upper < math.inf:
             raise AccountingError(f"no interval: lower {self.lower!r}, upper {self.upper!r}")
+
+    def _repr_html_(self) -> str:
+        """Return both ends as a table for notebooks, rounded outward."""
+        ends = (("lower bound", round_down(self.lower)), ("upper bound", round_up(self.upper)))
+        return table_html("Bound", ends)
 
     @property
     def width(self) -> float:

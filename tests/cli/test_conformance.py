@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from dpaudit.cli.audit import conformance_command
 from dpaudit.cli.printing import Verbosity, set_verbosity
 from dpaudit.vocabulary.conformance import Assumption
+from dpaudit.vocabulary.errors import InvalidArgument
 
 CLAIM = """
 noise_multiplier = 2.0
@@ -78,6 +79,18 @@ def test_a_run_has_a_trainer_of_its_own(trained: Path) -> None:
     code, said = called(str(trained), "--run", str(trained))
     assert code == 2
     assert "--run goes with make_trainer" in said
+
+
+def test_unknown_key_of_a_claim_is_named_with_the_nearest_and_all_allowed_ones(
+    files: tuple[str, str],
+) -> None:
+    Path(files[0]).write_text(CLAIM.replace("clip_norm", "clipnorm"))
+    with pytest.raises(InvalidArgument) as refused:
+        called(PLAIN, "--claim", files[0], "--records", files[1])
+    message = str(refused.value)
+    assert "without the unknown key clipnorm; did you mean clip_norm?; allowed here: " in message
+    for key in ("noise_multiplier", "sampling_rate", "steps", "update_scale", "adjacency"):
+        assert key in message
 
 
 def test_text_is_a_summary_and_has_details_with_verbose(files: tuple[str, str]) -> None:

@@ -176,8 +176,8 @@ def from_tradeoff(
     """Return the pair of a trade-off curve: the least type II error at each type I error.
 
     Args:
-        beta: Function from type I errors, in (0, 1), to type II errors; convex and falling. The
-            null hypothesis is the data set without the record.
+        beta: Function from an array of type I errors, in (0, 1), to an array of type II errors;
+            convex and falling. The null hypothesis is the data set without the record.
         alphas: Rising type I errors at which the curve is evaluated. The upper pair takes what
             the curve may do between 0 and the first one as an infinite loss.
         accuracy: Absolute accuracy of ``beta``. Deltas below it cannot be resolved.

@@ -25,6 +25,7 @@ from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.settings import Progress, RunConfig
+from dpaudit.vocabulary.validation_messages import explain_validation
 from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
 
 REPLAY_RECORDS = 256
@@ -219,6 +220,9 @@ def read_step_claim(path: Path) -> StepClaim:
     content = read_toml_document(InputFile(path, "claim", SETTINGS_LIMIT))
     try:
         return msgspec.convert(content, StepClaim)
+    except msgspec.ValidationError as error:
+        allowed = f"a claim of each step in TOML {explain_validation(error, content, StepClaim)}"
+        raise InvalidArgument("claim", str(path), allowed) from error
     except (ValueError, ArithmeticError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidArgument("claim", str(path), f"a claim in TOML: {error}") from error
 
