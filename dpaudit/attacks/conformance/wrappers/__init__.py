@@ -12,6 +12,9 @@ the function returns determines the framework:
 - ``JaxLoop``: the user's own loop in JAX;
 - an object with a method ``step``: it is used as it is.
 
+Clients and strategies of Flower exchange messages. ``wrap`` refuses them, and names their factories
+in ``dpaudit.attacks.conformance.federated``.
+
 No framework is imported before the function returns an object of it.
 """
 
@@ -79,7 +82,7 @@ class WrappedFactory:
             The trainer.
 
         Raises:
-            InvalidArgument: If ``build`` returns objects of no known framework.
+            InvalidArgument: If ``build`` returns objects of no known framework, or of Flower.
         """
         with seed_global_generators(seed):
             built = self.build(*((records, seed) if _takes_a_seed(self.build) else (records,)))
@@ -148,7 +151,30 @@ _DRIVERS = "dpaudit.attacks.conformance.wrappers"
 TORCH_MODULE, TRANSFORMATION = "torch.nn", "optax"
 
 
+FLOWER_CLIENT = (
+    "a trainer. Test a client of Flower by federated.check_client(federated.FlowerClientFactory("
+    "make_app, reference, update_scale), claim, records=records), with make_app(records, seed, "
+    "participant); import federated from dpaudit.attacks.conformance"
+)
+FLOWER_SERVER = (
+    "a trainer. Test a strategy of Flower by federated.check_server(factory, "
+    "factory.claim(rounds=n)) with factory = federated.FlowerStrategyFactory(make_strategy, reference, participants, "
+    "noise_multiplier, clip_norm); import federated from dpaudit.attacks.conformance"
+)
+SERVER_MODULES = ("flwr.serverapp", "flwr.server", "flwr.compat.server")
+
+
+def _refuse_flower(built: Any) -> None:
+    """Refuse objects of Flower: they exchange messages, and have conformance tests of their own."""
+    for part in _parts(built):
+        if _is_from(part, "flwr"):
+            server = any(_is_from(part, module) for module in SERVER_MODULES)
+            allowed = FLOWER_SERVER if server else FLOWER_CLIENT
+            raise InvalidArgument("what build returns", type(part).__name__, allowed)
+
+
 def _trainer_of(built: Any, factory: WrappedFactory, records: Sequence[Record]) -> Any:
+    _refuse_flower(built)
     for accepts, drive in _KNOWN:
         if accepts(built):
             return drive(built, factory, records)

@@ -13,7 +13,7 @@ pytest.importorskip("flwr", reason="flwr is not installed: pip install 'dpaudit[
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from dpaudit.attacks.conformance import Effort, StepClaim
+from dpaudit.attacks.conformance import Effort, StepClaim, wrap
 from dpaudit.attacks.conformance.federated import check_client
 from dpaudit.attacks.conformance.federated.clients import (
     check_metrics,
@@ -22,6 +22,7 @@ from dpaudit.attacks.conformance.federated.clients import (
 )
 from dpaudit.attacks.conformance.federated.flower_clients import FlowerClientFactory, LocalSteps
 from dpaudit.vocabulary.conformance import ConformanceFinding
+from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.vocabulary.verdict import Outcome
 from tests.attacks.conformance.federated.reference_client import (
     BATCH,
@@ -170,3 +171,8 @@ def test_app_of_one_step_needs_no_notes() -> None:
 def test_unclipped_app_of_one_step_is_detected() -> None:
     result = check_client(one_step(UnclippedApp), claim(), records=records(), effort=EFFORT)
     assert any(one.check == "replay" for one in result.violations)
+
+
+def test_wrap_names_the_factory_of_clients() -> None:
+    with pytest.raises(InvalidArgument, match="FlowerClientFactory"):
+        wrap(lambda records: ClientApp())(records(), 0)
