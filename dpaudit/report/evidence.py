@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from dpaudit.gate.run_differences import DifferenceCost
 from dpaudit.vocabulary.audit import (
@@ -173,12 +174,21 @@ def membership_attacks(evidence: ReportEvidence) -> tuple[MembershipResult, ...]
 
     Returns:
         The attacks of the audit, then those of attack.json where its ledger head is the claim's.
+        The attack ``loss`` of attack.json has the name that the audit gives it, and its command.
     """
     audit, attack = evidence.audit, current_attack(evidence)
     return (
         *(audit.membership if audit is not None else ()),
-        *(attack.membership if attack is not None else ()),
+        *(map(_named_as_in_audit, attack.membership) if attack is not None else ()),
     )
+
+
+SAME_ATTACKS = {"loss": "loss threshold (dpaudit attack)"}
+"""Attacks of attack.json that an audit has under another name, by the name to show."""
+
+
+def _named_as_in_audit(result: MembershipResult) -> MembershipResult:
+    return replace(result, attack=SAME_ATTACKS.get(result.attack, result.attack))
 
 
 def current_attack(evidence: ReportEvidence) -> AttackReport | None:

@@ -91,7 +91,8 @@ def test_annotations_name_the_lines_of_the_policy(project: Path) -> None:
 def test_a_file_gets_what_standard_output_would_have_got(project: Path) -> None:
     printed = dpaudit(project, "gate", "run", "--format", "junit")
     done = dpaudit(project, "gate", "run", "--format", "junit", "-o", "junit.xml")
-    assert (done.code, done.out, done.err) == (ExitCode.FAIL, "", "")
+    said = "dpaudit: wrote junit.xml\n"
+    assert (done.code, done.out, done.err) == (ExitCode.FAIL, "", said)
     one, other = (TIME.sub("", text) for text in ((project / "junit.xml").read_text(), printed.out))
     assert one == other
 

@@ -184,7 +184,7 @@ def test_outcomes_are_coloured_and_nothing_else(
         ("epsilon", *PLAN, *DELTA),
         ("sweep", "--sampling-rate", "0.1", "--noise-multiplier", "2", "--steps", "9", *DELTA),
         ("attack", "--scores", "scores.csv", "--plot", "plot.svg"),
-        ("audit", "--scores", "scores.csv", "--claim-epsilon", "4", "--plot", "plot.svg"),
+        ("audit", "--scores", "scores.csv", "--claim-epsilon", "40", "--plot", "plot.svg"),
     ],
 )
 def test_every_written_file_is_named_on_standard_error_unless_quiet(

@@ -15,7 +15,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dpaudit.report.evidence import ReportEvidence, Statements, contradicting_bounds
+from dpaudit.report.evidence import (
+    ReportEvidence,
+    Statements,
+    contradicting_bounds,
+    membership_attacks,
+)
 from dpaudit.report.page_template import security_policy
 from dpaudit.report.report_pages import report_page
 from dpaudit.vocabulary.audit import AuditReport, BoundKind
@@ -29,6 +34,7 @@ from tests.report.html_parser import Page
 from tests.report.samples import (
     HEAD,
     bare_evidence,
+    made_attack,
     make_answers,
     make_attack_report,
     make_audit,
@@ -514,6 +520,18 @@ def test_further_attacks_stand_beside_those_of_the_audit(page: Page) -> None:
         assert name in page.text
     assert "inconclusive: it scores below chance" in page.text
     assert "the model of a run, with 16 references" in page.text
+
+
+def test_the_loss_of_both_commands_has_one_name_that_says_the_command() -> None:
+    evidence = make_evidence()
+    assert evidence.attack is not None
+    report = msgspec.structs.replace(
+        evidence.attack, membership=(made_attack("loss", 0.9, 0.53), *evidence.attack.membership)
+    )
+    shown = membership_attacks(msgspec.structs.replace(evidence, attack=report))
+    names = [one.attack for one in shown]
+    assert names[:3] == ["loss threshold", "LiRA, 16 shadows", "loss threshold (dpaudit attack)"]
+    assert len(set(names)) == len(names)
 
 
 def test_extraction_and_baselines_without_the_model_are_shown(page: Page) -> None:

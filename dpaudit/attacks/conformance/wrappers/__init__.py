@@ -159,7 +159,8 @@ FLOWER_CLIENT = (
 FLOWER_SERVER = (
     "a trainer. Test a strategy of Flower by federated.check_server(factory, "
     "factory.claim(rounds=n)) with factory = federated.FlowerStrategyFactory(make_strategy, "
-    "reference, participants, noise_multiplier, clip_norm); import federated from dpaudit.attacks.conformance"
+    "reference, participants, noise_multiplier, clip_norm); import federated from "
+    "dpaudit.attacks.conformance"
 )
 SERVER_MODULES = ("flwr.serverapp", "flwr.server", "flwr.compat.server")
 
