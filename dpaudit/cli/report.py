@@ -9,7 +9,14 @@ import click
 
 from dpaudit.cli.commands import Command, Group
 from dpaudit.cli.options import OUTPUT, RUN, STANDARD_STREAM, format_option, write_result
-from dpaudit.cli.printing import print_message, print_text, printable_path, progress_bars, warn
+from dpaudit.cli.printing import (
+    print_message,
+    print_text,
+    printable_path,
+    progress_bars,
+    warn,
+    warn_written,
+)
 from dpaudit.files.regular_files import PRIVATE
 from dpaudit.vocabulary.errors import ExitCode
 
@@ -246,6 +253,7 @@ def _draw(runs: tuple[PastRun, ...], plot: Path) -> None:
     from dpaudit.report.history_figures import write_history_plot
 
     write_history_plot(runs, plot)
+    warn_written(plot)
 
 
 # ``dpaudit run``: list the runs of a folder, or show one run.

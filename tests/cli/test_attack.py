@@ -50,7 +50,8 @@ def test_every_attack_in_one_table_with_pictures_and_scores(
         *("attack", "--data", hard_data, *QUICK, "--attack", "all"),
         *("--plot", roc, "--histograms", pictured, "-o", scores),
     )
-    assert (result.code, result.err) == (0, "")
+    written = "".join(f"dpaudit: wrote {path}\n" for path in (scores, roc, pictured))
+    assert (result.code, result.err) == (0, written)
     rows = [line.split()[0] for line in result.out.splitlines() if line]
     assert set(ATTACKS) < set(rows)
     assert "an FPR of 0.01% (10000 needed), 0.1% (1000 needed)" in result.out

@@ -38,7 +38,7 @@ def write_logprobs(path: Path, *, leak: float, shift: str = "") -> Path:
 def test_token_logprobs_are_attacked_and_extraction_is_counted(call: Call, tmp_path: Path) -> None:
     path = write_logprobs(tmp_path / "l.jsonl", leak=1.0)
     done = call("attack", "--token-logprobs", path, "--suffix-tokens", 2, "-o", tmp_path / "s.csv")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, f"dpaudit: wrote {tmp_path / 's.csv'}\n")
     for line in ("loss", "zlib", "min-k"):
         assert f"\n{line} " in done.out
     assert "min-k++" not in done.out  # the file lacks its signals
