@@ -218,8 +218,6 @@ def _found(options: dict[str, Any]) -> AttackOutcome:
     from dpaudit.runs.directory import open_run
     from dpaudit.vocabulary.settings import DataSettings
 
-    if options["run"] is not None:
-        warn_of_low_confidence(options["confidence"])
     if attacks_text(options):
         return text_outcome(options)
     if options["scores"] is not None:
@@ -232,15 +230,19 @@ def _found(options: dict[str, Any]) -> AttackOutcome:
         }
         if options["run"] is None:
             return attack_scores(options["scores"], **given)
-        return attack_scores_of_run(open_run(options["run"]), options["scores"], **given)
+        run = open_run(options["run"])
+        warn_of_low_confidence(options["confidence"])
+        return attack_scores_of_run(run, options["scores"], **given)
     import dpaudit.trainer  # noqa: F401  names the extra where torch is missing
     from dpaudit.workflow.attack import model_attacks
 
     asked = _asked(options)
     with progress_bars() as progress:
         if options["run"] is not None:
+            run = open_run(options["run"])
+            warn_of_low_confidence(options["confidence"])
             return model_attacks.attack_run(
-                open_run(options["run"]),
+                run,
                 asked,
                 reference_training=options["reference_training"],
                 progress=progress,

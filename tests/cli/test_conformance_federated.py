@@ -163,7 +163,8 @@ def test_clients_of_a_run_are_checked_with_their_ledgers(fedavg: RunDirectory) -
 
 
 def test_final_model_of_a_federation_is_attacked(fedavg: RunDirectory) -> None:
-    code, said = called(attack_command, str(fedavg.path), "--attack", "loss", "--format", "json")
+    asked = ("--attack", "loss", "--format", "json", "--confidence", "0.99")
+    code, said = called(attack_command, str(fedavg.path), *asked)
     assert code == 0, said
     (loss,) = json.loads(said)["membership"]
     parts = prepare_federation(fedavg.read_federated_config()).parts
