@@ -225,7 +225,8 @@ def _run(options: dict[str, Any]) -> AuditOutput:
     _require_no_text_model(options, "without a RUN: its own model scores canaries that are texts")
     run = open_run(options["run"])
     canary_scoring = _scored(options)
-    warn_of_low_confidence(options["confidence"])
+    if options["black_box"]:  # an audit of hours
+        warn_of_low_confidence(options["confidence"])
     with progress_bars() as progress:
         report = audit_run(
             run,
@@ -235,6 +236,8 @@ def _run(options: dict[str, Any]) -> AuditOutput:
             final_models=_final_models(options),
             progress=progress,
         )
+    if not options["black_box"]:  # after errors of a damaged run, which are one line
+        warn_of_low_confidence(options["confidence"])
     unscored = unscored_canaries_in_words(run, report)
     return report, claimed_epsilon(run), [] if unscored is None else [unscored]
 
