@@ -156,7 +156,10 @@ class PrivateTrainer:
         sampled: Positions of the records in the last batch.
         rank_updates: The update of each rank, shape ``(ranks, d)``; None in one process.
         groups: The slice of an update for each parameter name.
+        passes_seed: True: the seed is that of ``make_private``.
     """
+
+    passes_seed = True
 
     def __init__(
         self,
@@ -325,7 +328,10 @@ class RunTrainer:
     Attributes:
         sampled: Positions of the records in the last batch.
         groups: The slice of an update for each parameter name.
+        passes_seed: True: the seed is that of ``make_private``.
     """
+
+    passes_seed = True
 
     def __init__(self, factory: RunTrainerFactory, records: Sequence[Record], seed: int) -> None:
         prepared = factory.prepared

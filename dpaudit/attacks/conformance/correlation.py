@@ -111,12 +111,15 @@ def repeated_noise(noise_runs: NoiseOnlyRuns) -> list[ConformanceFinding]:
 
 
 def _runs_finding(noise_runs: NoiseOnlyRuns) -> ConformanceFinding:
-    """Test runs under different seeds; INCONCLUSIVE if the seed has no effect at all."""
+    """Test runs under different seeds; INCONCLUSIVE if these may never reach the trainer."""
     between = "runs under different seeds"
-    if noise_runs.seed_is_ignored:
-        return inconclusive_finding(
-            CHECK, "runs", f"correlation between {between}", f"{SEED_IGNORED}: {SEED_REMEDY}"
+    tested = f"correlation between {between}"
+    if noise_runs.seed_is_ignored and noise_runs.seed_is_passed:
+        return failed_finding(
+            CHECK, "runs", tested, "runs whose seeds differ have the same noise: noise is reused"
         )
+    if noise_runs.seed_is_ignored:
+        return inconclusive_finding(CHECK, "runs", tested, f"{SEED_IGNORED}: {SEED_REMEDY}")
     return correlation_finding("runs", between, _between_runs(noise_runs))
 
 

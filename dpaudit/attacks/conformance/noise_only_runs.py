@@ -25,6 +25,7 @@ from dpaudit.attacks.conformance.trainer_protocol import (
     derive_seeds,
     noisy_sum,
     parameter_groups,
+    passes_seed,
     required_dataset_size,
     sampled_indices,
 )
@@ -77,6 +78,7 @@ class NoiseOnlyRuns:
         dimension: Number of coordinates of an update.
         ranks: The rows of each rank, shape ``(runs, steps, ranks, kept)``; None without ranks.
         seed_is_ignored: Whether all seeds gave the same noise. Then there is only one run.
+        seed_is_passed: Whether the trainer certainly got these seeds.
     """
 
     mode: NoiseOnlyMode
@@ -86,6 +88,7 @@ class NoiseOnlyRuns:
     dimension: int
     ranks: Array | None
     seed_is_ignored: bool = False
+    seed_is_passed: bool = False
 
     @property
     def finite(self) -> bool:
@@ -235,6 +238,7 @@ def run_without_records(
         groups,
         dimension,
         None if start.ranks is None else np.array([[one.ranks for one in row] for row in rows]),
+        seed_is_passed=passes_seed(trainer),
     )
     return _first_run(found) if _repeats_one_run(found) else found
 

@@ -23,6 +23,8 @@ Optional attributes of the trainer allow further tests:
 - ``input_directions``: feature vectors along which the search for long gradients also scales.
 - ``resumed()``: the trainer as it continues after a crash now, restored from a checkpoint of this
   moment. Its next step is a new one, and must not reuse the noise of an earlier step.
+- ``passes_seed``: True if ``make_trainer`` certainly passes the seed on. Equal noise under two
+  seeds is then a fault of the trainer; otherwise it may be one of ``make_trainer``.
 
 ``make_trainer`` may have an attribute ``dataset_size``: the number of records of the claim's data
 set. A trainer that derives its step from the number of its records needs it. Such a trainer is
@@ -183,6 +185,11 @@ def sampled_indices(trainer: Trainer) -> NDArray[np.int64] | None:
     """Return the indices of the last step's records, sorted; None without ``sampled``."""
     sampled = getattr(trainer, "sampled", None)
     return None if sampled is None else np.sort(np.asarray(sampled, dtype=np.int64).ravel())
+
+
+def passes_seed(trainer: Trainer) -> bool:
+    """Return whether the trainer certainly gets the seed that ``make_trainer`` was given."""
+    return getattr(trainer, "passes_seed", False) is True
 
 
 def parameter_groups(trainer: Trainer, dimension: int) -> dict[str, slice]:

@@ -55,6 +55,15 @@ def test_ignored_seed_is_inconclusive_with_a_hint(kind: type[Plain], named: set[
     assert all("seed" in why for why in found.values())
 
 
+def test_noise_of_a_trainer_that_gets_the_seed_is_reused() -> None:
+    class GetsSeed(NoiseIgnoresSeed):
+        passes_seed = True
+
+    (violation,) = audited(GetsSeed).violations
+    assert (violation.check, violation.name) == ("correlation", "runs")
+    assert "seeds differ" in violation.why
+
+
 def test_noise_that_is_too_low_is_found_beside_an_ignored_seed() -> None:
     class Quiet(NoiseIgnoresSeed):
         def noise(self) -> Array:
