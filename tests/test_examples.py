@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from places import ROOT
+from ranks import on_ranks, torchrun
 
 from dpaudit.runs.directory import open_run
 from dpaudit.vocabulary.rounding import round_up
@@ -21,13 +20,8 @@ from dpaudit.vocabulary.rounding import round_up
 EPSILON = re.compile(r"epsilon at most ([0-9.]+)")
 
 
-def on_two_ranks(script: str, *options: str, seconds: int) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         f"examples/{script}", *options],
-        capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def by_torchrun(script: str, *options: str, seconds: int) -> str:
+    done = torchrun(f"examples/{script}", *options, world=2, seconds=seconds)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -42,7 +36,7 @@ def require_both_ways(printed: str, steps: int) -> None:
 
 
 @pytest.mark.needs("torch")
-def test_the_data_parallel_example_trains_both_ways_on_two_ranks(tmp_path: Path) -> None:
+def test_the_data_parallel_example_trains_both_ways_by_torchrun(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     sizes = {"train": 64, "test": 20}
     images = {
@@ -52,17 +46,16 @@ def test_the_data_parallel_example_trains_both_ways_on_two_ranks(tmp_path: Path)
     labels = {f"y_{part}": generator.integers(0, 10, n) for part, n in sizes.items()}
     np.savez(tmp_path / "images.npz", **images, **labels)
     data = ("--data", str(tmp_path / "images.npz"))
-    printed = on_two_ranks(
-        "cifar10_ddp.py", *data, "--epochs", "1", "--batch-size", "16", seconds=180
-    )
-    require_both_ways(printed, 4)
+    options = (*data, "--epochs", "1", "--batch-size", "16")
+    script = ROOT / "examples" / "cifar10_ddp.py"
+    require_both_ways(on_ranks(script, *options, world=2, folder=tmp_path), 4)
 
 
 @pytest.mark.slow
 @pytest.mark.needs("torch")
-def test_an_epoch_of_cifar10_on_two_ranks(data_folder: Path) -> None:
+def test_an_epoch_of_cifar10_by_torchrun(data_folder: Path) -> None:
     data = ("--data", str(data_folder / "cifar10_jpeg_full.npz"))
-    printed = on_two_ranks("cifar10_ddp.py", *data, "--epochs", "1", seconds=3600)
+    printed = by_torchrun("cifar10_ddp.py", *data, "--epochs", "1", seconds=3600)
     require_both_ways(printed, round(50_000 / 512))
     plain, private = (float(found) for found in re.findall(r"([0-9.]+)%", printed))
     assert plain > 20  # of ten classes; one epoch
@@ -109,8 +102,8 @@ def test_the_example_of_an_adapter_prints_its_epsilon(
 
 @pytest.mark.slow
 @pytest.mark.needs("transformers")
-def test_the_sharded_example_trains_on_two_ranks(tmp_path: Path) -> None:
-    printed = on_two_ranks("fsdp_gpt2.py", "--output", str(tmp_path / "run"), seconds=300)
+def test_the_sharded_example_trains_by_torchrun(tmp_path: Path) -> None:
+    printed = by_torchrun("fsdp_gpt2.py", "--output", str(tmp_path / "run"), seconds=300)
     assert printed.endswith("after 20 steps on 2 ranks\n")
     assert 3.9 < float(EPSILON.findall(printed)[0]) <= 4.0
     assert (tmp_path / "run" / "model.safetensors").is_file()

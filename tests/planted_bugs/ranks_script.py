@@ -1,6 +1,8 @@
 """Audits every case of two ranks, in one of two processes; the first writes what it found.
 
-python ranks_script.py RANK WORLD FOLDER SEED...
+A bug meets the ``whole`` check, or the tests of its kind ``alone``.
+
+torchrun --nproc-per-node 2 ranks_script.py FOLDER (whole | alone) SEED...
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import distributed
 from dpaudit.attacks import conformance
 from dpaudit.runs.file_io import write_json
 from tests.planted_bugs.bench import bench, huge, records
+from tests.planted_bugs.parts import checks_alone
 from tests.planted_bugs.rank_patches import CASES
 
 STEPS = 12
@@ -22,15 +25,13 @@ EFFORT = conformance.Effort(replays=1, sampler_steps=36, noise_samples=30_000)
 """Few steps suffice for rank bugs, and every step is an exchange between two processes."""
 
 
-def main(rank: int, world: int, folder: Path, seeds: list[int]) -> None:
+def main(folder: Path, whole: bool, seeds: list[int]) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world,
-        timeout=timedelta(seconds=60),
-    )  # fmt: skip
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank = distributed.get_rank()
     for number, case in enumerate(CASES.values()):
         for seed in seeds:
-            with case.patch():
+            with case.patch(), checks_alone("" if whole else case.check):
                 audit(rank, folder / f"{number}-{seed}.json", seed)
     distributed.destroy_process_group()
 
@@ -51,4 +52,4 @@ def audit(rank: int, out: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), [int(s) for s in sys.argv[4:]])
+    main(Path(sys.argv[1]), sys.argv[2] == "whole", [int(seed) for seed in sys.argv[3:]])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT
+from ranks import on_ranks
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -208,13 +205,7 @@ def test_the_folder_is_that_where_the_run_began(
 
 
 def test_every_rank_finishes_and_shards_are_put_together(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(SCRIPT), str(tmp_path)],
-        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(SCRIPT, tmp_path, world=2, folder=tmp_path)
     run = open_run(tmp_path / "sharded")
     assert len(run.read_finished().releases) == 3
     shipped, held = load_file(run.model), load_file(tmp_path / "held.safetensors")

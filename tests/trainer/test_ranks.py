@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT
+from ranks import ended_ranks, on_ranks
 from safetensors.torch import load_file
 
 from dpaudit.runs.ledger_file import read_ledger
@@ -22,18 +19,8 @@ SCRIPT = Path(__file__).parent / "ranks_script.py"
 SETTINGS_SCRIPT = Path(__file__).parent / "settings_script.py"
 
 
-def torchrun(script: Path, world: int, *options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-         str(world), str(script), *map(str, options)],
-        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 def trained(kind: str, world: int, out: Path) -> torch.Tensor:
-    done = torchrun(SCRIPT, world, kind, out)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(SCRIPT, kind, out, world=world, folder=out)
     parts = load_file(out / f"{kind}-{world}.safetensors")
     return torch.cat([parts[name].flatten() for name in sorted(parts)])
 
@@ -74,9 +61,10 @@ def test_ranks_book_each_release_once_and_agree_on_a_secret_key(tmp_path: Path) 
 
 def test_a_rank_that_dies_ends_the_run_within_a_minute(tmp_path: Path) -> None:
     start = time.monotonic()
-    done = torchrun(SCRIPT, 2, "broken", tmp_path)
-    assert done.returncode != 0
+    first, second = ended_ranks(SCRIPT, "broken", tmp_path, world=2, folder=tmp_path)
     assert time.monotonic() - start < 60
+    assert "this rank was killed" in second.printed
+    assert (first.code, second.code) == (1, 1)  # though no launcher ends the first one
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -102,8 +90,7 @@ CALLED = {
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """Return what both ranks said of each setting that differed."""
     out = tmp_path_factory.mktemp("settings")
-    done = torchrun(SETTINGS_SCRIPT, 2, out)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(SETTINGS_SCRIPT, out, world=2, folder=out)
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
@@ -14,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from places import ROOT
+from ranks import on_ranks
 from torch import nn
 
 from dpaudit.runs.ledger_file import read_ledger
@@ -66,13 +63,7 @@ def test_steps_are_those_of_a_loop_of_your_own(tmp_path: Path) -> None:
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     alone = script.train(Accelerator(cpu=True), tmp_path / "alone")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(SCRIPT), str(tmp_path)],
-        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(SCRIPT, tmp_path, world=2, folder=tmp_path)
     found = torch.load(tmp_path / "weights.pt", weights_only=True)
     for name, part in alone.model.state_dict().items():
         torch.testing.assert_close(found[name], part, rtol=0, atol=2e-5)

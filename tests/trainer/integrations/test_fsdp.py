@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib import util
 from pathlib import Path
 
 import pytest
 import torch
-from places import ROOT
+from ranks import on_ranks
 from safetensors.torch import load_file
 
 from dpaudit.runs.ledger_file import read_ledger
@@ -26,13 +23,7 @@ def test_a_sharded_gpt2_takes_the_steps_of_one_process(tmp_path: Path) -> None:
     script = util.module_from_spec(spec)
     spec.loader.exec_module(script)
     alone = script.train(tmp_path / "alone", shard=False)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(SCRIPT), str(tmp_path / "two")],
-        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(SCRIPT, tmp_path / "two", world=2, folder=tmp_path, seconds=300)
     found, expected = load_file(tmp_path / "two" / "weights.safetensors"), script.weights(alone)
     assert found.keys() == expected.keys()
     for name, part in expected.items():
