@@ -305,7 +305,7 @@ def test_unknown_orders_are_refused() -> None:
 
 # The claimed epsilon of the sparse vector technique, on a tiny instance.
 
-TRIALS, WORST_ERROR, CLAIMED = 8_000, 1e-7, 3.0
+TRIALS, WORST_ERROR, CLAIMED = 3_000, 1e-7, 3.0
 
 
 def _outcomes(change: NDArray[np.float32], first_turn: int) -> NDArray[np.int64]:

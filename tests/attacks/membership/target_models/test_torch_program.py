@@ -43,7 +43,7 @@ from dpaudit.attacks.membership.target_models.sandbox_child import (
     call_filter,
 )
 from dpaudit.attacks.membership.target_models.torch_program import TorchProgram
-from dpaudit.files.regular_files import GIB, MIB, InputFile
+from dpaudit.files.regular_files import GIB, InputFile
 from dpaudit.vocabulary.errors import InvalidArgument
 
 FEATURES = np.random.default_rng(0).standard_normal((2050, 4)).astype(np.float32)
@@ -125,12 +125,13 @@ class Hungry(nn.Module):
 
 
 class Writing(nn.Module):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, other: str) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.other = path, other
 
     def forward(self, x: Tensor) -> Tensor:
         torch.save(x, self.path)
+        torch.save(x, self.other)
         return x
 
 
@@ -141,8 +142,14 @@ def started(path: Path, *, script: bool, limits: ProcessLimits | None = None) ->
 
 
 def test_of_several_outputs_the_one_of_a_row_a_record_counts(tmp_path: Path) -> None:
+    """The process ends with the program."""
     model = started(write_script(Tuple(), tmp_path / "net"), script=True)
     assert model.predict(FEATURES[:5]) == pytest.approx(FEATURES[:5, :2])
+    process, folder = model._process.process, Path(model._process.folder)
+    assert process.poll() is None
+    del model
+    assert process.poll() is not None
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("module", [Flat(), Hungry()])
@@ -165,15 +172,16 @@ def test_an_endless_program_is_ended(tmp_path: Path) -> None:
         late.predict(FEATURES[:5])
 
 
-@pytest.mark.parametrize("content", [None, b"precious"])
-def test_a_script_writes_and_truncates_no_file(tmp_path: Path, content: bytes | None) -> None:
-    target = tmp_path / "target"
-    if content is not None:
-        target.write_bytes(content)
-    model = started(write_script(Writing(str(target)), tmp_path / "net"), script=True)
+@pytest.mark.parametrize("new_first", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_script_writes_and_truncates_no_file(tmp_path: Path, *, new_first: bool) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"precious")
+    first, second = (new, old) if new_first else (old, new)
+    model = started(write_script(Writing(str(first), str(second)), tmp_path / "net"), script=True)
     with suppress(InvalidArgument):  # torch may not notice that nothing was written
         model.predict(FEATURES[:5])
-    assert (target.read_bytes() if target.exists() else None) == content
+    assert not new.exists()
+    assert old.read_bytes() == b"precious"
 
 
 def tampered(net: nn.Module, path: Path, expression: str) -> Path:
@@ -192,25 +200,6 @@ def tampered(net: nn.Module, path: Path, expression: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "__import__('os').truncate('{target}', 0)",
-        "__import__('os').kill(__import__('os').getppid(), 9)",
-    ],
-)
-def test_the_code_in_an_expression_reaches_nothing(
-    tmp_path: Path, net: nn.Module, expression: str
-) -> None:
-    target = tmp_path / "target"
-    target.write_bytes(b"precious")
-    path = tampered(net, tmp_path / "bad", expression.format(target=target))
-    with pytest.raises(InvalidArgument, match=r"PermissionError|OSError"):
-        started(path, script=False)
-    assert target.read_bytes() == b"precious"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad", "plain", "target"]
-
-
 OUT_OF_REACH = [
     "os.truncate(TARGET, 0)",
     "os.rename(TARGET, TARGET + '.gone')",
@@ -226,7 +215,7 @@ OUT_OF_REACH = [
     "os.chmod(TARGET, 0o777)",
     "os.utime(TARGET, (0, 0))",
     "os.setxattr(TARGET, 'user.x', b'1')",
-    "os.kill(os.getppid(), 0)",
+    "os.kill(os.getppid(), 9)",
     "c(libc.shmget(77123, 4096, 0o1600))",
     "c(libc.prctl(1, 0, 0, 0, 0))",
 ]
@@ -266,6 +255,7 @@ def test_other_processes_and_attributes_of_files_are_out_of_reach(
     assert "REACHED" not in said, said
     assert "OTHER" not in said, said
     assert target.read_bytes() == b"precious"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad", "plain", "target"]
     assert (target.stat().st_mode, target.stat().st_mtime_ns) == before
 
 
@@ -316,7 +306,10 @@ HOLDERS = [
 ]
 
 
-@pytest.mark.parametrize("expression", [*HOLDERS, SLEEPS])
+# Where the filter of system calls refuses a fork, both holders end alike.
+@pytest.mark.parametrize(
+    "expression", [HOLDERS[0], pytest.param(HOLDERS[1], marks=pytest.mark.slow), SLEEPS]
+)
 def test_a_program_that_leaves_a_holder_of_its_pipes_is_given_up(
     tmp_path: Path, net: nn.Module, expression: str
 ) -> None:
@@ -370,14 +363,3 @@ def test_a_broken_program_is_refused(tmp_path: Path, net: nn.Module) -> None:
     broken.write_bytes(whole[: len(whole) // 2] + whole[-200:])
     with pytest.raises(InvalidArgument, match="checkpoint must be"):
         open_model(broken, factory=None, shape=(4,), classes=3, trust_model_code=True)
-
-
-def test_the_process_ends_with_the_program(tmp_path: Path, net: nn.Module) -> None:
-    model = started(
-        write_script(net, tmp_path / "net"), script=True, limits=ProcessLimits(memory=64 * MIB)
-    )
-    process, folder = model._process.process, Path(model._process.folder)
-    assert process.poll() is None
-    del model
-    assert process.poll() is not None
-    assert not folder.exists()
