@@ -95,6 +95,7 @@ def test_less_noise_fails_with_its_cause(changed: Callable[[str], Path]) -> None
     )
 
 
+@pytest.mark.slow  # the same finding without ci.sh: below
 def test_shuffled_batches_fail_with_their_cause(changed: Callable[[str], Path]) -> None:
     code, said = ci(changed("shuffled-batches"))
     assert code == 1
@@ -161,6 +162,12 @@ def test_less_noise_than_is_recorded_is_refused(
     assert "the noise as a whole has 0.8" in said
     assert gated(trained(), monkeypatch) == 0  # the ledger cannot show it
     assert "FAIL" not in capsys.readouterr().out
+
+
+def test_shuffled_batches_are_refused(modules: Callable[[str], ModuleType]) -> None:
+    said = refused(modules("shuffled-batches"))
+    assert "FAIL sampler, steps" in said
+    assert "records are not sampled as claimed: joint inclusions in steps 1 apart: 0" in said
 
 
 @pytest.mark.filterwarnings("ignore:shuffled passes")

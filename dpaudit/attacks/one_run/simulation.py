@@ -2,8 +2,8 @@
 
 A pool of scores of included and of excluded canaries is drawn once per noise factor. Each
 simulated audit draws its canaries from the pool with replacement. Only the number of draws per
-score matters, so that many audits are evaluated by cumulative sums. The same draws serve every
-pool of a size.
+score matters, so that many audits are evaluated by sorted ranks, or by cumulative sums where
+there are more canaries than scores. The same draws serve every pool of a size.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ def _score_draw_counts(canaries: int, scores: int, seed: int) -> Counts:
     """Return how often each score was drawn in each audit, shape ``(audits, scores)``."""
     rng = np.random.default_rng([seed, 1])
     return rng.multinomial(canaries, np.full(scores, 1 / scores), size=MAX_POOL_AUDITS)
+
+
+@lru_cache(maxsize=4)
+def _drawn_scores(canaries: int, scores: int, seed: int) -> NDArray[np.intp]:
+    """Return which scores were drawn in each audit, shape ``(audits, canaries)``."""
+    counts = _score_draw_counts(canaries, scores, seed)
+    drawn = np.repeat(np.tile(np.arange(scores), len(counts)), counts.ravel())
+    return drawn.reshape(len(counts), canaries)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ class ScorePool:
         guesses: Sequence[int],
     ) -> Counts:
         """Return how many of the first guesses in ``order`` are correct."""
+        if canaries < len(order):
+            return self._count_right_of_few(order, right, canaries, seed, repetitions, guesses)
         drawn = _score_draw_counts(canaries, len(order), seed)[:repetitions, order]
         ends, rows = np.cumsum(drawn, axis=1), np.arange(repetitions)
         ends_right = np.cumsum(drawn * right[order], axis=1)
@@ -114,6 +124,24 @@ class ScorePool:
             unguessed = (ends[rows, last] - count) * right[order[last]]
             correct[:, column] = ends_right[rows, last] - unguessed
         return correct
+
+    def _count_right_of_few(
+        self,
+        order: NDArray[np.intp],
+        right: Bits,
+        canaries: int,
+        seed: int,
+        repetitions: int,
+        guesses: Sequence[int],
+    ) -> Counts:
+        """Count like ``_count_right``, one draw at a time: faster where most scores have none."""
+        place = np.empty(len(order), dtype=np.min_scalar_type(len(order)))
+        place[order] = np.arange(len(order))
+        drawn = place[_drawn_scores(canaries, len(order), seed)[:repetitions]]
+        drawn.sort(axis=1, kind="stable")  # draws of one score are all correct or all wrong
+        correct = np.zeros((repetitions, canaries + 1), dtype=np.int64)
+        np.cumsum(right[order][drawn], axis=1, out=correct[:, 1:])
+        return correct[:, list(guesses)]
 
 
 SIMULATED_DRAWS = 20_000_000  # of noise, per noise factor: steps times scores

@@ -156,8 +156,7 @@ def _supported(profile: PldProfile) -> PiecewiseLinearTradeoff:
     # 1 - delta - exp(epsilon) alpha, which lies below the trade-off curve.
     most = min(MAX_LINE_EPSILON, profile.epsilon(delta=MIN_LINE_DELTA).upper)
     epsilons = np.linspace(0.0, most, SUPPORT_LINES)
-    deltas = np.array([profile.delta(epsilon=float(epsilon)).upper for epsilon in epsilons])
-    return PiecewiseLinearTradeoff(epsilons, deltas)
+    return PiecewiseLinearTradeoff(epsilons, profile.deltas(epsilons=epsilons).upper)
 
 
 VIEWS = {"every-step": EVERY_STEP, "final-iterate": FINAL_ITERATE}

@@ -28,7 +28,7 @@ from dpaudit.attacks.one_run.score_file_audit import (
     register_class_share,
     register_guess_count,
 )
-from dpaudit.attacks.one_run.simulation import ScorePool
+from dpaudit.attacks.one_run.simulation import ScorePool, _score_draw_counts
 from dpaudit.vocabulary.audit import AuditResult, BoundKind
 from dpaudit.vocabulary.errors import InvalidArgument
 from dpaudit.workflow.audit.audit_plan import claimed_family
@@ -293,6 +293,24 @@ def test_simulated_counts_have_the_law_of_guesses_on_drawn_canaries(rounded: boo
     error = 5 * np.sqrt(2 / 200) * np.std(drawn, axis=0)
     assert (np.abs(found.mean(axis=0) - np.mean(drawn, axis=0)) <= error).all()
     assert found.std(axis=0) == pytest.approx(np.std(drawn, axis=0), rel=0.35)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("canaries", [1, 7, 59, 60, 300])  # fewer than scores, and more
+def test_simulated_counts_are_those_of_the_scores_that_were_drawn(
+    canaries: int, rounded: bool
+) -> None:
+    rng = np.random.default_rng(4)
+    out, included = rng.normal(-0.5, 1, 30), rng.normal(0.5, 1, 30)
+    if rounded:
+        out, included = np.round(out), np.round(included)
+    guesses = sorted({1, 1 + canaries // 3, canaries})
+    found = ScorePool(out, included).right_guesses(canaries, 5, 20, guesses)
+    scores, bits = np.concatenate([out, included]), np.arange(60) >= 30
+    for draws, counted in zip(_score_draw_counts(canaries, 60, 5), found, strict=False):
+        drawn = np.repeat(np.arange(60), draws)
+        expected = [Guesses(count).correct(scores[drawn], bits[drawn]) for count in guesses]
+        assert counted.tolist() == expected
 
 
 def test_simulated_ends_guess_the_highest_in_and_the_lowest_out() -> None:
