@@ -22,8 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def profile_for(config: pytest.Config) -> str:
+    """Return the profile of hypothesis: how many examples, and whether they are new."""
+    if config.getoption("--fresh"):
+        return "fresh"
+    return "reproducible" if config.getoption("--slow") else "reproducible, few"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.load_profile("fresh" if config.getoption("--fresh") else "reproducible")
+    hypothesis.settings.load_profile(profile_for(config))
     if not config.getoption("--fresh"):
         config.pluginmanager.register(ReproducibleTests())
     # Each worker has a core; threads of all would be in each other's way.
@@ -53,3 +60,7 @@ def data_folder() -> Path:
 # A machine that is shared is slow at times: laws are tested, not the clock.
 hypothesis.settings.register_profile("fresh", deadline=None)
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
+# The same examples at each run show nothing new: a quarter of them finds what a change broke.
+hypothesis.settings.register_profile(
+    "reproducible, few", deadline=None, derandomize=True, max_examples=25
+)

@@ -1,5 +1,8 @@
 # Sourced by check and tools/check-newest: all checks, in the environment $VENV.
 
+# Each worker, and each program that a test starts, would compile all modules anew.
+unset PYTHONDONTWRITEBYTECODE
+
 step() {
     printf '\n== %s\n' "$*"
     "$VENV/bin/$@"

@@ -117,7 +117,7 @@ def test_a_full_batch_run_is_claimed_and_audited(call: Call, tmp_path: Path) -> 
 
 def test_coins_of_a_seed_certify_nothing(call: Call, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    asked = ("--steps", 3, "--noise-multiplier", 3, "--canaries", 60, "--seed", 7)
+    asked = ("--steps", 40, "--noise-multiplier", 3, "--canaries", 60, "--seed", 7)
     assert call("train", *asked, "--out", run).code == 0
     result = call("audit", run)
     assert "certified" not in result.out

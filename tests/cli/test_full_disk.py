@@ -14,7 +14,7 @@ from calling import Call
 
 from dpaudit.runs.directory import open_run
 from dpaudit.vocabulary.errors import ExitCode
-from tests.cli.installed import run, script
+from tests.cli.installed import script
 
 PLAN = (
     "--noise-multiplier 4 --steps 40 --sampling-rate 0.05 --expected-batch-size 20 "
@@ -35,7 +35,7 @@ def small_files(size: int) -> object:
     "size", [6000, *(pytest.param(size, marks=pytest.mark.slow) for size in (3000, 7500))]
 )
 def test_a_run_that_ran_out_of_space_is_resumed(
-    tmp_path: Path, small_data: Path, size: int
+    call: Call, tmp_path: Path, small_data: Path, size: int
 ) -> None:
     command = [script(), "train", "--data", str(small_data), *PLAN.split()]
     done = subprocess.run(
@@ -45,7 +45,7 @@ def test_a_run_that_ran_out_of_space_is_resumed(
     assert done.stderr.count(b"\n") == 1
     assert b"File too large" in done.stderr
     before = open_run(tmp_path / "run").read_unfinished()
-    resumed = run([script(), "train", "--resume", "--out", "run"], tmp_path)
+    resumed = call("train", "--resume", "--out", tmp_path / "run")
     assert resumed.code == 0, resumed.err
     after = open_run(tmp_path / "run").read_finished()
     assert after.lines[: len(before.lines)] == before.lines

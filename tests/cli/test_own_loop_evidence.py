@@ -77,7 +77,7 @@ def train(data: Columns | None = None, **asked: Any) -> Path:
         ledger="run/ledger.jsonl",
         **asked,
     )
-    for batch in private.batches(columns() if data is None else data, steps=8):
+    for batch in private.batches(columns() if data is None else data, steps=40):
         private.step(loss, batch)
     return Path(private.finish(delta=1e-5).path)
 

@@ -366,7 +366,7 @@ def test_a_run_on_features_is_audited_like_any_other(
     call: Call, small_images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    plan = ("--preset", "mnist-scattering", "--data", small_images, "--steps", "2")
+    plan = ("--preset", "mnist-scattering", "--data", small_images, "--steps", "30")
     assert call("train", *plan, "--canaries", "100", "--out", out).code == 0
     result = call("audit", out)
     assert result.code == 0, result.err

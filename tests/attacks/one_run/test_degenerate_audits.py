@@ -14,7 +14,7 @@ from dpaudit.attacks.one_run import (
 from dpaudit.vocabulary.audit import AuditResult
 from dpaudit.workflow.audit.audit_plan import claimed_family
 
-NOISE, STEPS, DELTA = 1.5, 4, 1e-5
+NOISE, STEPS, DELTA = 1.5, 30, 1e-5
 
 
 def audited(rate: float, included: np.ndarray, noise: float) -> tuple[AuditResult, ...]:

@@ -754,7 +754,7 @@ def test_step_that_was_interrupted_after_its_noise_leaves_a_run_that_can_be_audi
         noise_multiplier=2.0,
         noise=Independent(),
     )
-    take(trainer, 3)
+    take(trainer, 20)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -763,8 +763,8 @@ def test_step_that_was_interrupted_after_its_noise_leaves_a_run_that_can_be_audi
         patch.setattr(Independent, "add_noise", interrupted)
         with pytest.raises(KeyboardInterrupt):
             take(trainer)
-    run = take(trainer, 3).finish(delta=1e-5)
-    assert len(run.read_finished().releases) == 7
+    run = take(trainer, 20).finish(delta=1e-5)
+    assert len(run.read_finished().releases) == 41
     report = audit_run(run, confidence=0.95)
     assert len(report.bounds) >= 2
     assert report.membership == ()
