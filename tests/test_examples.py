@@ -36,7 +36,7 @@ def require_both_ways(printed: str, steps: int) -> None:
 
 
 @pytest.mark.needs("torch")
-def test_the_data_parallel_example_trains_both_ways_by_torchrun(tmp_path: Path) -> None:
+def test_the_data_parallel_example_trains_both_ways_on_two_ranks(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     sizes = {"train": 64, "test": 20}
     images = {
@@ -53,7 +53,7 @@ def test_the_data_parallel_example_trains_both_ways_by_torchrun(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.needs("torch")
-def test_an_epoch_of_cifar10_by_torchrun(data_folder: Path) -> None:
+def test_an_epoch_of_cifar10_on_two_ranks(data_folder: Path) -> None:
     data = ("--data", str(data_folder / "cifar10_jpeg_full.npz"))
     printed = by_torchrun("cifar10_ddp.py", *data, "--epochs", "1", seconds=3600)
     require_both_ways(printed, round(50_000 / 512))
@@ -102,7 +102,7 @@ def test_the_example_of_an_adapter_prints_its_epsilon(
 
 @pytest.mark.slow
 @pytest.mark.needs("transformers")
-def test_the_sharded_example_trains_by_torchrun(tmp_path: Path) -> None:
+def test_the_sharded_example_trains_on_two_ranks(tmp_path: Path) -> None:
     printed = by_torchrun("fsdp_gpt2.py", "--output", str(tmp_path / "run"), seconds=300)
     assert printed.endswith("after 20 steps on 2 ranks\n")
     assert 3.9 < float(EPSILON.findall(printed)[0]) <= 4.0
