@@ -13,7 +13,7 @@ import runpy
 import subprocess
 import sys
 from datetime import timedelta
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,7 +129,7 @@ def _run(arguments: list[str], variables: dict[str, str], output: Path) -> None:
     runpy.run_path(arguments[0], run_name="__main__")
 
 
-def _exit_code(rank: ForkServerProcess, seconds: float) -> int | None:
+def _exit_code(rank: BaseProcess, seconds: float) -> int | None:
     """Return the exit code of a rank, which is killed where it takes too long."""
     rank.join(seconds)
     if rank.is_alive():
