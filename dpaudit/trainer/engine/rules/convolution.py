@@ -163,25 +163,26 @@ class ConvolutionGradients:
         return self.geometry.unfolds and 2 * positions * (outputs + patch) <= outputs * patch
 
     @cached_property
-    def _written_out(self) -> Tensor:
-        """The gradients, shape ``(records, *weight)``; computed once."""
+    def _written_out(self) -> tuple[Tensor, ...]:
+        """The gradients of consecutive records, each ``(some, *weight)``; computed once.
+
+        In parts, as the C library maps memory of large blocks anew in every step.
+        """
         images, geometry = self.images, self.geometry
+        if geometry.unfolds and images == 1 and len(self.x):
+            return tuple(map(self._by_patches, self._some_at_once()))
         records = len(self.x) // images
         values = self.weight.new_empty(records, *self.weight.shape)
-        if geometry.unfolds and images == 1:
-            self._write_by_patches(values)
-            return values
         for i in range(records):
             x, g = (t[i * images : (i + 1) * images] for t in (self.x, self.g))
             values[i] = geometry.weight_gradient(x, g, self.weight)
-        return values
+        return (values,)
 
-    def _write_by_patches(self, values: Tensor) -> None:
-        """Write the gradients of all records, some at once."""
-        rows = values.flatten(2)
-        for some in self._some_at_once():
-            patches = self.geometry.patches(self.x[some], self.weight.shape[2:])
-            torch.bmm(self.g[some].flatten(2), patches.mT, out=rows[some])
+    def _by_patches(self, some: slice) -> Tensor:
+        """Return the gradients of some records of one image each."""
+        patches = self.geometry.patches(self.x[some], self.weight.shape[2:])
+        found = torch.bmm(self.g[some].flatten(2), patches.mT)
+        return found.view(len(found), *self.weight.shape)
 
     def _some_at_once(self) -> Iterator[slice]:
         """Yield the images of some records at once, which bounds calls and memory."""
@@ -193,7 +194,7 @@ class ConvolutionGradients:
     def square_norms(self) -> Tensor:
         """Return squared norms by Gram matrices of patches, or written out if that is cheaper."""
         if not self._by_inner_products:
-            return square_norms_of_rows(self._written_out)
+            return torch.cat([square_norms_of_rows(part) for part in self._written_out])
         squares = [self._square_norms_of(some) for some in self._some_at_once()]
         return torch.cat(squares) if squares else self.g.new_zeros(0, dtype=torch.float64)
 
@@ -206,19 +207,24 @@ class ConvolutionGradients:
     def weighted(self, factors: Tensor) -> Tensor:
         """Return sum_i c_i g_i as one weight gradient of the scaled output gradients."""
         if "_written_out" in self.__dict__:
-            return DenseGradients(self._written_out).weighted(factors)
+            parts = self._written_out
+            rows = torch.split(factors, [len(part) for part in parts])
+            first, *others = map(_weighted, parts, rows)
+            for other in others:
+                first += other
+            return first
         each = factors.to(self.g.dtype).repeat_interleave(self.images)
         scaled = self.g * each.view(-1, *[1] * (self.g.dim() - 1))
         return self.geometry.weight_gradient(self.x, scaled, self.weight)
 
     def dense(self) -> Tensor:
         """Return the gradients written out."""
-        return self._written_out
+        return torch.cat(self._written_out)
 
     def only(self, which: Tensor) -> GradientForm:
         """Return the selected records; written-out gradients stay so, for equal rounding."""
         if "_written_out" in self.__dict__:
-            return DenseGradients(self._written_out[which])
+            return DenseGradients(self.dense()[which])
         each = which.repeat_interleave(self.images)
         return replace(self, x=self.x[each], g=self.g[each])
 
@@ -229,6 +235,11 @@ class ConvolutionGradients:
     def joined(self, others: Sequence[GradientForm]) -> GradientForm:
         """Return the sum written out, as calls may differ in positions and geometry."""
         return DenseGradients(sum((other.dense() for other in others), start=self.dense()))
+
+
+def _weighted(values: Tensor, factors: Tensor) -> Tensor:
+    """Return the weighted sum of gradients that are written out."""
+    return DenseGradients(values).weighted(factors)
 
 
 def _convolution_rule(dimensions: int) -> Callable[..., Operation | None]:
