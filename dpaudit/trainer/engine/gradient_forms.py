@@ -121,19 +121,40 @@ def merge_rows(values: Tensor, rows: int) -> Tensor:
     return values.reshape(-1, rows * length, *rest)
 
 
+class RowNorms:
+    """Norms of rows, which are taken once for a weight and its bias.
+
+    Args:
+        rows: Shape ``(records, p)``.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The norms, shape ``(records,)``."""
+        found: Tensor = torch.linalg.vector_norm(self._rows, dim=1)
+        return found
+
+
 @dataclass(frozen=True)
 class DenseGradients:
     """Gradients written out.
 
     Attributes:
         values: Shape ``(records, *parameter)``.
+        norms: Norms of the rows, if another form takes them, too.
     """
 
     values: Tensor
+    norms: RowNorms | None = None
 
     def square_norms(self) -> Tensor:
         """Return squared norms of the rows."""
-        return square_norms_of_rows(self.values)
+        if self.norms is None or self.values.shape[1] >= COLUMNS_AT_ONCE:
+            return square_norms_of_rows(self.values)
+        return self.norms.values.double().square_().mul_(1 + FLOAT32_ROUNDING)
 
     def weighted(self, factors: Tensor) -> Tensor:
         """Return the factors times the matrix of gradients."""
@@ -170,10 +191,12 @@ class OuterProducts:
     Attributes:
         rows: The r_t, shape ``(records, T, p)``.
         columns: The c_t, shape ``(records, T, d)``; the parameter has shape ``(p, d)``.
+        norms: Norms of the r_t for T = 1, if another form takes them, too.
     """
 
     rows: Tensor
     columns: Tensor
+    norms: RowNorms | None = None
 
     @property
     def by_inner_products(self) -> bool:
@@ -191,8 +214,10 @@ class OuterProducts:
         if not self.by_inner_products:
             return square_norms_of_rows(self._written_out)
         if self.rows.shape[1] == 1:  # |r c^T| = |r| |c|
-            lengths: Tensor = torch.linalg.vector_norm(self.rows.squeeze(1), dim=1)
-            lengths = lengths * torch.linalg.vector_norm(self.columns.squeeze(1), dim=1)
+            norms = self.norms or RowNorms(self.rows.squeeze(1))
+            lengths: Tensor = norms.values * torch.linalg.vector_norm(
+                self.columns.squeeze(1), dim=1
+            )
             return lengths.double().square() * (1 + FLOAT32_ROUNDING)
         # products[s, t] = (r_s . r_t) (c_s . c_t); their sum is |g|^2.
         products = torch.bmm(self.rows, self.rows.mT).mul_(torch.bmm(self.columns, self.columns.mT))

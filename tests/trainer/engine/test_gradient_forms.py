@@ -21,6 +21,7 @@ from dpaudit.trainer.engine.gradient_forms import (
     TiedTable,
     merge_forms,
 )
+from dpaudit.trainer.engine.rules import RULES
 from dpaudit.trainer.engine.rules.convolution import ConvolutionGeometry, ConvolutionGradients
 
 ROWS, COLUMNS = 4, 6  # of the parameter where several kinds of forms are mixed
@@ -500,3 +501,21 @@ def test_norms_of_several_kinds_are_the_same_for_any_number_of_records(records: 
     assert (
         squares <= truth * NOT_MUCH_LARGER + 2 * FLOAT32_ROUNDING * magnitude(form).square()
     ).all()
+
+
+@pytest.mark.parametrize("width", [3, 1024, 1500])
+def test_norms_that_a_weight_and_its_bias_share_are_those_of_each(width: int) -> None:
+    x, g = torch.randn(4, 5), torch.randn(4, width)
+    g[1] = 0.0
+    weight, bias = torch.zeros(width, 5), torch.zeros(width)
+    operation = RULES[functional.linear](x, weight, bias)
+    assert operation is not None
+    (_, of_weight), (_, of_bias) = operation.forms(x, g)
+    assert of_weight is not None
+    assert of_bias is not None
+    rows, columns = g.double().square().sum(dim=1), x.double().square().sum(dim=1)
+    for form, exact in ((of_bias, rows), (of_weight, rows * columns)):
+        assert (form.square_norms() >= exact * ROUNDING_MARGIN).all()
+        torch.testing.assert_close(form.square_norms(), exact, rtol=2e-6, atol=0.0)
+    only = torch.tensor([True, False, False, True])
+    torch.testing.assert_close(of_bias.only(only).square_norms(), rows[only], rtol=2e-6, atol=0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpaudit.trainer.engine.gradient_forms import DenseGradients, OuterProducts
+from dpaudit.trainer.engine.gradient_forms import DenseGradients, OuterProducts, RowNorms
 from dpaudit.trainer.engine.grouped_products import GroupedOuterProducts
 from dpaudit.trainer.engine.rules.registry import Operation, ParameterGradients, rule
 
@@ -44,8 +44,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operation |
         return None
 
     def forms(x: Tensor, g: Tensor) -> ParameterGradients:
-        rows = flatten_positions(g)
-        return (weight, OuterProducts(rows, flatten_positions(x))), (bias, _sum_of_positions(rows))
+        rows, columns = flatten_positions(g), flatten_positions(x)
+        if rows.shape[1] != 1:
+            return (weight, OuterProducts(rows, columns)), (bias, _sum_of_positions(rows))
+        single = rows.squeeze(1)
+        norms = RowNorms(single)
+        return (weight, OuterProducts(rows, columns, norms)), (bias, DenseGradients(single, norms))
 
     return Operation((weight, bias), x, forms)
 
