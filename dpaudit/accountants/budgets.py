@@ -15,6 +15,7 @@ for other purposes only after all of them were asked.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -34,6 +35,7 @@ from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 __all__ = ["BudgetSplit", "Query", "split_budget"]
 
 NOISES = ("gaussian", "laplace")
+MOST_NOISE = sys.float_info.max
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -165,6 +167,7 @@ def _by_sums(
     for name, query in queries.items():
         share = Fraction(target_epsilon) * Fraction(query.weight) / total / query.times
         exact = Fraction(query.sensitivity) / share
+        _require_finite(name, query, exact)
         scale = float(exact)
         noise[name] = scale if Fraction(scale) >= exact else math.nextafter(scale, math.inf)
     mechanisms = {name: _mechanism(query, noise[name]) for name, query in queries.items()}
@@ -182,11 +185,16 @@ def _by_squares(
     accountant: calibrate.Accountant,
 ) -> BudgetSplit:
     """Split by squares of shifts, with one calibrated factor."""
-    total = math.fsum(query.weight for query in queries.values())
+    # Roots neither overflow nor vanish where weights or their sum and quotients do.
+    total = math.hypot(*(math.sqrt(query.weight) for query in queries.values()))
+    spread = {
+        name: math.sqrt(query.times) * (total / math.sqrt(query.weight))
+        for name, query in queries.items()
+    }
 
     def noise_at(factor: float) -> dict[str, float]:
         return {
-            name: factor * query.sensitivity * math.sqrt(query.times * total / query.weight)
+            name: min(factor * query.sensitivity * spread[name], MOST_NOISE)
             for name, query in queries.items()
         }
 
@@ -201,7 +209,18 @@ def _by_squares(
         adjacency=adjacency,
         accountant=accountant,
     )
-    return BudgetSplit(parts_at(found.value), noise_at(found.value), found.epsilon, delta)
+    noise = noise_at(found.value)
+    for name, query in queries.items():
+        _require_finite(name, query, noise[name])
+    return BudgetSplit(parts_at(found.value), noise, found.epsilon, delta)
+
+
+def _require_finite(name: str, query: Query, noise: float | Fraction) -> None:
+    """Refuse a query that needs more noise than a double holds."""
+    if noise >= MOST_NOISE:
+        raise InvalidArgument(
+            f"query {name}", query, "one whose noise is a finite number: use another unit or weight"
+        )
 
 
 def _mechanism(query: Query, noise: float) -> Mechanism:

@@ -39,6 +39,7 @@ from dpaudit.accountants.group_mixtures import group_mixtures, unsampled_group
 from dpaudit.accountants.risk import HockeyStickCurve
 from dpaudit.vocabulary.errors import (
     AccountingError,
+    InvalidArgument,
     Unresolvable,
     UnsupportedMechanism,
     require_count,
@@ -275,8 +276,8 @@ def _unsampled_upper(
     evaluate: Callable[[EpsilonDeltaProfile], Bound],
 ) -> float | None:
     """Return the upper end for the same noise without sampling; None where there is none."""
-    whole = unsampled_group(mechanism, size, group_mechanism)
-    with suppress(UnsupportedMechanism, AccountingError):
+    with suppress(InvalidArgument, AccountingError):  # noise over size may vanish
+        whole = unsampled_group(mechanism, size, group_mechanism)
         return None if whole is None else evaluate(accountant(whole, adjacency=adjacency)).upper
     return None
 

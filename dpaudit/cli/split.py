@@ -58,6 +58,9 @@ def split(
     sensitivity=NUMBER (1) and times=COUNT (1). A query of twice the weight takes
     twice the share of the budget. The accountant prices all queries together.
 
+    The sensitivity of Gaussian noise is that of one record added or removed, also
+    under replace-one. That of Laplace noise is the one between neighbors.
+
     \b
     dpaudit split sum=2,sensitivity=10 histogram=1,noise=laplace \\
                   --target-epsilon 1 --delta 1e-6

@@ -37,8 +37,8 @@ def parse_queries(texts: Iterable[str]) -> dict[str, budgets.Query]:
     for text in texts:
         first, *settings = (part.strip() for part in text.split(","))
         name, equals, weight = (part.strip() for part in first.partition("="))
-        if not name or name in queries:
-            raise InvalidArgument("query", text, f"{ALLOWED}; each name once")
+        if not name or not name.isprintable() or name in queries:
+            raise InvalidArgument("query", text, f"{ALLOWED}; each name once, in one line")
         pairs = [tuple(part.strip() for part in one.split("=")) for one in settings]
         keys = [pair[0] for pair in pairs]
         if len(set(keys)) < len(keys) or not all(key in READERS for key in keys):
@@ -98,7 +98,7 @@ def split_answer(
             for name, query in queries.items()
         },
         target_epsilon=target_epsilon,
-        delta=delta,
+        delta=found.delta,
         epsilon=found.epsilon,
         accountant=accountant if delta else "pld",
         adjacency=adjacency,

@@ -91,3 +91,32 @@ def test_budgets_that_cannot_be_split_are_refused(queries, epsilon, delta, named
 def test_queries_out_of_range_are_refused(fields) -> None:
     with pytest.raises(InvalidArgument):
         Query(**fields)
+
+
+def test_weights_may_overflow_when_they_are_added() -> None:
+    found, plain = (
+        budgets.split_budget(
+            {"a": Query(weight), "b": Query(weight)}, target_epsilon=1.0, delta=1e-6
+        )
+        for weight in (1e308, 1.0)
+    )
+    assert found.noise["a"] == pytest.approx(plain.noise["a"], rel=1e-9)
+    assert found.epsilon.upper <= 1.0
+
+
+def test_far_apart_weights_have_finite_noise() -> None:
+    """A sum over a weight, 1e309, overflows, where the noise does not."""
+    queries = {"a": Query(1.0), "b": Query(1e-309)}
+    found = budgets.split_budget(queries, target_epsilon=1.0, delta=1e-6)
+    share = found.noise["b"] / found.noise["a"]
+    assert share == pytest.approx(1 / math.sqrt(1e-309), rel=1e-9)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-6])
+@pytest.mark.parametrize(
+    "huge", [Query(1e-320, "laplace", 1e300), Query(1e-300, "laplace", sensitivity=1e308)]
+)
+def test_noise_beyond_doubles_is_refused(huge: Query, delta: float) -> None:
+    queries = {"small": Query(1.0, "laplace"), "huge": huge}
+    with pytest.raises(InvalidArgument, match=r"query huge .* finite number"):
+        budgets.split_budget(queries, target_epsilon=1.0, delta=delta)

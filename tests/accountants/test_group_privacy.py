@@ -262,6 +262,12 @@ def test_large_groups_cost_at_most_the_noise_without_sampling(size):
     assert at.upper <= 1e-6 * (1 + 1e-6)
 
 
+def test_noise_that_vanishes_over_the_size_of_a_group_gives_no_privacy() -> None:
+    step = PoissonSampled(Gaussian(1e-310), 0.1)
+    found = group_privacy.group_delta(step, size=10**18, epsilon=1.0)
+    assert found.upper == 1.0
+
+
 NOISE = Gaussian(4.0)
 UNSAMPLED: list[tuple[Mechanism, Mechanism]] = [
     (PoissonSampled(NOISE, 0.1), Gaussian(1.0)),

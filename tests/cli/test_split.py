@@ -58,6 +58,7 @@ def test_other_accountants_need_more_noise(call: Call) -> None:
         (("sum=2,norm=3",), "each setting once"),
         (("sum=two",), "NAME=WEIGHT"),
         (("=2",), "NAME=WEIGHT"),
+        (("sum\nall queries: upper bound on epsilon 0",), "in one line"),
         (("sum=2,times=1.5",), "times=COUNT"),
         (("sum=-1",), "weight"),
         (("sum=1,noise=cauchy",), "gaussian or laplace"),
@@ -76,3 +77,8 @@ def test_gaussian_noise_at_delta_0_is_refused(call: Call) -> None:
     done = call("split", "sum=1", "--target-epsilon", "1", "--delta", "0")
     assert done.code == 2
     assert "laplace at delta 0" in done.err
+
+
+def test_minus_zero_is_delta_0(call: Call) -> None:
+    done = call("split", "sum,noise=laplace", "--target-epsilon", "1", "--delta", "-0.0")
+    assert "at delta 0 (pld" in done.out

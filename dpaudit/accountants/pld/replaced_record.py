@@ -40,8 +40,8 @@ Directions = Callable[[float, Sufficient], tuple[CertifiedInterval, ...]]
 """Returns an interval per direction: first removed, last added; see ``PldProfile._epsilons``."""
 
 MOST_SPLITS = 6
-BALANCED = 1.2
-"""Ratio of both terms up to which the sum is close to its least value."""
+BALANCED = 0.02
+"""Largest log ratio of both terms at which the sum is close to its least value."""
 LEAST_DELTA = 1e-299
 
 
@@ -107,8 +107,10 @@ class ReplacedRecord:
             delta: Above 0 and below 1.
 
         Returns:
-            In nats; infinite where one direction has no bound.
+            In nats; infinite where one direction has no bound, or half of delta is too small.
         """
+        if delta / 2 <= LEAST_DELTA:
+            return math.inf
         with suppress(AccountingError):
             first = self.epsilons(delta / 2, _first_alone)[0].upper
             rest = delta / 2 * math.exp(-first * ROUND_UP) * ROUND_DOWN
@@ -126,17 +128,20 @@ class ReplacedRecord:
             At most 1.
         """
         least, best, low, high = 1.0, epsilon / 2, 0.0, epsilon
+        splits: list[tuple[float, float]] = []
         with suppress(AccountingError):
             for _ in range(MOST_SPLITS):
-                first = (low + high) / 2
+                first = _next_split(splits, low, high)
                 removed = self._removed(first, _coarse)
                 added = self._added(first, epsilon, _coarse)
                 if (total := (removed + added) * ROUND_UP) < least:
                     least, best = total, first
                 # The first term falls with its epsilon, and the second one rises.
-                low, high = (first, high) if removed > added else (low, first)
-                if max(removed, added) <= BALANCED * min(removed, added):
+                gap = math.log(max(removed, LEAST_DELTA)) - math.log(max(added, LEAST_DELTA))
+                if abs(gap) <= BALANCED:
                     break
+                splits.append((first, gap))
+                low, high = (first, high) if gap > 0 else (low, first)
             narrow = self._removed(best, _first_alone) + self._added(best, epsilon, _last_alone)
             least = min(least, narrow * ROUND_UP)
         return least
@@ -150,6 +155,17 @@ class ReplacedRecord:
         added = self.deltas(max(0.0, (epsilon - first) * ROUND_DOWN), sufficient)[-1].upper
         log_added = first * ROUND_UP + math.log(max(added, LEAST_DELTA))
         return math.exp(min(log_added, 1.0)) * (1 + 1e-12 * (1 + abs(log_added)))
+
+
+def _next_split(splits: Sequence[tuple[float, float]], low: float, high: float) -> float:
+    """Return where the line through the last two log ratios is 0, or the middle."""
+    if len(splits) >= 2:
+        (one, its_gap), (other, other_gap) = splits[-2:]
+        if its_gap != other_gap:
+            found = other - other_gap * (other - one) / (other_gap - its_gap)
+            if low < found < high:
+                return found
+    return (low + high) / 2
 
 
 def _first_alone(answers: Sequence[CertifiedInterval]) -> float:

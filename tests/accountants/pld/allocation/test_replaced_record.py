@@ -81,11 +81,20 @@ def test_epsilon_is_far_below_that_of_unsampled_noise(name: str) -> None:
     assert zeroed.lower * 0.98 <= found.lower <= found.upper <= most
 
 
-def test_delta_at_epsilon_is_about_delta() -> None:
+@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-8])
+def test_delta_at_epsilon_is_at_most_delta(delta: float) -> None:
+    """Where both terms of equation 24 balance, their sum is that of the answer for epsilon."""
     plan = Repeated(RandomAllocation(Gaussian(2.0), 5), 3)
-    back = pld.profile(plan, adjacency=REPLACE).delta(epsilon=epsilon(plan).upper)
-    assert back.lower <= 1e-5
-    assert back.upper <= 1.3e-5
+    back = pld.profile(plan, adjacency=REPLACE).delta(epsilon=epsilon(plan, delta).upper)
+    assert back.lower <= delta
+    assert back.upper <= delta * 1.01  # the delta of an epsilon is within a percent
+
+
+@pytest.mark.parametrize("delta", [1e-300, 1.9e-300, 1e-299, 1e-298])
+def test_half_of_a_delta_may_be_less_than_the_least_delta(delta: float) -> None:
+    found = epsilon(RandomAllocation(Gaussian(1.0), 10), delta)
+    whole = pld.profile(Gaussian(1.0), adjacency=REPLACE).epsilon(delta=delta)
+    assert 0 < found.lower <= found.upper <= whole.upper * (1 + 1e-9)
 
 
 def test_noise_set_for_replaced_records_is_the_same_noise_in_other_units() -> None:
