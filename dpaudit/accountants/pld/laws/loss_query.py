@@ -307,16 +307,17 @@ class LossQuery:
     def _allocated(self, release: RandomAllocation, tail: float) -> LossDistribution | float:
         """Return the distribution of one pass of random allocation.
 
-        Under replace-one the upper bound is the Gaussian on all records, by joint convexity over
-        the random step. The lower bound replaces a record at the clip norm by one at zero, or by
-        the opposite one where only the sum of all outputs is seen.
+        Under replace-one the upper bound is a Gaussian: two sums of which a record joins one have
+        the loss of their total, and the pass is a mean over all pairs of its sums (equation 25
+        of docs/mathematics/random_allocation.md). The lower bound replaces a record at the clip
+        norm by one at zero, or by the opposite one where only the sum of all outputs is seen.
         """
         above = self.side is BoundSide.ABOVE
         moved = gaussian_mu(release.mechanism, self.adjacency)
         if self.adds_or_zeroes:
             return self._allocated_by_law(release, moved, tail)
         if above:
-            return moved
+            return moved if release.steps == 1 else moved / math.sqrt(2) * (1 + 1e-15)
         law = self._allocated_by_law(release, moved / 2, tail)
         return _larger(law, _shift_of_sum(release, moved), tail)
 
