@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from dpaudit.files.regular_files import utf8_name, write_error
 from dpaudit.runs.checkpoints import checkpoint_folders, remove_checkpoint
@@ -487,10 +491,32 @@ def read_canary_file_record(run: RunDirectory, ledger: PrivacyLedger) -> CanaryF
     if begun is None or path.name not in begun.files:
         return None
     run.require_unaltered({path.name: begun.files[path.name]})
-    arrays = read_arrays(path)
+    return canary_file_record(path, read_arrays(path))
+
+
+def canary_file_record(path: Path, arrays: Mapping[str, NDArray[Any]]) -> CanaryFileRecord:
+    """Return what a trainer's canary file records of the auditor's file.
+
+    Args:
+        path: The file, for messages.
+        arrays: Its arrays.
+
+    Returns:
+        The record.
+
+    Raises:
+        IntegrityError: If an array is missing, or is no number of canaries or no digest.
+    """
     missing = [name for name in (COUNT_ARRAY, AUDITOR_DIGEST_ARRAY) if name not in arrays]
     if missing:
         raise IntegrityError(
             f"{path} lacks {', '.join(missing)}: it is not a trainer's canary file"
         )
-    return CanaryFileRecord(int(arrays[COUNT_ARRAY]), str(arrays[AUDITOR_DIGEST_ARRAY]))
+    count, digest = arrays[COUNT_ARRAY], arrays[AUDITOR_DIGEST_ARRAY]
+    is_count = count.shape == () and count.dtype.kind in "iu" and int(count) > 0
+    if not is_count or digest.shape != () or re.fullmatch("[0-9a-f]{64}", str(digest)) is None:
+        raise IntegrityError(
+            f"{path} is broken: {COUNT_ARRAY} must be a number of canaries, and "
+            f"{AUDITOR_DIGEST_ARRAY} a SHA-256"
+        )
+    return CanaryFileRecord(int(count), str(digest))

@@ -1,13 +1,16 @@
 """``dpaudit audit --black-box``: models with and without one record, and their bounds."""
 
 import json
+import os
 import shutil
 import warnings
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from calling import Call
 
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
@@ -71,8 +74,8 @@ def test_a_run_is_audited_by_its_own_trainer_and_the_gate_verifies_it(
 
 
 def altered_audits(report: dict) -> list[tuple[dict, str]]:
-    """Return an audit with another bound, and one with other counts and their bound; and why."""
-    raised, recounted = deepcopy(report), deepcopy(report)
+    """Return audits with another bound, with other counts and their bound, and without counts."""
+    raised, recounted, uncounted = deepcopy(report), deepcopy(report), deepcopy(report)
     for one in raised["bounds"]:
         if one["name"].endswith("pair by pair"):
             one["epsilon_lower"] += 0.5
@@ -81,7 +84,11 @@ def altered_audits(report: dict) -> list[tuple[dict, str]]:
             one["estimator"] |= {"members": [0, 0], "nonmembers": [0, 0]}
             one["epsilon_lower"] = 0.0
     assert report != recounted
-    return [(raised, "its counts give"), (recounted, "are not those of the outputs")]
+    for one in uncounted["bounds"]:
+        if one["name"].endswith("pair by pair"):
+            one["estimator"], one["epsilon_lower"] = None, 0.0
+    others = "are not those of the outputs"
+    return [(raised, "its counts give"), (recounted, others), (uncounted, others)]
 
 
 def test_stacked_models_give_conditional_bounds(call: Call, run_copy: Path) -> None:
@@ -216,6 +223,37 @@ def test_odd_numbers_of_models_are_refused(tmp_path: Path) -> None:
     for models in (7, 2):
         with pytest.raises(InvalidArgument, match="models"):
             audit_final_model(never_trained, target_label=0, folder=tmp_path, models=models)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("with_record", np.full((3, 2), "1")),
+        ("without_record", np.ones((3, 2), complex)),
+        ("label", np.array([0, 1])),
+        ("label", np.array(np.nan)),
+        ("label", np.array("a")),
+        ("with_record", np.ones((4, 2))),
+    ],
+)
+def test_outputs_of_other_kinds_are_broken(tmp_path: Path, name: str, value: np.ndarray) -> None:
+    audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
+    files = TrialFiles.within(tmp_path)
+    with np.load(files.trials) as arrays:
+        altered = {**arrays, name: value}
+    np.savez(files.trials, **altered)
+    with pytest.raises(IntegrityError, match="is broken"):
+        complete_trials(files)
+
+
+def test_more_models_than_planned_are_no_audit(tmp_path: Path) -> None:
+    audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
+    files = TrialFiles.within(tmp_path)
+    plan = files.plan.read_text()
+    fewer = json.loads(plan) | {"pairs": 2}
+    files.plan.write_text(json.dumps(fewer))
+    with pytest.raises(IntegrityError, match="fixed 2"):
+        complete_trials(files)
 
 
 def test_equal_scores_do_not_pass_the_gate_even_if_the_audit_hides_them(
@@ -357,6 +395,40 @@ def test_data_of_a_trainer_are_arrays_or_existing_files(tmp_path: Path) -> None:
     assert digest_trainer_data([np.zeros(2), np.ones(2)]) != digest_trainer_data(
         [np.ones(2), np.zeros(2)]
     )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "/",
+        [[[1], [1, 2]]],
+        [np.ma.array([1, 2], mask=[False, True])],
+        [torch.ones(2, requires_grad=True)],
+    ],
+)
+def test_data_that_have_no_digest_are_refused(data: Any) -> None:
+    with pytest.raises(InvalidArgument, match="data"):
+        digest_trainer_data(data)
+
+
+def test_names_and_types_of_data_are_in_the_digest(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff")).write_text("")  # a name that is no Unicode
+    digest = digest_trainer_data([tmp_path])
+    (tmp_path / os.fsdecode(b"\xff")).rename(tmp_path / "a")
+    assert digest_trainer_data([tmp_path]) != digest
+    one, other = np.zeros(1, [("a", "f4")]), np.zeros(1, [("a", "i4")])
+    assert digest_trainer_data([one]) != digest_trainer_data([other])
+
+
+def test_outputs_within_the_data_are_refused_before_a_model_is_trained(tmp_path: Path) -> None:
+    """Every model would change the data's digest, and an interrupted audit could not resume."""
+    (tmp_path / "records.csv").write_text("1")
+    for folder in (tmp_path, tmp_path / "some" / "trials"):
+        with pytest.raises(InvalidArgument, match="could not resume"):
+            audit_final_model(revealing, label=0, folder=folder, pairs=2, data=[tmp_path])
+    assert [path.name for path in tmp_path.iterdir()] == ["records.csv"]
+    beside = tmp_path / "trials"
+    audit_final_model(revealing, label=0, folder=beside, pairs=2, data=[tmp_path / "records.csv"])
 
 
 def test_the_data_of_an_own_trainer_are_named_on_the_command_line(

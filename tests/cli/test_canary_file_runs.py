@@ -13,7 +13,9 @@ from dpaudit.attacks.one_run.score_file_audit import SCORE_AUDIT_NAME
 from dpaudit.runs.directory import RunDirectory
 from dpaudit.runs.file_io import read_json
 from dpaudit.trainer import run as runs
+from dpaudit.trainer.canaries.added_canaries import AddedCanaryFile
 from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
+from dpaudit.vocabulary.errors import IntegrityError
 from dpaudit.workflow.audit import run_canary_files
 from dpaudit.workflow.audit.external_scores import AuditorCanaries
 
@@ -177,3 +179,63 @@ def test_an_interrupted_run_resumes_from_its_own_copy(
     shutil.move(tmp_path / "c.npz", tmp_path / "moved.npz")
     run = runs.resume_run(runs.prepare_resume(out), out, lambda done, seen: None)
     assert run.read_config().canaries.file == str(tmp_path / "c.npz")
+
+
+def altered(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """Return arrays of a trainer's file of two records, one of them altered."""
+    whole = {
+        "ids": np.array(["a", "b"]), "kind": np.array("mislabelled"), "count": np.array(4),
+        "secret_sha256": np.array("0" * 64), "x": np.zeros((2, 6), np.float32),
+        "y": np.zeros(2, np.int64),
+    }  # fmt: skip
+    return {**whole, name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", np.full((2, 6), "a")),
+        ("x", np.full((2, 6), np.nan)),
+        ("x", np.full((2, 6), 1e300)),
+        ("x", np.zeros((3, 6))),
+        ("y", np.zeros(1, np.int64)),
+        ("y", np.zeros((2, 1), np.int64)),
+        ("y", np.array([0.5, 1.0])),
+        ("ids", np.array("a")),
+        ("count", np.array([4, 4])),
+        ("count", np.array(-4)),
+        ("secret_sha256", np.array("abc")),
+    ],
+)
+def test_a_broken_canary_file_is_refused(
+    call: Call, tmp_path: Path, small_data: Path, name: str, value: np.ndarray
+) -> None:
+    np.savez(tmp_path / "c.npz", **altered(name, value))
+    done = call("train", "--data", small_data, "--canary-file", tmp_path / "c.npz",
+                "--out", tmp_path / "run", *SHORT)  # fmt: skip
+    assert done.code == 4, done.err
+    assert "is broken" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", [np.array("abc"), np.array(["", "b"]), np.array(["\ud800", "b"])])
+def test_broken_texts_of_a_canary_file_are_refused(tmp_path: Path, text: np.ndarray) -> None:
+    arrays = altered("sentences", text)
+    np.savez(tmp_path / "c.npz", **{key: arrays[key] for key in arrays if key not in {"x", "y"}})
+    with pytest.raises(IntegrityError, match="is broken"):
+        AddedCanaryFile.read(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("rows", [slice(0), slice(None, None, -1)])
+def test_a_run_without_the_included_canaries_shows_nothing(
+    call: Call, tmp_path: Path, small_data: Path, rows: slice
+) -> None:
+    """The trainer left the canaries out, or others took their places."""
+    make(call, tmp_path, "mislabelled", "--data", small_data, "--count", 40)
+    with np.load(tmp_path / "c.npz") as arrays:
+        changed = {**arrays, **{name: arrays[name][rows] for name in ("ids", "x", "y")}}
+    np.savez(tmp_path / "c.npz", **changed)
+    train(call, tmp_path, "--data", small_data)
+    refused = call("audit", tmp_path / "run")
+    assert refused.code == 4
+    assert "does not hold the included canaries" in refused.err

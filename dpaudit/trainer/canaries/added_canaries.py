@@ -6,7 +6,7 @@ auditor's file, so the fair coins of all canaries are fixed by then, and the aud
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from dpaudit.files.regular_files import DATA_LIMIT, InputFile, read_bytes
-from dpaudit.runs.directory import AUDITOR_DIGEST_ARRAY, COUNT_ARRAY
+from dpaudit.runs.directory import AUDITOR_DIGEST_ARRAY, COUNT_ARRAY, canary_file_record
 from dpaudit.runs.file_io import read_arrays
 from dpaudit.trainer.canaries.canary_file import RECORD_ARRAYS, ArrayRows, CanaryFile
 from dpaudit.trainer.data import DatasetSplit, RecordArrays
 from dpaudit.trainer.token_data import TokenRecords, TokenSplit, encode_texts, holds_text
-from dpaudit.vocabulary.errors import InvalidArgument
+from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.settings import DataSettings
 
 SENTENCES_ARRAY, TOKENS_ARRAY = "sentences", "new_tokens"
@@ -48,7 +48,7 @@ class AddedCanaryFile(CanaryFile):
 
         Raises:
             InvalidArgument: If its canaries are neither records nor sentences of ordinary tokens.
-            IntegrityError: If it is missing or broken.
+            IntegrityError: If it is missing or broken, as with features that are not finite.
         """
         arrays = read_arrays(path)
         fixed = {COUNT_ARRAY, AUDITOR_DIGEST_ARRAY} <= arrays.keys() and "included" not in arrays
@@ -59,6 +59,8 @@ class AddedCanaryFile(CanaryFile):
                 "canary_file", str(path), "the trainer's file of dpaudit canaries make, of "
                 "records, secrets or synthetic sentences; --input-canaries adds new tokens",
             )  # fmt: skip
+        canary_file_record(path, arrays)
+        _require_rows(path, arrays)
         content = read_bytes(InputFile(path, "canary_file", DATA_LIMIT))
         if has_records:
             return cls(path, content, arrays["x"], arrays["y"])
@@ -128,6 +130,35 @@ class AddedCanaryFile(CanaryFile):
             np.concatenate([split.train.lengths, added.lengths]),
         )
         return TokenSplit(train, split.heldout, split.text_vocabulary, split.canary_tokens)
+
+
+def _require_rows(path: Path, arrays: Mapping[str, ArrayRows]) -> None:
+    """Refuse a file without one finite record and whole label, or one text, per canary."""
+    rows = len(arrays["ids"]) if "ids" in arrays and arrays["ids"].ndim == 1 else -1
+    fits = (_fits_records if "x" in arrays else _fits_texts)(arrays, rows)
+    if not fits:
+        raise IntegrityError(
+            f"{path} is broken: each name in ids needs a record of finite numbers with a whole "
+            "label, or a text"
+        )
+
+
+def _fits_records(arrays: Mapping[str, ArrayRows], rows: int) -> bool:
+    """Return whether there are as many finite records and whole labels as names."""
+    features, labels = arrays["x"], arrays["y"]
+    kinds = features.dtype.kind in "fiub" and labels.dtype.kind in "iu"
+    if not kinds or features.ndim < 2 or len(features) != rows or labels.shape != (rows,):
+        return False
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        return bool(np.isfinite(features.astype(np.float32)).all())
+
+
+def _fits_texts(arrays: Mapping[str, ArrayRows], rows: int) -> bool:
+    """Return whether there are as many texts as names, none of them empty or broken Unicode."""
+    texts = arrays[SENTENCES_ARRAY]
+    if texts.dtype.kind != "U" or texts.shape != (rows,):
+        return False
+    return all(text and text.encode(errors="replace").decode() == text for text in texts.tolist())
 
 
 def _require_new(own: Iterable[bytes], others: Iterable[bytes], *, inside: bool = False) -> None:

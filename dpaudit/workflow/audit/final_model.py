@@ -26,7 +26,11 @@ from dpaudit.workflow.audit.final_model_trials import (
     refutation_of,
     train_trials,
 )
-from dpaudit.workflow.audit.trainer_data import TrainerData, digest_trainer_data
+from dpaudit.workflow.audit.trainer_data import (
+    TrainerData,
+    digest_trainer_data,
+    require_outside_data,
+)
 
 MOST_PAIRS_TRIED = 4096
 """Pairs of models up to which a sufficient number is looked for."""
@@ -92,10 +96,12 @@ def audit_final_model(
     require_models(models)
     if stop_when_refuted and claim_epsilon is None:
         raise InvalidArgument("stop_when_refuted", True, "given together with claim_epsilon")
+    data_digest = digest_trainer_data(trainer_data)
+    require_outside_data(Path(folder), trainer_data)
     files = TrialFiles.within(Path(folder))
     fixed = {"label": str(target_label), "outputs": outputs.value, **(settings or {})}
     plan = fix_plan(files, pairs=models // 2, settings=fixed, stops_early=stop_when_refuted)
-    plan = fix_data(files, plan, digest_trainer_data(trainer_data))
+    plan = fix_data(files, plan, data_digest)
     trainer = OneByOne(train, target_label)
     trials = train_planned(
         trainer, files, plan, claim_epsilon, delta, confidence, outputs, progress

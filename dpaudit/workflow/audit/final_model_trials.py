@@ -281,9 +281,20 @@ def read_trials(files: TrialFiles, label: int | None = None) -> TrialOutputs | N
         return None
     arrays = read_arrays(files.trials)
     missing = {"with_record", "without_record", "label"} - arrays.keys()
-    if missing or label not in {None, int(arrays["label"])}:
-        why = f"lacks {', '.join(sorted(missing))}" if missing else "is of another target record"
+    if missing:
+        why = f"lacks {', '.join(sorted(missing))}"
         raise IntegrityError(f"{files.trials} {why}: remove it and audit again")
+    whole = arrays["label"].shape == () and arrays["label"].dtype.kind in "iu"
+    if not whole or any(
+        arrays[name].dtype.kind != "f" for name in ("with_record", "without_record")
+    ):
+        raise IntegrityError(
+            f"{files.trials} is broken: logits must be numbers, and the label a whole number"
+        )
+    if label not in {None, int(arrays["label"])}:
+        raise IntegrityError(
+            f"{files.trials} is of another target record: remove it and audit again"
+        )
     try:
         return TrialOutputs(arrays["with_record"], arrays["without_record"], int(arrays["label"]))
     except InvalidArgument as error:
@@ -306,6 +317,10 @@ def complete_trials(files: TrialFiles) -> tuple[TrialPlan, TrialOutputs] | None:
     done = None if plan is None else read_trials(files)
     if plan is None or done is None or (len(done) < plan.pairs and not plan.stops_early):
         return None
+    if len(done) > plan.pairs:
+        raise IntegrityError(
+            f"{files.trials} holds {len(done)} pairs of models, {files.plan} fixed {plan.pairs}"
+        )
     return plan, done
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from dpaudit.attacks.membership.score_file import ScoreColumns
 from dpaudit.attacks.one_run.score_file_audit import SCORE_AUDIT_NAME
 from dpaudit.runs.directory import RunDirectory, read_canary_file_record
-from dpaudit.runs.file_io import sha256
+from dpaudit.runs.file_io import read_arrays, sha256
 from dpaudit.trainer.data import RecordArrays
 from dpaudit.trainer.tasks import CLASSIFICATION, load_trained_model
 from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
@@ -44,6 +44,9 @@ OTHER_UNIT_ASSUMPTION = "that each canary is a unit of the claim by itself, with
 MODEL_SCORES_ASSUMPTION = (
     "that the scores are those of the run's model, which their file does not show"
 )
+
+CANARY_ARRAYS = {"ids", "x", "y", "sentences"}
+"""Arrays with one row per canary, of which the trainer's file holds those of included ones."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def audit_canary_file(
 
     Raises:
         IntegrityError: If the canary file is missing or broken, or is not the one that the
-            run's ledger records.
+            run's ledger records, or the run's copy does not hold its included canaries.
         InvalidArgument: If scores or model cannot be used, or the model is not the run's.
     """
     secret = auditor_path(canary_scoring.canaries)
@@ -171,6 +174,8 @@ def audit_canary_file(
             f"{secret} is not the auditor's file of the canaries that {run.path} was trained on: "
             "give that file, its ledger holds the digest"
         )
+    if recorded is not None:
+        _require_planted(run, read_auditor_canaries(canary_scoring.canaries))
     settings = ScoreAuditSettings(claim.delta, confidence, claim.epsilon.upper)
     files = {"canaries": digest}
     if canary_scoring.scores is not None:
@@ -196,6 +201,19 @@ def audit_canary_file(
     fixed = recorded is not None and claim_covers_canaries(ledger.header)
     bounds = tuple(_against(bound, claim, assumed, fixed=fixed) for bound in report.bounds)
     return replace(report, ledger_head=ledger.head, bounds=bounds, files=files)
+
+
+def _require_planted(run: RunDirectory, auditor: AuditorCanaries) -> None:
+    """Refuse a run's copy without the auditor's included canaries: they were not trained on."""
+    planted = read_arrays(run.canary_file_copy)
+    for name in CANARY_ARRAYS & auditor.arrays.keys():
+        wanted = np.asarray(auditor.arrays[name])[auditor.included]
+        if name not in planted or not np.array_equal(planted[name], wanted):
+            raise IntegrityError(
+                f"{run.canary_file_copy} does not hold the included canaries of the auditor's "
+                f"file: its {name} differ. Their scores would show nothing about the run; make "
+                "canaries and train again"
+            )
 
 
 def is_text_run(run: RunDirectory) -> bool:

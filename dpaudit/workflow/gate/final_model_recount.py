@@ -11,15 +11,15 @@ from dpaudit.workflow.audit.final_model_trials import TrialFiles, complete_trial
 
 
 def require_counts_of_models(run: RunDirectory, audit: AuditReport) -> None:
-    """Refuse counts that differ from those of the models' stored outputs.
+    """Refuse counts that are missing, or differ from those of the models' stored outputs.
 
     Args:
         run: A finished run.
         audit: The run's audit.
 
     Raises:
-        IntegrityError: If a count of a bound from final models differs, or the stored outputs are
-            missing or broken.
+        IntegrityError: If a count of a bound from final models is missing or differs, or the
+            stored outputs are missing or broken.
     """
     of_models = [one for one in audit.bounds if one.name.startswith(FINAL_MODELS_NAME)]
     if not of_models:
@@ -32,7 +32,7 @@ def require_counts_of_models(run: RunDirectory, audit: AuditReport) -> None:
     settings = FinalModelSettings.of_names(plan.pairs, plan.settings, stops_early=plan.stops_early)
     counted = trial_statistics(outputs, view=settings.outputs, stops_early=plan.stops_early)
     for bound in of_models:
-        if bound.estimator is not None and bound.estimator != counted.get(bound.name):
+        if bound.estimator != counted.get(bound.name):
             raise IntegrityError(
                 f"{run.audit}: the counts of {bound.name!r} are not those of the outputs in "
                 f"{files.trials}: audit the run again"

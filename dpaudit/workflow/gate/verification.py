@@ -80,7 +80,8 @@ class EvidenceGaps:
     """Gaps in the measurements of a run that were not altered.
 
     Attributes:
-        missing: Names of bounds that a complete audit of the run holds, and this one lacks.
+        missing: Names of bounds that a complete audit of the run holds, and this one lacks, or
+            holds without the counts that they are computed from.
         missing_attacks: Names of membership attacks that it lacks.
         doubts: Pairs of a bound's name and the reason why it cannot support the claim.
     """
@@ -194,8 +195,14 @@ def verify_audit(
         _require_recomputed(run.audit, bound, partial(at, bound.delta), seed)
     require_counts_of_models(run, audit)
     require_rates_match_counts(run.audit, audit.membership)
+    # A bound without counts may hide that it contradicts the claim: it is as good as missing.
     present = {bound.name for bound in audit.bounds}
-    missing = tuple(_lacking(name) for name in expected if name not in present)
+    counted = {bound.name for bound in audit.bounds if bound.estimator is not None}
+    missing = tuple(
+        f"the counts of {name}" if name in present else _lacking(name)
+        for name in expected
+        if name not in counted
+    )
     doubts = [(bound.name, MISSING_COUNTS) for bound in audit.bounds if bound.estimator is None]
     doubts += [(bound.name, EQUAL_SCORES) for bound in audit.bounds if has_equal_scores(bound)]
     doubts += [(one.name, UNRECORDED_CANARIES) for one in expected.values() if _is_unrecorded(one)]
