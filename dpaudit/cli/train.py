@@ -304,12 +304,15 @@ def _name_preset(ctx: click.Context, asked: RequestedSettings) -> None:
 
 
 def _require_data(settings: RunConfig) -> None:
-    """Refuse a file or folder of data that does not exist; nothing is read."""
+    """Refuse data or a canary file that do not exist; nothing is read."""
     from dpaudit.vocabulary.errors import UnreadableFile
 
     source = settings.data.source
     if source != "digits" and not os.path.exists(source):
         raise UnreadableFile("data", source, "digits, or a file or folder that exists")
+    canaries = settings.canaries.file
+    if canaries is not None and not os.path.isfile(canaries):
+        raise UnreadableFile("canary_file", canaries, "a file that exists")
 
 
 _SOURCE_NAMES = {"ENVIRONMENT": "variable", "COMMANDLINE": "command line"}

@@ -104,3 +104,10 @@ def test_what_would_fail_fails(call: Call, folder: Path) -> None:
     assert result.code == ExitCode.USAGE
     assert "DPA302" in result.err
     assert call("train", "--resume", "--dry-run").code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("path", ["absent.npz", "."])
+def test_a_canary_file_that_does_not_exist_fails(call: Call, folder: Path, path: str) -> None:
+    result = call("train", "settings.toml", "--canary-file", path, "--dry-run")
+    assert result.code == ExitCode.USAGE
+    assert "canary_file" in result.err
