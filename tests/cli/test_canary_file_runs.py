@@ -11,7 +11,7 @@ from calling import Call
 
 from dpaudit.attacks.one_run.score_file_audit import SCORE_AUDIT_NAME
 from dpaudit.runs.directory import RunDirectory
-from dpaudit.runs.file_io import read_json
+from dpaudit.runs.file_io import read_json, sha256
 from dpaudit.trainer import run as runs
 from dpaudit.trainer.canaries.added_canaries import AddedCanaryFile
 from dpaudit.vocabulary.audit import AuditReport, AuditResult, BoundKind
@@ -239,3 +239,16 @@ def test_a_run_without_the_included_canaries_shows_nothing(
     refused = call("audit", tmp_path / "run")
     assert refused.code == 4
     assert "does not hold the included canaries" in refused.err
+
+
+def test_an_auditors_file_with_a_canary_less_is_refused(
+    call: Call, tmp_path: Path, small_data: Path
+) -> None:
+    make(call, tmp_path, "mislabelled", "--data", small_data, "--count", 40)
+    secret = tmp_path / "c.secret.npz"
+    with np.load(secret) as arrays:
+        np.savez(secret, **{**arrays, "x": arrays["x"][1:]})
+    with np.load(tmp_path / "c.npz") as arrays:
+        np.savez(tmp_path / "c.npz", **{**arrays, "secret_sha256": np.array(sha256(secret))})
+    train(call, tmp_path, "--data", small_data)
+    assert call("audit", tmp_path / "run").code == 4

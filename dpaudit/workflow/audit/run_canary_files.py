@@ -207,8 +207,9 @@ def _require_planted(run: RunDirectory, auditor: AuditorCanaries) -> None:
     """Refuse a run's copy without the auditor's included canaries: they were not trained on."""
     planted = read_arrays(run.canary_file_copy)
     for name in CANARY_ARRAYS & auditor.arrays.keys():
-        wanted = np.asarray(auditor.arrays[name])[auditor.included]
-        if name not in planted or not np.array_equal(planted[name], wanted):
+        rows = np.asarray(auditor.arrays[name])
+        fits = rows.shape[:1] == auditor.included.shape and name in planted
+        if not fits or not np.array_equal(planted[name], rows[auditor.included]):
             raise IntegrityError(
                 f"{run.canary_file_copy} does not hold the included canaries of the auditor's "
                 f"file: its {name} differ. Their scores would show nothing about the run; make "
