@@ -252,3 +252,23 @@ def test_an_auditors_file_with_a_canary_less_is_refused(
         np.savez(tmp_path / "c.npz", **{**arrays, "secret_sha256": np.array(sha256(secret))})
     train(call, tmp_path, "--data", small_data)
     assert call("audit", tmp_path / "run").code == 4
+
+
+@pytest.mark.parametrize("error", [PermissionError, IntegrityError])
+def test_an_auditors_file_that_only_the_auditor_may_read_is_inconclusive(
+    call: Call,
+    tmp_path: Path,
+    small_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    make(call, tmp_path, "mislabelled", "--data", small_data, "--count", 40)
+    train(call, tmp_path, "--data", small_data)
+
+    def refuse(path: Path) -> str:
+        raise error(path)
+
+    monkeypatch.setattr(run_canary_files, "sha256", refuse)
+    done = call("audit", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "INCONCLUSIVE about the 40 canaries" in done.out

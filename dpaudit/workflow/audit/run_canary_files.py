@@ -107,7 +107,7 @@ def canaries_beside(run: RunDirectory, ledger: PrivacyLedger) -> CanaryScoring |
 
     Returns:
         The canaries, which the run's model scores; None if the ledger records no canary file, or
-        its auditor's file is not beside the place where the run read it.
+        its auditor's file is not readable beside the place where the run read it.
 
     Raises:
         IntegrityError: If the run's copy of the file is missing or altered.
@@ -117,10 +117,16 @@ def canaries_beside(run: RunDirectory, ledger: PrivacyLedger) -> CanaryScoring |
     if recorded is None or not isinstance(settings, RunConfig) or settings.canaries.file is None:
         return None
     path = Path(settings.canaries.file)
+    return CanaryScoring(path) if _has_digest(path, recorded.secret_sha256) else None
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    """Return whether the auditor's file beside a canary file is readable, and has a digest."""
     secret = auditor_path_beside(path)
-    if not secret.is_file() or sha256(secret) != recorded.secret_sha256:
-        return None
-    return CanaryScoring(path)
+    try:
+        return secret.is_file() and sha256(secret) == digest
+    except (OSError, IntegrityError):  # in a folder of the auditor alone
+        return False
 
 
 def unscored_canaries_in_words(run: RunDirectory, report: AuditReport) -> str | None:
