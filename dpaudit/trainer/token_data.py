@@ -145,18 +145,20 @@ def encode_texts(settings: DataSettings, texts: Sequence[str]) -> TokenRecords:
 
 
 def holds_text(settings: DataSettings, texts: Sequence[str]) -> bool:
-    """Return whether a text file, whose blocks are records, holds one of the texts.
+    """Return whether a text file, or a row of a table, holds one of the texts.
 
     Args:
         settings: Source of the records.
         texts: The texts.
 
     Returns:
-        True if the file holds a text; False for tables, whose texts are whole records.
+        True if the file or a row holds a text, at any place.
     """
-    if settings.text is not None:
-        return False
-    content = _content(InputFile(Path(settings.source), "data", DATA_LIMIT))
+    source = InputFile(Path(settings.source), "data", DATA_LIMIT)
+    if settings.text is None:
+        content = _content(source)
+    else:
+        content = "\n".join(_texts(source, settings.text)).encode(errors="replace")
     return any(text.encode() in content for text in texts)
 
 

@@ -237,7 +237,7 @@ def test_odd_numbers_of_models_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_outputs_of_other_kinds_are_broken(tmp_path: Path, name: str, value: np.ndarray) -> None:
-    audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
+    audit_final_model(revealing, target_label=0, folder=tmp_path, models=6)
     files = TrialFiles.within(tmp_path)
     with np.load(files.trials) as arrays:
         altered = {**arrays, name: value}
@@ -247,7 +247,7 @@ def test_outputs_of_other_kinds_are_broken(tmp_path: Path, name: str, value: np.
 
 
 def test_more_models_than_planned_are_no_audit(tmp_path: Path) -> None:
-    audit_final_model(revealing, label=0, folder=tmp_path, pairs=3)
+    audit_final_model(revealing, target_label=0, folder=tmp_path, models=6)
     files = TrialFiles.within(tmp_path)
     plan = files.plan.read_text()
     fewer = json.loads(plan) | {"pairs": 2}
@@ -425,10 +425,14 @@ def test_outputs_within_the_data_are_refused_before_a_model_is_trained(tmp_path:
     (tmp_path / "records.csv").write_text("1")
     for folder in (tmp_path, tmp_path / "some" / "trials"):
         with pytest.raises(InvalidArgument, match="could not resume"):
-            audit_final_model(revealing, label=0, folder=folder, pairs=2, data=[tmp_path])
+            audit_final_model(
+                revealing, target_label=0, folder=folder, models=4, trainer_data=[tmp_path]
+            )
     assert [path.name for path in tmp_path.iterdir()] == ["records.csv"]
     beside = tmp_path / "trials"
-    audit_final_model(revealing, label=0, folder=beside, pairs=2, data=[tmp_path / "records.csv"])
+    audit_final_model(
+        revealing, target_label=0, folder=beside, models=4, trainer_data=[tmp_path / "records.csv"]
+    )
 
 
 def test_the_data_of_an_own_trainer_are_named_on_the_command_line(

@@ -130,10 +130,14 @@ def test_canaries_that_the_data_hold_already_are_refused(
     with np.load(tmp_path / "c.npz") as arrays:
         sentences = arrays["sentences"].tolist()
     (tmp_path / "blocks.txt").write_text("\n".join(["a line of the play"] * 40 + sentences))
+    (tmp_path / "rows.csv").write_text(
+        "text\n" + "".join(f"with {one} x\n" for one in sentences * 9)
+    )
     for canaries, data in (
         ("records/c.npz", ("--data", tmp_path / "train.npz")),
         ("c.npz", ("--data", tmp_path / "train.csv", "--text", "text", *TEXT)),
         ("c.npz", ("--data", tmp_path / "blocks.txt", *TEXT)),
+        ("c.npz", ("--data", tmp_path / "rows.csv", "--text", "text", *TEXT)),
     ):
         done = call("train", "--canary-file", tmp_path / canaries, "--out", tmp_path / "run",
                     *SHORT, *data)  # fmt: skip

@@ -36,7 +36,7 @@ def digest_trainer_data(data: TrainerData) -> str:
         False
     """
     if isinstance(data, str | os.PathLike):  # a sequence of letters
-        raise InvalidArgument("data", str(data), "a list of arrays and paths")
+        raise InvalidArgument("trainer_data", str(data), "a list of arrays and paths")
     if not len(data):
         return ""
     whole = hashlib.sha256()
@@ -75,10 +75,12 @@ def _parts(item: ArrayLike | str | os.PathLike[str]) -> Iterator[bytes]:
     try:
         values = np.asarray(item)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgument("data", f"{type(item).__name__} ({error})", allowed) from error
+        raise InvalidArgument(
+            "trainer_data", f"{type(item).__name__} ({error})", allowed
+        ) from error
     if values.dtype.hasobject or isinstance(item, np.ma.MaskedArray):
         given = f"{type(item).__name__} of {values.dtype}"
-        raise InvalidArgument("data", given, allowed)
+        raise InvalidArgument("trainer_data", given, allowed)
     yield f"{values.dtype}{values.dtype.str}{values.shape}".encode()
     yield np.ascontiguousarray(values).tobytes()
 
@@ -86,7 +88,7 @@ def _parts(item: ArrayLike | str | os.PathLike[str]) -> Iterator[bytes]:
 def _files(path: Path) -> Iterator[bytes]:
     """Yield the name within the item and the digest of each file."""
     if not path.exists():
-        raise InvalidArgument("data", str(path), "a file or folder that the trainer reads")
+        raise InvalidArgument("trainer_data", str(path), "a file or folder that the trainer reads")
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if not file.is_dir():
             yield os.fsencode(file.relative_to(path))
