@@ -125,7 +125,7 @@ def _run(arguments: list[str], variables: dict[str, str], output: Path) -> None:
     os.chdir(ROOT)
     torch.set_num_threads(1)
     sys.argv = arguments
-    sys.path.insert(0, str(Path(arguments[0]).parent))
+    sys.path[:0] = [str(Path(arguments[0]).parent), str(ROOT)]
     runpy.run_path(arguments[0], run_name="__main__")
 
 
