@@ -100,9 +100,8 @@ def opacus(optimizer: Any = torch.optim.SGD, **options: Any) -> Make:
 def accelerate() -> Make:
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=True)
-
     def build(known: Any, seed: int) -> Any:
+        accelerator = Accelerator(cpu=True)  # here: a Trainer of Hugging Face resets its state
         model, optimizer, loader, loss = private(known)
         model, optimizer = accelerator.prepare(model, optimizer)
 

@@ -29,6 +29,7 @@ print(new_pages())
 GLIBC = platform.libc_ver()[0] == "glibc" and not any(n.startswith("MALLOC_") for n in os.environ)
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.skipif(not GLIBC, reason="about the allocator of GNU/Linux, as it is by default")
 def test_blocks_of_a_step_are_not_mapped_again() -> None:
     pages = int(subprocess.check_output([sys.executable, "-c", SCRIPT]))
