@@ -127,6 +127,10 @@ def _protects_against(policy: ClaimPolicy, claim: Claim) -> RuleOutcome:
         why += ": use secure aggregation (other participants need colluders of at least 1)"
     if federation is not None and federation.threat_model is not None:
         why += f". {federation.threat_model.summary}"
+    kept_out = held if federation is None else federation.kept_out
+    if not missing and not set(policy.protects_against) <= set(kept_out):
+        why += " That process held every update: run the participants on machines of their own"
+        return inconclusive_outcome("claim.protects_against", why)
     return decided_outcome("claim.protects_against", not missing, why)
 
 

@@ -272,6 +272,17 @@ class FederationHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "participant", self.participant, f"from 0 to {self.participants - 1}"
             )
 
+    @property
+    def kept_out(self) -> tuple[str, ...]:
+        """Those in ``protects_against`` who had no access to what the guarantee hides from them.
+
+        One process that runs participants and server of a secure sum holds every update.
+        """
+        together = self.threat_model is not None and self.threat_model.one_process
+        return tuple(
+            one for one in self.protects_against if not together or one == FINAL_MODEL_READERS
+        )
+
 
 class FederationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Participants, rounds, and how the records are divided among the participants.

@@ -359,13 +359,16 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
 
     @property
     def checked_steps(self) -> frozenset[int]:
-        """The steps whose gradients agreed with the slow way in a spot check."""
+        """The steps that were drawn for a spot check which found no fault.
+
+        With fewer than two records of finite gradients, such a step had little or nothing to compare.
+        """
         checks = (line for line in self.lines if isinstance(line, SpotCheckEntry))
         return frozenset(line.step for line in checks if not line.disagreement)
 
     @property
     def spot_checks(self) -> str:
-        """At how many steps a spot check found that the gradients are right, in words."""
+        """How many steps were drawn for a spot check which found no fault, in words."""
         checked = len(self.checked_steps)
         if not self.header.sampling.records_every_step:  # one line for several steps
             return f"checked at {checked:,} steps"

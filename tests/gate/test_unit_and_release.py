@@ -75,11 +75,23 @@ def test_a_run_of_one_trainer_holds_against_readers_of_the_model_alone() -> None
 def test_the_reason_states_the_threat_model() -> None:
     model = ThreatModel(10, 8, 1, one_process=True)
     secure = replace(federation(*OBSERVERS), threat_model=model)
-    policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=("server",))
+    policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=OBSERVERS)
     claim = replace(CLAIM, federation=secure)
     (rule,) = (one for one in evaluate_claim_rules(policy, claim) if "protects" in one.rule)
-    assert rule.outcome is Outcome.PASS
     assert "ran in one process" in rule.why
+
+
+@pytest.mark.parametrize("one_process", [True, False])
+@pytest.mark.parametrize("demanded", [*((one,) for one in OBSERVERS), OBSERVERS])
+def test_one_process_shows_no_protection_from_whom_it_is(
+    demanded: tuple[str, ...], one_process: bool
+) -> None:
+    model = ThreatModel(10, 8, 1, one_process=one_process)
+    secure = replace(federation(*OBSERVERS), threat_model=model)
+    policy = ClaimPolicy(max_epsilon=3.0, delta=1e-5, protects_against=demanded)
+    found = outcomes(policy, federation=secure)["claim.protects_against"]
+    shown = not one_process or demanded == ("readers of the final model",)
+    assert found is (Outcome.PASS if shown else Outcome.INCONCLUSIVE)
 
 
 def test_observers_that_nobody_demands_give_no_rule() -> None:

@@ -94,7 +94,7 @@ def _claim(claim: Claim) -> Iterator[str]:
     yield f"adjacency = {_quoted(claim.adjacency.value)}"
     yield f"unit = {_quoted(claim.unit.value)}"
     if claim.federation is not None:
-        observers = ", ".join(_quoted(one) for one in claim.federation.protects_against)
+        observers = ", ".join(_quoted(one) for one in claim.federation.kept_out)
         yield f"protects_against = [{observers}]  # those whom the claim must hold against"
     yield f"released = {_quoted(claim.released.value)}"
     yield f"sampling = [{_quoted(claim.sampling.value)}]"
