@@ -120,9 +120,8 @@ class Private(NotCopyable):
         self._drawn = session.steps  # number of batches drawn
         self._sums_taken = 0  # in this process
         self._drawn_records = 0  # records, or users, of the batch drawn last
-        self._release: tuple[StepSettings, int, Release | None] | None = (
-            None  # of a step, for ``_next_release``
-        )
+        # Of the step that ``_next_release`` was asked for last.
+        self._release: tuple[StepSettings, int, Release | None] | None = None
 
     @property
     def steps(self) -> int:
