@@ -361,7 +361,7 @@ class PrivacyLedger(msgspec.Struct, frozen=True):
     def checked_steps(self) -> frozenset[int]:
         """The steps that were drawn for a spot check which found no fault.
 
-        With fewer than two records of finite gradients, such a step had little or nothing to compare.
+        With fewer than two records of finite gradients, there was little or nothing to compare.
         """
         checks = (line for line in self.lines if isinstance(line, SpotCheckEntry))
         return frozenset(line.step for line in checks if not line.disagreement)
