@@ -56,7 +56,7 @@ def evaluate_claim_rules(
 def _declared_rules(policy: ClaimPolicy, claim: DeclaredClaim) -> Iterator[RuleOutcome]:
     """Yield what a declared number allows: FAIL if it is too large, never PASS."""
     too_large = not claim.epsilon <= policy.max_epsilon and claim.delta == policy.delta
-    stated = f"epsilon {claim.epsilon:g} at delta {claim.delta:g} is declared"
+    stated = f"epsilon {round_up(claim.epsilon)} at delta {claim.delta:g} is declared"
     why = (
         f"{stated}, the policy allows {policy.max_epsilon:g}"
         if too_large

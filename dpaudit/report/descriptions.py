@@ -221,7 +221,7 @@ def contradiction_in_words(bounds: Sequence[AuditResult], claimed_epsilon: float
         return None
     certified = bound.kind is BoundKind.CERTIFIED
     return (
-        f"the claimed epsilon of {claimed_epsilon:g} is contradicted by the lower bound "
+        f"the claimed epsilon of {round_up(claimed_epsilon)} is contradicted by the lower bound "
         f"{round_down(bound.epsilon_lower)} ({bound.kind.value}: {bound.name})"
         f"{'' if certified else ', if the assumptions of this bound hold'}"
     )
@@ -241,8 +241,10 @@ def support_in_words(bounds: Sequence[AuditResult], claimed_epsilon: float) -> s
         return None
     doubts = [bound.inconclusive for bound in bounds]
     if doubts[0] is not None and None not in doubts:
-        return f"INCONCLUSIVE about the claimed epsilon of {claimed_epsilon:g}: {doubts[0]}"
-    return f"the claimed epsilon of {claimed_epsilon:g} is not contradicted; this is no proof"
+        return f"INCONCLUSIVE about the claimed epsilon of {round_up(claimed_epsilon)}: {doubts[0]}"
+    return (
+        f"the claimed epsilon of {round_up(claimed_epsilon)} is not contradicted; this is no proof"
+    )
 
 
 def stop_reason_in_words(

@@ -456,7 +456,7 @@ def _bound(
         ("observed", f"a lower bound on epsilon of {lower_text(bound.epsilon_lower)} at delta "
          f"{delta:g}, with confidence {confidence:g} ({bound.correct} of {bound.guesses} guesses "
          "were right)"),
-        ("claimed", f"epsilon is at most {claim:g} at delta {delta:g}"),
+        ("claimed", f"epsilon is at most {upper_text(claim)} at delta {delta:g}"),
         ("assumes", bound.assumes),
         ("to do", "the trainer does not do what it claims: find the cause by assert_conforms"),
     )  # fmt: skip
@@ -474,6 +474,6 @@ def _too_weak(sizes: str, bound: AuditResult, claim: float) -> Iterator[str]:
             "observed",
             f"if every guess were right, the lower bound would be {lower_text(greatest or 0)}",
         ),
-        ("claimed", f"epsilon is at most {claim:g} at delta {bound.delta:g}"),
+        ("claimed", f"epsilon is at most {upper_text(claim)} at delta {bound.delta:g}"),
         ("to do", "score more records"),
     )

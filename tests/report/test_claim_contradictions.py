@@ -46,3 +46,15 @@ def test_a_certified_bound_above_the_claim_is_named_first(bounds, named: str) ->
 def test_other_bounds_contradict_nothing(bounds, said: str) -> None:
     assert contradiction_in_words(bounds, 1.0) is None
     assert said in str(support_in_words(bounds, 1.0))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        contradiction_in_words([bound(CERTIFIED, 5.0)], 3.0000004),
+        support_in_words([bound(CERTIFIED, 1.0)], 3.0000004),
+        support_in_words([bound(CERTIFIED, 0.0, "a doubt")], 3.0000004),
+    ],
+)
+def test_the_claimed_epsilon_is_rounded_up(words: str | None) -> None:
+    assert "the claimed epsilon of 3.001 is" in str(words) or "epsilon of 3.001: " in str(words)

@@ -32,6 +32,7 @@ from dpaudit.trainer.federated.dssgd import SparseVectorScales
 from dpaudit.vocabulary.errors import require_count, require_delta
 from dpaudit.vocabulary.mechanism import NumericSparseVector, Repeated, SparseVector
 from dpaudit.vocabulary.privacy_terms import Bound
+from dpaudit.vocabulary.rounding import round_up
 
 __all__ = ["ASSUMPTIONS", "AccountingStatement", "account_for_run", "upload_release"]
 
@@ -99,8 +100,8 @@ class AccountingStatement:
         return (
             f"published: epsilon {self.epsilon_per_entry:.6g} per parameter and epoch "
             f"({self.epsilon_per_epoch:.6g} per epoch of at most {self.entries} entries)",
-            f"composed: epsilon at most {self.composed.upper:.6g} at delta {self.delta:g} for one "
-            f"record over {self.epochs} epochs (at most {self.pure:.6g} at delta 0)",
+            f"composed: epsilon at most {round_up(self.composed.upper)} at delta {self.delta:g} "
+            f"for one record over {self.epochs} epochs (at most {round_up(self.pure)} at delta 0)",
             *(f"assumed: {one}" for one in self.assumptions),
         )
 

@@ -13,7 +13,7 @@ from dpaudit.attacks.final_model import (
 )
 from dpaudit.vocabulary.audit import AuditReport
 from dpaudit.vocabulary.errors import InvalidArgument, require_count, require_open_unit
-from dpaudit.vocabulary.rounding import round_down
+from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.settings import Progress
 from dpaudit.workflow.audit.final_model_trials import (
     OneByOne,
@@ -178,7 +178,7 @@ def _warn_of_few_models(
     what = (
         "so they certify nothing"
         if claimed_epsilon is None
-        else f"so they cannot refute the claimed epsilon of {claimed_epsilon:g}"
+        else f"so they cannot refute the claimed epsilon of {round_up(claimed_epsilon)}"
     )
     warnings.warn(
         f"{2 * plan.pairs} models certify an epsilon of at most {round_down(most)} at confidence "

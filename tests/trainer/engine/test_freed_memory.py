@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import platform
 import subprocess
@@ -10,62 +12,71 @@ import sys
 import pytest
 
 SCRIPT = """
-import resource
-import sys
+import ctypes
+import json
+import os
 import torch
 from dpaudit.trainer.engine.freed_memory import keep_freed_memory
 
-largest_mib, small_mib, called = map(int, sys.argv[1:])
-torch.empty(largest_mib * 2**20, dtype=torch.uint8)
-small = [torch.empty(100_000, dtype=torch.uint8) for _ in range(10 * small_mib)]
-del small
-if called:
-    keep_freed_memory()
+NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 
-def new_pages() -> int:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.zeros(2**21) for _ in range(5)]
-    del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+class Statistics(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
 
-print(min(new_pages() for _ in range(10)))
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Statistics
+
+def of_one_block() -> tuple[int, int]:
+    before = mallinfo2()
+    block = torch.empty(31 * 2**20, dtype=torch.uint8)
+    held = mallinfo2()
+    del block
+    return held.hblkhd - before.hblkhd, held.arena - mallinfo2().arena
+
+def in_a_child() -> list[int]:
+    receiver, sender = os.pipe()
+    if os.fork() == 0:
+        os.write(sender, json.dumps(of_one_block()).encode())
+        os._exit(0)
+    os.wait()
+    return json.loads(os.read(receiver, 100))
+
+by_default = in_a_child()
+keep_freed_memory()
+print(json.dumps([by_default, of_one_block()]))
 """
 
-GLIBC = platform.libc_ver()[0] == "glibc"
-
-
-def without_malloc_limits() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"
-    }
-
-
-def pages_of_a_step(
-    largest_mib: int, small_mib: int, called: bool, environment: dict[str, str] | None = None
-) -> int:
-    """New pages of a step that frees 40 MiB, once the heap has settled: the fewest of ten."""
-    history = [str(int(number)) for number in (largest_mib, small_mib, called)]
-    return int(
-        subprocess.check_output(
-            [sys.executable, "-c", SCRIPT, *history],
-            env=without_malloc_limits() | (environment or {}),
-        )
-    )
+STATISTICS = platform.libc_ver()[0] == "glibc" and hasattr(ctypes.CDLL(None), "mallinfo2")
+SETTINGS = {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 @pytest.mark.needs("torch")
-@pytest.mark.skipif(not GLIBC, reason="about the allocator of GNU/Linux")
-# After the second, the heap has room for a block of 31 MiB and keeps at most 40 MiB.
-@pytest.mark.parametrize(("largest_mib", "small_mib"), [(1, 1), (20, 40)])
-def test_blocks_of_a_step_are_not_mapped_again(largest_mib: int, small_mib: int) -> None:
-    assert pages_of_a_step(largest_mib, small_mib, called=True) < 64
+@pytest.mark.skipif(not STATISTICS, reason="reads the allocator of GNU/Linux, from glibc 2.33 on")
+def test_a_large_block_is_neither_mapped_apart_nor_returned() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    printed = subprocess.check_output([sys.executable, "-c", SCRIPT], env=environment)
+    (mapped_by_default, _), (mapped, returned) = json.loads(printed)
+    assert mapped_by_default > 31 * 2**20  # so the next line can fail
+    assert mapped == 0
+    assert returned == 0
 
 
 @pytest.mark.needs("torch")
-@pytest.mark.skipif(not GLIBC, reason="about the allocator of GNU/Linux")
-def test_limits_of_the_user_are_kept() -> None:
-    limit = {"MALLOC_TRIM_THRESHOLD_": str(2**20)}
-    assert pages_of_a_step(1, 1, called=False) > 4096  # so the tests above can fail
-    assert pages_of_a_step(1, 1, called=True, environment=limit) > 4096
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "1048576", True),
+        ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1048576", True),
+        ("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX2_Usable", False),
+        ("MALLOC_ARENA_MAX", "2", False),
+    ],
+)
+def test_limits_of_the_user_are_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: bool
+) -> None:
+    from dpaudit.trainer.engine.freed_memory import limits_are_set_by_the_user
+
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting, raising=False)
+    monkeypatch.setenv(name, value)
+    assert limits_are_set_by_the_user() is expected
