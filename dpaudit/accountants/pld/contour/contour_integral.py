@@ -21,7 +21,7 @@ Chernoff's inequality bounds them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -352,9 +352,30 @@ class ContourIntegral:
         weights[0] *= 0.5
         return weights
 
+    def with_truncation(self, truncation: float) -> ContourIntegral:
+        """Return the same contour with another bound on the frequencies beyond the last.
+
+        Args:
+            truncation: The upper bound.
+
+        Returns:
+            The contour, which shares the sums that are evaluated already.
+        """
+        found = replace(self, truncation=truncation)
+        # Where cached_property keeps its values: neither depends on the truncation.
+        found.__dict__.update(_series=self._series, _sums=self._sums)
+        return found
+
+    @cached_property
+    def _sums(self) -> dict[float, tuple[float, float]]:
+        """The sum and the error bound without truncation, by epsilon."""
+        return {}
+
     def _sum(self, epsilon: float) -> tuple[float, float]:
         """Return the sum at ``epsilon`` and an upper bound on its error."""
-        value, error = self._evaluated(self._series, epsilon)
+        if epsilon not in self._sums:
+            self._sums[epsilon] = self._evaluated(self._series, epsilon)
+        value, error = self._sums[epsilon]
         return value, error + self.truncation
 
     def _evaluated(self, series: FrequencySeries, epsilon: float) -> tuple[float, float]:

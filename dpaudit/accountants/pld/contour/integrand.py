@@ -25,7 +25,8 @@ from dpaudit.accountants.rounding_margins import ROUND_UP, UNIT_ROUNDOFF
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
-MATRIX_LIMIT = 4e6  # points times frequencies; above it the non-uniform FFT is faster
+# Points times frequencies; above the second the non-uniform FFT is faster, but less precise.
+MATRIX_LIMIT, ROUGH_MATRIX_LIMIT = 4e6, 5e5
 BLOCK = 64
 EXACT_POWER_STEP = 8
 # Two powers, each with EXACT_POWER_STEP roundings of its factors and 2.3 per product.
@@ -38,7 +39,7 @@ SPREADING_ERROR = 2e-13
 
 
 def characteristic_values(
-    losses: Array, masses: Array, spacing: float, count: int
+    losses: Array, masses: Array, spacing: float, count: int, *, rough: bool = False
 ) -> tuple[ComplexArray, float]:
     """Evaluate sum_j masses_j exp(i k spacing losses_j) for 0 <= k < count.
 
@@ -47,12 +48,13 @@ def characteristic_values(
         masses: Non-negative masses with a sum of about 1, shape ``(n,)``.
         spacing: Distance of frequencies, in 1/nats.
         count: Number of frequencies, from 0.
+        rough: Whether an error of ``SPREADING_ERROR`` is small enough for what is faster.
 
     Returns:
         The values, shape ``(count,)``, and an upper bound on the error of each.
     """
     phase_error = 4 * UNIT_ROUNDOFF * spacing * count * float(masses @ np.abs(losses))
-    if len(losses) * count <= MATRIX_LIMIT:
+    if len(losses) * count <= (ROUGH_MATRIX_LIMIT if rough else MATRIX_LIMIT):
         return _by_matrices(losses, masses, spacing, count), (
             phase_error
             + UNIT_ROUNDOFF * (1.5 * BLOCK + len(losses) / BLOCK + 16 + ROUNDINGS_PER_POWER)
@@ -157,6 +159,7 @@ def _window_transform(count: int, size: int) -> Array:
 
 GRID_POINTS = 600
 ENVELOPE_WINDOWS = 40
+WINDOW_STARTS = np.unique(np.linspace(0, GRID_POINTS - 1, ENVELOPE_WINDOWS).astype(int))
 
 
 @dataclass(frozen=True)
@@ -223,9 +226,8 @@ def decay_envelope(
     inside = np.where(turning, 0.0, np.minimum(mass[1:], mass[:-1]) * np.diff(base))
     mass_above = np.append(np.cumsum(inside[::-1])[::-1], 0.0)
     variation_above = np.append(np.cumsum(variation[::-1])[::-1], 0.0)
-    picked = np.unique(np.linspace(0, GRID_POINTS - 1, ENVELOPE_WINDOWS).astype(int))
     slopes = density + variation_above + density[-1]
-    return DecayEnvelope(1 - mass_above[picked], slopes[picked])
+    return DecayEnvelope(1 - mass_above[WINDOW_STARTS], slopes[WINDOW_STARTS])
 
 
 def _log_density_slope(
@@ -241,7 +243,8 @@ def log_modulus_between(points: TiltedPoints, step: float, count: int) -> Array:
 
     |phi|^2 is the characteristic function of L - L' with L' an independent copy. Its second
     derivative is at most 2 Var L, so it exceeds the larger end of an interval by at most
-    step^2 Var L / 4.
+    step^2 Var L / 4. That holds for the points; at every frequency up to their reach, phi of the
+    distribution differs by their error.
 
     Args:
         points: Tilted points of one distribution.
@@ -254,10 +257,10 @@ def log_modulus_between(points: TiltedPoints, step: float, count: int) -> Array:
     mean = float(points.masses @ points.losses)
     centred = points.losses - mean
     variance = float(points.masses @ centred**2)
-    factor, error = characteristic_values(centred, points.masses, step, count)
-    squares = (np.abs(factor) + error + points.error) ** 2
+    factor, error = characteristic_values(centred, points.masses, step, count, rough=True)
+    squares = (np.abs(factor) + error) ** 2
     between = np.maximum(squares[1:], squares[:-1]) + step * step * variance / 4
-    return np.asarray(0.5 * np.log(np.clip(between, 1e-300, 1.0)))
+    return np.asarray(np.log(np.clip(np.sqrt(between) + points.error, 1e-150, 1.0)))
 
 
 # Smoothing of delta over nearby epsilons, which makes any contour integral converge.

@@ -7,7 +7,7 @@ choices affect widths and run times, not the validity of a bound.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -45,8 +45,11 @@ LEAST_PERIOD = 1e-200  # nats; the spacing of frequencies, its inverse, must not
 STEP_IN_DEVIATIONS = 5.0  # loosens the bound on log |phi| by 5^2/8
 RESIDUE_BETWEEN_SAMPLES = 1e-8  # bound on |phi| between samples where it has vanished
 MAX_ENVELOPES = 100
+FAR_FACTORS = np.geomspace(1, 1e9, 300)  # from the last frequency to those of the envelopes
 # With many distributions, points are made once, for the samples beyond the last frequency too.
 MANY_DISTRIBUTIONS, POINTS_AHEAD = 10, 8.0
+MOST_LOOSENING, KEPT_FALL = 8.0, 10.0  # nats of log |phi| that a rough bound may give up, or not
+LEAST_STEPS_TO_LOOSEN = 100  # of fewer, the T-th power of m itself matters
 MAX_SAMPLES, LARGEST_REACH_FACTOR = 2000, 60.0
 # Orders to try, as factors of the saddle point: with a larger one fewer digits cancel, a smaller
 # one avoids rare large losses.
@@ -132,8 +135,8 @@ def certify_contour(
         return None
     affordable = MAX_RELATIVE_ERROR * drafted.sum(epsilon)
     try:
-        found = replace(
-            drafted, truncation=_truncation_bound(composition, drafted.transform, affordable)
+        found = drafted.with_truncation(
+            _truncation_bound(composition, drafted.transform, affordable)
         )
     except Unresolvable:
         return None
@@ -161,9 +164,7 @@ def _draft_contour(
     )
     while count <= PLAIN_FREQUENCIES:
         found = tilted_transform(composition, order, spacing, count, ahead)
-        modulus = float(np.abs(found.values[-4:]).max())
-        fall = -math.log(max(modulus, 1e-300))
-        wanted = LOG_DECAYED - 2 * math.log(max(found.reach / order, 1.0))
+        fall, wanted = _fall_and_wanted(found)
         if fall > wanted:
             return ContourIntegral(found, None, 0.0, cumulants)
         if not fall > MIN_DECAY_RATIO * last_fall:
@@ -171,6 +172,12 @@ def _draft_contour(
         last_fall = fall
         count *= min(4, max(2, math.ceil(wanted / max(fall, 1e-3))))
     return None
+
+
+def _fall_and_wanted(found: TiltedTransform) -> tuple[float, float]:
+    """Return by how many nats |phi| falls up to the last frequency, and by how many it must."""
+    fall = -math.log(max(float(np.abs(found.values[-4:]).max()), 1e-300))
+    return fall, LOG_DECAYED - 2 * math.log(max(found.reach / found.order, 1.0))
 
 
 def _fall_to_atoms(composition: Composition, order: float) -> float:
@@ -347,7 +354,7 @@ def _truncation_bound(composition: Composition, found: TiltedTransform, affordab
     The envelopes of ``decay_envelope`` bound the far end; nearer, where they are loose, samples
     of phi do. Infinite where the far end alone exceeds ``affordable``.
     """
-    far = found.reach * np.geomspace(1, 1e9, 300)
+    far = found.reach * FAR_FACTORS
     log_far = -0.5 * composition.gaussian * far * far
     # Every factor of phi is at most 1, so a bound may omit some of them.
     for (distribution, times), points in list(
@@ -390,8 +397,16 @@ def _truncation_from_samples(
     first = math.floor(found.reach / step)
     y = np.asarray(step * np.arange(math.ceil(end / step) + 2))
     log_modulus = -0.5 * composition.gaussian * y[first:-1] ** 2
+    # Rare large losses take most of the points. Without a mass m of them, log |phi| of all T
+    # releases is bounded by about 2 T m more.
+    fall, wanted = _fall_and_wanted(found)
+    spare = min(MOST_LOOSENING, max(0.0, fall - wanted - KEPT_FALL) / 2)
+    many = composition.steps >= LEAST_STEPS_TO_LOOSEN
+    left_out = 0.5 * spare / composition.steps if many else 0.0
     for (distribution, times), made in zip(composition.distributions, found.points, strict=True):
-        points = made if made.reach >= y[-1] else distribution.points(found.order, float(y[-1]))
+        points = made
+        if made.reach < y[-1]:
+            points = distribution.points(found.order, float(y[-1]), left_out)
         log_modulus += times * integrand.log_modulus_between(points, step, len(y))[first:]
     return float(
         _segment_bounds(np.maximum(y[first:], found.reach), log_modulus, found.spacing).sum()

@@ -32,6 +32,7 @@ from dpaudit.accountants.pld.laws.composition import (
     Composition,
     Cumulants,
     cumulants_around,
+    gaussian_order,
     log_chernoff_factor,
     order_for_delta,
     order_for_epsilon,
@@ -204,6 +205,9 @@ MAX_ROUNDS = 6
 SHARP_ROOT_TOLERANCE, ROOT_TOLERANCE = 1e-11, 1e-6  # in log delta
 LARGEST_SHARE, LARGEST_GUESS = 1.2, 1e6
 RESPLIT_RATIO = 1.5
+CLEARLY_LESS = 0.9  # share of delta below which an estimate is worth a certificate
+FEW_FACTORS = np.array([0.8, 1.0])
+LARGEST_GAUSSIAN_ORDER = 1e3  # the panels for a larger one may be many
 NEAR_LARGEST_LOSS = 0.98  # share of the largest composed loss
 # The margins x of ``_epsilon_by_largest_losses``.
 LARGEST_LOSS_MARGINS = (1e-5, 5e-5, 2e-4, 5e-4, 2e-3, 1e-2, 5e-2)
@@ -231,8 +235,12 @@ def epsilon_by_contour(
             f"truncated, so no epsilon can be certified at delta {delta:g}: use a larger delta"
         )
     log_delta = math.log(delta)
-    order, mean_loss = order_for_delta(composition, log_delta)
     known = CertifiedInterval(0.0, math.inf, "no bound")
+    if sufficient_upper > 0:
+        known = _epsilon_by_gaussian_order(composition, delta)
+        if known.upper <= sufficient_upper:
+            return known
+    order, mean_loss = order_for_delta(composition, log_delta)
     # First bounds. Where nearly every release has nearly its largest loss, they may suffice.
     if mean_loss > NEAR_LARGEST_LOSS * composition.largest:
         known = known.intersect(_epsilon_by_largest_losses(composition, delta))
@@ -252,6 +260,8 @@ def epsilon_by_contour(
         )
         if drafted is None:
             continue
+        if _suffices(composition, drafted, delta, sufficient_upper):
+            return CertifiedInterval(0.0, sufficient_upper, "contour")
         root, steepness = _root(
             drafted.estimate, delta, guess, order, 2 * guess, SHARP_ROOT_TOLERANCE
         )
@@ -265,6 +275,16 @@ def epsilon_by_contour(
     # Smoothed contours, for every other composition.
     split = find_split_for_delta(composition, log_delta, order, min(known.upper, LARGEST_GUESS))
     return _epsilon_smoothed(composition, delta, split, known, slope)
+
+
+def _suffices(
+    composition: Composition, drafted: ContourIntegral, delta: float, epsilon: float
+) -> bool:
+    """Return whether a contour certifies that delta at ``epsilon`` is at most the given one."""
+    if not epsilon > 0 or not drafted.estimate(epsilon) < CLEARLY_LESS * delta:
+        return False
+    contour = planning.certify_contour(composition, drafted, epsilon)
+    return contour is not None and DeltaEvaluator((contour,), composition).upper(epsilon) <= delta
 
 
 def _epsilon_smoothed(
@@ -301,6 +321,15 @@ def _epsilon_smoothed(
             known.upper - known.lower, max(RELATIVE_WIDTH * known.upper, ABSOLUTE_WIDTH)
         )
     return known
+
+
+def _epsilon_by_gaussian_order(composition: Composition, delta: float) -> CertifiedInterval:
+    """Bound epsilon from above by Chernoff's inequality at the order of a similar Gaussian."""
+    order = gaussian_order(composition, math.log(delta))
+    if not order < LARGEST_GAUSSIAN_ORDER:
+        return CertifiedInterval(0.0, math.inf, "no bound")
+    few = cumulants_around(composition, order, FEW_FACTORS)
+    return _epsilon_by_chernoff(composition, few, delta)
 
 
 def _epsilon_by_chernoff(

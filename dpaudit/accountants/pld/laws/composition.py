@@ -29,6 +29,7 @@ ORDER_FACTORS = np.concatenate(
     [np.geomspace(1 / 30, 0.8, 10), np.geomspace(0.88, 1.6, 9), [2, 2.7, 4]]
 )
 SCAN_FACTORS = np.geomspace(1e-4, 1e4, 72)
+NEARBY_FACTORS = SCAN_FACTORS[20:52]  # the best order of most compositions is among these
 MAX_SCANS = 5
 SKETCHED_DISTRIBUTIONS = 24
 
@@ -156,6 +157,11 @@ class Cumulants:
         """
         return np.asarray(self.upper - self.orders * epsilon + log_chernoff_factor(self.orders))
 
+    @cached_property
+    def slopes(self) -> Array:
+        """Estimates of K', shape ``(m,)``."""
+        return _slopes(self.upper, self.orders)
+
     def curvature(self, order: float) -> float:
         """Estimate K''(order), the variance of the tilted loss.
 
@@ -192,8 +198,8 @@ class Cumulants:
         Returns:
             The order, inside the table.
         """
-        c, first = self.orders, np.gradient(self.upper, self.orders)
-        second = np.gradient(first, c) + 1 / c**2 + 1 / (c + 1) ** 2
+        c, first = self.orders, self.slopes
+        second = _slopes(first, c) + 1 / c**2 + 1 / (c + 1) ** 2
         epsilon = first - 1 / c - 1 / (c + 1)
         logs = self.upper - c * epsilon - np.log(c * (c + 1))
         logs -= 0.5 * np.log(2 * math.pi * np.maximum(second, 1e-300))
@@ -203,6 +209,14 @@ class Cumulants:
         i = int(reached[0])
         share = (log_delta - logs[i - 1]) / (logs[i] - logs[i - 1])
         return float(c[i - 1] * (c[i] / c[i - 1]) ** share)
+
+
+def _slopes(values: Array, at: Array) -> Array:
+    """Estimate derivatives: second order inside, one-sided at both ends."""
+    width = np.diff(at)
+    secant = np.diff(values) / width
+    inside = (secant[:-1] * width[1:] + secant[1:] * width[:-1]) / (width[1:] + width[:-1])
+    return np.concatenate([secant[:1], inside, secant[-1:]])
 
 
 def log_chernoff_factor(order: Array) -> Array:
@@ -219,17 +233,20 @@ def log_chernoff_factor(order: Array) -> Array:
     return np.asarray(-order * np.log1p(1 / order) - np.log1p(order))
 
 
-def cumulants_around(composition: Composition, order: float) -> Cumulants:
-    """Bound the cumulant generating function at ``ORDER_FACTORS`` times an order.
+def cumulants_around(
+    composition: Composition, order: float, factors: Array = ORDER_FACTORS
+) -> Cumulants:
+    """Bound the cumulant generating function at orders around one.
 
     Args:
         composition: The composed losses.
         order: Central order c.
+        factors: Rising factors from it to the orders of the table, shape ``(m,)``.
 
     Returns:
         The table, with rounding inside the upper bounds.
     """
-    orders = order * ORDER_FACTORS
+    orders = order * factors
     upper = 0.5 * composition.gaussian * orders * (orders + 1) * (1 + 1e-15)
     for distribution, times in composition.distributions:
         upper = upper + times * distribution.log_moments(orders)[1]
@@ -270,17 +287,20 @@ def jump_cumulants_around(below: Composition, above: Composition, order: float) 
     return Cumulants(orders, upper + grown + slack)
 
 
-def rough_cumulants(composition: Composition, guess: float) -> Cumulants:
-    """Estimate K over eight powers of ten around an order: for searches, not for bounds.
+def rough_cumulants(
+    composition: Composition, guess: float, factors: Array = SCAN_FACTORS
+) -> Cumulants:
+    """Estimate K around an order: for searches, not for bounds.
 
     Args:
         composition: The composed losses.
         guess: Central order c.
+        factors: Rising factors from it to the orders of the table, shape ``(m,)``.
 
     Returns:
         A table of estimates; here ``upper`` is no bound.
     """
-    orders = guess * SCAN_FACTORS
+    orders = guess * factors
     rough = 0.5 * composition.gaussian * orders * (orders + 1)
     for distribution, times in composition.sketch.distributions:
         rough = rough + times * distribution.rough_log_moments(orders)
@@ -301,7 +321,7 @@ def order_for_delta(composition: Composition, log_delta: float) -> tuple[float, 
         composition, log_delta, lambda table: table.order_at(log_delta)
     )
     order = min(order, composition.largest_order)
-    return order, float(np.interp(order, table.orders, np.gradient(table.upper, table.orders)))
+    return order, float(np.interp(order, table.orders, table.slopes))
 
 
 def order_for_epsilon(composition: Composition, epsilon: float) -> float:
@@ -325,14 +345,15 @@ def order_for_epsilon(composition: Composition, epsilon: float) -> float:
 def _scan_until_inside(
     composition: Composition, log_delta: float, best: Callable[[Cumulants], float]
 ) -> tuple[float, Cumulants]:
-    """Scan orders, and again around the best one while it lies at the end of the scan."""
-    guess = _first_guess(composition, log_delta)
-    for _ in range(MAX_SCANS):
-        table = rough_cumulants(composition, guess)
+    """Scan orders near the first guess, then all, and again while the best lies at an end."""
+    guess = gaussian_order(composition, log_delta)
+    for factors in (NEARBY_FACTORS, *[SCAN_FACTORS] * MAX_SCANS):
+        table = rough_cumulants(composition, guess, factors)
         order = best(table)
-        if SCAN_FACTORS[3] < order / guess < SCAN_FACTORS[-4]:
+        if factors[3] < order / guess < factors[-4]:
             break
-        guess = order
+        if factors is SCAN_FACTORS:
+            guess = order
     return order, table
 
 
@@ -354,8 +375,16 @@ def rough_deviation(composition: Composition) -> float:
     return math.sqrt(max(variance, 1e-300))
 
 
-def _first_guess(composition: Composition, log_delta: float) -> float:
-    """Return the order of a Gaussian with the same variance: delta ~ exp(-(c sigma)^2 / 2)."""
+def gaussian_order(composition: Composition, log_delta: float) -> float:
+    """Return the order of a Gaussian with the same variance: delta ~ exp(-(c sigma)^2 / 2).
+
+    Args:
+        composition: The composed losses.
+        log_delta: Logarithm of delta.
+
+    Returns:
+        The order, positive: for searches, not for bounds.
+    """
     variance = composition.gaussian
     for distribution, times in composition.sketch.distributions:
         losses, log_masses = distribution.rough

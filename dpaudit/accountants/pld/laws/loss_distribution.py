@@ -127,12 +127,15 @@ class SampledDensity:
             return self.density.largest
         return self.direction.value * float(log_mixture_ratio(np.array([end]), self.rate)[0])
 
-    def panels(self, order: float, reach: float) -> tuple[Array, NDArray[np.bool_]]:
+    def panels(
+        self, order: float, reach: float, left_out: float
+    ) -> tuple[Array, NDArray[np.bool_]]:
         """Divide the interval into panels that resolve exp((order + i y) L) for |y| <= reach.
 
         Args:
             order: Tilt c >= 0.
             reach: Largest frequency, in 1/nats.
+            left_out: About the share of the tilted mass that is not needed.
 
         Returns:
             Edges of the panels as base losses, shape ``(k + 1,)``, and a mask, shape ``(k,)``,
@@ -143,6 +146,10 @@ class SampledDensity:
         exponent = self.power + self.direction.value * order
         top = top + exponent * (ratios[1:] if exponent > 0 else ratios[:-1])
         relevant = top - top.max() > LOG_NEGLIGIBLE
+        if left_out > 0:
+            shares = np.exp(top - top.max())
+            rising = np.argsort(shares)
+            relevant[rising[np.cumsum(shares[rising]) <= left_out * shares.sum()]] = False
         steps = np.diff(ratios) * ((reach + order) / WIDTH_IN_RADIANS)
         pieces = np.where(relevant, np.clip(np.ceil(steps), 1, MAX_PANELS), 1).astype(np.int64)
         return self._subdivided(coarse, pieces), np.repeat(relevant, pieces)
@@ -249,13 +256,13 @@ class SampledDensity:
             low, high, np.zeros_like(low)
         ) + exponent * log_mixture_ratio(end, self.rate)
 
-    def log_errors(self, edges: Array, orders: Array, reach: float) -> Array:
+    def log_errors(self, edges: Array, orders: Array, reach: Array) -> Array:
         """Bound the log of the quadrature error on each panel.
 
         Args:
             edges: Edges of the panels as base losses, shape ``(k + 1,)``.
             orders: Tilts, shape ``(m,)``.
-            reach: Largest frequency, in 1/nats.
+            reach: Largest frequency of each, in 1/nats, shape ``(m,)``.
 
         Returns:
             Upper bounds, shape ``(m, k)``; each is the least over several ellipses.
@@ -268,15 +275,13 @@ class SampledDensity:
         low, high = middle - long, middle + long
         exponents = self.power + self.direction.value * orders
         log_modulus, argument = self._off_axis(low, high, away)
-        bound = (
-            LOG_RULE_ERROR
-            + np.log(half)
-            + self.density.log_upper_bound(low, high, away)
-            + reach * argument
-        )
+        bound = LOG_RULE_ERROR + np.log(half) + self.density.log_upper_bound(low, high, away)
         if self.rate < 1:  # log r is analytic up to pi; the bounds hold up to pi/2
             bound = np.where(away < math.pi / 2, bound, np.inf)
-        return np.asarray((bound + exponents[:, None, None] * log_modulus).min(axis=1))
+        growth = exponents[:, None, None] * log_modulus
+        if reach.any():
+            growth += reach[:, None, None] * argument
+        return np.asarray((bound + growth).min(axis=1))
 
     def _off_axis(self, low: Array, high: Array, away: Array) -> tuple[Array, Array]:
         """Bound log |r|, from the side that counts, and |arg r| for |Im l| <= away <= pi/2.
@@ -387,17 +392,18 @@ class LossDistribution:
             ),
         )
 
-    def points(self, order: float, reach: float) -> TiltedPoints:
+    def points(self, order: float, reach: float, left_out: float = 0.0) -> TiltedPoints:
         """Return the tilted distribution as points that resolve frequencies up to ``reach``.
 
         Args:
             order: Tilt c >= 0.
             reach: Largest frequency, in 1/nats.
+            left_out: About the share of the tilted mass that may be left out, as an error.
 
         Returns:
             The points, with a bound on the error of their characteristic function.
         """
-        parts = [_density_points(branch, order, reach) for branch in self.branches]
+        parts = [_density_points(branch, order, reach, left_out) for branch in self.branches]
         losses = np.concatenate([*(part[0] for part in parts), self.atom_losses])
         with np.errstate(divide="ignore"):
             log_masses = np.concatenate([*(part[1] for part in parts), np.log(self.atom_masses)])
@@ -409,7 +415,8 @@ class LossDistribution:
         log_moment = peak + math.log(total)
         masses /= total
         # Quadrature and omitted panels, relative to the moment; then the rounding of exponents.
-        missing = sum(math.exp(min(0.0, part[2] - log_moment)) for part in parts)
+        # Of denominator and numerator of phi = E[e^((c + i y) L)] / E[e^(c L)].
+        missing = sum(float(np.exp(np.minimum(0.0, part[2] - log_moment)).sum()) for part in parts)
         rounding = UNIT_ROUNDOFF * (
             24 + 4 * abs(peak) + 4 * float(masses @ (np.abs(log_masses) + np.abs(order * losses)))
         )
@@ -430,7 +437,7 @@ class LossDistribution:
             edges = branch.panels_for_orders(top)
             losses, log_masses = _on_panels(branch, edges)
             exponents.append(log_masses + np.multiply.outer(orders, losses))
-            log_errors.append(_log_sums(branch.log_errors(edges, orders, 0.0)))
+            log_errors.append(_log_sums(branch.log_errors(edges, orders, np.zeros(len(orders)))))
         if len(self.atom_losses):
             with np.errstate(divide="ignore"):
                 exponents.append(
@@ -472,17 +479,18 @@ def _on_panels(branch: SampledDensity, edges: Array) -> tuple[Array, Array]:
 
 
 def _density_points(
-    branch: SampledDensity, order: float, reach: float
-) -> tuple[Array, Array, float]:
-    """Return losses and log P-masses at the points of the relevant panels, and the log error.
+    branch: SampledDensity, order: float, reach: float, left_out: float
+) -> tuple[Array, Array, Array]:
+    """Return losses and log P-masses at the points of the relevant panels, and log errors.
 
-    The error includes a bound on the tilted mass of the panels that are left out.
+    The errors, at frequency 0 and up to ``reach``, include a bound on the tilted mass of the panels
+    that are left out.
     """
-    edges, keep = branch.panels(order, reach)
+    edges, keep = branch.panels(order, reach, left_out)
     low, high = edges[:-1], edges[1:]
     log_panel = branch.log_sup(low, high, order) + np.log(np.maximum(high - low, 1e-300))
-    errors = branch.log_errors(edges, np.array([order]), reach)[0]
-    log_missing = float(_log_sums(np.where(keep, errors, log_panel)[None])[0])
+    errors = branch.log_errors(edges, np.array([order, order]), np.array([0.0, reach]))
+    log_missing = _log_sums(np.where(keep, errors, log_panel))
     middle, half = (low[keep] + high[keep]) / 2, (high[keep] - low[keep]) / 2
     base = (middle[:, None] + half[:, None] * GAUSS_X).ravel()
     ratios = log_mixture_ratio(base, branch.rate)
