@@ -19,6 +19,7 @@ from dpaudit.accountants.numerics import Direction
 from dpaudit.accountants.pld import closed_form
 from dpaudit.accountants.pld.allocation.allocated_distribution import allocated_loss_distribution
 from dpaudit.accountants.pld.allocation.cell_widths import COARSE_CELLS
+from dpaudit.accountants.pld.allocation.far_pass import far_pass_distribution, log_choices
 from dpaudit.accountants.pld.allocation.subset_law import subset_loss_distribution
 from dpaudit.accountants.pld.laws.comparisons import (
     ComparedReleases,
@@ -326,8 +327,8 @@ class LossQuery:
     ) -> LossDistribution | float:
         """Return the distribution of a pass by the law of its likelihood ratio, where it is known.
 
-        Losses of hundreds of nats are not: sampling hardly changes them. From below, the first
-        step alone is a Poisson sample.
+        Losses of hundreds of nats are not: sampling hardly changes them. From below, a removed
+        record has its own steps' share of the ratio, and the first step alone is a Poisson sample.
         """
         above, steps = self.side is BoundSide.ABOVE, release.steps
         with suppress(Unresolvable):
@@ -339,6 +340,8 @@ class LossQuery:
             )
         if above:
             return shift
+        if self.direction is Direction.REMOVED and _stands_out(release, shift):
+            return far_pass_distribution(shift, steps, release.selected, tail)
         pair = dominating_pair(Gaussian(1 / shift), Adjacency.ZERO_OUT, tail)
         return poisson_loss_distribution(pair, release.selected / steps, self.direction, tail)
 
@@ -346,6 +349,11 @@ class LossQuery:
 def _shift_of_sum(release: RandomAllocation, moved: float) -> float:
     """Return mu of the sum of all outputs of a pass: it moves by k records, of variance t."""
     return moved * release.selected / math.sqrt(release.steps) * (1 - 1e-15)
+
+
+def _stands_out(release: RandomAllocation, shift: float) -> bool:
+    """Return whether a record's steps are typically far more likely than all others together."""
+    return log_choices(release.steps, release.selected) < release.selected * shift * shift / 8
 
 
 def _larger(law: LossDistribution | float, shift: float, tail: float) -> LossDistribution | float:
