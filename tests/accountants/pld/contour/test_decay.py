@@ -79,6 +79,23 @@ def test_between_samples_the_transform_lies_below_the_bound(distribution, order)
         assert modulus[20 * k : 20 * k + 21].max() <= above[k] * (1 + 1e-14)
 
 
+@pytest.mark.parametrize("distribution", LAWS)
+@pytest.mark.parametrize("left_out", [1e-6, 0.03])
+def test_mass_that_is_left_out_is_an_error_of_the_transform(distribution, left_out):
+    order, count = 4.0, 50
+    reach = 10 / deviation(distribution, order)
+    whole, rest = (distribution.points(order, reach, share) for share in (0.0, left_out))
+    centre, spacing = whole.masses @ whole.losses, reach / count
+    (phi, error), (other, more) = (
+        characteristic_values(one.losses - centre, one.masses, spacing, count)
+        for one in (whole, rest)
+    )
+    changed, exact = np.abs(phi - other).max(), error + more + whole.error
+    assert changed <= exact + rest.error
+    if len(rest.losses) < len(whole.losses):
+        assert changed > exact  # the error is not for nothing
+
+
 def test_the_envelope_of_a_smooth_distribution_falls():
     distribution = poisson_loss_distribution(
         dominating_pair(Gaussian(1.0), Adjacency.ADD_OR_REMOVE_ONE, TAIL),
