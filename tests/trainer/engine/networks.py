@@ -196,6 +196,12 @@ CONVOLUTIONS = {
             nn.Conv2d(4, 4, 3, stride=2, groups=2),
         ], 3, 8, 8,
     ),
+    "conv2d with many channels, pooled in overlapping windows": layered(
+        lambda: [
+            nn.Conv2d(2, 8, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2, stride=1),
+            nn.Conv2d(8, 9, 3), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        ], 2, 7, 6,
+    ),
     "conv2d, padded to one side": layered(
         lambda: [nn.Conv2d(3, 4, 2, padding="same"), nn.Tanh(), nn.Conv2d(4, 2, (1, 3))], 3, 5, 6
     ),
