@@ -84,17 +84,19 @@ CHOICE = (
     "Central and standalone training of the perceptron were tuned in the same way. Cells were then "
     "measured on the test records, drawn from all 60,000 training records. With 90 and 150 "
     "participants, the number of rounds is that of 30 participants, divided by 3 and 5, to the "
-    "nearest integer, and at least 2. Not tuned on validation records: central and standalone "
+    "nearest integer, and at least 2; for the CNN at theta_u 0.01, that of an earlier choice of 16 "
+    "rounds. Not tuned on validation records: central and standalone "
     "training of the CNN, and the runs with noise, whose settings were chosen before, with the "
     "test records in sight; their accuracies may be too high."
 )
 MISSED = (
-    "With 30 participants at theta_u 0.01, two cells miss the 1.5 points to central training. "
+    "With 30 participants at theta_u 0.01, one cell misses the 1.5 points to central training. "
     "mlp-30-dssgd-0.01 lies 1.94 below: its accuracy no longer rises in the last quarter, so more "
     "rounds do not help; the participants hold fewer distinct records than central training, and "
-    "training on those alone (mlp-30-pooled) lies 1.30 below. No trial exceeded 96.70% on "
-    "validation records. cnn-30-dssgd-0.01 lies 1.55 below: it still rose when its rounds ended; "
-    "a trial with 24 rounds is listed but was not run. mlp-30-dssgd-0.1 is at the limit, 1.50."
+    "training on those alone (mlp-30-pooled) lies 1.30 below. Of the other 0.64 points, theta_u "
+    "0.1 loses 0.20. Round robin with theta_d 1 has no staleness. No trial exceeded 96.70% on "
+    "validation records, where central training has 98.14%; with the background of the images at "
+    "zero, none of five (not stored) exceeded 96.41%. mlp-30-dssgd-0.1 is at the limit, 1.50."
 )
 """Why requirements are missed in the stored results."""
 MEAN, DEVIATION = 0.1307, 0.3081
@@ -314,15 +316,19 @@ def all_cells() -> list[Cell]:
         Cell("cnn", "standalone", rounds=20),
         Cell("cnn", "central", rounds=3),
         *with_participants(Cell("cnn", "dssgd", 30, 0.1, 6, decay=0.95)),
-        *with_participants(
-            Cell("cnn", "dssgd", 30, 0.01, 16, learning_rate=0.2, selection="threshold",
-                 threshold=0.002, decay=0.95)
-        ),
+        *cnn_cells_of_few_entries(),
         *noisy_cells(0.01),
         *noisy_cells(0.1),
         replace(central, kind="pooled", participants=90),
         Cell("cnn", "pooled", 30, rounds=5),
     ]  # fmt: skip
+
+
+def cnn_cells_of_few_entries() -> list[Cell]:
+    """Return the CNN's cells at theta_u 0.01: 24 rounds of 30 participants, others as of 16."""
+    chosen = Cell("cnn", "dssgd", 30, 0.01, 24, learning_rate=0.2, selection="threshold",
+                  threshold=0.002, decay=0.95)  # fmt: skip
+    return [chosen, *with_participants(replace(chosen, rounds=16))[1:]]
 
 
 def with_participants(chosen: Cell) -> list[Cell]:
