@@ -425,7 +425,8 @@ def max_pool2d(input: Tensor, *args: Any, return_indices: bool = False, **kwargs
         or input.is_contiguous(memory_format=last)
     ):
         return NotImplemented  # type: ignore[no-any-return]
-    return functional.max_pool2d(input.contiguous(memory_format=last), *args, **kwargs).contiguous()
+    maxima: Tensor = functional.max_pool2d(input.contiguous(memory_format=last), *args, **kwargs)
+    return maxima.contiguous()
 
 
 DECOMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {
