@@ -12,8 +12,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, Self
 
@@ -178,6 +178,30 @@ class DenseGradients:
         return DenseGradients(sum((other.values for other in others), start=self.values))
 
 
+class SharedInnerProducts:
+    """Gram matrices of columns that several gradients have in common, computed once.
+
+    They are dropped after the last gradient has taken them, so that few are held at a time.
+
+    Args:
+        columns: The c_t, shape ``(records, T, d)``.
+        sharers: Number of gradients that have these columns.
+    """
+
+    def __init__(self, columns: Tensor, sharers: int) -> None:
+        self._columns, self._left = columns, sharers
+        self._found: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """Return the inner products (c_s . c_t), shape ``(records, T, T)``; not to be changed."""
+        found = self._found
+        if found is None:
+            found = torch.bmm(self._columns, self._columns.mT)
+        self._left -= 1
+        self._found = found if self._left > 0 else None
+        return found
+
+
 @dataclass(frozen=True)
 class OuterProducts:
     """Gradients g = sum_t r_t c_t^T of a matrix, as of a linear layer at T positions.
@@ -192,11 +216,13 @@ class OuterProducts:
         rows: The r_t, shape ``(records, T, p)``.
         columns: The c_t, shape ``(records, T, d)``; the parameter has shape ``(p, d)``.
         norms: Norms of the r_t for T = 1, if another form takes them, too.
+        shared: Inner products of the c_t, if other gradients have the same columns.
     """
 
     rows: Tensor
     columns: Tensor
     norms: RowNorms | None = None
+    shared: SharedInnerProducts | None = None
 
     @property
     def by_inner_products(self) -> bool:
@@ -220,7 +246,8 @@ class OuterProducts:
             )
             return lengths.double().square() * (1 + FLOAT32_ROUNDING)
         # products[s, t] = (r_s . r_t) (c_s . c_t); their sum is |g|^2.
-        products = torch.bmm(self.rows, self.rows.mT).mul_(torch.bmm(self.columns, self.columns.mT))
+        by_columns = self.shared or SharedInnerProducts(self.columns, sharers=1)
+        products = torch.bmm(self.rows, self.rows.mT).mul_(by_columns.take())
         # The diagonal holds |r_t|^2 |c_t|^2, which gives the scale of the rounding error.
         lengths = products.diagonal(dim1=1, dim2=2).double().clamp(min=0.0).sqrt()
         rounding = FLOAT32_ROUNDING * lengths.sum(dim=1).square()
@@ -461,3 +488,34 @@ def merge_forms(forms: Sequence[GradientForm]) -> GradientForm:
         case [EmbeddingRows() as table, OuterProducts() as outer] if outer.by_inner_products:
             return TiedTable(outer, table)
     return SumOfForms(tuple(merged))
+
+
+def share_inner_products(
+    forms: Mapping[str, GradientForm | None],
+) -> dict[str, GradientForm | None]:
+    """Let gradients with the same columns share their inner products.
+
+    The layers that make queries, keys and values read one input, which is the columns of all.
+
+    Args:
+        forms: Gradients by parameter name, whose tensors are not changed from here on.
+
+    Returns:
+        The same gradients by name, in the same order.
+    """
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name, form in forms.items():
+        if isinstance(form, OuterProducts) and form.columns.shape[1] > 1 and form.by_inner_products:
+            c = form.columns  # all are held, so equal addresses are the same memory
+            place = c.device, c.dtype, c.data_ptr(), c.shape, c.stride()
+            alike.setdefault(place, []).append(name)
+    found = dict(forms)
+    for names in alike.values():
+        several = [form for name in names if isinstance(form := forms[name], OuterProducts)]
+        if len(several) > 1:
+            shared = SharedInnerProducts(several[0].columns, len(several))
+            found.update(
+                (name, replace(form, shared=shared))
+                for name, form in zip(names, several, strict=True)
+            )
+    return found

@@ -32,7 +32,12 @@ from dpaudit.trainer.engine.batch_structure import (
     take_records,
 )
 from dpaudit.trainer.engine.generators import GeneratorStates, HeldGenerator
-from dpaudit.trainer.engine.gradient_forms import DenseGradients, GradientForm, merge_forms
+from dpaudit.trainer.engine.gradient_forms import (
+    DenseGradients,
+    GradientForm,
+    merge_forms,
+    share_inner_products,
+)
 from dpaudit.trainer.engine.gradient_plan import (
     GradientPlan,
     make_plan,
@@ -497,7 +502,7 @@ class PlannedGradients:
         forms = {
             name: merge_forms(found[id(p)]) if id(p) in found else None for name, p in named.items()
         }
-        return plan, losses, forms
+        return plan, losses, share_inner_products(forms)
 
     def _of_one(self, batch: Batch) -> tuple[Tensor, dict[str, GradientForm | None]]:
         """Return the gradient of a single record, which is that of the batch: no rule is needed."""

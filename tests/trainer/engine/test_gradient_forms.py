@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -17,9 +19,11 @@ from dpaudit.trainer.engine.gradient_forms import (
     EmbeddingRows,
     GradientForm,
     OuterProducts,
+    SharedInnerProducts,
     SumOfForms,
     TiedTable,
     merge_forms,
+    share_inner_products,
 )
 from dpaudit.trainer.engine.rules import RULES
 from dpaudit.trainer.engine.rules.convolution import ConvolutionGeometry, ConvolutionGradients
@@ -519,3 +523,34 @@ def test_norms_that_a_weight_and_its_bias_share_are_those_of_each(width: int) ->
         torch.testing.assert_close(form.square_norms(), exact, rtol=2e-6, atol=0.0)
     only = torch.tensor([True, False, False, True])
     torch.testing.assert_close(of_bias.only(only).square_norms(), rows[only], rtol=2e-6, atol=0.0)
+
+
+def test_gradients_with_the_same_columns_share_inner_products_and_keep_their_norms() -> None:
+    records, terms, width = 3, 2, 8
+    x = torch.randn(records, terms, width)
+    forms: dict[str, GradientForm | None] = {
+        "query": OuterProducts(torch.randn(records, terms, width), x),
+        "unused": None,
+        "key": OuterProducts(torch.randn(records, terms, 2 * width), x.view(x.shape)),
+        "copy": OuterProducts(torch.randn(records, terms, width), x.clone()),
+        "other order": OuterProducts(torch.randn(records, terms, width), x.mT.contiguous().mT),
+        "bias": DenseGradients(torch.randn(records, width)),
+    }
+    forms["value"] = OuterProducts(torch.randn(records, terms, 3 * width), x)
+    forms["first half"] = OuterProducts(torch.randn(2, terms, width), x[:2])
+    shared = share_inner_products(forms)
+    assert list(shared) == list(forms)
+    alone = {name for name, form in shared.items() if form is forms[name]}
+    assert alone == {"unused", "copy", "other order", "bias", "first half"}
+    for name in ("query", "key", "value", "query"):  # the last one comes after all have taken them
+        own, plain = shared[name], forms[name]
+        assert own is not None
+        assert plain is not None
+        assert torch.equal(own.square_norms(), plain.square_norms())
+
+
+def test_shared_inner_products_are_dropped_after_their_last_use() -> None:
+    shared = SharedInnerProducts(torch.randn(2, 3, 4), sharers=2)
+    found = ref(shared.take())
+    assert found() is shared.take()
+    assert found() is None
