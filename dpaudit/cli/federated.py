@@ -214,7 +214,7 @@ def print_federated_plan(
     from dpaudit.cli.gate import print_plan_verdict
     from dpaudit.report.verdicts.text import federated_plan_text
     from dpaudit.runs.directory import require_absent
-    from dpaudit.workflow.account import CLAIM_ACCOUNTANT
+    from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT
     from dpaudit.workflow.train.federated_checks import require_usable_plan
     from dpaudit.workflow.train.federated_plan import (
         has_planned_mechanism,

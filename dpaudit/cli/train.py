@@ -271,7 +271,7 @@ def _print_plan(ctx: click.Context, options: Options) -> None:
     from dpaudit.cli.gate import print_plan_verdict
     from dpaudit.report.verdicts.text import training_plan_text
     from dpaudit.runs.directory import require_absent
-    from dpaudit.workflow.account import CLAIM_ACCOUNTANT, planned_claim
+    from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT, planned_claim
     from dpaudit.workflow.train.settings_layers import build_run_config, setting_origins
 
     asked = _asked(ctx, options)
@@ -389,7 +389,7 @@ def _with_progress(
 ) -> RunDirectory:
     """Run with a bar on standard error that shows epsilon so far; no bar without a terminal."""
     from dpaudit.report.descriptions import spent_epsilon_in_words
-    from dpaudit.workflow.account import epsilon_progress
+    from dpaudit.workflow.run_claims import epsilon_progress
 
     if not shows_progress():
         return run(_say_nothing)

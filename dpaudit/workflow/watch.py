@@ -29,7 +29,7 @@ from dpaudit.vocabulary.errors import (
 from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger, ReleaseEntry, ResumeEntry
 from dpaudit.vocabulary.mechanism import Composed, Release, Repeated
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
+from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT, claim_delta
 from dpaudit.workflow.train.federated_plan import (
     has_planned_mechanism,
     planned_federated_epsilon,

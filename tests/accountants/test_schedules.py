@@ -33,7 +33,7 @@ from dpaudit.vocabulary.mechanism import (
 )
 from dpaudit.vocabulary.privacy_terms import Adjacency
 from dpaudit.vocabulary.settings import PrivacySettings
-from dpaudit.workflow.account import planned_claim, planned_mechanism
+from dpaudit.workflow.run_claims import planned_claim, planned_mechanism
 
 NOISE = Gaussian(1.5)
 rates = st.one_of(st.floats(1e-6, 1), st.just(1.0))

@@ -11,7 +11,7 @@ from calling import Call
 
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.settings import PrivacySettings
-from dpaudit.workflow import account
+from dpaudit.workflow import run_claims
 from dpaudit.workflow.gate import run_evaluation
 
 
@@ -56,12 +56,12 @@ def test_the_budget_on_the_progress_bar_rises_and_ends_at_the_claim() -> None:
     privacy = PrivacySettings(
         sampling_rate=0.1, noise_multiplier=2.0, clip_norm=1.0, steps=50, delta=1e-5
     )
-    spent = account.epsilon_progress(privacy)
+    spent = run_claims.epsilon_progress(privacy)
     shown = [spent(done) for done in range(1, 51)]
     assert shown == sorted(shown)
     for done in (1, 13, 50):
-        assert spent(done) >= account.planned_epsilon(privacy, done)
-    assert spent(50) == account.planned_epsilon(privacy)
+        assert spent(done) >= run_claims.planned_epsilon(privacy, done)
+    assert spent(50) == run_claims.planned_epsilon(privacy)
 
 
 def test_help_names_every_command(call: Call) -> None:

@@ -24,9 +24,9 @@ from dpaudit.vocabulary.settings import (
     SpeedSettings,
 )
 from dpaudit.vocabulary.verdict import Outcome, Verdict
-from dpaudit.workflow.account import with_calibrated_noise
 from dpaudit.workflow.audit.run_audit import audit_run
 from dpaudit.workflow.gate.run_evaluation import GateSettings, evaluate_run
+from dpaudit.workflow.run_claims import with_calibrated_noise
 from dpaudit.workflow.train.accuracy import heldout_accuracy
 from dpaudit.workflow.train.finish import finish_and_read_claim
 from dpaudit.workflow.train.stop_when_refuted import with_refutation_check

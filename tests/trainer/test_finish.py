@@ -22,9 +22,9 @@ from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, RunExists
 from dpaudit.vocabulary.verdict import Outcome
-from dpaudit.workflow.account import claim_delta
 from dpaudit.workflow.gate.baselines import baseline_of_run
 from dpaudit.workflow.gate.run_evaluation import GateSettings, evidence_of_run
+from dpaudit.workflow.run_claims import claim_delta
 
 DELTA, STEPS = 1e-5, 4
 SCRIPT = Path(__file__).parent / "finish_script.py"

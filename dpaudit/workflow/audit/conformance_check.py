@@ -26,7 +26,7 @@ from dpaudit.vocabulary.federation import FederatedConfig
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.settings import Progress, RunConfig
 from dpaudit.vocabulary.validation_messages import explain_validation
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
+from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT, claim_delta
 
 REPLAY_RECORDS = 256
 """Number of a run's records that are replayed; a step on more records behaves the same."""

@@ -29,7 +29,6 @@ from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument, require_open_unit
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger, Randomness
 from dpaudit.vocabulary.settings import NoProgress, Progress
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta
 from dpaudit.workflow.audit.audit_plan import (
     VIEWS,
     FailureShares,
@@ -46,6 +45,7 @@ from dpaudit.workflow.audit.run_canary_files import (
     audit_canary_file,
     canaries_beside,
 )
+from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT, claim_delta
 
 if TYPE_CHECKING:
     from dpaudit.workflow.audit.final_model_settings import FinalModelSettings

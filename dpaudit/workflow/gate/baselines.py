@@ -30,8 +30,8 @@ from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.mechanism import Composed, Repeated
 from dpaudit.vocabulary.rounding import same_epsilon
 from dpaudit.vocabulary.settings import DataSettings
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, claim_delta, claims_of_ledger
 from dpaudit.workflow.gate.verification import require_bounds_match_counts, verify_measurements
+from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT, claim_delta, claims_of_ledger
 
 # Public facts about a run's data and model, for comparisons.
 

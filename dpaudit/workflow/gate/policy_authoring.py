@@ -26,10 +26,10 @@ from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Bound
 from dpaudit.vocabulary.rounding import round_down, round_up
 from dpaudit.vocabulary.settings import PrivacySettings
 from dpaudit.vocabulary.verdict import Outcome, RuleOutcome, Verdict
-from dpaudit.workflow.account import planned_claim
 from dpaudit.workflow.gate.baselines import baseline_of_run, write_baseline
 from dpaudit.workflow.gate.policy_sources import POLICY_FILE, PYPROJECT_FILE, pyproject_has_policy
 from dpaudit.workflow.gate.run_evaluation import evidence_of_run, utc_today
+from dpaudit.workflow.run_claims import planned_claim
 from dpaudit.workflow.train.federated_plan import planned_federated_claim
 
 # Draft the text of a first policy from the claim and the measurements of one run.

@@ -30,12 +30,6 @@ from dpaudit.vocabulary.verdict import (
     VerdictBasis,
     VerdictDocument,
 )
-from dpaudit.workflow.account import (
-    CLAIM_ACCOUNTANT,
-    claim_delta,
-    claims_of_ledger,
-    require_claim_of_ledger,
-)
 from dpaudit.workflow.gate.baselines import baseline_of_ledger, require_other_run
 from dpaudit.workflow.gate.policy_sources import project_digest
 from dpaudit.workflow.gate.verdict_history import record_verdict
@@ -43,6 +37,12 @@ from dpaudit.workflow.gate.verification import (
     require_decisive_power,
     verify_measurements,
     with_checked_counts,
+)
+from dpaudit.workflow.run_claims import (
+    CLAIM_ACCOUNTANT,
+    claim_delta,
+    claims_of_ledger,
+    require_claim_of_ledger,
 )
 
 

@@ -24,8 +24,8 @@ from dpaudit.vocabulary.errors import (
 from dpaudit.vocabulary.ledger import PrivacyLedger
 from dpaudit.vocabulary.rounding import bound_holds_at
 from dpaudit.vocabulary.verdict import PastRun, Verdict
-from dpaudit.workflow.account import require_claim_of_ledger, require_current_verdict
 from dpaudit.workflow.gate.baselines import baseline_of_run
+from dpaudit.workflow.run_claims import require_claim_of_ledger, require_current_verdict
 
 UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
 

@@ -50,7 +50,6 @@ from dpaudit.vocabulary.errors import IntegrityError, InvalidArgument
 from dpaudit.vocabulary.ledger import GRADIENT_SUM, PrivacyLedger
 from dpaudit.vocabulary.privacy_terms import Bound
 from dpaudit.vocabulary.rounding import CROSS_MACHINE_TOLERANCE, same_epsilon, same_number
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, ClaimAt, claim_delta
 from dpaudit.workflow.audit.audit_plan import (
     ExpectedBound,
     StepParameters,
@@ -62,6 +61,7 @@ from dpaudit.workflow.audit.audit_plan import (
     simulation_seed,
 )
 from dpaudit.workflow.gate.final_model_recount import require_counts_of_models
+from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT, ClaimAt, claim_delta
 
 LazyClaim = Callable[[], ClaimedMechanism | None]
 """The claim on a run's steps, at the delta of a bound; None where there is none."""

@@ -60,15 +60,12 @@ from dpaudit.vocabulary.mechanism_words import mechanism_in_words, refusal_in_wo
 from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS
 from dpaudit.vocabulary.settings import NoProgress, Progress
 from dpaudit.vocabulary.verdict import PastRun, Verdict
-from dpaudit.workflow.account import (
-    require_claim_of_ledger,
-    require_current_verdict,
-)
 from dpaudit.workflow.audit.audit_plan import recorded_steps
 from dpaudit.workflow.gate.baselines import baseline_of_run, have_same_data, read_baseline
 from dpaudit.workflow.gate.policy_sources import project_digest
 from dpaudit.workflow.gate.run_evaluation import utc_now
 from dpaudit.workflow.gate.verdict_history import count_steps
+from dpaudit.workflow.run_claims import require_claim_of_ledger, require_current_verdict
 from dpaudit.workflow.train.federated_plan import published_figure
 
 # Scores of a run's gradient canaries, counted in bins.

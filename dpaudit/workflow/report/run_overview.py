@@ -25,14 +25,14 @@ from dpaudit.vocabulary.run_overview import (
 )
 from dpaudit.vocabulary.settings import RunConfig
 from dpaudit.vocabulary.verdict import Verdict
-from dpaudit.workflow.account import (
+from dpaudit.workflow.gate.policy_sources import project_digest
+from dpaudit.workflow.gate.verdict_history import count_steps
+from dpaudit.workflow.run_claims import (
     CLAIM_ACCOUNTANT,
     claim_delta,
     require_claim_of_ledger,
     require_current_verdict,
 )
-from dpaudit.workflow.gate.policy_sources import project_digest
-from dpaudit.workflow.gate.verdict_history import count_steps
 from dpaudit.workflow.train.federated_plan import planned_steps
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from dpaudit.runs.ledger_format import LedgerContent, encode_line
 from dpaudit.vocabulary.claim import Claim
 from dpaudit.vocabulary.errors import InvalidArgument, require_delta
 from dpaudit.vocabulary.ledger import PrivacyLedger
-from dpaudit.workflow.account import CLAIM_ACCOUNTANT, require_claim_of_ledger
+from dpaudit.workflow.run_claims import CLAIM_ACCOUNTANT, require_claim_of_ledger
 
 
 class CompletedPart(Enum):

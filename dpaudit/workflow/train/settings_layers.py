@@ -32,7 +32,8 @@ from dpaudit.vocabulary.settings import (
     SpeedSettings,
 )
 from dpaudit.vocabulary.validation_messages import explain_validation
-from dpaudit.workflow.account import schedule_from_sizes, with_calibrated_noise
+from dpaudit.workflow.account import schedule_from_sizes
+from dpaudit.workflow.run_claims import with_calibrated_noise
 
 SettingsLayer = Mapping[str, Mapping[str, Any]]
 """Settings by section and key; an absent key was not set."""
