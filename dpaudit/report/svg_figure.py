@@ -17,6 +17,7 @@ from dpaudit.vocabulary.errors import MissingExtra
 
 try:
     import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 except ImportError as error:  # pragma: no cover - needs an environment without matplotlib
@@ -92,7 +93,10 @@ def inline_svg(name: str, label: str, draw: Callable[[Axes], None], *, height: f
         axes.grid(visible=True)
         draw(axes)
         drawn = StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        for patch in (figure.patch, axes.patch):
+            patch.set(facecolor="none", edgecolor="none")
+        # Not savefig: it draws twice, the first time for the layout, which print_svg finds too.
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
     return _inline(ET.fromstring(drawn.getvalue()), name, label)
 
 
