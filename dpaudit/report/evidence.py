@@ -188,7 +188,9 @@ SAME_ATTACKS = {"loss": "loss threshold (dpaudit attack)"}
 
 
 def _named_as_in_audit(result: MembershipResult) -> MembershipResult:
-    return replace(result, attack=SAME_ATTACKS.get(result.attack, result.attack))
+    if result.attack not in SAME_ATTACKS:
+        return result  # a copy is validated again, point by point of its curve
+    return replace(result, attack=SAME_ATTACKS[result.attack])
 
 
 def current_attack(evidence: ReportEvidence) -> AttackReport | None:

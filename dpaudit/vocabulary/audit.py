@@ -504,7 +504,8 @@ class MembershipResult(msgspec.Struct, frozen=True):
             "balanced_accuracy_interval", self.balanced_accuracy_interval, self.balanced_accuracy
         )
         for rate in (*self.unresolved, *_numbers(self.roc), *_numbers(self.band)):
-            require_rate("rate", rate)
+            if type(rate) is not float or not 0.0 <= rate <= 1.0:  # a curve has thousands
+                require_rate("rate", rate)
         for one in self.tpr_at_fpr:
             self._require_possible(one)
 

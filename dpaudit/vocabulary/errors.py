@@ -612,6 +612,8 @@ MOST_COUNT = 10**18
 
 def is_number(value: object) -> bool:
     """Return whether a value is a real number that a double can hold; no Boolean is one."""
+    if type(value) is float:  # the most frequent type: the abstract class takes ten times as long
+        return True
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     try:

@@ -432,6 +432,8 @@ def filled_with(value: Any, payload: str) -> Any:
 
 def filled_by(value: Any, string: Callable[[str], str]) -> Any:
     """Put ``string`` of each string of the evidence in its place, keys of dictionaries too."""
+    if type(value) is float:  # most of all: the points of curves
+        return value
     if isinstance(value, str) and not isinstance(value, Enum):
         return string(value)
     if isinstance(value, tuple):

@@ -30,9 +30,9 @@ from tests.report.samples import (
 from tests.report.stub_figures import undrawn
 
 PAGES: dict[str, tuple[Callable[[], Any], Callable[[Any], str]]] = {
-    "one": (make_evidence, report_page),
-    "both": (make_two_runs, comparison_page),
-    "federation": (make_federated_evidence, report_page),
+    "one": (cache(make_evidence), report_page),
+    "both": (cache(make_two_runs), comparison_page),
+    "federation": (cache(make_federated_evidence), report_page),
 }
 
 
