@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ from dpaudit.vocabulary.errors import (
     UnsupportedMechanism,
 )
 from dpaudit.vocabulary.federation import FederatedConfig
-from dpaudit.vocabulary.ledger import GRADIENT_SUM, SERVER, PrivacyLedger
+from dpaudit.vocabulary.ledger import GRADIENT_SUM, SERVER, PrivacyLedger, Sampling
 from dpaudit.vocabulary.mechanism import Composed, Mechanism, Repeated
 from dpaudit.vocabulary.mechanism_words import mechanism_in_words, refusal_in_words
-from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS
+from dpaudit.vocabulary.privacy_terms import SAMPLING_ACCOUNTANTS, Adjacency
 from dpaudit.vocabulary.settings import NoProgress, Progress
 from dpaudit.vocabulary.verdict import PastRun, Verdict
 from dpaudit.workflow.audit.audit_plan import recorded_steps
@@ -325,9 +326,9 @@ def _priced(known: ReportEvidence, ledger: PrivacyLedger, progress: Progress) ->
     for one in answers:
         curves += _curves(ledger, known.claim, [one.accountant])
         progress.advance()
-    profile = _profile(ledger.mechanism, known.claim)
+    profile = _profile(ledger.mechanism, known.claim.adjacency)
     progress.advance()
-    tradeoff = _tradeoff(ledger.mechanism, known.claim)
+    tradeoff = _tradeoff(ledger.mechanism, known.claim.adjacency)
     progress.advance()
     return msgspec.structs.replace(
         known,
@@ -339,11 +340,29 @@ def _priced(known: ReportEvidence, ledger: PrivacyLedger, progress: Progress) ->
     )
 
 
+# Most of the time of a report is spent in these numbers. They depend on mechanism and claim alone:
+# reports on runs of one plan, and a second report on a run, take them from memory.
+
+KEPT_ANSWERS = 64
+"""Answers that are kept: all of one run, which has 13 a curve and one curve an accountant."""
+
+
 def _answer(
     accountant: str, mechanism: Mechanism, claim: Claim
 ) -> EpsilonAnswer | RefusedAccountant:
+    return _cached_answer(accountant, mechanism, claim.delta, claim.adjacency, claim.sampling)
+
+
+@lru_cache(KEPT_ANSWERS)
+def _cached_answer(
+    accountant: str,
+    mechanism: Mechanism,
+    delta: float,
+    adjacency: Adjacency,
+    sampling: Sampling | None,
+) -> EpsilonAnswer | RefusedAccountant:
     try:
-        return compute_epsilon(accountant, mechanism, claim.delta, claim.adjacency, claim.sampling)
+        return compute_epsilon(accountant, mechanism, delta, adjacency, sampling)
     except NO_ANSWER_ERRORS as error:
         return RefusedAccountant(accountant, refusal_in_words(error))
 
@@ -387,19 +406,21 @@ def _first(ledger: PrivacyLedger, count: int) -> Mechanism:
     return Composed(tuple(Repeated(release, times) for release, times in occurrences.items()))
 
 
-def _profile(mechanism: Mechanism, claim: Claim) -> tuple[ProfilePoint, ...]:
+@lru_cache(2)
+def _profile(mechanism: Mechanism, adjacency: Adjacency) -> tuple[ProfilePoint, ...]:
     """Compute the privacy profile at ``PROFILE_DELTAS``, without those that have no answer."""
     points = []
     for delta in PROFILE_DELTAS:
         with suppress(*NO_ANSWER_ERRORS):
-            epsilon = pld.profile(mechanism, adjacency=claim.adjacency).epsilon(delta=delta)
+            epsilon = pld.profile(mechanism, adjacency=adjacency).epsilon(delta=delta)
             points.append(ProfilePoint(delta, epsilon))
     return tuple(points)
 
 
-def _tradeoff(mechanism: Mechanism, claim: Claim) -> tuple[TradeoffPoint, ...]:
+@lru_cache(2)
+def _tradeoff(mechanism: Mechanism, adjacency: Adjacency) -> tuple[TradeoffPoint, ...]:
     try:
-        profile = pld.profile(mechanism, adjacency=claim.adjacency)
+        profile = pld.profile(mechanism, adjacency=adjacency)
         curve = risk.tradeoff(profile, TRADEOFF_FPRS, most_evaluations=MAX_CURVE_QUERIES)
     except NO_ANSWER_ERRORS:
         return ()
