@@ -96,7 +96,8 @@ def inline_svg(name: str, label: str, draw: Callable[[Axes], None], *, height: f
         for patch in (figure.patch, axes.patch):
             patch.set(facecolor="none", edgecolor="none")
         # Not savefig: it draws twice, the first time for the layout, which print_svg finds too.
-        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
+        canvas: Any = FigureCanvasSVG(figure)  # print_svg has no types
+        canvas.print_svg(drawn, metadata={"Date": None})
     return _inline(ET.fromstring(drawn.getvalue()), name, label)
 
 
