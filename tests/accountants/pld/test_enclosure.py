@@ -85,7 +85,7 @@ def wrong(seed: int, count: int) -> tuple[dict[str, list[Configuration]], int]:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))]
 )
 def test_random_configurations_are_narrow_and_overlap_with_the_enclosure(seed):
     found, refused = wrong(seed, IN_PASSING // 6)
