@@ -26,6 +26,7 @@ from check_jsonschema.cli import main as check_jsonschema
 from click.testing import CliRunner
 from places import ROOT
 from pre_commit.clientlib import load_config, load_manifest
+from warm_python import WarmPython, warm_python
 
 from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.cli.entry_point import _run
@@ -195,6 +196,21 @@ def expanded(text: str, given: dict[str, str]) -> str:
     return re.sub(r"\$\{\{ inputs\.([a-z-]+) \}\}", lambda found: inputs[found[1]], text)
 
 
+@pytest.fixture(scope="module")
+def gate_program() -> Iterator[WarmPython]:
+    """Return a Python that has imported what the gate needs."""
+    with warm_python("dpaudit.cli.entry_point", "dpaudit.workflow.gate.run_evaluation") as python:
+        yield python
+
+
+@pytest.fixture
+def warm_gate(gate_program: WarmPython, tmp_path: Path) -> None:
+    """Let the steps of the action call the program without its imports."""
+    gate_program.write_program(
+        tmp_path / "bin" / "dpaudit", "from dpaudit.cli.entry_point import main; main()"
+    )
+
+
 def run_step(script: dict[str, Any], folder: Path, **given: str) -> Step:
     output, summary = folder / "github_output", folder / "summary"
     for file in (output, summary):
@@ -268,6 +284,7 @@ def test_the_install_step_installs_the_action_itself(
 
 
 def test_the_gate_step_reports_a_run_that_holds(tmp_path: Path) -> None:
+    """With the installed program; the tests below, without its imports."""
     finished_run(tmp_path / "runs" / "ci")
     (tmp_path / "dpaudit.toml").write_text(POLICY.format(SPENT))
     done = run_step(gate_script(), tmp_path, run="runs/ci")
@@ -283,6 +300,7 @@ def test_the_gate_step_reports_a_run_that_holds(tmp_path: Path) -> None:
     assert done.summary.count("## dpaudit: PASS") == 1
 
 
+@pytest.mark.usefixtures("warm_gate")
 def test_the_gate_step_fails_with_the_verdict_and_says_why(tmp_path: Path) -> None:
     """Names with spaces, quotes and a $ are names."""
     name = 'a $(touch pwned) "run"; touch pwned'
@@ -300,6 +318,7 @@ def test_the_gate_step_fails_with_the_verdict_and_says_why(tmp_path: Path) -> No
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.usefixtures("warm_gate")
 @pytest.mark.parametrize(("inconclusive", "code"), [("fail", 3), ("warn", 0)])
 def test_gate_step_handles_inconclusive_as_configured(
     tmp_path: Path, inconclusive: str, code: int
@@ -313,6 +332,7 @@ def test_gate_step_handles_inconclusive_as_configured(
     assert (done.code, done.outputs["exit-code"]) == (code, str(code)), done.out
 
 
+@pytest.mark.usefixtures("warm_gate")
 @pytest.mark.parametrize(
     ("name", "given"),
     [("dpaudit.toml", ""), ("pyproject.toml", ""), ("privacy rules.toml", "privacy rules.toml")],
@@ -337,6 +357,7 @@ def write_baseline(folder: Path) -> None:
     write_json(folder / "baseline.json", figures)
 
 
+@pytest.mark.usefixtures("warm_gate")
 def test_the_gate_step_leaves_no_report_of_what_was_not_judged(tmp_path: Path) -> None:
     (tmp_path / "dpaudit.toml").write_text(POLICY.format(SPENT))
     done = run_step(gate_script(), tmp_path, run="--help")

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import make_schemas
 import pytest
 from places import ROOT
+from warm_python import WarmPython, warm_python
 
 LINKS = ("accountants", "trainer", "attacks")
 needs_links = pytest.mark.skipif(
@@ -24,25 +26,38 @@ def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     )
 
 
+WITHOUT = """
+import importlib.util, sys
+libraries = {libraries!r}
+found = importlib.util.find_spec
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in libraries:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+importlib.util.find_spec = lambda name, *more: None if name in libraries else found(name, *more)
+for name in [name for name in sys.modules if name.split(".")[0] in libraries]:
+    del sys.modules[name]
+sys.argv = ["dpaudit", *sys.argv[1:]]
+from dpaudit.cli.entry_point import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[WarmPython]:
+    """Return a Python that has imported what the core needs, pandas, and nothing of ours."""
+    with warm_python("msgspec", "click", "scipy.special", "scipy.stats", "pandas") as python:
+        yield python
+
+
 def program_without(
-    libraries: tuple[str, ...], arguments: list[str], folder: Path
+    warm: WarmPython, libraries: tuple[str, ...], arguments: list[str], folder: Path
 ) -> subprocess.CompletedProcess[str]:
     """Call the program in a folder as if some libraries were not installed."""
-    return python(
-        "import importlib.util, os, sys\n"
-        "found = importlib.util.find_spec\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {libraries!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "importlib.util.find_spec = (\n"
-        f"    lambda name, *more: None if name in {libraries!r} else found(name, *more)\n"
-        ")\n"
-        f"sys.argv = ['dpaudit', *{arguments!r}]\n"
-        f"os.chdir({str(folder)!r})\n"
-        "from dpaudit.cli.entry_point import main; main()"
-    )
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return warm.run(WITHOUT.format(libraries=libraries), folder, arguments, environment)
 
 
 @needs_links
@@ -123,11 +138,14 @@ NOT_WITH_SCORES = ("torch", "sklearn", "joblib", "safetensors", "PIL", "cryptogr
 @pytest.mark.parametrize(
     "command", ["gate --claim-epsilon 1", "audit --claim-epsilon 1", "attack", "attack -o s.csv"]
 )
-def test_scores_alone_need_pandas_and_nothing_heavier(tmp_path: Path, command: str) -> None:
+def test_scores_alone_need_pandas_and_nothing_heavier(
+    warm: WarmPython, tmp_path: Path, command: str
+) -> None:
     scores = tmp_path / "scores.csv"
     rows = (f"{value / 100},{value % 2}" for value in range(200))
     scores.write_text("score,member\n" + "\n".join(rows) + "\n")
-    result = program_without(NOT_WITH_SCORES, [*command.split(), "--scores", str(scores)], tmp_path)
+    arguments = [*command.split(), "--scores", str(scores)]
+    result = program_without(warm, NOT_WITH_SCORES, arguments, tmp_path)
     assert result.returncode in {0, 3}, result.stderr
     assert result.stdout
 
@@ -148,11 +166,11 @@ def test_scores_alone_need_pandas_and_nothing_heavier(tmp_path: Path, command: s
     ],
 )
 def test_a_core_install_says_which_extra_is_needed(
-    tmp_path: Path, command: str, library: str, extra: str
+    warm: WarmPython, tmp_path: Path, command: str, library: str, extra: str
 ) -> None:
     for name in ("scores.csv", "scores.parquet"):
         (tmp_path / name).write_text("score,member\n0.5,1\n0.4,0\n")
-    result = program_without((library,), command.split(), tmp_path)
+    result = program_without(warm, (library,), command.split(), tmp_path)
     assert result.returncode == 2
     expected = f"dpaudit: error DPA601: {library} is not installed: pip install 'dpaudit[{extra}]'"
     assert result.stderr.splitlines()[-1] == expected
