@@ -136,9 +136,9 @@ def modules(
         sys.modules.pop(name, None)
 
 
-def refused(tests: ModuleType, check: str) -> str:
-    """Run the sample's test of every step, with the checks of one kind alone."""
-    with checks_alone(check), pytest.raises(AssertionError) as failure:
+def refused(tests: ModuleType, kind: str) -> str:
+    """Return why the checks of one kind refuse a trainer; ci.sh runs all of them."""
+    with checks_alone(kind), pytest.raises(AssertionError) as failure:
         tests.test_every_step_does_what_is_claimed()
     return " ".join(str(failure.value).split())
 

@@ -206,8 +206,20 @@ RUNS: dict[str, tuple[Callable[[], dict[str, object]], OptimizerOf]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize(("kept", "at"), [(0, 2), (3, 3), (4, 6)])
+RESUMED_AT = [(4, 6), (0, 2), (3, 3)]
+"""Steps kept by the checkpoint, and steps taken before the interruption."""
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "at"),
+    [("momentum", *point) for point in RESUMED_AT]
+    + [
+        pytest.param(name, *point, marks=() if point == RESUMED_AT[0] else pytest.mark.slow)
+        for name in RUNS
+        for point in RESUMED_AT
+        if name != "momentum"
+    ],
+)
 def test_a_seeded_run_resumed_is_the_run_uninterrupted_bit_for_bit(
     tmp_path: Path, name: str, kept: int, at: int
 ) -> None:

@@ -57,11 +57,10 @@ def morlet(scale: int, angle: int) -> NDArray[np.complex128]:
 def convolved(image: Array, kernel: NDArray[np.complex128]) -> NDArray[np.complex128]:
     """Return the convolution on a torus: what leaves on one side comes in on the other."""
     reach = len(kernel) // 2
-    total = np.zeros(image.shape, dtype=np.complex128)
-    for i in range(-reach, reach + 1):
-        for j in range(-reach, reach + 1):
-            total += kernel[i + reach, j + reach] * np.roll(image, (i, j), (0, 1))
-    return total
+    around = np.pad(image, reach, mode="wrap")
+    # Row i, column j: the image around the pixel, the kernel's first entry at its last pixel.
+    windows = np.lib.stride_tricks.sliding_window_view(around, kernel.shape)
+    return np.einsum("ijkl,kl->ij", windows, kernel[::-1, ::-1])
 
 
 def averaged(image: Array, spread: float = 1.6) -> Array:
