@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -888,3 +889,43 @@ NETWORKS: dict[str, Network] = {
     **FALLBACK,
     **BATCHES,
 }
+
+VARIANTS = {
+    *("linear of the trainer", "cnn of the trainer", "no biases", "linear on a sequence"),
+    *("linear on a grid", "wide linear on a sequence"),
+    *("linear on a sequence without bias, relu in place", "conv1d without bias"),
+    *("conv2d, padded to one side", "conv2d by names of padding", "group norm"),
+    *("layer norm", "layer norm without bias", "rms norm", "instance norm 1d"),
+    *("embedding with padding", "bags, added", "positions, expanded"),
+    *("positions in one row", "positions without records", "positions in one row, viewed"),
+    *("positions in one row, expanded", "positions in one row, squeezed"),
+    *("self-attention, positions first", "self-attention, as many positions as records"),
+    *("self-attention without biases", "causal self-attention", "padded self-attention"),
+    *("causal self-attention that shows its weights", "cross-attention"),
+    *("cross-attention with rows added", "encoder layer, positions first"),
+    *("encoder layer, as many positions as records", "encoder layer without biases"),
+    *("lstm", "lstm with projections, no biases", "gru", "gru without biases", "rnn"),
+    *("tied table without bias", "tied layers", "one layer three times, and a bare parameter"),
+    *("weights frozen, biases not", "addmm, scaled", "a batch as a list"),
+    *("linear, folded in blocks, 5 positions", "linear, folded in turns, 4 positions"),
+    *(
+        f"{what}, folded {how} positions"
+        for what in ("linear and layer norm", "convolution and group norm")
+        for how in ("in blocks, 4", "in turns, 5")
+    ),
+    "convolution and instance norm, folded in blocks, 5 positions",
+    "convolution and instance norm, folded in turns, 4 positions",
+    "linear on positions first",
+}
+"""Networks whose operations others have, in other shapes: see ``with_variants_slow``."""
+
+
+def with_variants_slow(names: Iterable[str], *values: object) -> list[Any]:
+    """Return networks, and other values, as parameters of a test; variants as slow ones.
+
+    For properties that need the sums to be right, which is tested with all networks.
+    """
+    return [
+        pytest.param(name, *values, marks=pytest.mark.slow if name in VARIANTS else ())
+        for name in names
+    ]

@@ -46,6 +46,7 @@ from tests.trainer.engine.networks import (
     tokens,
     unfolded,
     with_floats,
+    with_variants_slow,
 )
 from tests.trainer.engine.oracle import PerRecord, clipped_record, per_record, relative_gap
 
@@ -146,7 +147,7 @@ def test_in_double_precision_every_parameter_has_its_sum(name: str) -> None:
         assert gap <= 1e-9 * float(own.norm()) + 1e-13 * whole, parameter
 
 
-@pytest.mark.parametrize("name", [*MAY_HIDE, *SHARING])
+@pytest.mark.parametrize("name", with_variants_slow([*MAY_HIDE, *SHARING]))
 def test_a_plan_made_on_one_batch_holds_for_batches_of_other_sizes(name: str) -> None:
     network = NETWORKS[name]
     built = network.build()
@@ -158,7 +159,8 @@ def test_a_plan_made_on_one_batch_holds_for_batches_of_other_sizes(name: str) ->
 
 @pytest.mark.parametrize(
     ("name", "silent"),
-    [(n, "all") for n in (*MAY_HIDE, *SHARING)] + [(n, "first and last") for n in MAY_HIDE],
+    with_variants_slow([*MAY_HIDE, *SHARING], "all")
+    + with_variants_slow(MAY_HIDE, "first and last"),
 )
 def test_a_plan_made_where_no_gradient_arrives_holds_when_it_does(name: str, silent: str) -> None:
     """As with a head that starts at zero, or records that count for nothing."""
@@ -222,7 +224,7 @@ def test_model_is_unchanged(name: str) -> None:
 # --- how far one record moves it
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", with_variants_slow(NETWORKS))
 def test_one_record_moves_the_sum_by_at_most_the_sensitivity(name: str) -> None:
     (built, engine), gradients = planned(name), expected(name)
     batch = (built.batch, torch.full((RECORDS,), 100.0))
@@ -234,7 +236,7 @@ def test_one_record_moves_the_sum_by_at_most_the_sensitivity(name: str) -> None:
         assert moved.norm() <= clipping.sensitivity * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", with_variants_slow(NETWORKS))
 def test_what_one_record_adds_is_never_longer_than_the_sensitivity(name: str) -> None:
     """All others have zero gradients, so that nothing is rounded on the way: no slack."""
     (built, engine), gradients = planned(name), expected(name)
@@ -284,7 +286,7 @@ def test_sum_is_independent_of_the_chunk_size(chunk: int) -> None:
     assert torch.allclose(one.losses, other.losses, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", with_variants_slow(NETWORKS))
 def test_no_records_give_zeros(name: str) -> None:
     built = NETWORKS[name].build()
     nothing = slice_records(built.batch, 0, 0)
@@ -303,7 +305,7 @@ def without(gradients: PerRecord, record: int) -> PerRecord:
     return PerRecord(gradients.losses[kept], parts)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", with_variants_slow(NETWORKS))
 def test_a_record_whose_loss_is_not_finite_contributes_zero(name: str) -> None:
     (built, engine), gradients = planned(name), expected(name)
     clipping = clipping_for("flat", gradients)
@@ -325,7 +327,7 @@ def _has_floats(name: str) -> bool:
     return bool(seen)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if _has_floats(name)])
+@pytest.mark.parametrize("name", with_variants_slow(filter(_has_floats, NETWORKS)))
 def test_record_with_extreme_features_does_not_affect_others(name: str) -> None:
     """What it adds itself is clipped, or nothing where its gradient is not finite."""
     built, gradients = NETWORKS[name].build(), expected(name)
@@ -363,7 +365,7 @@ def test_a_gradient_that_is_infinite_where_the_loss_is_finite_contributes_zero()
     assert torch.allclose(flat(got), flat(rest), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", with_variants_slow(NETWORKS))
 def test_records_that_are_all_left_out_give_zeros(name: str) -> None:
     built, engine = planned(name)
     for own in (engine, Engine(built.model, built.weighted())):
