@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from frozen_imports import FrozenImports
 from places import ROOT
 from reproducible import ReproducibleTests
 from without_extras import SkipWithoutExtras
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile(profile_for(config))
     if not config.getoption("--fresh"):
         config.pluginmanager.register(ReproducibleTests())
+    config.pluginmanager.register(FrozenImports())
     # Each worker has a core; threads of all would be in each other's way.
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")

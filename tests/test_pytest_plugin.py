@@ -420,7 +420,7 @@ def test_a_failure_shows_the_test_and_the_reason_and_nothing_of_ours(
 ) -> None:
     pytester.makepyfile(TEST.format(epsilon=TOO_LITTLE))
     pytester.makeini(f"[pytest]\ndpaudit_run = {run.path}")
-    done = pytester.runpytest_subprocess()
+    done = pytester.runpytest_inprocess()
     done.assert_outcomes(failed=1)
     done.stdout.fnmatch_lines(
         [
