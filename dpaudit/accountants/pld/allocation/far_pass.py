@@ -53,7 +53,7 @@ def far_pass_distribution(shift: float, steps: int, selected: int, tail: float) 
 
     Example:
         >>> round(far_pass_distribution(40.0, 20, 1, 1e-15).largest)
-        1113
+        1114
     """
     moved = shift * math.sqrt(selected)
     reach = normal_reach(tail)
