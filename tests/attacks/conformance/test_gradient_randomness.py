@@ -225,7 +225,7 @@ def test_model_that_draws_is_rejected_only_where_it_does_not_clip(
     model: Callable[[], nn.Module], shape: Sequence[int]
 ) -> None:
     made, known = bench(model, shape)
-    effort = conformance.Effort(noise_samples=5_000, replays=1, sampler_steps=40)
+    effort = conformance.Effort(noise_samples=5_000, replays=1, sampler_steps=40, search_steps=300)
     result = conformance.check(made, made.claim(20), records=known, effort=effort)
     assert result.verdict is not Outcome.FAIL, result.violations
     open_ = set(undecided(result)) - {"opposed records"}  # none at all, where all masks replay
@@ -237,6 +237,6 @@ def test_model_that_draws_is_rejected_only_where_it_does_not_clip(
 
 def test_model_in_eval_mode_passes() -> None:
     made, known = bench(lambda: CONVOLUTIONAL().eval(), (1, 6, 6))
-    effort = conformance.Effort(noise_samples=5_000, replays=1, sampler_steps=40)
+    effort = conformance.Effort(noise_samples=5_000, replays=1, sampler_steps=40, search_steps=300)
     result = conformance.check(made, made.claim(20), records=known, effort=effort)
     assert result.verdict is Outcome.PASS, result.findings
