@@ -28,6 +28,9 @@ from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 Profile = TypeVar("Profile")
 
+FEW_RELEASES = 10
+"""Different releases up to which composition theorems take a small part of an answer's time."""
+
 
 @dataclass(frozen=True)
 class OtherBounds:
@@ -94,9 +97,11 @@ class OtherBounds:
         return min(found, default=math.inf)
 
     def exact_epsilon(self, delta: float) -> float:
-        """Return the bound of composition theorems where these are exact, up to rounding.
+        """Return the bound of composition theorems where these are exact, or nearly so.
 
-        They are for one release, and for equal guarantees (Kairouz, Oh & Viswanath 2015).
+        They are exact, up to rounding, for one release and for equal guarantees (Kairouz, Oh &
+        Viswanath 2015). For a few guarantees, sampled ones too, they may end within the width of
+        a narrow interval.
 
         Args:
             delta: Between 1e-300 (inclusive) and 1 (exclusive).
@@ -104,9 +109,9 @@ class OtherBounds:
         Returns:
             In nats; infinite where the theorems are not exact or give no bound.
         """
-        ((release, times), *others) = self.releases.items()
-        exact = times == 1 or isinstance(release, PureDP | ApproximateDP)
-        if others or not exact or self._naive is None:
+        single = list(self.releases.values()) == [1]
+        few = len(self.releases) <= FEW_RELEASES and all(map(_is_guarantee, self.releases))
+        if not (single or few) or self._naive is None:
             return math.inf
         return min(_uppers([partial(self._naive.epsilon, delta=delta)]), default=math.inf)
 
@@ -141,6 +146,13 @@ class OtherBounds:
         if self.largest_loss is not None:
             found.append(self.largest_loss.delta(epsilon))
         return min(found, default=1.0)
+
+
+def _is_guarantee(release: Mechanism) -> bool:
+    """Return whether a release is known by an epsilon and a delta alone, sampled or not."""
+    while (inner := getattr(release, "mechanism", None)) is not None:
+        release = inner
+    return isinstance(release, PureDP | ApproximateDP)
 
 
 def _uppers(questions: Iterable[Callable[[], Bound]]) -> Iterator[float]:

@@ -69,6 +69,24 @@ def test_the_upper_end_is_the_least_of_all_accountants(
         assert found.lower <= other.upper * (1 + 1e-9)
 
 
+def of_guarantees(rng: random.Random) -> Mechanism:
+    """Return two or three different guarantees, one of them sampled, many times each."""
+    sampled = PoissonSampled(PureDP(rng.uniform(0.001, 0.1)), 10 ** rng.uniform(-3, -0.5))
+    others = [ApproximateDP(rng.uniform(0.01, 0.3), 10 ** rng.uniform(-12, -8))]
+    if rng.random() < 0.5:
+        others.append(PureDP(rng.uniform(0.01, 0.3)))
+    return Composed([Repeated(one, rng.randint(2, 40)) for one in (sampled, *others)])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_few_guarantees_end_where_composition_theorems_do(seed: int) -> None:
+    rng = random.Random(seed)
+    plan, delta = of_guarantees(rng), 10 ** rng.uniform(-6, -1)
+    found = pld.profile(plan, adjacency=Adjacency.ZERO_OUT).epsilon(delta=delta)
+    other = naive.profile(plan, adjacency=Adjacency.ZERO_OUT).epsilon(delta=delta)
+    assert found.lower <= found.upper <= other.upper
+
+
 @pytest.mark.parametrize(("plan", "adjacency"), PLANS, ids=repr)
 def test_epsilon_falls_with_delta_and_delta_with_epsilon(
     plan: Mechanism, adjacency: Adjacency
