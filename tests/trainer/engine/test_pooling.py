@@ -13,10 +13,13 @@ from dpaudit.trainer.engine.composite_operations import LEAST_CHANNELS, max_pool
 
 WINDOWS: list[dict[str, Any]] = [
     {"kernel_size": 2, "stride": 1},
-    {"kernel_size": 2},
+    {"kernel_size": [2, 3], "stride": [2]},
     {"kernel_size": (3, 2), "stride": (2, 1), "padding": 1, "ceil_mode": True},
     {"kernel_size": 2, "stride": 1, "dilation": 2},
 ]
+
+
+OVERLAPPING = {"kernel_size": 2, "stride": 1}
 
 
 def pooled(function: Any, values: Tensor, window: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -50,10 +53,9 @@ def test_maxima_and_their_gradients_are_bitwise_those_of_torch(
 def test_infinite_entries_and_nan_are_pooled_as_by_torch() -> None:
     values = torch.randn(2, LEAST_CHANNELS, 6, 6)
     values[0, 0, 2, 3], values[0, 1, 2, 3], values[1, 0] = torch.inf, torch.nan, -torch.inf
-    window = {"kernel_size": 2, "stride": 1}
     found, expected = (
-        pooled(max_pool2d, values, window),
-        pooled(functional.max_pool2d, values, window),
+        pooled(max_pool2d, values, OVERLAPPING),
+        pooled(functional.max_pool2d, values, OVERLAPPING),
     )
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.isnan(), other.isnan())
@@ -63,14 +65,21 @@ def test_infinite_entries_and_nan_are_pooled_as_by_torch() -> None:
 @pytest.mark.parametrize(
     ("values", "window"),
     [
-        (torch.zeros(2, LEAST_CHANNELS - 1, 4, 4), {"kernel_size": 2}),
-        (torch.zeros(LEAST_CHANNELS, 4, 4), {"kernel_size": 2}),
-        (torch.zeros(2, LEAST_CHANNELS, 4, 4), {"kernel_size": 2, "return_indices": True}),
+        (torch.zeros(2, LEAST_CHANNELS - 1, 4, 4), OVERLAPPING),
+        (torch.zeros(LEAST_CHANNELS, 4, 4), OVERLAPPING),
+        (torch.zeros(2, LEAST_CHANNELS, 4, 4), {**OVERLAPPING, "return_indices": True}),
+        (torch.zeros(2, LEAST_CHANNELS, 4, 4), {"kernel_size": 2}),
+        (torch.zeros(2, LEAST_CHANNELS, 4, 4), {"kernel_size": 2, "stride": (2,)}),
         (
             torch.zeros(2, LEAST_CHANNELS, 4, 4).contiguous(memory_format=torch.channels_last),
-            {"kernel_size": 2},
+            OVERLAPPING,
         ),
     ],
 )
 def test_other_inputs_are_left_to_torch(values: Tensor, window: dict[str, Any]) -> None:
     assert max_pool2d(values, **window) is NotImplemented
+
+
+def test_indices_asked_for_by_position_are_left_to_torch() -> None:
+    values = torch.zeros(2, LEAST_CHANNELS, 4, 4)
+    assert max_pool2d(values, 2, 1, 0, 1, False, True) is NotImplemented
