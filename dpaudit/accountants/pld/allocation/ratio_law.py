@@ -141,6 +141,13 @@ class RatioLaw:
         return math.sqrt(float(weights @ (self.losses - weights @ self.losses) ** 2))
 
 
+def beyond_largest_loss() -> Unresolvable:
+    """Return the refusal of a pass with losses beyond ``LARGEST_LOSS``."""
+    return Unresolvable(
+        f"losses of more than {LARGEST_LOSS:g} nats within one pass: increase the noise"
+    )
+
+
 def settle(
     q_sums: Array, p_sums: Array, grid: RatioGrid, errors: RatioLaw, *, above: bool, tail: float
 ) -> RatioLaw:
@@ -167,9 +174,7 @@ def settle(
     """
     edges = grid.edges
     if not max(-edges[0], edges[-1]) < LARGEST_LOSS:
-        raise Unresolvable(
-            f"losses of more than {LARGEST_LOSS:g} nats within one pass: increase the noise"
-        )
+        raise beyond_largest_loss()
     held = (q_sums > LEAST_MASS) & (p_sums > LEAST_MASS)
     lost_q, lost_p = (float(sums[~held].sum()) * (1 + 1e-6) for sums in (q_sums, p_sums))
     q, p, low, high = q_sums[held], p_sums[held], edges[:-1][held], edges[1:][held]

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from dpaudit.accountants.numerics import log_ndtr, ndtr
 from dpaudit.accountants.pld.allocation.ratio_law import (
     FUNCTION_ERROR,
+    LARGEST_LOSS,
     JoinSettings,
     RatioGrid,
     RatioLaw,
+    beyond_largest_loss,
     settle,
 )
 from dpaudit.accountants.rounding_margins import UNIT_ROUNDOFF
@@ -87,6 +89,8 @@ def gaussian_step(shift: float, settings: JoinSettings) -> RatioLaw:
     """
     reach = normal_reach(settings.tail / 4)
     half = shift * shift / 2
+    if not shift * reach + half < LARGEST_LOSS:  # before a table of huge losses is made
+        raise beyond_largest_loss()
     grid = RatioGrid.covering(
         -shift * reach - half,
         shift * reach + half,

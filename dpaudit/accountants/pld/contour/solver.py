@@ -238,7 +238,7 @@ def epsilon_by_contour(
     known = CertifiedInterval(0.0, math.inf, "no bound")
     if sufficient_upper > 0:
         known = _epsilon_by_gaussian_order(composition, delta)
-        if known.upper <= sufficient_upper:
+        if known.upper <= sufficient_upper and known.upper < math.inf:
             return known
     order, mean_loss = order_for_delta(composition, log_delta)
     # First bounds. Where nearly every release has nearly its largest loss, they may suffice.
@@ -325,7 +325,7 @@ def _epsilon_smoothed(
 
 def _epsilon_by_gaussian_order(composition: Composition, delta: float) -> CertifiedInterval:
     """Bound epsilon from above by Chernoff's inequality at the order of a similar Gaussian."""
-    order = gaussian_order(composition, math.log(delta))
+    order = min(gaussian_order(composition, math.log(delta)), composition.largest_order)
     if not order < LARGEST_GAUSSIAN_ORDER:
         return CertifiedInterval(0.0, math.inf, "no bound")
     few = cumulants_around(composition, order, FEW_FACTORS)

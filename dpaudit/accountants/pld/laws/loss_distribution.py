@@ -275,7 +275,9 @@ class SampledDensity:
         low, high = middle - long, middle + long
         exponents = self.power + self.direction.value * orders
         log_modulus, argument = self._off_axis(low, high, away)
-        bound = LOG_RULE_ERROR + np.log(half) + self.density.log_upper_bound(low, high, away)
+        with np.errstate(divide="ignore"):  # a panel may be empty
+            log_half = np.log(half)
+        bound = LOG_RULE_ERROR + log_half + self.density.log_upper_bound(low, high, away)
         if self.rate < 1:  # log r is analytic up to pi; the bounds hold up to pi/2
             bound = np.where(away < math.pi / 2, bound, np.inf)
         growth = exponents[:, None, None] * log_modulus

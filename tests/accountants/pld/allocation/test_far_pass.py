@@ -104,3 +104,11 @@ def test_the_number_of_choices_is_rounded_up() -> None:
     for steps, selected in ((7, 1), (100_000, 1), (10, 2), (1000, 500), (10**6, 3)):
         exact = math.log(math.comb(steps, selected))
         assert exact <= far_pass.log_choices(steps, selected) < exact * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-8, 1e-100])
+def test_noise_near_zero_is_answered_without_a_table_of_its_losses(noise: float) -> None:
+    """At 1e-8, a table of the losses of one pass would take 72 PiB."""
+    found = pld.profile(passes(noise, 20, 1, 1)).epsilon(delta=1e-9)
+    assert found.lower <= found.upper
+    assert found.upper >= 0.49 / noise**2

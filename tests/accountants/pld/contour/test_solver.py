@@ -12,6 +12,13 @@ from scipy.special import ndtr
 from dpaudit.accountants import pld
 from dpaudit.accountants.pld import closed_form
 from dpaudit.accountants.pld.contour import solver
+from dpaudit.vocabulary.mechanism import (
+    Composed,
+    Gaussian,
+    MixtureOfGaussians,
+    SampledWithoutReplacement,
+)
+from dpaudit.vocabulary.privacy_terms import Adjacency
 from tests.accountants import forced_contours, oracles
 from tests.accountants.golden import of_ledger, one_way
 
@@ -164,3 +171,21 @@ HARD = [
 def test_few_jumps_are_narrow_in_both_directions(entries, delta):
     for answer in pld.profile(of_ledger(entries)).explain_epsilon(delta=delta):
         assert answer.is_narrow(1e-3, 1e-6), answer
+
+
+# A release of a few huge losses, next to one whose order of a similar Gaussian is far too large.
+FAR_MIXTURE = MixtureOfGaussians(300.0, [0.0, 1.0, 2.0], [0.5, 0.3, 0.2], [0.0, 1.0], [0.9, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("noise", "size", "delta"),
+    [(0.027, 10**5, 1e-14), pytest.param(0.03, 10**6, 1e-12, marks=pytest.mark.slow)],
+)
+def test_the_smaller_direction_is_dismissed_at_an_order_that_its_losses_allow(noise, size, delta):
+    plan = Composed((SampledWithoutReplacement(Gaussian(noise), 1, size), FAR_MIXTURE))
+    profile = pld.profile(plan, adjacency=Adjacency.REPLACE_ONE)
+    whole = profile.explain_epsilon(delta=delta)
+    found = profile.epsilon(delta=delta)
+    assert max(one.lower for one in whole) <= found.upper
+    assert found.lower <= max(one.upper for one in whole)
+    assert found.upper <= found.lower * 1.0001
