@@ -11,8 +11,8 @@ RDP needs is printed beside it.
 Records are looked for in DPAUDIT_DATA (default ../shared/data beside the project). CPU seconds
 are of one thread. They cover a whole federation: reading, features, training, ledgers, claim and
 files; not the evaluation. Both federations use the same model, records, rounds and steps.
-Plain SGD runs the model as torch does. The private step pools the CNN with channels last, which
-gives the same numbers in less time.
+Plain SGD runs the model as torch does. The private step pools the CNN, whose windows overlap, with
+channels last, which gives the same numbers in less time.
 Seconds of the steps alone are printed, too.
 """
 

@@ -8,7 +8,7 @@ import platform
 from functools import cache
 
 KEPT_BYTES = 64 * 2**20
-"""Freed memory at the end of the heap that is not returned, twice the largest block in it."""
+"""Freed memory at the end of the heap that the process keeps."""
 
 LARGEST_BLOCK_BYTES = 32 * 2**20
 """The largest value that glibc accepts: each larger block is mapped and returned apart."""
@@ -43,6 +43,5 @@ def keep_freed_memory() -> None:
 
 def limits_are_set_by_the_user() -> bool:
     """Whether the environment sets limits of the allocator."""
-    return "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or not SETTINGS.isdisjoint(
-        os.environ
-    )
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return "glibc.malloc" in tunables or any(name in os.environ for name in SETTINGS)

@@ -47,7 +47,13 @@ print(json.dumps([by_default, of_one_block()]))
 """
 
 STATISTICS = platform.libc_ver()[0] == "glibc" and hasattr(ctypes.CDLL(None), "mallinfo2")
-SETTINGS = {"GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_"}
+SETTINGS = {
+    "GLIBC_TUNABLES",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_TOP_PAD_",
+}
 
 
 @pytest.mark.needs("torch")
@@ -66,6 +72,7 @@ def test_a_large_block_is_neither_mapped_apart_nor_returned() -> None:
     ("name", "value", "expected"),
     [
         ("MALLOC_TRIM_THRESHOLD_", "1048576", True),
+        ("MALLOC_MMAP_MAX_", "0", True),
         ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1048576", True),
         ("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX2_Usable", False),
         ("MALLOC_ARENA_MAX", "2", False),
