@@ -33,7 +33,7 @@ class Given(Keystream):
         self._words = words.astype("<u4").tobytes()
 
     def reader(
-        self, purpose: Purpose, step: int, start: int = 0
+        self, purpose: Purpose, step: int, start: int = 0, *, length: int = 0
     ) -> Callable[[bytearray | memoryview], None]:
         if purpose is not NOISE:
             return super().reader(purpose, step, start)
@@ -66,8 +66,17 @@ def fixed_noise(patch: pytest.MonkeyPatch, draw: Callable[[Keystream, int, int],
     def chunks(stream: Keystream, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
         return iter([draw(stream, step, count)])
 
+    class Fixed:
+        def __init__(self, stream: Keystream, purpose: Purpose, step: int, count: int) -> None:
+            self._left = draw(stream, step, count)
+
+        def add_to(self, sums: Tensor, factor: float) -> None:
+            own, self._left = self._left.tensor_split([len(sums)])
+            sums.add_(own, alpha=factor)
+
     independent_by_default(patch)
     patch.setattr(gradient_noise, "normal_chunks", chunks)
+    patch.setattr(gradient_noise, "Normals", Fixed)
 
 
 def independent_by_default(patch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from dpaudit.vocabulary.errors import InvalidArgument
 MANTISSA, LOG_SCALE = 2**53 - 1, 53 * math.log(2)
 BLOCKS_AT_ONCE = 2**9
 """Blocks of the CPU's kernel per chunk, so that they fit its cache; affects speed alone."""
+
+WORD_BYTES = 4
+"""Bytes of the words of the CPU's kernel; there is one per draw."""
 
 CPU_PAIRS, DEVICE_PAIRS = 2**15, 2**22
 """Pairs of a device's stream that are transformed at once, which needs memory beside the draws. On
@@ -42,17 +46,13 @@ def normals(stream: Keystream, purpose: Purpose, step: int, count: int) -> Tenso
     Returns:
         Shape ``(count,)``, float32, on the CPU.
     """
-    draws, start = torch.empty(count), 0
-    for chunk in normal_chunks(stream, purpose, step, count):
-        draws[start : start + len(chunk)] = chunk
-        start += len(chunk)
+    draws = torch.zeros(count)
+    Normals(stream, purpose, step, count).add_to(draws, 1.0)
     return draws
 
 
 def normal_chunks(stream: Keystream, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
     """Yield the draws of ``normals`` in chunks of cache size.
-
-    Draw i depends on the key, the purpose, the step and i alone.
 
     Args:
         stream: Keystream of the draws.
@@ -63,23 +63,75 @@ def normal_chunks(stream: Keystream, purpose: Purpose, step: int, count: int) ->
     Yields:
         float32 draws, ``count`` in all; a chunk is overwritten by the next one.
     """
-    fill = stream.reader(purpose, step)
-    at_once = max(min(-(-count // DRAWS), BLOCKS_AT_ONCE), 1)
-    words, draws = np.empty(DRAWS * at_once, "<u4"), torch.empty(DRAWS * at_once)
-    as_array, bits = draws.numpy(), words.view(np.uint8).data
-    transform = kernels().float_normals(words, as_array)
-    for start in range(0, count, DRAWS * at_once):
-        blocks = min(-(-(count - start) // DRAWS), at_once)
-        fill(bits[: 4 * DRAWS * blocks])
-        if transform(blocks):
-            some, made = words[: DRAWS * blocks], as_array[: DRAWS * blocks]
-            rare = some.reshape(-1, 2, PAIRS)[:, 0] < RARE
-            for block, pair in np.argwhere(rare).tolist():
-                address = (start // DRAWS + block) * PAIRS + pair
-                further = next(stream.further_words(purpose, step, address))
-                radius, angle = some.reshape(-1, 2, PAIRS)[block, :, pair].tolist()
-                made.reshape(-1, 2, PAIRS)[block, :, pair] = _rare_pair(radius, angle, further)
-        yield draws[: min(DRAWS * blocks, count - start)]
+    source, at_once = Normals(stream, purpose, step, count), DRAWS * BLOCKS_AT_ONCE
+    draws = torch.empty(min(count, at_once))
+    for start in range(0, count, at_once):
+        chunk = draws[: count - start].zero_()
+        source.add_to(chunk, 1.0)
+        yield chunk
+
+
+class Normals:
+    """Consecutive draws of N(0, 1), which are added to tensors in one pass over memory.
+
+    Draw i depends on the key, the purpose, the step and i alone.
+
+    Args:
+        stream: Keystream of the draws.
+        purpose: Address in the keystream, together with ``step``.
+        step: Number of the step, from 0.
+        count: Number of draws that will be added in all.
+    """
+
+    def __init__(self, stream: Keystream, purpose: Purpose, step: int, count: int) -> None:
+        self._left = count + -count % DRAWS  # whole blocks, not yet read
+        self._words = np.empty(max(min(self._left, DRAWS * BLOCKS_AT_ONCE), DRAWS), "<u4")
+        self._bits = self._words.view(np.uint8).data
+        self._fill = stream.reader(purpose, step, length=WORD_BYTES * self._left)
+        self._further = partial(stream.further_words, purpose, step)
+        self._add = kernels().add_normals(self._words)
+        self._start, self._used, self._filled = 0, 0, 0  # the first and the next draw in memory
+
+    def add_to(self, sums: Tensor, factor: float) -> None:
+        """Add the next draws times a factor, one to each entry.
+
+        Args:
+            sums: Contiguous, float32, of one dimension and on the CPU; changed in place.
+            factor: Factor on the draws.
+        """
+        at, count = 0, len(sums)
+        while at < count:
+            if self._used == self._filled:
+                self._read()
+            first, end = self._used, min(self._used + count - at, self._filled)
+            self._used = self._add(sums, at, first, end, factor, RARE)
+            at += self._used - first
+            if self._used < end:
+                at += self._add_rare_block(sums[at : at + end - self._used], factor)
+
+    def _read(self) -> None:
+        """Read the next words."""
+        self._start, self._used = self._start + self._filled, 0
+        self._filled = min(self._left, len(self._words))
+        self._left -= self._filled
+        self._fill(self._bits[: WORD_BYTES * self._filled])
+
+    def _add_rare_block(self, sums: Tensor, factor: float) -> int:
+        """Add draws up to the end of a block in which the tail of some pairs takes further bits.
+
+        Returns the number of draws.
+        """
+        begin = self._used - self._used % DRAWS
+        words, draws = self._words[begin : begin + DRAWS], torch.zeros(DRAWS)
+        self._add(draws, 0, begin, begin + DRAWS, 1.0, 0)
+        (radii, angles), made = words.reshape(2, PAIRS).tolist(), draws.view(2, PAIRS)
+        for pair in np.flatnonzero(words[:PAIRS] < RARE).tolist():
+            further = next(self._further((self._start + begin) // 2 + pair))
+            made[:, pair] = torch.tensor(_rare_pair(radii[pair], angles[pair], further))
+        own = draws[self._used - begin :][: len(sums)]
+        kernels().add_scaled(sums[: len(own)], own, factor)
+        self._used += len(own)
+        return len(own)
 
 
 def _rare_pair(radius: int, angle: int, further: int) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpaudit.trainer.noise import gaussian_draws, grid_noise
-from dpaudit.trainer.noise.gaussian_draws import normal_chunks, normals
+from dpaudit.trainer.noise.gaussian_draws import Normals, normal_chunks, normals
 from dpaudit.trainer.noise.kernels import kernels
 from dpaudit.trainer.noise.prefetch import NoisePrefetcher
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
@@ -168,7 +168,13 @@ class Independent:
         Returns:
             The noisy sums by the same names, with the same shapes.
         """
-        return add_step_noise(self, sums, context, noise_multiplier, norm)
+        if not all(map(_is_plain, sums.values())):
+            return add_step_noise(self, sums, context, noise_multiplier, norm)
+        count, deviation = count_coordinates(sums), noise_multiplier * norm
+        source = Normals(context.stream, Purpose.GRADIENT_NOISE, context.step, count)
+        for part in sums.values():
+            source.add_to(part.view(-1), deviation)
+        return sums
 
     def scale(self, noise_multiplier: float, norm: float, dimension: int) -> float:
         """Return 1, as the draws are standard normals.
@@ -562,8 +568,16 @@ def add_scaled(sums: GradientSums, drawn: Iterable[Tensor], deviation: float) ->
         The sums.
     """
     for piece, draws in _pieces(sums, drawn):
-        piece.add_(draws, alpha=deviation)
+        if _is_plain(piece) and _is_plain(draws):
+            kernels().add_scaled(piece, draws, deviation)  # the same result as in one pass
+        else:
+            piece.add_(draws, alpha=deviation)
     return sums
+
+
+def _is_plain(part: Tensor) -> bool:
+    """Return whether the kernels take a tensor as it is in memory."""
+    return part.is_cpu and part.dtype is torch.float32 and part.is_contiguous()
 
 
 def _pieces(sums: Mapping[str, Tensor], drawn: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -226,7 +226,7 @@ def grid_chunks(
     Yields:
         Whole numbers in float64, ``count`` in all; a chunk is overwritten by the next one.
     """
-    fill = stream.reader(purpose, step)
+    fill = stream.reader(purpose, step, length=8 * (count + DRAWS))
     at_once = max(min(-(-count // DRAWS), BLOCKS_AT_ONCE), 1)
     words, draws = np.empty(2 * DRAWS * at_once, "<u4"), np.empty(DRAWS * at_once)
     transform = kernels().rounded_normals(words, draws, scale, max(scale, 1.0) * MARGIN)

@@ -50,21 +50,23 @@ static inline uint32_t float_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4)
 static inline double to_double(uint64_t bits) { double x; memcpy(&x, &bits, 8); return x; }
 static inline uint64_t double_bits(double x) { uint64_t bits; memcpy(&bits, &x, 8); return bits; }
 
-/* float32 normals. A block of words: BLOCK radii, BLOCK angles.
+/* Add float32 normals times `factor` to sums. A block of words: BLOCK radii, BLOCK angles.
  *
  * u has 40 bits: its radius word, then the low 8 bits of the angle word. t has the high 22 bits,
- * signed; bits 8 and 9 are the signs. Returns the number of pairs whose radius word is below
- * `rare`: their tail needs more bits, and the caller draws them again.
+ * signed; bits 8 and 9 are the signs. The draws from `first` to `end` are added, but for those
+ * from the first block on that has a radius word below `rare`: its tail needs more bits. Returns
+ * the draw that it came to.
  *
  * The polynomials are minimax fits: tests/golden/noise_polynomials.py.
  */
-EXPORT CLONES int64_t float_normals(const uint32_t *restrict words, float *restrict draws,
-                                    int64_t blocks, uint32_t rare)
+EXPORT CLONES int64_t add_normals(const uint32_t *restrict words, float *restrict sums,
+                                  int64_t first, int64_t end, float factor, uint32_t rare)
 {
-    uint32_t found = 0;
-    for (int64_t block = 0; block < blocks; block++) {
-        const uint32_t *restrict radii = words + 2 * BLOCK * block, *restrict angles = radii + BLOCK;
-        float *restrict one = draws + 2 * BLOCK * block, *restrict other = one + BLOCK;
+    float draws[2 * BLOCK], *one = draws, *other = draws + BLOCK;
+    for (int64_t at = first, next; at < end; at = next) {
+        int64_t start = at - at % (2 * BLOCK);
+        const uint32_t *restrict radii = words + start, *restrict angles = radii + BLOCK;
+        uint32_t found = 0;
         for (int i = 0; i < BLOCK; i++) {
             uint32_t angle = angles[i];
             int32_t word = (int32_t)radii[i];
@@ -99,8 +101,22 @@ EXPORT CLONES int64_t float_normals(const uint32_t *restrict words, float *restr
             one[i] = to_float(float_bits(r * (cosine - sine)) ^ (angle << 23 & 0x80000000u));
             other[i] = to_float(float_bits(r * (cosine + sine)) ^ (angle << 22 & 0x80000000u));
         }
+        if (found)
+            return at;
+        next = start + 2 * BLOCK < end ? start + 2 * BLOCK : end;
+        for (int64_t i = at; i < next; i++)
+            sums[i - first] = sums[i - first] + factor * draws[i - start];
     }
-    return found;
+    return end;
+}
+
+/* Add draws times `factor` to sums, with the rounding of the sum above. */
+EXPORT CLONES int64_t add_scaled(float *restrict sums, const float *restrict draws, int64_t count,
+                                 float factor)
+{
+    for (int64_t i = 0; i < count; i++)
+        sums[i] = sums[i] + factor * draws[i];
+    return count;
 }
 
 /* Normals of deviation `scale`, rounded to whole numbers: certainly right, or NaN.

@@ -31,14 +31,20 @@ PAIRS = 64
 DRAWS = 2 * PAIRS
 """Draws in a block."""
 
+FLOAT_BYTES = 4
+
 RARE = 2**12
 """Radius words below this are rare: u is below 2^-20, and its tail needs further bits."""
 
 Words = NDArray[np.uint32]
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Fill = Callable[[int], int]
 """Fills so many blocks of a buffer, and returns how many draws need further bits."""
+
+Add = Callable[["Tensor", int, int, int, float, int], int]
+"""For sums, the position of one, a first draw and an end, a factor and a limit of rare words: adds
+these draws times the factor to consecutive sums, contiguous and float32, on the CPU. It stops
+before a block with a radius word below the limit, and returns the draw that it came to."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,10 @@ class Kernels:
 
     Attributes:
         compiled: Whether they are those of the extension module.
-        float_normals: For buffers of words, shape ``(2 * PAIRS * blocks,)``, and of normals of the
-            same shape, returns a function of a number of blocks. It fills so many, and returns the
-            number of pairs with a rare radius word.
+        add_normals: For a buffer of words, shape ``(2 * PAIRS * blocks,)``, returns what adds its
+            float32 normals.
+        add_scaled: Adds float32 draws times a factor to as many sums, with the same rounding as
+            the function above. Both are contiguous tensors on the CPU.
         rounded_normals: For buffers of words, shape ``(4 * PAIRS * blocks,)``, and of rounded
             normals, shape ``(2 * PAIRS * blocks,)``, a scale and a margin, returns a function of a
             number of blocks. It fills so many, and returns the number of draws that are NaN, as
@@ -60,7 +67,8 @@ class Kernels:
     """
 
     compiled: bool
-    float_normals: Callable[[Words, Floats], Fill]
+    add_normals: Callable[[Words], Add]
+    add_scaled: Callable[[Tensor, Tensor, float], object]
     rounded_normals: Callable[[Words, Doubles, float, float], Fill]
     add_units: Callable[[Tensor, Tensor, float], int]
 
@@ -98,14 +106,18 @@ def load_kernels(path: Path) -> Kernels:
         return made  # type: ignore[no-any-return]
 
     pointer, number, double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    floats = function("float_normals", pointer, pointer, number, ctypes.c_uint32)
+    word, single = ctypes.c_uint32, ctypes.c_float
+    normals = function("add_normals", pointer, pointer, number, number, single, word)
+    scaled = function("add_scaled", pointer, pointer, number, single)
     rounded = function("rounded_normals", pointer, pointer, number, double, double)
     add = function("add_units", pointer, pointer, number, double)
 
     # Looking up an address takes longer than a call: once per buffer.
-    def bound_floats(words: Words, draws: Floats) -> Fill:
-        from_, to = words.ctypes.data, draws.ctypes.data
-        return lambda blocks: floats(from_, to, blocks, RARE)
+    def bound_normals(words: Words) -> Add:
+        from_ = words.ctypes.data
+        return lambda sums, at, first, end, factor, rare: normals(
+            from_, sums.data_ptr() + FLOAT_BYTES * at, first, end, factor, rare
+        )
 
     def bound_rounded(words: Words, draws: Doubles, scale: float, margin: float) -> Fill:
         from_, to = words.ctypes.data, draws.ctypes.data
@@ -113,19 +125,34 @@ def load_kernels(path: Path) -> Kernels:
 
     return Kernels(
         compiled=True,
-        float_normals=bound_floats,
+        add_normals=bound_normals,
+        add_scaled=lambda sums, draws, factor: scaled(
+            sums.data_ptr(), draws.data_ptr(), len(sums), factor
+        ),
         rounded_normals=bound_rounded,
         add_units=lambda sums, units, grid: add(sums.data_ptr(), units.data_ptr(), len(sums), grid),
     )
 
 
-def _float_normals(words: Words, draws: Floats) -> Fill:
-    """Return what fills ``draws`` as the compiled kernel does, but for the last bits."""
-    return lambda blocks: _fill_floats(words[: DRAWS * blocks], draws[: DRAWS * blocks])
+def _add_normals(words: Words) -> Add:
+    """Return what adds draws as the compiled kernel does, but for the last bits."""
+
+    def add(sums: Tensor, at: int, first: int, end: int, factor: float, rare: int) -> int:
+        start, stop = first - first % DRAWS, end + -end % DRAWS
+        radii = words[start:stop].reshape(-1, 2, PAIRS)[:, 0]
+        blocks = np.flatnonzero((radii < rare).any(axis=1))
+        reached = min(max(first, start + DRAWS * int(blocks[0])), end) if len(blocks) else end
+        if reached > first:
+            draws = _float_normals(words[start : reached + -reached % DRAWS])
+            own = draws[first - start : reached - start]
+            sums[at : at + reached - first].add_(own, alpha=factor)
+        return reached
+
+    return add
 
 
-def _fill_floats(words: Words, draws: Floats) -> int:
-    """Fill all of ``draws`` in torch."""
+def _float_normals(words: Words) -> Tensor:
+    """Return the draws of whole blocks, in torch."""
     import torch  # noqa: PLC0415  the server of a federation draws noise without it
 
     parts = torch.from_numpy(words.view(np.int32)).view(-1, 2, PAIRS)
@@ -136,11 +163,11 @@ def _fill_floats(words: Words, draws: Floats) -> int:
     radius = torch.lerp(v.abs().log_(), v.log1p(), (radii < 0).float()).neg_().sqrt_()
     y = torch.bitwise_right_shift(angles, 10).float().add_(0.5).mul_(math.pi / 4 * 2.0**-21)
     cosine, sine = y.cos(), y.sin_()
-    out = torch.from_numpy(draws).view(-1, 2, PAIRS)
+    out = torch.empty(len(parts), 2, PAIRS)
     for which, turned in enumerate((cosine - sine, cosine.add_(sine))):
         signs = torch.bitwise_and(angles >> (8 + which), 1).mul_(-2).add_(1)
         torch.mul(turned.mul_(radius), signs, out=out[:, which])
-    return int((words.reshape(-1, 2, PAIRS)[:, 0] < RARE).sum())
+    return out.view(-1)
 
 
 def _rounded_normals(words: Words, draws: Doubles, scale: float, margin: float) -> Fill:
@@ -186,5 +213,11 @@ def _add_units(sums: Tensor, units: Tensor, grid: float) -> int:
     return refused
 
 
-NUMPY_KERNELS = Kernels(False, _float_normals, _rounded_normals, _add_units)
+NUMPY_KERNELS = Kernels(
+    compiled=False,
+    add_normals=_add_normals,
+    add_scaled=lambda sums, draws, factor: sums.add_(draws, alpha=factor),
+    rounded_normals=_rounded_normals,
+    add_units=_add_units,
+)
 """The same in numpy."""

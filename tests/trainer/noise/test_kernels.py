@@ -63,11 +63,9 @@ def rounded(which: Kernels, words: NDArray[np.uint32], scale: float, margin: flo
 
 
 def normals(which: Kernels, words: NDArray[np.uint32]) -> NDArray[np.float32]:
-    draws = np.empty(len(words), dtype=np.float32)
-    assert which.float_normals(words, draws)(len(words) // DRAWS) == np.count_nonzero(
-        words.reshape(-1, 2, PAIRS)[:, 0] < RARE
-    )
-    return draws
+    draws = torch.zeros(len(words))
+    assert which.add_normals(words)(draws, 0, 0, len(words), 1.0, 0) == len(words)
+    return draws.numpy()
 
 
 # The margin of the grid.
@@ -119,6 +117,34 @@ def largest_error(which: Kernels, words: NDArray[np.uint32]) -> float:
 STATED = 2.0**-46.2
 """Equation (9) of docs/mathematics/grid_noise.md for the compiled kernels, cells included, plus
 half of a step of SCALE."""
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sets(st.integers(0, 4), max_size=2),
+    st.integers(0, 5 * DRAWS),
+    st.integers(0, 5 * DRAWS),
+    st.floats(-3, 3, width=32),
+)
+@settings(max_examples=50)
+@pytest.mark.parametrize("which", KERNELS)
+def test_draws_are_added_up_to_the_first_block_with_rare_words(
+    which: str, seed: int, rare: set[int], one: int, other: int, factor: float
+) -> None:
+    chosen, words = KERNELS[which], random_words(seed, 2, 5)
+    parts = words.reshape(5, 2, PAIRS)
+    np.maximum(parts[:, 0], RARE, out=parts[:, 0])
+    for block in rare:
+        parts[block, 0, seed % PAIRS] = seed % RARE
+    first, end = sorted((one, other))
+    stops = [max(first, DRAWS * block) for block in rare if first < DRAWS * (block + 1)]
+    expected = min([stop for stop in stops if stop < end], default=end)
+    before = torch.from_numpy(np.random.default_rng(seed).normal(size=end - first + 5)).float()
+    sums = before.clone()
+    assert chosen.add_normals(words)(sums, 3, first, end, factor, RARE) == expected
+    added, draws = slice(3, 3 + expected - first), torch.from_numpy(normals(chosen, words))
+    chosen.add_scaled(before[added], draws[first:expected], factor)
+    assert torch.equal(sums, before)
 
 
 @pytest.mark.parametrize("words", [worst_words(), random_words(1, 4, 8)], ids=["worst", "random"])

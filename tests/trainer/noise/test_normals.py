@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise_words import KERNELS, NOISE, Given, blocks_of, use
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from dpaudit.trainer.noise import gaussian_draws
-from dpaudit.trainer.noise.gaussian_draws import normal_chunks, normals
+from dpaudit.trainer.noise.gaussian_draws import Normals, normal_chunks, normals
 from dpaudit.trainer.noise.kernels import DRAWS, PAIRS, RARE
 from dpaudit.trainer.noise.randomness import Keystream, Purpose
 
@@ -127,6 +128,23 @@ def test_chunks_are_a_matter_of_speed_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(draws(Given(words), 10 * DRAWS), whole)
     chunks = normal_chunks(Given(words), NOISE, 0, 1000)
     assert [len(chunk) for chunk in chunks] == [3 * DRAWS, 3 * DRAWS, 1000 - 6 * DRAWS]
+
+
+@given(st.lists(st.integers(0, 3 * DRAWS), max_size=6), st.floats(-2, 2, width=32))
+@settings(max_examples=30)
+def test_draws_are_added_to_consecutive_tensors(lengths: list[int], factor: float) -> None:
+    count = sum(lengths)
+    words = Keystream.seeded(9).words(NOISE, 0, 10 * PAIRS).view(np.uint32).copy()
+    words.reshape(-1, 2, PAIRS)[:, 0, ::8] >>= 22  # one pair in eight is rare
+    words = np.tile(words, 2)
+    whole = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gaussian_draws, "BLOCKS_AT_ONCE", 3)
+        source, parts = Normals(Given(words), NOISE, 0, count), whole.clone().split(lengths)
+        for part in parts:
+            source.add_to(part, factor)
+    gaussian_draws.kernels().add_scaled(whole, normals(Given(words), NOISE, 0, count), factor)
+    assert torch.equal(torch.cat(parts) if parts else torch.empty(0), whole)
 
 
 def test_key_purpose_and_step_determine_the_draws() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpaudit.trainer.noise.randomness import ZEROS, Keystream, Purpose
+from dpaudit.trainer.noise import randomness
+from dpaudit.trainer.noise.randomness import LONG, ZEROS, Keystream, Purpose
 from dpaudit.vocabulary.ledger import Randomness
 
 purposes = st.sampled_from(Purpose)
@@ -102,6 +103,39 @@ def test_long_buffers_are_filled_like_short_ones() -> None:
     blocks = block_by_block(stream.key, Purpose.MODEL.value, 7, -(-count // 16))
     assert bytes(stream.bits(Purpose.MODEL, 7, count)) == blocks[:count]
     assert not any(ZEROS)
+
+
+@given(purposes, steps, st.lists(st.integers(0, 2**17), min_size=1, max_size=4))
+@settings(max_examples=20)
+@pytest.mark.parametrize("faster", [False, True])
+def test_both_modes_of_the_cipher_give_the_same_bytes(
+    faster: bool, purpose: Purpose, step: int, lengths: list[int]
+) -> None:
+    stream, found = Keystream.seeded(15), b""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(randomness, "_gcm_is_faster", lambda: faster)
+        fill = stream.reader(purpose, step, length=max(LONG, sum(lengths)))
+    for length in lengths:
+        buffer = bytearray(b"\xa5" * length)
+        fill(buffer)
+        found += buffer
+    blocks = block_by_block(stream.key, purpose.value, step, -(-len(found) // 16))
+    assert found == blocks[: len(found)]
+
+
+def test_a_stream_ends_before_the_counter_of_the_faster_mode_repeats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*given: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(randomness, "_gcm_is_faster", lambda: True)
+    monkeypatch.setattr(randomness, "_read_by_gcm", refuse)
+    stream = Keystream.seeded(16)
+    with pytest.raises(AssertionError):
+        stream.reader(Purpose.MODEL, 0, length=2**35)
+    for start, length in ((0, 2**35 + 1), (16, 2**20), (0, 0)):
+        stream.reader(Purpose.MODEL, 0, start, length=length)
 
 
 def test_further_words_are_a_stream_of_their_own() -> None:
