@@ -70,9 +70,9 @@ def fixed_noise(patch: pytest.MonkeyPatch, draw: Callable[[Keystream, int, int],
         def __init__(self, stream: Keystream, purpose: Purpose, step: int, count: int) -> None:
             self._left = draw(stream, step, count)
 
-        def add_to(self, sums: Tensor, factor: float) -> None:
+        def add_to(self, sums: Tensor, factor: float, share: float = 1.0) -> None:
             own, self._left = self._left.tensor_split([len(sums)])
-            sums.add_(own, alpha=factor)
+            sums.add_(own, alpha=factor).mul_(share)
 
     independent_by_default(patch)
     patch.setattr(gradient_noise, "normal_chunks", chunks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,28 +72,20 @@ def unsharded_parameters(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-HALF = 0.5
-"""Mantissa of a power of two."""
-
-
-def set_gradients(model: nn.Module, sums: Mapping[str, Tensor], expected: float) -> None:
-    """Set each trainable parameter's gradient to its sum, or this rank's shard, over ``expected``.
+def set_gradients(model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
+    """Set each trainable parameter's gradient, or this rank's shard of it.
 
     A frozen parameter gets no gradient: one left from before would move it again.
 
     Args:
         model: The model.
-        sums: Noisy sums per parameter; divided in place.
-        expected: The expected batch size, in records.
+        gradients: The gradient of each trainable parameter, whole.
     """
-    # Division by a power of two is a multiplication, bit for bit, in half the time.
-    share = 1 / expected if math.frexp(expected)[0] == HALF else None
     for name, parameter in named_parameters(model).items():
         if not parameter.requires_grad:
             parameter.grad = None
         else:
-            total = sums[name].div_(expected) if share is None else sums[name].mul_(share)
-            gradient = total.to(parameter.dtype)
+            gradient = gradients[name].to(parameter.dtype)
             parameter.grad = shard_like(gradient, parameter) if is_sharded(parameter) else gradient
 
 

@@ -38,7 +38,12 @@ from dpaudit.trainer.engine import Engine, PerSampleLoss
 from dpaudit.trainer.engine.batch_structure import Batch, count_records
 from dpaudit.trainer.engine.model_state import seed_torch
 from dpaudit.trainer.engine.spot_checks import CheckSchedule
-from dpaudit.trainer.noise.gradient_noise import GradientSums, count_coordinates
+from dpaudit.trainer.noise.gradient_noise import (
+    GradientSums,
+    count_coordinates,
+    divide,
+    noisy_means,
+)
 from dpaudit.trainer.noise.randomness import NotCopyable, Purpose
 from dpaudit.trainer.session.release_account import PrivacyBudget
 from dpaudit.trainer.session.settings import StepSettings
@@ -507,11 +512,15 @@ class Private(NotCopyable):
         if self.canaries is not None:
             session.observations.append(not_observed(len(joined)))
         deviation = noise.deviation(noise_multiplier, norm, count_coordinates(sums), context)
-        noisy = noise.add_noise(sums, context, noise_multiplier, norm)
-        if self.canaries is not None:  # before set_gradients divides the sums in place
-            session.observations[-1] = self.canaries.observe(noisy, joined, norm)
-        self.clip_rule = self.clip_rule.updated(noisy, noise_multiplier, expected)
-        set_gradients(self.model, noisy, expected)
+        if self.canaries is None and self.clip_rule.learned_clip_norm is None:
+            means = noisy_means(noise, sums, context, noise_multiplier, norm, expected)
+        else:
+            noisy = noise.add_noise(sums, context, noise_multiplier, norm)
+            if self.canaries is not None:  # before the sums are divided in place
+                session.observations[-1] = self.canaries.observe(noisy, joined, norm)
+            self.clip_rule = self.clip_rule.updated(noisy, noise_multiplier, expected)
+            means = divide(noisy, expected)
+        set_gradients(self.model, means)
         set_noise_deviation(self.optimizer, deviation / expected)
         self.optimizer.step()
         if session.trained.average is not None:

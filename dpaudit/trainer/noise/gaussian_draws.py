@@ -92,22 +92,23 @@ class Normals:
         self._add = kernels().add_normals(self._words)
         self._start, self._used, self._filled = 0, 0, 0  # the first and the next draw in memory
 
-    def add_to(self, sums: Tensor, factor: float) -> None:
-        """Add the next draws times a factor, one to each entry.
+    def add_to(self, sums: Tensor, factor: float, share: float = 1.0) -> None:
+        """Add the next draws times a factor, one to each entry, and multiply the entries.
 
         Args:
             sums: Contiguous, float32, of one dimension and on the CPU; changed in place.
             factor: Factor on the draws.
+            share: Factor on the noisy entries.
         """
         at, count = 0, len(sums)
         while at < count:
             if self._used == self._filled:
                 self._read()
             first, end = self._used, min(self._used + count - at, self._filled)
-            self._used = self._add(sums, at, first, end, factor, RARE)
+            self._used = self._add(sums, at, first, end, factor, share, RARE)
             at += self._used - first
             if self._used < end:
-                at += self._add_rare_block(sums[at : at + end - self._used], factor)
+                at += self._add_rare_block(sums[at : at + end - self._used], factor, share)
 
     def _read(self) -> None:
         """Read the next words."""
@@ -116,20 +117,21 @@ class Normals:
         self._left -= self._filled
         self._fill(self._bits[: WORD_BYTES * self._filled])
 
-    def _add_rare_block(self, sums: Tensor, factor: float) -> int:
+    def _add_rare_block(self, sums: Tensor, factor: float, share: float) -> int:
         """Add draws up to the end of a block in which the tail of some pairs takes further bits.
 
         Returns the number of draws.
         """
         begin = self._used - self._used % DRAWS
         words, draws = self._words[begin : begin + DRAWS], torch.zeros(DRAWS)
-        self._add(draws, 0, begin, begin + DRAWS, 1.0, 0)
+        self._add(draws, 0, begin, begin + DRAWS, 1.0, 1.0, 0)
         (radii, angles), made = words.reshape(2, PAIRS).tolist(), draws.view(2, PAIRS)
         for pair in np.flatnonzero(words[:PAIRS] < RARE).tolist():
             further = next(self._further((self._start + begin) // 2 + pair))
             made[:, pair] = torch.tensor(_rare_pair(radii[pair], angles[pair], further))
         own = draws[self._used - begin :][: len(sums)]
         kernels().add_scaled(sums[: len(own)], own, factor)
+        sums[: len(own)].mul_(share)
         self._used += len(own)
         return len(own)
 

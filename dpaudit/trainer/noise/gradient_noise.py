@@ -168,12 +168,35 @@ class Independent:
         Returns:
             The noisy sums by the same names, with the same shapes.
         """
+        return self.add_noise_in_one_pass(sums, context, noise_multiplier, norm, share=1.0)
+
+    def add_noise_in_one_pass(
+        self,
+        sums: GradientSums,
+        context: NoiseContext,
+        noise_multiplier: float,
+        norm: float,
+        *,
+        share: float,
+    ) -> GradientSums:
+        """Add the same noise, and multiply the noisy sums.
+
+        Args:
+            sums: Clipped sums per parameter; they may be changed in place.
+            context: Keystream and step; one pair gives one noise.
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+            share: Factor on the noisy sums.
+
+        Returns:
+            The products by the same names, with the same shapes.
+        """
         if not all(map(_is_plain, sums.values())):
-            return add_step_noise(self, sums, context, noise_multiplier, norm)
+            return multiply(add_step_noise(self, sums, context, noise_multiplier, norm), share)
         count, deviation = count_coordinates(sums), noise_multiplier * norm
         source = Normals(context.stream, Purpose.GRADIENT_NOISE, context.step, count)
         for part in sums.values():
-            source.add_to(part.view(-1), deviation)
+            source.add_to(part.view(-1), deviation, share)
         return sums
 
     def scale(self, noise_multiplier: float, norm: float, dimension: int) -> float:
@@ -282,7 +305,33 @@ class OnGrid:
         Returns:
             The noisy sums by the same names, with the same shapes.
         """
-        return add_step_noise(self, sums, context, noise_multiplier, norm)
+        return self.add_noise_in_one_pass(sums, context, noise_multiplier, norm, share=1.0)
+
+    def add_noise_in_one_pass(
+        self,
+        sums: GradientSums,
+        context: NoiseContext,
+        noise_multiplier: float,
+        norm: float,
+        *,
+        share: float,
+    ) -> GradientSums:
+        """Add the same noise, and multiply the noisy sums.
+
+        Args:
+            sums: Clipped sums per parameter; they may be changed in place.
+            context: Keystream and step; one pair gives one noise.
+            noise_multiplier: Noise standard deviation over the sensitivity.
+            norm: The sensitivity: largest L2 norm of what one record adds.
+            share: Factor on the noisy sums.
+
+        Returns:
+            The products by the same names, with the same shapes.
+        """
+        dimension = count_coordinates(sums)
+        scale = self.scale(noise_multiplier, norm, dimension)
+        drawn = self.draw(context, scale, dimension, device_of(sums))
+        return _add_units(sums, drawn, norm, share)
 
     def scale(self, noise_multiplier: float, norm: float, dimension: int) -> float:
         """Return the standard deviation of the noise in grid steps.
@@ -337,10 +386,17 @@ class OnGrid:
         Raises:
             InvalidArgument: If a sum is not finite, or beyond 2^52 grid steps.
         """
-        grid = grid_noise.grid_spacing(norm, count_coordinates(sums))
-        for piece, draws in _pieces(sums, drawn):
-            grid_noise.add_in_place(piece, draws, grid)
-        return sums
+        return _add_units(sums, drawn, norm, 1.0)
+
+
+def _add_units(
+    sums: GradientSums, drawn: Iterable[Tensor], norm: float, share: float
+) -> GradientSums:
+    """Round the sums to the grid, add draws in grid steps, and multiply by ``share``."""
+    grid = grid_noise.grid_spacing(norm, count_coordinates(sums))
+    for piece, draws in _pieces(sums, drawn):
+        grid_noise.add_in_place(piece, draws, grid, share)
+    return sums
 
 
 class Prefetched:
@@ -554,6 +610,72 @@ def add_step_noise(
     scale = noise.scale(noise_multiplier, norm, dimension)
     drawn = noise.draw(context, scale, dimension, device_of(sums))
     return noise.add_drawn(sums, drawn, noise_multiplier, norm)
+
+
+HALF = 0.5
+"""Mantissa of a power of two."""
+
+
+def noisy_means(
+    noise: GradientNoise,
+    sums: GradientSums,
+    context: NoiseContext,
+    noise_multiplier: float,
+    norm: float,
+    expected: float,
+) -> GradientSums:
+    """Return the noisy sums over the expected batch size, as ``divide`` of ``add_noise``.
+
+    Args:
+        noise: The noise of a step.
+        sums: Clipped sums per parameter; they may be changed in place.
+        context: Keystream and step; one pair gives one noise.
+        noise_multiplier: Noise standard deviation over the sensitivity.
+        norm: The sensitivity: largest L2 norm of what one record adds.
+        expected: The expected batch size, in records.
+
+    Returns:
+        The means by the same names, with the same shapes.
+    """
+    # A class derived from these may add other noise.
+    if type(noise) in (Independent, OnGrid) and math.frexp(expected)[0] == HALF:
+        assert isinstance(noise, Independent | OnGrid)
+        share = 1 / expected
+        return noise.add_noise_in_one_pass(sums, context, noise_multiplier, norm, share=share)
+    return divide(noise.add_noise(sums, context, noise_multiplier, norm), expected)
+
+
+def divide(sums: GradientSums, divisor: float) -> GradientSums:
+    """Divide sums in place.
+
+    Args:
+        sums: Sums per parameter.
+        divisor: The divisor, above 0.
+
+    Returns:
+        The sums.
+    """
+    # Division by a power of two is a multiplication, bit for bit, in half the time.
+    if math.frexp(divisor)[0] == HALF:
+        return multiply(sums, 1 / divisor)
+    for part in sums.values():
+        part.div_(divisor)
+    return sums
+
+
+def multiply(sums: GradientSums, factor: float) -> GradientSums:
+    """Multiply sums in place.
+
+    Args:
+        sums: Sums per parameter.
+        factor: The factor.
+
+    Returns:
+        The sums.
+    """
+    for part in sums.values() if factor != 1.0 else ():
+        part.mul_(factor)
+    return sums
 
 
 def add_scaled(sums: GradientSums, drawn: Iterable[Tensor], deviation: float) -> GradientSums:

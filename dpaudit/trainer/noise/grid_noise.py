@@ -161,13 +161,14 @@ def add_grid_units(total: Tensor, noise: Tensor, grid: float) -> Tensor:
     return units.mul_(grid).to(total.dtype)
 
 
-def add_in_place(total: Tensor, noise: Tensor, grid: float) -> None:
-    """Round a part of a sum to the grid and add noise given in units of the grid, in place.
+def add_in_place(total: Tensor, noise: Tensor, grid: float, share: float = 1.0) -> None:
+    """Round a part of a sum to the grid, add noise in units of the grid, and multiply, in place.
 
     Args:
         total: A part of the sum, of one dimension and contiguous.
         noise: Whole numbers in float64 on the CPU, as many as ``total`` has entries.
         grid: The grid spacing, a power of two.
+        share: Factor on the noisy sum.
 
     Raises:
         InvalidArgument: If an entry is not finite or beyond 2^52 units.
@@ -175,8 +176,8 @@ def add_in_place(total: Tensor, noise: Tensor, grid: float) -> None:
     import torch  # noqa: PLC0415  the server of a federation draws noise without it
 
     if total.device.type != "cpu" or total.dtype is not torch.float32:
-        total.copy_(add_grid_units(total, noise, grid))
-    elif kernels().add_units(total, noise, grid):
+        total.copy_(add_grid_units(total, noise, grid)).mul_(share)
+    elif kernels().add_units(total, noise, grid, share):
         raise _unroundable_sum()
 
 

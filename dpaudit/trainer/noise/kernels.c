@@ -15,7 +15,7 @@
  * -ln u is taken from u below 1/2 and from u - 1 above, which are both exact at their small
  * ends. With ln u = e ln 2 + ln(1 + f), f lies between sqrt(1/2) - 1 and sqrt(2) - 1.
  *
- * float_draws.py and grid_noise.py have the same formulas in numpy, and the same layout of bits.
+ * kernels.py has the same formulas in numpy, and the same layout of bits.
  */
 #ifndef PLAIN /* tests define it, to build one version at a time, without Python */
 #include <Python.h>
@@ -50,17 +50,15 @@ static inline uint32_t float_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4)
 static inline double to_double(uint64_t bits) { double x; memcpy(&x, &bits, 8); return x; }
 static inline uint64_t double_bits(double x) { uint64_t bits; memcpy(&bits, &x, 8); return bits; }
 
-/* Add float32 normals times `factor` to sums. A block of words: BLOCK radii, BLOCK angles.
+/* Add float32 normals times `factor` to sums, then multiply these by `share`, from draw `first` to
+ * `end`. It stops before a block with a radius word below `rare`, whose tail needs more bits, and
+ * returns the draw that it came to. A block of words: BLOCK radii, BLOCK angles.
  *
  * u has 40 bits: its radius word, then the low 8 bits of the angle word. t has the high 22 bits,
- * signed; bits 8 and 9 are the signs. The draws from `first` to `end` are added, but for those
- * from the first block on that has a radius word below `rare`: its tail needs more bits. Returns
- * the draw that it came to.
- *
- * The polynomials are minimax fits: tests/golden/noise_polynomials.py.
+ * signed; bits 8 and 9 are the signs. Minimax polynomials: tests/golden/noise_polynomials.py.
  */
-EXPORT CLONES int64_t add_normals(const uint32_t *restrict words, float *restrict sums,
-                                  int64_t first, int64_t end, float factor, uint32_t rare)
+EXPORT CLONES int64_t add_normals(const uint32_t *restrict words, float *restrict sums, int64_t first,
+                                  int64_t end, float factor, float share, uint32_t rare)
 {
     float draws[2 * BLOCK], *one = draws, *other = draws + BLOCK;
     for (int64_t at = first, next; at < end; at = next) {
@@ -105,7 +103,7 @@ EXPORT CLONES int64_t add_normals(const uint32_t *restrict words, float *restric
             return at;
         next = start + 2 * BLOCK < end ? start + 2 * BLOCK : end;
         for (int64_t i = at; i < next; i++)
-            sums[i - first] = sums[i - first] + factor * draws[i - start];
+            sums[i - first] = (sums[i - first] + factor * draws[i - start]) * share;
     }
     return end;
 }
@@ -201,13 +199,12 @@ EXPORT CLONES int64_t rounded_normals(const uint32_t *restrict words, double *re
     return undecided;
 }
 
-/* Round sums to multiples of `grid`, a power of two, and add as many whole numbers of grid steps.
- *
- * A float beyond 2^24 grid steps is a whole number of them. Returns the number of sums that are
+/* Round sums to multiples of `grid`, a power of two, add whole numbers of grid steps, and multiply
+ * by `share`. A float beyond 2^24 grid steps is a whole number of them. Returns the number of sums that are
  * not finite or beyond 2^52 grid steps, for which the result is meaningless.
  */
 EXPORT CLONES int64_t add_units(float *restrict sums, const double *restrict units, int64_t count,
-                                double grid)
+                                double grid, float share)
 {
     const double to_integer = 0x1.8p52, per_step = 1.0 / grid;
     int64_t refused = 0;
@@ -215,7 +212,7 @@ EXPORT CLONES int64_t add_units(float *restrict sums, const double *restrict uni
         double x = (double)sums[i] * per_step;
         double rounded = fabs(x) < 0x1p40 ? (x + to_integer) - to_integer : x;
         refused += !(fabs(x) <= 0x1p52);
-        sums[i] = (float)((rounded + units[i]) * grid);
+        sums[i] = (float)((rounded + units[i]) * grid) * share;
     }
     return refused;
 }

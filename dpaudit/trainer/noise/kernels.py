@@ -41,10 +41,11 @@ Doubles = NDArray[np.float64]
 Fill = Callable[[int], int]
 """Fills so many blocks of a buffer, and returns how many draws need further bits."""
 
-Add = Callable[["Tensor", int, int, int, float, int], int]
-"""For sums, the position of one, a first draw and an end, a factor and a limit of rare words: adds
-these draws times the factor to consecutive sums, contiguous and float32, on the CPU. It stops
-before a block with a radius word below the limit, and returns the draw that it came to."""
+Add = Callable[["Tensor", int, int, int, float, float, int], int]
+"""For sums, the position of one, a first draw and an end, two factors and a limit of rare words:
+adds the draws times the first factor to consecutive sums, contiguous and float32, on the CPU, and
+multiplies these by the second. It stops before a block with a radius word below the limit, and
+returns the draw that it came to."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,16 @@ class Kernels:
             normals, shape ``(2 * PAIRS * blocks,)``, a scale and a margin, returns a function of a
             number of blocks. It fills so many, and returns the number of draws that are NaN, as
             they are undecided.
-        add_units: Rounds float32 sums to a grid in place and adds whole numbers of grid steps, in
-            float64. Both are contiguous tensors on the CPU. Returns the number of sums that are
-            not finite or beyond 2^52 grid steps.
+        add_units: Rounds float32 sums to a grid in place, adds whole numbers of grid steps, in
+            float64, and multiplies the result by a factor. Both are contiguous tensors on the CPU.
+            Returns the number of sums that are not finite or beyond 2^52 grid steps.
     """
 
     compiled: bool
     add_normals: Callable[[Words], Add]
     add_scaled: Callable[[Tensor, Tensor, float], object]
     rounded_normals: Callable[[Words, Doubles, float, float], Fill]
-    add_units: Callable[[Tensor, Tensor, float], int]
+    add_units: Callable[[Tensor, Tensor, float, float], int]
 
 
 @cache
@@ -107,16 +108,16 @@ def load_kernels(path: Path) -> Kernels:
 
     pointer, number, double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     word, single = ctypes.c_uint32, ctypes.c_float
-    normals = function("add_normals", pointer, pointer, number, number, single, word)
+    normals = function("add_normals", pointer, pointer, *2 * [number], *2 * [single], word)
     scaled = function("add_scaled", pointer, pointer, number, single)
     rounded = function("rounded_normals", pointer, pointer, number, double, double)
-    add = function("add_units", pointer, pointer, number, double)
+    add = function("add_units", pointer, pointer, number, double, single)
 
     # Looking up an address takes longer than a call: once per buffer.
     def bound_normals(words: Words) -> Add:
         from_ = words.ctypes.data
-        return lambda sums, at, first, end, factor, rare: normals(
-            from_, sums.data_ptr() + FLOAT_BYTES * at, first, end, factor, rare
+        return lambda sums, at, first, end, *rest: normals(
+            from_, sums.data_ptr() + FLOAT_BYTES * at, first, end, *rest
         )
 
     def bound_rounded(words: Words, draws: Doubles, scale: float, margin: float) -> Fill:
@@ -126,18 +127,17 @@ def load_kernels(path: Path) -> Kernels:
     return Kernels(
         compiled=True,
         add_normals=bound_normals,
-        add_scaled=lambda sums, draws, factor: scaled(
-            sums.data_ptr(), draws.data_ptr(), len(sums), factor
-        ),
+        add_scaled=lambda to, draws, *rest: scaled(to.data_ptr(), draws.data_ptr(), len(to), *rest),
         rounded_normals=bound_rounded,
-        add_units=lambda sums, units, grid: add(sums.data_ptr(), units.data_ptr(), len(sums), grid),
+        add_units=lambda to, units, *rest: add(to.data_ptr(), units.data_ptr(), len(to), *rest),
     )
 
 
 def _add_normals(words: Words) -> Add:
     """Return what adds draws as the compiled kernel does, but for the last bits."""
 
-    def add(sums: Tensor, at: int, first: int, end: int, factor: float, rare: int) -> int:
+    def add(sums: Tensor, at: int, first: int, end: int, *rest: Any) -> int:
+        factor, share, rare = rest
         start, stop = first - first % DRAWS, end + -end % DRAWS
         radii = words[start:stop].reshape(-1, 2, PAIRS)[:, 0]
         blocks = np.flatnonzero((radii < rare).any(axis=1))
@@ -145,7 +145,7 @@ def _add_normals(words: Words) -> Add:
         if reached > first:
             draws = _float_normals(words[start : reached + -reached % DRAWS])
             own = draws[first - start : reached - start]
-            sums[at : at + reached - first].add_(own, alpha=factor)
+            sums[at : at + reached - first].add_(own, alpha=factor).mul_(share)
         return reached
 
     return add
@@ -205,11 +205,11 @@ def _fill_rounded(words: Words, draws: Doubles, scale: float, margin: float) -> 
     return int(np.count_nonzero(np.isnan(draws)))
 
 
-def _add_units(sums: Tensor, units: Tensor, grid: float) -> int:
+def _add_units(sums: Tensor, units: Tensor, grid: float, share: float) -> int:
     """Add grid steps to the rounded sums, which are exact in float64 up to the last conversion."""
     steps = sums.double().div_(grid)
     refused = int((steps.abs() <= 2.0**52).logical_not_().sum())
-    sums.copy_(steps.round_().add_(units).mul_(grid))
+    sums.copy_(steps.round_().add_(units).mul_(grid)).mul_(share)
     return refused
 
 

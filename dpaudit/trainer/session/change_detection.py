@@ -126,7 +126,9 @@ class ChangeDetector:
         fingerprint has changed, the accepted one is returned.
         """
         noted, model = self._noted, self._modules.get("")
-        named = {} if model is None else named_parameters(model)
+        if model is None or all(tensor.requires_grad for tensor, _ in content.values()):
+            return {}, {}
+        named = named_parameters(model)
         names = [n for n, p in named.items() if not p.requires_grad and n in noted and n in content]
         own = {name: content[name] for name in names}
         samples = _samples(own, self._offset)

@@ -27,6 +27,7 @@ from dpaudit.trainer.noise.gradient_noise import (
     count_coordinates,
     default_noise,
     noise_kind,
+    noisy_means,
     standard_normals,
 )
 from dpaudit.trainer.noise.kernels import NUMPY_KERNELS
@@ -382,3 +383,31 @@ def test_correlated_noise_leaves_smaller_errors_in_the_sums_over_steps() -> None
         # Dominated by few directions of each coordinate's path, of which there are 2000.
         assert measured == pytest.approx(float(law), rel=5 / math.sqrt(2 * dimension))
     assert correlated < 0.75 * independent
+
+
+# Means.
+
+
+@pytest.mark.parametrize("expected", [64, 100, 0.25, 2.0**-30])
+@pytest.mark.parametrize("kind", KINDS)
+def test_noisy_means_are_noisy_sums_over_the_expected_batch_size(
+    kind: str, expected: float
+) -> None:
+    context = NoiseContext(Keystream.seeded(3), step=0)
+    sums = KINDS[kind]().add_noise(sums_of(value=0.3), context, 1.3, 0.7)
+    means = noisy_means(KINDS[kind](), sums_of(value=0.3), context, 1.3, 0.7, expected)
+    assert torch.equal(flat(means), flat(sums) / expected)
+
+
+def test_noise_of_a_class_of_ones_own_is_added_by_that_class() -> None:
+    class Doubled(Independent):
+        def add_noise(
+            self, sums: GradientSums, context: NoiseContext, noise_multiplier: float, norm: float
+        ) -> GradientSums:
+            return super().add_noise(sums, context, 2 * noise_multiplier, norm)
+
+    context = NoiseContext(Keystream.seeded(3), step=0)
+    twice = noisy_means(Doubled(), sums_of(), context, 1.0, 1.0, 64)
+    assert torch.equal(
+        flat(twice), flat(noisy_means(Independent(), sums_of(), context, 2.0, 1.0, 64))
+    )

@@ -64,7 +64,7 @@ def rounded(which: Kernels, words: NDArray[np.uint32], scale: float, margin: flo
 
 def normals(which: Kernels, words: NDArray[np.uint32]) -> NDArray[np.float32]:
     draws = torch.zeros(len(words))
-    assert which.add_normals(words)(draws, 0, 0, len(words), 1.0, 0) == len(words)
+    assert which.add_normals(words)(draws, 0, 0, len(words), 1.0, 1.0, 0) == len(words)
     return draws.numpy()
 
 
@@ -141,9 +141,10 @@ def test_draws_are_added_up_to_the_first_block_with_rare_words(
     expected = min([stop for stop in stops if stop < end], default=end)
     before = torch.from_numpy(np.random.default_rng(seed).normal(size=end - first + 5)).float()
     sums = before.clone()
-    assert chosen.add_normals(words)(sums, 3, first, end, factor, RARE) == expected
+    assert chosen.add_normals(words)(sums, 3, first, end, factor, 0.25, RARE) == expected
     added, draws = slice(3, 3 + expected - first), torch.from_numpy(normals(chosen, words))
     chosen.add_scaled(before[added], draws[first:expected], factor)
+    before[added] *= 0.25
     assert torch.equal(sums, before)
 
 
@@ -381,7 +382,7 @@ def test_sums_are_rounded_and_noise_is_added_without_error(values: list[float]) 
     noise = np.random.default_rng(1).integers(-(2**36), 2**36, len(values)).astype(np.float64)
     for one in KERNELS.values():
         sums = torch.tensor(values)
-        assert one.add_units(sums, torch.from_numpy(noise), grid) == 0
+        assert one.add_units(sums, torch.from_numpy(noise), grid, 1.0) == 0
         steps = np.rint(np.array(values, dtype=np.float32).astype(np.float64) / grid)
         assert (sums.numpy() == ((steps + noise) * grid).astype(np.float32)).all()
 
@@ -394,4 +395,4 @@ def test_sums_that_cannot_be_rounded_are_counted(
     chosen: Kernels, values: list[float], refused: int
 ) -> None:
     units = torch.zeros(len(values), dtype=torch.float64)
-    assert chosen.add_units(torch.tensor(values), units, 1.0) == refused
+    assert chosen.add_units(torch.tensor(values), units, 1.0, 1.0) == refused
