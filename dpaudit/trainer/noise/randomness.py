@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from enum import Enum, unique
 from functools import cache, partial
+from threading import Lock
 from typing import NoReturn, SupportsIndex
 from weakref import WeakSet
 
@@ -32,6 +33,8 @@ AES_BLOCK_BYTES = 16
 ZEROS = memoryview(bytes(2**17))
 GCM_STARTS_AT = 2 * AES_BLOCK_BYTES
 """Position in a stream of the first byte that the mode GCM can make."""
+SHORT = 8 * AES_BLOCK_BYTES
+"""Bytes at the beginning of streams that are made block by block."""
 LONG, MOST_OF_GCM = 2**16, 2**35
 """Bytes of streams that are read by the faster of two modes; a counter of GCM ends at 2^36."""
 
@@ -121,7 +124,7 @@ _STREAMS: WeakSet[Keystream] = WeakSet()
 def _drop_keys() -> None:
     """Drop every key in a forked child, such as a worker that loads data."""
     for stream in _STREAMS:
-        stream._key = b""
+        stream._key, stream._blocks = b"", None
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
@@ -140,6 +143,8 @@ class Keystream(NotCopyable):
 
     def __init__(self, key: bytes, randomness: Randomness) -> None:
         self._key = key
+        self._blocks: CipherContext | None = None  # kept, as a new one takes 8 us
+        self._lock = Lock()
         self._process = os.getpid()
         _STREAMS.add(self)
         self.randomness = randomness
@@ -213,9 +218,23 @@ class Keystream(NotCopyable):
         Returns:
             ``count`` bytes.
         """
+        if count <= SHORT:
+            return self._short_bits(_address(purpose, step), count)
         found = bytearray(count)
         self.reader(purpose, step, length=count)(found)
         return found
+
+    def _short_bits(self, address: bytes, count: int) -> bytearray:
+        """Return the first bytes of a stream: its counter blocks, enciphered."""
+        self.require_own_process()
+        counters = range(-(-count // AES_BLOCK_BYTES))
+        plain = b"".join([address + block.to_bytes(8, "big") for block in counters])
+        with self._lock:  # noise may be drawn in a thread
+            if self._blocks is None:
+                # Counters that are enciphered one by one are the mode CTR.
+                mode = modes.ECB()
+                self._blocks = Cipher(algorithms.AES256(self._key), mode).encryptor()
+            return bytearray(self._blocks.update(plain)[:count])
 
     def reader(
         self, purpose: Purpose, step: int, start: int = 0, *, length: int = 0

@@ -19,7 +19,7 @@ from dpaudit.trainer.data_sources.data_loaders import LoadingSettings
 from dpaudit.trainer.data_sources.digest import data_digest
 from dpaudit.trainer.data_sources.loading import load_batches
 from dpaudit.trainer.noise.correlated_noise import Banded
-from dpaudit.trainer.noise.randomness import Keystream
+from dpaudit.trainer.noise.randomness import Keystream, Purpose
 from dpaudit.trainer.private import Private
 from dpaudit.vocabulary.errors import InvalidArgument, UserCodeError
 
@@ -54,13 +54,15 @@ class Dying(Augmented):
 
 
 class Spying(Augmented):
-    """Tries to read the key of the trainer's stream."""
+    """Tries to read the key of the trainer's stream, or a cipher with it."""
 
     stream: Keystream | None = None
 
     def __getitem__(self, index: int) -> Any:
         assert self.stream is not None
-        held = torch.utils.data.get_worker_info() is not None and self.stream._key
+        held = torch.utils.data.get_worker_info() is not None and (
+            self.stream._key or self.stream._blocks is not None
+        )
         return X[index] + (1.0 if held else 0.0), Y[index]
 
 
@@ -125,6 +127,8 @@ def test_forked_worker_has_no_key() -> None:
     data = Spying()
     trainer = private(data, workers=1)
     Spying.stream = trainer._session.stream
+    Spying.stream.seed_for(Purpose.MODEL)  # the cipher that is kept for short streams exists
+    assert Spying.stream._blocks is not None
     batch = next(trainer.batches(steps=1))
     assert len(batch[0])
     assert all(any(torch.equal(row, x) for x in X) for row in batch[0])
