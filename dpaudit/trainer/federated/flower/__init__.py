@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dpaudit.trainer.federated.flower.accountant import LedgerAccountant
     from dpaudit.trainer.federated.flower.client import answer_participant
     from dpaudit.trainer.federated.flower.secure_client import join_secure_sum
-    from dpaudit.trainer.federated.flower.secure_server import SecureServerSettings
+    from dpaudit.trainer.federated.flower.secure_settings import SecureServerSettings
     from dpaudit.trainer.federated.flower.secure_strategy import SecureDPFedAvg
     from dpaudit.trainer.federated.flower.server import ServerSettings
     from dpaudit.trainer.federated.flower.strategy import DPFedAvg
@@ -35,7 +35,7 @@ _SOURCES = {
     "DPFedAvg": "strategy",
     "LedgerAccountant": "accountant",
     "SecureDPFedAvg": "secure_strategy",
-    "SecureServerSettings": "secure_server",
+    "SecureServerSettings": "secure_settings",
     "ServerSettings": "server",
     "answer_participant": "client",
     "join_secure_sum": "secure_client",

@@ -20,7 +20,7 @@ from dpaudit.trainer.federated.flower.secure_participant import (
     StoredParticipant,
     fresh_key,
 )
-from dpaudit.trainer.federated.flower.secure_server import SecureServerSettings
+from dpaudit.trainer.federated.flower.secure_settings import SecureServerSettings
 from dpaudit.trainer.federated.secure_aggregation.messages import Phase
 from dpaudit.trainer.federated.updates import Update, check_update
 from dpaudit.vocabulary.errors import ProtocolViolation

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from dpaudit.runs.directory import RunDirectory
 from dpaudit.trainer.federated.flower.model_run import ModelRun
 from dpaudit.trainer.federated.flower.run_ledger import library_versions
 from dpaudit.trainer.federated.flower.secure_participant import Invitation
+from dpaudit.trainer.federated.flower.secure_settings import SecureServerSettings
 from dpaudit.trainer.federated.flower.server import ASSUMED_PUBLIC
 from dpaudit.trainer.federated.secure_aggregation.messages import (
     AdvertisedKeys,
@@ -43,10 +43,8 @@ from dpaudit.vocabulary.errors import (
     InvalidArgument,
     ProtocolViolation,
     ReplayedRound,
-    require_delta,
-    require_positive,
 )
-from dpaudit.vocabulary.federation import FederationHeader, SecureAggregationSettings
+from dpaudit.vocabulary.federation import FederationHeader
 from dpaudit.vocabulary.ledger import LedgerHeader, Randomness, Sampling
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound, Unit
 
@@ -56,67 +54,7 @@ SESSION_BYTES = 32
 _Kind = TypeVar("_Kind", AdvertisedKeys, SealedShares, MaskedInput, UnmaskShares)
 _Answer = AdvertisedKeys | SealedShares | MaskedInput | UnmaskShares
 
-__all__ = ["SecureServer", "SecureServerSettings"]
-
-
-@dataclass(frozen=True)
-class SecureServerSettings:
-    """Settings of DP-FedAvg over secure aggregation.
-
-    Attributes:
-        secure: Dropouts, colluders, noise shares and modulus.
-        participants: Public number of participants; at least 1.
-        clip_norm: Largest L2 norm of an update; above 0.
-        noise_multiplier: Standard deviation of the honest survivors' noise on the sum, over the
-            clip norm; above 0.
-        delta: Delta of the claim, in [1e-300, 1).
-        max_epsilon: Budget at ``delta``, in nats, above 0: the server ends before the round that
-            would exceed it. None: no budget.
-        learning_rate: Factor of the averaged update, above 0.
-        unaccounted: Other uses of the participants' records, which the claim does not cover.
-
-    Raises:
-        InvalidArgument: If a setting is out of its range.
-
-    Example:
-        >>> secure = SecureAggregationSettings(dropouts=1, colluders=1)
-        >>> SecureServerSettings(secure, 10, 1.0, 2.0, delta=1e-5).learning_rate
-        1.0
-    """
-
-    secure: SecureAggregationSettings
-    participants: int
-    clip_norm: float
-    noise_multiplier: float
-    delta: float
-    max_epsilon: float | None = None
-    learning_rate: float = 1.0
-    unaccounted: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require_delta("delta", self.delta)
-        require_positive("learning_rate", self.learning_rate)
-        if self.max_epsilon is not None:
-            require_positive("max_epsilon", self.max_epsilon)
-        self.noisy_sum(1)
-
-    @property
-    def budget(self) -> PrivacyBudget | None:
-        """The budget of the ledger; None if there is none."""
-        return None if self.max_epsilon is None else PrivacyBudget(self.max_epsilon, self.delta)
-
-    def noisy_sum(self, dimension: int) -> NoisySum:
-        """Return the noisy sum of a model; participants make theirs from the same settings.
-
-        Args:
-            dimension: Number of coordinates of the model; at least 1.
-
-        Returns:
-            The noisy sum.
-        """
-        return NoisySum(
-            self.secure, self.participants, dimension, self.clip_norm, self.noise_multiplier
-        )
+__all__ = ["SecureServer"]
 
 
 class SecureServer(NotCopyable):
@@ -134,6 +72,7 @@ class SecureServer(NotCopyable):
 
     Example:
         >>> import tempfile
+        >>> from dpaudit.vocabulary.federation import SecureAggregationSettings
         >>> settings = SecureServerSettings(
         ...     SecureAggregationSettings(dropouts=1), 4, 1.0, 2.0, delta=1e-5)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +115,7 @@ class SecureServer(NotCopyable):
         noisy_sum = settings.noisy_sum(_dimension(initial))
         releases = {mechanism for _, mechanism in noisy_sum.releases}
         header = _header(settings, noisy_sum)
-        run = ModelRun.open(out, header, initial, releases, settings.budget)
+        run = ModelRun.open(out, header, initial, releases, _budget(settings))
         return cls(settings, run, os.urandom(SESSION_BYTES))
 
     @property
@@ -344,6 +283,13 @@ class SecureServer(NotCopyable):
             denominator=float(self.settings.participants),
             clip_norm=self.settings.clip_norm,
         )
+
+
+def _budget(settings: SecureServerSettings) -> PrivacyBudget | None:
+    """Return the budget of the ledger; None if there is none."""
+    if settings.max_epsilon is None:
+        return None
+    return PrivacyBudget(settings.max_epsilon, settings.delta)
 
 
 def _dimension(weights: Mapping[str, NDArray[Any]]) -> int:

@@ -22,7 +22,8 @@ from dpaudit.trainer.federated.flower.secure_client import (
     envelope,
     opened,
 )
-from dpaudit.trainer.federated.flower.secure_server import SecureServer, SecureServerSettings
+from dpaudit.trainer.federated.flower.secure_server import SecureServer
+from dpaudit.trainer.federated.flower.secure_settings import SecureServerSettings
 from dpaudit.trainer.federated.secure_aggregation.messages import Phase
 from dpaudit.trainer.federated.updates import Update
 from dpaudit.vocabulary.errors import ProtocolViolation, TooFewParticipants

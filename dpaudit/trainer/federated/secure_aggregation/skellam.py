@@ -14,8 +14,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import pdtr
 
 from dpaudit.trainer.federated.secure_aggregation.exact_uniforms import (
     ExactUniform,
@@ -134,7 +134,7 @@ def _cumulative(mean: float) -> tuple[int, NDArray[np.float64]]:
     """Return the first count of the table, and the cumulative probabilities from it on."""
     reach = 10 * math.sqrt(mean) + 40
     first, end = max(math.floor(mean - reach), 0), math.ceil(mean + reach) + 1
-    table = pdtr(np.arange(first, end, dtype=np.float64), mean)
+    table = scipy.special.pdtr(np.arange(first, end, dtype=np.float64), mean)
     if mean >= LEAST_MEAN_OF_TAIL:
         start = math.ceil(mean + TAIL_BEGINS * math.sqrt(mean))
         # The masses above ``start``, relative to the first of them.

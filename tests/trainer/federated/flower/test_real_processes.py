@@ -33,12 +33,6 @@ LONGEST = 240.0
 """Seconds after which a process that does nothing more is given up; no claim about speed."""
 
 
-@pytest.fixture
-def digits_app(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(APP))
-    return import_module("digits_app")
-
-
 def environment(home: Path) -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
     return os.environ | {
@@ -139,23 +133,43 @@ def run_app(home: Path, folder: Path, settings: str = "") -> None:
     wait_for("the end of the ServerApp", (folder / "model.npz").exists, home)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dying", [None, 1])
-def test_real_processes_give_the_model_of_one_process(
-    tmp_path: Path, digits_app: ModuleType, dying: int | None
+@pytest.fixture(scope="module")
+def digits_client() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(APP))
+        yield import_module("digits_client")
+
+
+@pytest.fixture(scope="module")
+def digits_server(digits_client: ModuleType) -> ModuleType:
+    del digits_client  # its folder is on the path
+    return import_module("digits_server")
+
+
+@pytest.fixture(scope="module")
+def home(digits_client: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Flower's folder, with one SuperLink and its nodes for all runs: their start is slow."""
+    found = tmp_path_factory.mktemp("flower")
+    with flower(found, digits_client.PARTICIPANTS):
+        yield found
+
+
+def train_and_compare(
+    tmp_path: Path,
+    home: Path,
+    digits_client: ModuleType,
+    digits_server: ModuleType,
+    dying: int | None,
 ) -> None:
-    """A client whose process dies in round 2 costs its own updates only."""
-    folder, home = tmp_path / "data", tmp_path / "flower"
+    folder = tmp_path / "data"
     folder.mkdir()
-    home.mkdir()
-    parts = write_records(folder, digits_app.PARTICIPANTS)
+    parts = write_records(folder, digits_client.PARTICIPANTS)
     if dying is not None:
-        (folder / digits_app.DYING).write_text(str(dying))
-    with flower(home, digits_app.PARTICIPANTS):
-        run_app(home, folder)
-    with np.load(folder / digits_app.MODEL) as found:
+        (folder / digits_client.DYING).write_text(str(dying))
+    run_app(home, folder)
+    with np.load(folder / digits_server.MODEL) as found:
         trained = dict(found)
-    ledger = RunDirectory(folder / digits_app.RUN).read_finished()
+    ledger = RunDirectory(folder / digits_server.RUN).read_finished()
     assert [one.step for one in ledger.releases] == [0, 1, 2]
     lost = [set(one.rejected) for one in ledger.rounds]
     # The node of a client that died may not answer in the next round either.
@@ -164,13 +178,13 @@ def test_real_processes_give_the_model_of_one_process(
     assert lost[2] <= own
 
     server = ParticipantServer.open(
-        tmp_path / "one", digits_app.SETTINGS, digits_app.initial_weights()
+        tmp_path / "one", digits_server.SETTINGS, digits_server.initial_weights()
     )
     for number in range(3):
         before = server.weights
         updates = {}
         for one, records in enumerate(parts):
-            after = digits_app.train(before, *records)
+            after = digits_client.train(before, *records)
             if f"{one:03}" not in lost[number]:
                 updates[one] = {name: after[name] - before[name] for name in before}
         server.aggregate(updates, server.draw())
@@ -182,29 +196,42 @@ def test_real_processes_give_the_model_of_one_process(
 
 
 @pytest.mark.slow
+def test_real_processes_give_the_model_of_one_process(
+    tmp_path: Path, home: Path, digits_client: ModuleType, digits_server: ModuleType
+) -> None:
+    train_and_compare(tmp_path, home, digits_client, digits_server, dying=None)
+
+
+@pytest.mark.slow
 def test_secure_aggregation_runs_over_real_processes(
-    tmp_path: Path, digits_app: ModuleType
+    tmp_path: Path, home: Path, digits_client: ModuleType, digits_server: ModuleType
 ) -> None:
     """Each message of the protocol reaches a new client process: the node keeps the state."""
-    folder, home = tmp_path / "data", tmp_path / "flower"
+    folder = tmp_path / "data"
     folder.mkdir()
-    home.mkdir()
-    parts = write_records(folder, digits_app.PARTICIPANTS)
-    with flower(home, digits_app.PARTICIPANTS):
-        run_app(home, folder, "rounds=1 secure=true")
-    with np.load(folder / digits_app.MODEL) as found:
+    parts = write_records(folder, digits_client.PARTICIPANTS)
+    run_app(home, folder, "rounds=1 secure=true")
+    with np.load(folder / digits_server.MODEL) as found:
         trained = dict(found)
-    ledger = RunDirectory(folder / digits_app.RUN).read_finished()
+    ledger = RunDirectory(folder / digits_server.RUN).read_finished()
     assert [one.step for one in ledger.releases] == [0, 0]
     assert [one.rejected for one in ledger.rounds] == [{}]
 
-    before = digits_app.initial_weights()
+    before = digits_server.initial_weights()
     total = np.zeros(650)
     for records in parts:
-        after = digits_app.train(before, *records)
+        after = digits_client.train(before, *records)
         update = np.concatenate([(after[name] - before[name]).ravel() for name in before])
         total += update * min(1.0, 0.5 / float(np.linalg.norm(update)))
     moved = np.concatenate([trained[name].ravel() for name in before])
     # Ten standard deviations of the noise of four shares, of which two have the accounted noise.
     assert np.abs(moved - total / 4).max() < 10 * 0.5 * 0.001 * 2**0.5 / 4
     assert np.abs(total).max() > 0.05
+
+
+@pytest.mark.slow
+def test_real_process_that_dies_costs_its_own_updates_only(
+    tmp_path: Path, home: Path, digits_client: ModuleType, digits_server: ModuleType
+) -> None:
+    """Runs last: Flower gives the node of a dead client no further message for 60 s."""
+    train_and_compare(tmp_path, home, digits_client, digits_server, dying=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -348,3 +350,18 @@ def test_a_restarted_server_does_not_repeat_a_round_that_was_abandoned(out: Path
     # Participants refuse a number that they have seen, so that no mask is used twice.
     assert (again.next_round, again.releases) == (1, 0)
     again.close()
+
+
+def test_a_secure_client_imports_no_accountant(tmp_path: Path) -> None:
+    """Flower starts a process of the client app for each message."""
+    code = (
+        "import sys\n"
+        "from dpaudit.trainer.federated.flower import SecureServerSettings, join_secure_sum\n"
+        "slow = {'dpaudit.accountants', 'dpaudit.runs', 'scipy.special', 'torch'}\n"
+        "found = slow & sys.modules.keys()\n"
+        "raise SystemExit(str(found) if found else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,7 +1,7 @@
-"""A Flower app for tests with real processes: softmax regression in numpy, DP-FedAvg.
+"""The client of a Flower app for tests with real processes: softmax regression in numpy.
 
-The folder of the run's configuration holds one file of records per participant. The server
-writes its run directory there, and last the model.
+Flower starts a process per message. So this module imports nothing that only the server needs.
+The folder of the run's configuration holds one file of records per participant.
 """
 
 from __future__ import annotations
@@ -12,27 +12,14 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
 from numpy.typing import NDArray
 
-from dpaudit.trainer.federated.aggregation import ParticipantClipping
-from dpaudit.trainer.federated.flower import (
-    DPFedAvg,
-    SecureDPFedAvg,
-    SecureServerSettings,
-    ServerSettings,
-    join_secure_sum,
-)
+from dpaudit.trainer.federated.flower import SecureServerSettings, join_secure_sum
 from dpaudit.vocabulary.federation import SecureAggregationSettings
 
 Weights = dict[str, NDArray[np.float32]]
 
 PARTICIPANTS, STEPS, LEARNING_RATE = 4, 5, 0.5
-SETTINGS = ServerSettings(
-    ParticipantClipping(0.5, 1.0, participation_rate=1.0, participants=PARTICIPANTS),
-    delta=1e-5,
-    seed=3,
-)
 SECURE = SecureServerSettings(
     SecureAggregationSettings(dropouts=1, colluders=1),
     PARTICIPANTS,
@@ -40,13 +27,8 @@ SECURE = SecureServerSettings(
     noise_multiplier=0.001,
     delta=1e-5,
 )
-ROUND_SECONDS = 40.0
-MODEL, RUN, DYING = "model.npz", "run", "dying"
-"""Names in the folder; a file ``dying`` names a participant whose client dies in round 2."""
-
-
-def initial_weights() -> Weights:
-    return {"weight": np.zeros((64, 10), np.float32), "bias": np.zeros(10, np.float32)}
+DYING = "dying"
+"""A file of this name in the folder names a participant whose client dies in round 2."""
 
 
 def train(weights: Weights, features: NDArray[np.float64], labels: NDArray[np.int64]) -> Weights:
@@ -89,21 +71,3 @@ def train_one(message: Message, context: Context) -> Message:
     trained = train(weights, *records_of(folder, number))
     record = ArrayRecord({name: Array(one) for name, one in trained.items()})
     return Message(RecordDict({"arrays": record}), reply_to=message)
-
-
-server = ServerApp()
-
-
-@server.main()
-def main(grid: Grid, context: Context) -> None:
-    folder, rounds = Path(str(context.run_config["folder"])), int(str(context.run_config["rounds"]))
-    strategy = (
-        SecureDPFedAvg(SECURE, folder / RUN)
-        if context.run_config["secure"]
-        else DPFedAvg(SETTINGS, folder / RUN)
-    )
-    initial = ArrayRecord({name: Array(one) for name, one in initial_weights().items()})
-    result = strategy.start(grid, initial, rounds, timeout=ROUND_SECONDS)
-    partial = folder / f"partial-{MODEL}"
-    np.savez(partial, **{name: one.numpy() for name, one in result.arrays.items()})
-    partial.replace(folder / MODEL)
