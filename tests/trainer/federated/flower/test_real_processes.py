@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -54,24 +54,40 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def process(command: list[str], home: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with its children in a group of its own, and stop that group at the end."""
-    with (home / f"{name}.log").open("wb") as log:
-        started = subprocess.Popen(
-            command, env=environment(home), stdout=log, stderr=log, start_new_session=True
-        )
+def processes(
+    commands: dict[str, list[str]], home: Path
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run processes by name, each with its children in a group of its own; stop all at the end."""
+    with ExitStack() as logs:
+        started: list[subprocess.Popen[bytes]] = []
         try:
+            for name, command in commands.items():
+                log = logs.enter_context((home / f"{name}.log").open("wb"))
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        env=environment(home),
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
             yield started
         finally:
-            for sent in (signal.SIGTERM, signal.SIGKILL):
+            for one in started:
+                send(one, signal.SIGTERM)
+            for one in started:
                 try:
-                    os.killpg(started.pid, sent)
-                    started.wait(10)
-                    break
-                except ProcessLookupError:
-                    break
+                    one.wait(10)
                 except subprocess.TimeoutExpired:
-                    continue
+                    send(one, signal.SIGKILL)
+                    one.wait(10)
+
+
+def send(started: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a process and its children, if there are any left."""
+    with suppress(ProcessLookupError):
+        os.killpg(started.pid, number)
 
 
 def wait_for(what: str, done: object, home: Path) -> None:
@@ -112,23 +128,24 @@ def flower(home: Path, participants: int) -> Iterator[None]:
     (home / "config.toml").write_text(
         f'[superlink.{NAME}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
     )
-    with ExitStack() as running:
-        command = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)]
-        command.append("--disable-runtime-dependency-installation")
-        running.enter_context(process(command, home, "superlink"))
+    superlink = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)]
+    superlink.append("--disable-runtime-dependency-installation")
+    supernodes = {}
+    for number, port in enumerate(nodes):
+        config = f"partition-id={number} num-partitions={participants}"
+        command = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"]
+        command += ["--port", str(port), "--node-config", config]
+        supernodes[f"supernode-{number}"] = command
+    with processes({"superlink": superlink}, home):
         wait_for("the start of the SuperLink", lambda: is_healthy(link), home)
-        for number, port in enumerate(nodes):
-            config = f"partition-id={number} num-partitions={participants}"
-            command = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"]
-            command += ["--port", str(port), "--node-config", config]
-            running.enter_context(process(command, home, f"supernode-{number}"))
-        yield
+        with processes(supernodes, home):
+            yield
 
 
 def run_app(home: Path, folder: Path, settings: str = "") -> None:
     command = ["flwr", "run", str(APP), NAME, "--format", "json"]
     command += ["-c", f'folder="{folder}" {settings}'.strip()]
-    with process(command, home, "run") as started:
+    with processes({"run": command}, home) as (started,):
         started.wait(LONGEST)
     wait_for("the end of the ServerApp", (folder / "model.npz").exists, home)
 
