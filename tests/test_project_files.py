@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,3 +188,25 @@ def test_fast_check_names_tests_that_exist() -> None:
     named = re.findall(r"tests/[\w/]+(?:\.py)?", steps)
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def program(path: Path, code: int) -> None:
+    path.write_text(f"#!/bin/sh\necho output of {path.name}\nexit {code}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("failing", [None, "mypy", "pytest", "ruff"])
+@pytest.mark.parametrize("steps", ["all_steps", "fast_steps"])
+def test_checks_fail_where_one_program_fails(
+    tmp_path: Path, steps: str, failing: str | None
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("ruff", "lint-imports", "python", "pydoclint", "mkdocs", "pytest", "mypy"):
+        program(tmp_path / "bin" / name, 3 if name == failing else 0)
+    script = f"set -eu; VENV={tmp_path}; . {ROOT}/tools/steps.sh; {steps}; echo end"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == (3 if failing else 0)
+    assert ("end\n" in done.stdout) == (failing is None)
+    # Types are checked next to the other steps, and shown last, also where a test fails.
+    assert ("output of mypy" in done.stdout) == (failing != "ruff")

@@ -5,21 +5,33 @@ unset PYTHONDONTWRITEBYTECODE
 
 step() {
     printf '\n== %s\n' "$*"
-    "$VENV/bin/$@"
+    "$VENV/bin/$@" || failed "$1" $?
 }
 
-# mypy takes most of the time, on one core: it begins at once and fills its cache, next to the others.
+# A caller that goes on after a failure replaces this.
+failed() {
+    exit "$2"
+}
+
+# mypy takes a minute on one core: it begins at once, next to all other steps.
 begin_types() {
-    "$VENV/bin/mypy" > /dev/null 2>&1 &
+    "$VENV/bin/mypy" > "$VENV/mypy.txt" 2>&1 &
     types=$!
     trap 'kill "$types" 2> /dev/null || true' EXIT
 }
 
-# What it says, from its cache.
+# From here on, an exit shows what mypy found: the tests take longer, whether they pass or not.
+show_types_at_exit() {
+    trap end_types EXIT
+}
+
 end_types() {
-    wait "$types" || true
     trap - EXIT
-    step mypy
+    code=0
+    wait "$types" || code=$?
+    printf '\n== mypy\n'
+    cat "$VENV/mypy.txt"
+    [ "$code" = 0 ] || failed mypy "$code"
 }
 
 static_steps() {
@@ -34,13 +46,14 @@ static_steps() {
 fast_steps() {
     begin_types
     static_steps
-    end_types
+    show_types_at_exit
     OMP_NUM_THREADS=1
     export OMP_NUM_THREADS
     step pytest --numprocesses 2 --dist worksteal --quiet tests/vocabulary tests/gate tests/files \
         tests/accountants/test_answers.py tests/accountants/test_registry.py \
         tests/runs/test_file_io.py tests/runs/test_ledger_tail.py tests/cli/test_version_0_1.py \
         tests/test_errors.py tests/test_prose_tools.py "$@"
+    end_types
 }
 
 # Arguments go to pytest.
@@ -51,10 +64,11 @@ all_steps() {
     NO_MKDOCS_2_WARNING=1 # hides a banner of the theme
     export NO_MKDOCS_2_WARNING
     step mkdocs build --strict --quiet
-    end_types
+    show_types_at_exit
     # worksteal: each worker has one half of the files in order, so that most fixtures of a module
     # are set up once. One thread a worker: torch and BLAS would otherwise start two each.
     OMP_NUM_THREADS=1
     export OMP_NUM_THREADS
     step pytest --numprocesses 2 --dist worksteal --quiet "$@"
+    end_types
 }
