@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +11,7 @@ import pytest
 from frozen_imports import FrozenImports
 from places import ROOT
 from reproducible import ReproducibleTests
+from warm_python import WarmPython, warm_python
 from without_extras import SkipWithoutExtras
 
 
@@ -57,6 +59,13 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}: set DPAUDIT_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gate_program() -> Iterator[WarmPython]:
+    """Return a Python that has imported what the gate needs."""
+    with warm_python("dpaudit.cli.entry_point", "dpaudit.workflow.gate.run_evaluation") as python:
+        yield python
 
 
 # A machine that is shared is slow at times: laws are tested, not the clock.

@@ -26,7 +26,7 @@ from check_jsonschema.cli import main as check_jsonschema
 from click.testing import CliRunner
 from places import ROOT
 from pre_commit.clientlib import load_config, load_manifest
-from warm_python import WarmPython, warm_python
+from warm_python import WarmPython
 
 from dpaudit.accountants.answers import claim_from_ledger
 from dpaudit.cli.entry_point import _run
@@ -194,13 +194,6 @@ def expanded(text: str, given: dict[str, str]) -> str:
     """Return a value with inputs in it, as the service fills them in."""
     inputs = {name: spec.get("default", "") for name, spec in action()["inputs"].items()} | given
     return re.sub(r"\$\{\{ inputs\.([a-z-]+) \}\}", lambda found: inputs[found[1]], text)
-
-
-@pytest.fixture(scope="module")
-def gate_program() -> Iterator[WarmPython]:
-    """Return a Python that has imported what the gate needs."""
-    with warm_python("dpaudit.cli.entry_point", "dpaudit.workflow.gate.run_evaluation") as python:
-        yield python
 
 
 @pytest.fixture

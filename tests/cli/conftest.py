@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calling import Call, Called
+from warm_python import WarmPython
 from without_extras import skip_if_asked_for
 
 from dpaudit.cli.entry_point import _run
+from tests.cli.installed import WarmProgram
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,12 @@ def call(
         return Called(int(code), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def program(gate_program: WarmPython) -> WarmProgram:
+    """Return the program in a process of its own, without the time of its imports."""
+    return WarmProgram(gate_program)
 
 
 @pytest.fixture(scope="session")

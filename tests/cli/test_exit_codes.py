@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpaudit.vocabulary.errors import ExitCode
-from tests.cli.installed import dpaudit, run, script
+from tests.cli.installed import WarmProgram, dpaudit, run, script
 
 CLAIM = "[claim]\nmax_epsilon = {}\ndelta = 1e-5\n"
 HEAVY = {"torch", "pandas", "sklearn", "matplotlib", "jinja2"}
@@ -37,9 +37,9 @@ def test_0_where_the_policy_holds(project: Path) -> None:
     assert (done.code, done.out.split("\n")[0], done.err) == (ExitCode.PASS, "PASS", "")
 
 
-def test_1_where_it_is_violated(project: Path) -> None:
+def test_1_where_it_is_violated(project: Path, program: WarmProgram) -> None:
     (project / "dpaudit.toml").write_text(CLAIM.format(0.01))
-    done = dpaudit(project, "gate", "run")
+    done = program(project, "gate", "run")
     assert (done.code, done.out.split("\n")[0], done.err) == (ExitCode.FAIL, "FAIL", "")
     assert "the policy allows 0.01" in done.out
 
@@ -56,32 +56,34 @@ def test_1_where_it_is_violated(project: Path) -> None:
     ],
 )
 def test_2_with_one_line_that_names_what_was_given(
-    project: Path, arguments: tuple[str, ...], named: str
+    project: Path, arguments: tuple[str, ...], named: str, program: WarmProgram
 ) -> None:
-    done = dpaudit(project, *arguments)
+    done = program(project, *arguments)
     assert (done.code, done.out) == (ExitCode.USAGE, "")
     assert re.match(r"dpaudit: error DPA[12]\d\d: ", done.err)
     assert done.err.count("\n") == 1
     assert named in done.err
 
 
-def test_3_where_evidence_is_missing_unless_a_warning_is_wished_for(project: Path) -> None:
+def test_3_where_evidence_is_missing_unless_a_warning_is_wished_for(
+    project: Path, program: WarmProgram
+) -> None:
     with (project / "dpaudit.toml").open("a") as file:
         file.write("\n[audit]\n")
-    done = dpaudit(project, "gate", "run")
+    done = program(project, "gate", "run")
     assert (done.code, done.out.split("\n")[0]) == (ExitCode.INCONCLUSIVE, "INCONCLUSIVE")
     assert "dpaudit audit RUN" in done.out
-    warned = dpaudit(project, "gate", "run", "--inconclusive", "warn")
+    warned = program(project, "gate", "run", "--inconclusive", "warn")
     assert warned.code == ExitCode.PASS
     assert warned.out.startswith("INCONCLUSIVE (a warning only: --inconclusive warn)\n")
     told, asked = (one.out.partition("\n\n")[0].split("\n")[1:] for one in (warned, done))
     assert told == asked
 
 
-def test_4_where_a_file_was_altered(project: Path) -> None:
+def test_4_where_a_file_was_altered(project: Path, program: WarmProgram) -> None:
     ledger = project / "run" / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace(":2.0}", ":9.0}", 1))
-    done = dpaudit(project, "gate", "run")
+    done = program(project, "gate", "run")
     assert (done.code, done.out) == (ExitCode.INTEGRITY, "")
     assert done.err.count("\n") == 1
     assert "ledger" in done.err

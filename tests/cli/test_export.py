@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from calling import Call
 from places import ROOT
+from warm_python import WarmPython
 
 
 def claimed(run: Path) -> float:
@@ -140,7 +139,7 @@ def test_a_run_that_is_not_there_exits_2(call: Call, tmp_path: Path, command: st
     [("tensorboard --folder x", "tensorboardX"), ("mlflow --tracking-uri x", "mlflow")],
 )
 def test_without_its_library_it_says_which_extra_to_install(
-    trained: Path, command: str, library: str
+    trained: Path, gate_program: WarmPython, command: str, library: str
 ) -> None:
     tool, *options = command.split()
     code = (
@@ -148,9 +147,7 @@ def test_without_its_library_it_says_which_extra_to_install(
         f"sys.argv = ['dpaudit', 'export', {tool!r}, {str(trained)!r}, *{options!r}]\n"
         "from dpaudit.cli.entry_point import main; main()"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = gate_program.run(code, ROOT)
     assert result.returncode == 2
     expected = f"dpaudit: error DPA601: {library} is not installed: pip install 'dpaudit[{tool}]'\n"
     assert result.stderr == expected

@@ -17,7 +17,7 @@ import pytest
 from dpaudit.report.verdicts.github import EVIDENCE_TITLE
 from dpaudit.vocabulary.errors import ExitCode
 from dpaudit.vocabulary.verdict import Verdict
-from tests.cli.installed import dpaudit, script
+from tests.cli.installed import WarmProgram, dpaudit, script
 from tests.report.verdicts.format_readers import READERS, Line, Read, commands
 
 TIME = re.compile(r"\d\d:\d\d:\d\d UTC|time=\"[\d.]+\"")  # when, and how long it took
@@ -69,16 +69,18 @@ def check(project: Path, read: Read) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_each_format_agrees_with_the_verdict(project: Path, name: str) -> None:
-    done = dpaudit(project, "gate", "run", "--format", name)
+def test_each_format_agrees_with_the_verdict(
+    project: Path, name: str, program: WarmProgram
+) -> None:
+    done = program(project, "gate", "run", "--format", name)
     assert (done.code, done.err) == (ExitCode.FAIL, "")
     check(project, READERS[name](done.out.removesuffix("\n")))
 
 
-def test_annotations_name_the_lines_of_the_policy(project: Path) -> None:
+def test_annotations_name_the_lines_of_the_policy(project: Path, program: WarmProgram) -> None:
     (project / "models").mkdir(exist_ok=True)
     policy = ("--policy", "../dpaudit.toml")
-    done = dpaudit(project / "models", "gate", "../run", *policy, "--format", "github")
+    done = program(project / "models", "gate", "../run", *policy, "--format", "github")
     *found, evidence = commands(done.out.split("\n")[1:-1])
     assert evidence.properties == {"title": EVIDENCE_TITLE}
     assert [(one.name, one.properties["file"], one.properties["line"]) for one in found] == [
@@ -88,18 +90,20 @@ def test_annotations_name_the_lines_of_the_policy(project: Path) -> None:
     ]
 
 
-def test_a_file_gets_what_standard_output_would_have_got(project: Path) -> None:
-    printed = dpaudit(project, "gate", "run", "--format", "junit")
-    done = dpaudit(project, "gate", "run", "--format", "junit", "-o", "junit.xml")
+def test_a_file_gets_what_standard_output_would_have_got(
+    project: Path, program: WarmProgram
+) -> None:
+    printed = program(project, "gate", "run", "--format", "junit")
+    done = program(project, "gate", "run", "--format", "junit", "-o", "junit.xml")
     said = "dpaudit: wrote junit.xml\n"
     assert (done.code, done.out, done.err) == (ExitCode.FAIL, "", said)
     one, other = (TIME.sub("", text) for text in ((project / "junit.xml").read_text(), printed.out))
     assert one == other
 
 
-def test_times_in_junit_are_measured(project: Path) -> None:
+def test_times_in_junit_are_measured(project: Path, program: WarmProgram) -> None:
     """Reading and recomputing the evidence takes longer than any of the rules."""
-    root = ET.fromstring(dpaudit(project, "gate", "run", "--format", "junit").out)
+    root = ET.fromstring(program(project, "gate", "run", "--format", "junit").out)
     assert root.tag == "testsuites"
     total = float(str(root.get("time")))
     cases = [float(str(case.get("time"))) for case in root.iter("testcase")]
@@ -107,10 +111,12 @@ def test_times_in_junit_are_measured(project: Path) -> None:
     assert len(set(cases)) > 1
 
 
-def test_the_step_summary_is_added_to_and_never_replaced(project: Path) -> None:
+def test_the_step_summary_is_added_to_and_never_replaced(
+    project: Path, program: WarmProgram
+) -> None:
     summary = project / "summary.md"
     summary.write_text("# Build\n")
-    done = dpaudit(project, "gate", "run", GITHUB_STEP_SUMMARY=str(summary))
+    done = program(project, "gate", "run", GITHUB_STEP_SUMMARY=str(summary))
     assert done.code == ExitCode.FAIL
     assert done.out.startswith("FAIL (1 of 2 rules of audit waived)\n")
     before, heading, after = summary.read_text(encoding="utf-8").partition("## dpaudit: ")
@@ -118,8 +124,10 @@ def test_the_step_summary_is_added_to_and_never_replaced(project: Path) -> None:
     check(project, READERS["markdown"](heading + after.removesuffix("\n")))
 
 
-def test_a_summary_that_cannot_be_written_is_said_in_a_line(project: Path) -> None:
-    done = dpaudit(project, "gate", "run", GITHUB_STEP_SUMMARY=str(project))
+def test_a_summary_that_cannot_be_written_is_said_in_a_line(
+    project: Path, program: WarmProgram
+) -> None:
+    done = program(project, "gate", "run", GITHUB_STEP_SUMMARY=str(project))
     assert done.code == ExitCode.USAGE
     assert done.err.count("\n") == 1
     assert "GITHUB_STEP_SUMMARY" in done.err
@@ -149,9 +157,9 @@ def test_no_colour_even_on_a_terminal_where_none_is_wished_for(project: Path) ->
     assert "\x1b" not in shown
 
 
-def test_measurements_without_a_run_are_written_too(tmp_path: Path) -> None:
+def test_measurements_without_a_run_are_written_too(tmp_path: Path, program: WarmProgram) -> None:
     rows = [f"{one},{member}" for one in range(20) for member in (0, 1)]
     (tmp_path / "scores.csv").write_text("\n".join(["score,member", *rows]))
     given = ("gate", "--scores", "scores.csv", "--claim-epsilon", "4", "--delta", "1e-5")
-    done = dpaudit(tmp_path, *given, "--format", "sarif")
+    done = program(tmp_path, *given, "--format", "sarif")
     assert READERS["sarif"](done.out).exit_code == done.code
