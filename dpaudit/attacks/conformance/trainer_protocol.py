@@ -233,6 +233,14 @@ def derive_seeds(seed: int, purpose: int, count: int) -> list[int]:
 SEED_LIMIT = 2**32
 
 
+class _BlockGenerator(np.random.MT19937):
+    """NumPy's global bit generator inside a block of ``seed_global_generators``."""
+
+
+_FREE: list[_BlockGenerator] = []
+"""Those that no block uses. To make one takes 190 us; each block seeds its own."""
+
+
 @contextmanager
 def seed_global_generators(*labels: int) -> Iterator[None]:
     """Seed the global generators inside a ``with`` block and restore their states after it.
@@ -245,14 +253,34 @@ def seed_global_generators(*labels: int) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    kept = random.getstate(), np.random.get_state(), _torch_states()  # noqa: NPY002 - the global one
-    reseed_global_generators(*labels)
+    kept = random.getstate(), _torch_states()
+    with _own_numpy_generator():
+        reseed_global_generators(*labels)
+        try:
+            yield
+        finally:
+            random.setstate(kept[0])
+            _restore_torch(kept[1])
+
+
+@contextmanager
+def _own_numpy_generator() -> Iterator[None]:
+    """Give NumPy's global functions another bit generator inside a ``with`` block.
+
+    An exchange takes 2 us; reading and writing the 624 words of a state, 90 us. It forgets a
+    normal number that NumPy keeps for the next call. The caller's is kept by the outermost block.
+    """
+    outer = np.random.get_bit_generator()
+    kept = None if isinstance(outer, _BlockGenerator) else np.random.get_state()  # noqa: NPY002
+    inner = _FREE.pop() if _FREE else _BlockGenerator(0)
+    np.random.set_bit_generator(inner)
     try:
         yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])  # noqa: NPY002
-        _restore_torch(kept[2])
+        np.random.set_bit_generator(outer)
+        _FREE.append(inner)
+        if kept is not None:
+            np.random.set_state(kept)  # noqa: NPY002
 
 
 def reseed_global_generators(*labels: int) -> None:

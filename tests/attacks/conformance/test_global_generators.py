@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import numpy as np
@@ -39,3 +40,37 @@ def test_generator_states_are_restored(fails: bool) -> None:
     except RuntimeError:
         pass
     assert drawn() == expected
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_normal_number_that_numpy_keeps_is_restored(blocks: int) -> None:
+    """NumPy draws normal numbers by twos, and keeps the second for the next call."""
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.standard_normal(4)  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    first = np.random.standard_normal()  # noqa: NPY002
+    with contextlib.ExitStack() as stack:
+        for label in range(blocks):
+            stack.enter_context(seed_global_generators(label))
+            np.random.standard_normal(3)  # noqa: NPY002
+    assert [first, *np.random.standard_normal(3)] == expected.tolist()  # noqa: NPY002
+
+
+def test_inner_block_leaves_the_stream_of_the_outer_one() -> None:
+    with seed_global_generators(1):
+        expected = [drawn(), drawn()]
+    with seed_global_generators(1):
+        first = drawn()
+        with seed_global_generators(2):
+            inner = drawn()
+        assert [first, drawn()] == expected
+    with seed_global_generators(2):
+        assert drawn() == inner
+
+
+def test_open_blocks_do_not_share_a_generator() -> None:
+    with seed_global_generators(1), seed_global_generators(2):
+        first = np.random.get_bit_generator()
+        with seed_global_generators(3):
+            assert np.random.get_bit_generator() is not first
+        assert np.random.get_bit_generator() is first
