@@ -233,11 +233,10 @@ def derive_seeds(seed: int, purpose: int, count: int) -> list[int]:
 SEED_LIMIT = 2**32
 
 
-class _BlockGenerator(np.random.MT19937):
-    """NumPy's global bit generator inside a block of ``seed_global_generators``."""
+_BLOCK_GENERATORS: list[np.random.MT19937] = []
+"""Bit generators that blocks have given to NumPy's global functions."""
 
-
-_FREE: list[_BlockGenerator] = []
+_FREE: list[np.random.MT19937] = []
 """Those that no block uses. To make one takes 190 us; each block seeds its own."""
 
 
@@ -271,8 +270,9 @@ def _own_numpy_generator() -> Iterator[None]:
     normal number that NumPy keeps for the next call. The caller's is kept by the outermost block.
     """
     outer = np.random.get_bit_generator()
-    kept = None if isinstance(outer, _BlockGenerator) else np.random.get_state()  # noqa: NPY002
-    inner = _FREE.pop() if _FREE else _BlockGenerator(0)
+    nested = any(outer is one for one in _BLOCK_GENERATORS)
+    kept = None if nested else np.random.get_state()  # noqa: NPY002
+    inner = _FREE.pop() if _FREE else _new_block_generator()
     np.random.set_bit_generator(inner)
     try:
         yield
@@ -281,6 +281,13 @@ def _own_numpy_generator() -> Iterator[None]:
         _FREE.append(inner)
         if kept is not None:
             np.random.set_state(kept)  # noqa: NPY002
+
+
+def _new_block_generator() -> np.random.MT19937:
+    """Make a bit generator. No subclass: NumPy compares the name of its class."""
+    made = np.random.MT19937(0)
+    _BLOCK_GENERATORS.append(made)
+    return made
 
 
 def reseed_global_generators(*labels: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -74,3 +75,14 @@ def test_open_blocks_do_not_share_a_generator() -> None:
         with seed_global_generators(3):
             assert np.random.get_bit_generator() is not first
         assert np.random.get_bit_generator() is first
+
+
+def test_state_in_a_block_has_the_form_of_any_state() -> None:
+    outside = np.random.get_state()  # noqa: NPY002
+    with warnings.catch_warnings(action="error"), seed_global_generators(1):
+        state = np.random.get_state()  # noqa: NPY002
+        first = np.random.random()  # noqa: NPY002
+        np.random.set_state(state)  # noqa: NPY002
+        assert np.random.random() == first  # noqa: NPY002
+    assert type(state) is type(outside)
+    assert state[0] == outside[0] == "MT19937"
