@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -73,6 +75,12 @@ def _needs_closure(optimizer: Optimizer) -> bool:
     closure = inspect.signature(step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         return True
+    return _checks_for_closure(step)
+
+
+@lru_cache(maxsize=64)
+def _checks_for_closure(step: Callable[..., object]) -> bool:
+    """Return whether the source code of a function raises without a closure. Takes 2 ms."""
     try:
         return CLOSURE_CHECK.search(inspect.getsource(step)) is not None
     except (OSError, TypeError):  # without source code

@@ -16,7 +16,7 @@ from places import ROOT
 
 from dpaudit.cli.printing import escaped, printable_path
 from dpaudit.vocabulary.errors import ExitCode
-from tests.cli.installed import run, script
+from tests.cli.installed import WarmProgram, run, script
 
 CLI = ROOT / "dpaudit" / "cli"
 HOSTILE = ("\x1b]0;title\x07\x1b[31m\nHOLDS", "a\x9b31m\u202etxt.exe", "b\r\x08\x7f\u2028")
@@ -121,13 +121,15 @@ def test_a_closed_pipe_is_141(project: Path, command: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (ExitCode.CLOSED_PIPE, b"")
 
 
-def test_a_violated_policy_stays_one_where_the_pipe_closes_late(project: Path) -> None:
+def test_a_violated_policy_stays_one_where_the_pipe_closes_late(
+    project: Path, program: WarmProgram
+) -> None:
     done = run(
         ["sh", "-c", f"{script()} gate run --set claim.max_epsilon=0.01 | cat >/dev/null"], project
     )
     assert done.code == 0  # of cat
     (project / "dpaudit.toml").write_text("[claim]\nmax_epsilon = 0.01\ndelta = 1e-5\n")
-    assert run([script(), "gate", "run"], project).code == ExitCode.FAIL
+    assert program(project, "gate", "run").code == ExitCode.FAIL
 
 
 @COMMANDS
@@ -153,8 +155,10 @@ def test_a_closed_stream_is_no_file_of_the_run(
 
 
 @pytest.mark.parametrize("device", ["/dev/full", "nowhere/x", "x" * 300])
-def test_an_output_that_cannot_be_written_is_one_line(project: Path, device: str) -> None:
-    done = run([script(), "epsilon", "run", "-o", device], project)
+def test_an_output_that_cannot_be_written_is_one_line(
+    project: Path, program: WarmProgram, device: str
+) -> None:
+    done = program(project, "epsilon", "run", "-o", device)
     assert done.code == (ExitCode.IO if device == "/dev/full" else ExitCode.USAGE)
     assert done.err.count("\n") == 1
 

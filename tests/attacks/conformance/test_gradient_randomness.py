@@ -220,7 +220,10 @@ def bench(
     return made, known
 
 
-@pytest.mark.parametrize(("model", "shape"), [(CONVOLUTIONAL, (1, 6, 6)), (NOISY, (9,))])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(CONVOLUTIONAL, (1, 6, 6)), pytest.param(NOISY, (9,), marks=pytest.mark.slow)],
+)
 def test_model_that_draws_is_rejected_only_where_it_does_not_clip(
     model: Callable[[], nn.Module], shape: Sequence[int]
 ) -> None:
