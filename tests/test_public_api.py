@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ OLD_RUN = ROOT / "tests" / "golden" / "version_0_1"
 PARTS_OF_PROGRAMS = ("__main__", "sandbox_child")
 
 
-def module_names() -> Iterator[str]:
-    """Yield the name of every module that can be imported with what is installed."""
-    for found in pkgutil.walk_packages(dpaudit.__path__, "dpaudit.", onerror=lambda _: None):
-        if not found.name.endswith(PARTS_OF_PROGRAMS):
-            yield found.name
+MODULES = [
+    found
+    for found in pkgutil.walk_packages(dpaudit.__path__, "dpaudit.", onerror=lambda _: None)
+    if not found.name.endswith(PARTS_OF_PROGRAMS)
+]
+"""Every module that can be imported with what is installed."""
+PACKAGES = ["dpaudit", *(found.name for found in MODULES if found.ispkg)]
 
 
 def imported(name: str) -> types.ModuleType:
@@ -87,7 +89,7 @@ def test_unknown_name_is_an_attribute_error_with_the_list(name: str) -> None:
         _ = package.no_such_name
 
 
-@pytest.mark.parametrize("name", list(module_names()))
+@pytest.mark.parametrize("name", [found.name for found in MODULES])
 def test_import_of_a_module_by_its_full_name_gives_the_module(name: str) -> None:
     imported(name)
     scope: dict[str, object] = {}
@@ -95,11 +97,9 @@ def test_import_of_a_module_by_its_full_name_gives_the_module(name: str) -> None
     assert scope["found"] is sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["dpaudit", *module_names()])
+@pytest.mark.parametrize("name", PACKAGES)
 def test_no_public_name_equals_a_module_of_its_package(name: str) -> None:
     package = imported(name)
-    if not hasattr(package, "__path__"):
-        return
     modules = {found.name for found in pkgutil.iter_modules(package.__path__)}
     offered = set(getattr(package, "__all__", ())) | {
         one
@@ -107,6 +107,14 @@ def test_no_public_name_equals_a_module_of_its_package(name: str) -> None:
         if not one.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert not modules & offered
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_package_with_public_names_lists_no_others(name: str) -> None:
+    package = imported(name)
+    offered = getattr(package, "__all__", dir(package))
+    others = {one for one in dir(package) if not one.startswith("__")}.difference(offered)
+    assert all(isinstance(getattr(package, one), types.ModuleType) for one in others), others
 
 
 def test_import_of_dpaudit_loads_nothing_heavy() -> None:

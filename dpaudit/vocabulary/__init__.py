@@ -64,11 +64,23 @@ def lazy_exports(
         setattr(sys.modules[package], name, found)
         return found
 
+    return get_attribute, public_names(package)
+
+
+def public_names(package: str) -> Callable[[], list[str]]:
+    """Make the function ``__dir__`` of a package (PEP 562).
+
+    Args:
+        package: The package's ``__name__``.
+
+    Returns:
+        ``__dir__``, which lists ``__all__`` and modules, without what the package itself imports.
+    """
+
     def list_names() -> list[str]:
         inside = vars(sys.modules[package])
-        public = set(inside.get("__all__", ())) | set(sources)
         own = {one for one in inside if one.startswith("__")}
         modules = {one for one in inside if f"{package}.{one}" in sys.modules}
-        return sorted(public | own | modules)
+        return sorted(own.union(modules, inside.get("__all__", ())))
 
-    return get_attribute, list_names
+    return list_names

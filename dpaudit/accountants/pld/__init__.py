@@ -69,6 +69,7 @@ from dpaudit.accountants.releases import (
     require_supported_adjacency,
 )
 from dpaudit.accountants.rounding_margins import ROUND_UP
+from dpaudit.vocabulary import public_names
 from dpaudit.vocabulary.errors import (
     InvalidArgument,
     Unresolvable,
@@ -96,6 +97,8 @@ __all__ = [
     "from_tradeoff",
     "profile",
 ]
+
+__dir__ = public_names(__name__)
 
 
 # Privacy profile of a mechanism: delta(epsilon) and epsilon(delta), by the form that fits.

@@ -27,6 +27,7 @@ from dpaudit.attacks.canaries.text_canaries import (
     new_token_sentences,
     synthetic_sentences,
 )
+from dpaudit.vocabulary import public_names
 from dpaudit.vocabulary.errors import InvalidArgument, require_count
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "out_of_distribution",
     "synthetic_sentences",
 ]
+
+__dir__ = public_names(__name__)
 
 
 # Assignment of canaries to the training set by fair coins.

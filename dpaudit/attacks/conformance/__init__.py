@@ -65,6 +65,7 @@ from dpaudit.attacks.conformance.trainer_protocol import (
 from dpaudit.attacks.conformance.update_scale import measure_update_scale
 from dpaudit.attacks.conformance.wrappers import WrappedFactory, wrap
 from dpaudit.attacks.conformance.wrappers.parts import JaxLoop, TorchLoop
+from dpaudit.vocabulary import public_names
 from dpaudit.vocabulary.conformance import (
     Assumption,
     ConformanceFinding,
@@ -94,6 +95,8 @@ __all__ = [
     "conformance_result",
     "wrap",
 ]
+
+__dir__ = public_names(__name__)
 
 
 # Public constants: whether they are equal on neighboring data sets.

@@ -26,6 +26,7 @@ from dpaudit.accountants.releases import (
     gaussian_mu,
     require_supported_adjacency,
 )
+from dpaudit.vocabulary import public_names
 from dpaudit.vocabulary.errors import (
     AccountingError,
     InvalidArgument,
@@ -37,6 +38,8 @@ from dpaudit.vocabulary.mechanism import Gaussian, Mechanism, PoissonSampled
 from dpaudit.vocabulary.privacy_terms import Adjacency, Bound
 
 __all__ = ["GridProfile", "profile"]
+
+__dir__ = public_names(__name__)
 
 
 # Privacy profile on a grid: delta(epsilon) and epsilon(delta), with certified intervals.
