@@ -269,15 +269,15 @@ def _own_numpy_generator() -> Iterator[None]:
     An exchange takes 2 us; reading and writing the 624 words of a state, 90 us. It forgets a
     normal number that NumPy keeps for the next call. The caller's is kept by the outermost block.
     """
-    outer = np.random.get_bit_generator()
+    outer = np.random.mtrand.get_bit_generator()
     nested = any(outer is one for one in _BLOCK_GENERATORS)
     kept = None if nested else np.random.get_state()  # noqa: NPY002
     inner = _FREE.pop() if _FREE else _new_block_generator()
-    np.random.set_bit_generator(inner)
+    np.random.mtrand.set_bit_generator(inner)
     try:
         yield
     finally:
-        np.random.set_bit_generator(outer)
+        np.random.mtrand.set_bit_generator(outer)
         _FREE.append(inner)
         if kept is not None:
             np.random.set_state(kept)  # noqa: NPY002
