@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from tests.attacks.conformance.reference_trainer import CLAIM, LITTLE, Plain
 from tests.attacks.conformance.reference_trainer import records as plain_records
 
 EFFORT = conformance.Effort(noise_samples=10_000, replays=1, sampler_steps=72)
+SHORT_SEARCH = replace(EFFORT, search_steps=500)
+"""For gradients that no record makes as long as the clip norm: no search finds one."""
 
 
 def unclipped(gradient: models.Array) -> models.Array:
@@ -33,11 +36,16 @@ def unclipped(gradient: models.Array) -> models.Array:
 
 
 def audited(
-    make: Any, clip_norm: float, known: Any = None, seed: int = 0, **claimed: Any
+    make: Any,
+    clip_norm: float,
+    known: Any = None,
+    seed: int = 0,
+    effort: conformance.Effort = EFFORT,
+    **claimed: Any,
 ) -> ConformanceResult:
     known = models.records() if known is None else known
     claim = models.claim(clip_norm, **claimed)
-    return conformance.check(make, claim, records=known, effort=EFFORT, seed=seed)
+    return conformance.check(make, claim, records=known, effort=effort, seed=seed)
 
 
 def clipping(result: ConformanceResult) -> ConformanceFinding:
@@ -85,7 +93,7 @@ def test_gradients_that_never_reach_the_clip_norm_decide_nothing(
     gradient: models.Gradient, clip: Any
 ) -> None:
     """These trainers take the same steps with and without clipping."""
-    result = audited(models.trainer(gradient, clip, 10.0), 10.0)
+    result = audited(models.trainer(gradient, clip, 10.0), 10.0, effort=SHORT_SEARCH)
     assert result.verdict is Outcome.INCONCLUSIVE
     found = clipping(result)
     assert found.outcome is Outcome.INCONCLUSIVE
@@ -278,6 +286,7 @@ def test_replaced_records_of_fixed_batches_are_compared_with_one_that_adds_nothi
 
 def test_fixed_batches_below_the_clip_norm_are_inconclusive() -> None:
     claimed = {"adjacency": Adjacency.REPLACE_ONE, "sampling": Sampling.FIXED_SIZE}
-    result = audited(fixed_size(models.normalised, unclipped, 10.0, None), 10.0, **claimed)
+    make = fixed_size(models.normalised, unclipped, 10.0, None)
+    result = audited(make, 10.0, effort=SHORT_SEARCH, **claimed)
     assert result.verdict is Outcome.INCONCLUSIVE
     assert clipping(result).outcome is Outcome.INCONCLUSIVE
