@@ -17,8 +17,9 @@ from dpaudit.vocabulary.errors import InvalidArgument
 def mean_by_summing(shape: float, success: float) -> float:
     """Return the mean by the definition: P(k) proportional to G(k + shape)/k! (1-success)^k."""
     k = np.arange(1, 200_000)
-    log_weight = np.array([math.lgamma(one + shape) - math.lgamma(one + 1) for one in k])
-    weight = np.exp(log_weight + k * math.log1p(-success))
+    # P(k + 1) = P(k) (1 - success) (k + shape)/(k + 1)
+    log_weight = np.cumsum(np.log((k + shape) / (k + 1))) + k * math.log1p(-success)
+    weight = np.exp(np.concatenate(([0.0], log_weight[:-1])))
     return float((k * weight).sum() / weight.sum())
 
 
