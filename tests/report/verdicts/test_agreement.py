@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from dpaudit.report.text import one_line
 from dpaudit.report.verdicts import VERDICT_FORMATS, verdict_json
@@ -31,7 +31,6 @@ def test_every_format_has_a_reader() -> None:
 
 
 @pytest.mark.parametrize("name", VERDICT_FORMATS)
-@settings(max_examples=60)
 @given(verdict=verdicts)
 def test_what_is_read_is_the_verdict(name: str, verdict: Verdict) -> None:
     written = VERDICT_FORMATS[name](GateResult(verdict, loaded_policy(), Path.cwd()))
