@@ -179,7 +179,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         learning_rate: Learning rate of the optimizer, above 0; None for the model's default.
         momentum: Momentum of ``sgd``; at least 0 and below 1.
         learning_rate_schedule: ``constant``, or ``cosine``, which falls to 0 after the last
-            step.
+            step; in a federation, after the last local step of the last round.
         average_decay: Decay per step of an exponential average of the weights, which is then
             the published model; above 0 and below 1. None publishes the last weights.
         lora_rank: Rank of the adapters that are trained beside frozen linear layers, at least

@@ -21,6 +21,7 @@ from dpaudit.attacks.conformance.noise_only_runs import NoiseOnlyMode, run_witho
 from dpaudit.cli.attack import attack_command
 from dpaudit.cli.audit import conformance_command
 from dpaudit.runs.directory import RunDirectory
+from dpaudit.trainer.federated import conformance_clients
 from dpaudit.trainer.federated.conformance_clients import ParticipantClientFactory
 from dpaudit.trainer.federated.federation_run import prepare_federation, train_federation
 from dpaudit.vocabulary.errors import InvalidArgument
@@ -188,6 +189,25 @@ def test_clients_of_corrected_selective_sgd_add_the_noise_of_their_claim() -> No
     assert {one.outcome for one in found} == {Outcome.PASS}, found
     (uploads,) = check_uploads(factory, factory.records(12), 1)
     assert uploads.outcome is Outcome.PASS, uploads.why
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_uploads_are_replayed_with_the_schedule_of_the_learning_rate(
+    schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FederatedConfig(
+        DataSettings("digits"),
+        FederationSettings("fedavg", participants=2, rounds=2),
+        FederatedPrivacy(delta=1e-5, noise_multiplier=1.5, clip_norm=0.5),
+        LocalTraining(local_steps=3, sampling_rate=0.3),
+        model=ModelSettings("linear", learning_rate_schedule=schedule),
+    )
+    factory = ParticipantClientFactory(prepare_federation(config))
+    (uploads,) = check_uploads(factory, factory.records(12), 1)
+    assert uploads.outcome is Outcome.PASS, uploads.why
+    monkeypatch.setattr(conformance_clients, "schedule_learning_rate", lambda *arguments: None)
+    (uploads,) = check_uploads(factory, factory.records(12), 1)
+    assert uploads.outcome is (Outcome.PASS if schedule == "constant" else Outcome.FAIL)
 
 
 def test_noise_of_clients_is_compared_in_a_federation_of_two() -> None:

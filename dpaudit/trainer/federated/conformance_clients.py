@@ -32,6 +32,7 @@ from dpaudit.trainer.federated.ledgers import FederationLedger, federation_heade
 from dpaudit.trainer.federated.local_training import (
     PrivateTrainer,
     local_optimizer,
+    schedule_learning_rate,
     set_trainable,
 )
 from dpaudit.trainer.models.factories import trained_part
@@ -233,7 +234,8 @@ class ParticipantClient:
         set_trainable(copied, self._weights(model))
         optimizer = local_optimizer(copied, self._federation)
         before = flatten_parameters(copied)
-        for row in noisy_sums:
+        for step, row in enumerate(noisy_sums):
+            schedule_learning_rate(optimizer, self._federation, self._number - 1, step)
             _set_gradients(copied, row / self._federation.expected_batch_size)
             optimizer.step()
         return flatten_parameters(copied) - before

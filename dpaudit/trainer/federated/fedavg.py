@@ -193,15 +193,11 @@ def require_federated_model(config: FederatedConfig) -> None:
         config: The settings of the run.
 
     Raises:
-        InvalidArgument: If weights are averaged over steps, or the learning rate is scheduled.
+        InvalidArgument: If weights are averaged over steps.
     """
     model = config.model
     if model.average_decay is not None:
         raise InvalidArgument("average_decay", model.average_decay, "None in a federation")
-    if model.learning_rate_schedule != "constant":
-        raise InvalidArgument(
-            "learning_rate_schedule", model.learning_rate_schedule, "constant in a federation"
-        )
 
 
 DEFINITION = StrategyDefinition(

@@ -127,6 +127,24 @@ class Federation:
             settings.model, self.shape, settings.optimizer
         )
 
+    def learning_rate_factor(self, number: int, step: int) -> float:
+        """Return the factor of the schedule on the learning rate of a local step.
+
+        It depends on public numbers alone, so it changes no claim.
+
+        Args:
+            number: Number of the round, from 0.
+            step: Number of the local step in the round, from 0.
+
+        Returns:
+            1 for a constant rate; for cosine decay, from 1 at the first step of the first round
+            to 0 after the last step of the last round.
+        """
+        if self.config.model.learning_rate_schedule == "constant":
+            return 1.0
+        part = (number + step / self.config.local.local_steps) / self.config.federation.rounds
+        return (1 + math.cos(math.pi * part)) / 2
+
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the trainable parameters of the global model, by name."""
         return {name: p.detach().clone() for name, p in self.parameters.items()}

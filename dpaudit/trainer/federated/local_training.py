@@ -70,6 +70,7 @@ class PrivateTrainer:
         noise: GradientNoise | None = None,
     ) -> None:
         config = federation.config
+        self._federation = federation
         self._records, self._local_steps = participant.records, config.local.local_steps
         self._device = next(federation.model.parameters()).device
         model = copy.deepcopy(federation.model).train()
@@ -113,7 +114,9 @@ class PrivateTrainer:
         private, device = self.private, self._device
         private.receive_model(weights)
         self._recorder.planned = self._local_steps
-        for features, labels in private.batches(self._records, steps=self._local_steps):
+        batches = private.batches(self._records, steps=self._local_steps)
+        for step, (features, labels) in enumerate(batches):
+            schedule_learning_rate(private.optimizer, self._federation, number, step)
             private.step(cross_entropies, (features.to(device), labels.to(device)))
         return trainable_copy(private.model)
 
@@ -154,7 +157,8 @@ class PlainTrainer:
         seed = self._participant.stream.seed_for(Purpose.LOCAL_ORDER, number)
         with torch.random.fork_rng(devices=[]):
             seed_torch(seed)  # of dropout; the order has its own generator
-            for features, labels in self._batches(seed):
+            for step, (features, labels) in enumerate(self._batches(seed)):
+                schedule_learning_rate(optimizer, self._federation, number, step)
                 optimizer.zero_grad(set_to_none=True)
                 loss = nn.functional.cross_entropy(model(features), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -230,6 +234,23 @@ def local_optimizer(model: nn.Module, federation: Federation) -> torch.optim.Opt
     """
     settings = federation.config.model
     return make_optimizer(model, settings.optimizer, federation.learning_rate, settings.momentum)
+
+
+def schedule_learning_rate(
+    optimizer: torch.optim.Optimizer, federation: Federation, number: int, step: int
+) -> None:
+    """Set the learning rate of a local step, by a schedule fixed before training.
+
+    Args:
+        optimizer: The optimizer of local training, which is changed.
+        federation: The federation, for its settings.
+        number: Number of the round, from 0.
+        step: Number of the local step in the round, from 0.
+    """
+    if federation.config.model.learning_rate_schedule != "constant":
+        rate = federation.learning_rate * federation.learning_rate_factor(number, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
 def trainable_copy(model: nn.Module) -> dict[str, Tensor]:

@@ -107,11 +107,6 @@ def require_usable_plan(config: FederatedConfig) -> None:
         require_secure_settings(config, config.secure_aggregation)
     if config.model.average_decay is not None:
         raise InvalidArgument("average_decay", config.model.average_decay, "None in a federation")
-    if config.model.learning_rate_schedule != "constant":
-        allowed = "constant in a federation"
-        raise InvalidArgument(
-            "learning_rate_schedule", config.model.learning_rate_schedule, allowed
-        )
     if strategy == DSSGD_CORRECTED and config.model.optimizer != "sgd":
         raise InvalidArgument("optimizer", config.model.optimizer, "sgd for dssgd-corrected")
     if strategy == DSSGD and config.privacy.noise_multiplier > 0:

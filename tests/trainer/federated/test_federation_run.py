@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,12 @@ from dpaudit.vocabulary.federation import (
 )
 from dpaudit.vocabulary.ledger import ResumeEntry
 from dpaudit.vocabulary.mechanism import Gaussian, PoissonSampled, Release, Repeated
-from dpaudit.vocabulary.settings import DataSettings, ModelSettings, SpeedSettings
+from dpaudit.vocabulary.settings import (
+    LEARNING_RATE_SCHEDULES,
+    DataSettings,
+    ModelSettings,
+    SpeedSettings,
+)
 
 STEPS, ROUNDS, CLIENTS, DELTA = 3, 3, 4, 1e-5
 LOCAL_STEP: Release = PoissonSampled(Gaussian(1.0), 0.1)
@@ -201,12 +207,45 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
         train(config(DP_FEDAVG), tmp_path / "run")
 
 
-@pytest.mark.parametrize("change", [{"average_decay": 0.9}, {"learning_rate_schedule": "cosine"}])
 @BOTH
-def test_settings_without_a_meaning_are_refused(strategy: str, change: dict[str, object]) -> None:
+def test_averaged_weights_are_refused(strategy: str) -> None:
     settings = config(strategy)
     with pytest.raises(InvalidArgument):
-        prepare_federation(replace(settings, model=replace(settings.model, **change)))
+        prepare_federation(replace(settings, model=replace(settings.model, average_decay=0.9)))
+
+
+def cosine(settings: FederatedConfig) -> FederatedConfig:
+    return replace(settings, model=replace(settings.model, learning_rate_schedule="cosine"))
+
+
+@BOTH
+def test_cosine_decay_covers_the_local_steps_of_all_rounds(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    whole = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *arguments: Any, **options: Any) -> object:
+        rates.extend(group["lr"] for group in self.param_groups)
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    train(cosine(config(strategy)), tmp_path / "run")
+    expected = [
+        0.25 * (1 + math.cos(math.pi * (number * STEPS + one) / (ROUNDS * STEPS)))
+        for number in range(ROUNDS)
+        for _ in range(CLIENTS)
+        for one in range(STEPS)
+    ]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_schedule_changes_no_claim(tmp_path: Path) -> None:
+    settings = config(FEDAVG)
+    runs = [train(one, tmp_path / str(k))[0] for k, one in enumerate((settings, cosine(settings)))]
+    assert runs[0].model.read_bytes() != runs[1].model.read_bytes()
+    first, second = (read_json(run.claim, Claim).epsilon for run in runs)
+    assert first == second
 
 
 # Failures and refusals.
@@ -296,12 +335,15 @@ def interrupt_in(number: int) -> Callable[[RoundResult, Federation], None]:
 
 @BOTH
 @pytest.mark.parametrize("number", [0, ROUNDS - 1])
+@pytest.mark.parametrize("schedule", LEARNING_RATE_SCHEDULES)
 def test_a_resumed_run_gives_the_model_of_an_uninterrupted_one(
-    strategy: str, number: int, tmp_path: Path
+    strategy: str, number: int, schedule: str, tmp_path: Path
 ) -> None:
-    whole, _ = train(config(strategy), tmp_path / "whole")
+    settings = config(strategy)
+    settings = replace(settings, model=replace(settings.model, learning_rate_schedule=schedule))
+    whole, _ = train(settings, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(config(strategy), tmp_path / "part", interrupt_in(number))
+        train(settings, tmp_path / "part", interrupt_in(number))
     prepared = prepare_federation_resume(tmp_path / "part")
     numbers: list[int] = []
     run = resume_federation(
