@@ -37,14 +37,25 @@ def split() -> Split:
         Cell("mlp", "dssgd", 2, 0.5, 2, bound=0.1, selection="threshold", epsilon_per_entry=1e4),
         Cell("mlp", "corrected", 2, 0.1, 3, learning_rate=1.0, local_steps=2, epsilon=50.0),
         Cell("mlp", "pooled", 2, rounds=1),
+        Cell("mlp", "dssgd", 2, 0.5, 2, input_dropout=0.15, hidden_dropout=0.1),
     ],
-    ids=lambda cell: cell.name,
+    ids=lambda cell: f"{cell.name}-dropout-{cell.hidden_dropout:g}",
 )
 def test_every_kind_of_cell_learns_on_few_records(cell: Cell, split: Split) -> None:
     found = dssgd.measure(cell, split, split)
     assert found["accuracy"] > 80
     assert dssgd.measure(cell, split, split)["accuracy"] == found["accuracy"]
     assert Cell(**json.loads(json.dumps(found["settings"]))) == cell
+
+
+def test_dropout_is_of_training_alone(split: Split) -> None:
+    cell = Cell("mlp", "pooled", 2, input_dropout=0.15, hidden_dropout=0.1)
+    flat = dssgd.new_model(cell, split)
+    plain = dssgd.new_model(replace(cell, input_dropout=0.0, hidden_dropout=0.0), split)
+    assert (flat.read() == plain.read()).all()
+    flat.model.train()
+    assert [m.p for m in flat.model if isinstance(m, torch.nn.Dropout)] == [0.15, 0.1, 0.1]
+    assert dssgd.accuracy(flat, split) == dssgd.accuracy(plain, split)
 
 
 def test_every_required_setting_has_a_cell() -> None:
