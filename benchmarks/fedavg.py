@@ -99,8 +99,11 @@ SEARCH = (
     "of 6 records and the noise per record of full ones, and, but for two, with 200 steps of a "
     "round in place of 500, each 2.5 times as long. The trials varied the learning rate, its "
     "schedule, the server's rate and momentum, the hidden layer, widths, normalization, pooling, "
-    "initialization, frozen layers and a pull to the global model; three had no noise. The test "
-    "records were read only to measure the chosen settings."
+    "initialization, frozen layers and a pull to the global model; three had no noise. The "
+    "best had 96.62%; with another seed, after the choice, 96.25%, and 96.33% at a server rate of "
+    "1. The test records were read only to measure the chosen settings. The rate of plain SGD is "
+    "the better of two, tried for one round on the same records; at the published 0.15 the test "
+    "accuracy was 10% after two rounds."
 )
 """How the settings of the CNN were chosen."""
 CHOICES = {
