@@ -93,9 +93,9 @@ CHOICE = (
 MISSED = (
     "None. With 30 participants, mlp-30-dssgd-0.1 is at the limit, 1.50. The participants hold "
     "fewer distinct records than central training: training on those alone (mlp-30-pooled) lies "
-    "1.30 below. At theta_u 0.01, local training without dropout fits these records without an error, "
-    "and none of 12 trials (four not stored) exceeded 96.70% on validation records, where central "
-    "training has 98.14% (97.94% with the same dropout). With dropout in local training, "
+    "1.30 below. At theta_u 0.01, local training without dropout fits these records without an "
+    "error, and none of 12 trials (four not stored) exceeded 96.70% on validation records, where "
+    "central training has 98.14% (97.94% with the same dropout). With dropout in local training, "
     "mlp-30-dssgd-0.01 lies 1.30 below in place of 1.94. With 100 rounds in place of 160 it was "
     "1.63 below on the test records, which were thus read once before the last choice of rounds."
 )
