@@ -213,8 +213,16 @@ def accuracy(prepared: PreparedFederation) -> float:
     return evaluate_model(prepared.model, prepared.split.heldout).accuracy
 
 
+def load_optimizers() -> None:
+    """Take one step of plain SGD: what torch imports for it is no cost of one federation."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.SGD([weight], lr=1.0).step()
+
+
 def compare(model: str, noise_multiplier: float, rounds: int, seed: int) -> dict[str, Any]:
     """Train with and without privacy, and compare."""
+    load_optimizers()
     private = train(config(model, noise_multiplier, rounds, seed))
     plain = train(config(model, 0.0, rounds, seed))
     ratios = {
