@@ -23,7 +23,7 @@ from dpaudit.trainer.engine.parameter_functions import (
     tensors_in,
     torch_functions,
 )
-from dpaudit.trainer.engine.unequal_rows import UnequalRows
+from dpaudit.trainer.engine.unequal_rows import SUSPECTS, UnequalRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,8 @@ GET_ITEM, SORT = Tensor.__getitem__, torch_functions(("sort",))
 PADDING = torch_functions(("_pad_packed_sequence",))
 PACKING = torch_functions(("_pack_padded_sequence",))
 SELECTING = torch_functions(("index_select",))
+BEGINNINGS = SUSPECTS | SORT | PADDING | PACKING | SELECTING | {GET_ITEM}
+"""Functions whose results may have chosen or unequal rows although no argument has them."""
 
 
 class RowsOfRun:
@@ -161,6 +163,8 @@ class RowsOfRun:
             kwargs: Its keyword arguments.
             output: Its result.
         """
+        if not self._known and func not in BEGINNINGS and not self.unequal.has_any:
+            return
         if self._follow_numbers(func, args, kwargs, output):
             return
         known = (lambda tensor: self.find(tensor) is not None) if self._known else None

@@ -8,9 +8,8 @@ constants are: record i's loss is L_i(f(P)), so its gradient is J_f(P)^T of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ Region = tuple[int, int]
 """Indices from a first to before a last one, along the first dimension of a parameter."""
 
 
-@dataclass(frozen=True)
-class ParameterFunction:
+class ParameterFunction(NamedTuple):
     """A tensor that was computed from parameters alone.
 
     Attributes:
@@ -50,20 +48,25 @@ class ParameterFunction:
         return self.tensor._version == self.version
 
 
-def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors among arguments, also inside of lists and tuples.
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors among arguments, also inside of lists and tuples.
 
     Args:
         values: Arguments of one call.
 
-    Yields:
-        Each tensor.
+    Returns:
+        Each tensor, in their order.
     """
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
+            found.append(value)
+        elif isinstance(value, LISTS):
+            found += tensors_in(value)
+    return found
+
+
+LISTS = (list, tuple)
 
 
 def map_arguments(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -78,7 +81,7 @@ def map_arguments(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """
     if isinstance(value, Tensor):
         return change(value)
-    if type(value) in {list, tuple}:
+    if type(value) in LISTS:
         return type(value)(map_arguments(each, change) for each in value)
     return value
 
@@ -205,7 +208,7 @@ class FunctionsOfParameters:
             Its sources, if it is a parameter or a function of parameters alone.
         """
         found = self._known.get(id(tensor))
-        return found if found is not None and found.is_current else None
+        return found if found is None or found.is_current else None
 
     def add(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ BroadcastKey = tuple[str, tuple[bool, ...]]
 """Name of an operation that repeats a parameter, and along which dimensions it may do so."""
 
 
-@dataclass(frozen=True)
-class ParameterUse:
+class ParameterUse(NamedTuple):
     """One call in which trained parameters took part.
 
     Attributes:

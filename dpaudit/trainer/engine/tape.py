@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 from weakref import ref
 
@@ -43,6 +42,7 @@ from dpaudit.trainer.engine.parameter_functions import (
     ParameterFunction,
     map_arguments,
     tensors_in,
+    torch_functions,
 )
 from dpaudit.trainer.engine.parameter_uses import (
     OF_CONSTANTS,
@@ -53,40 +53,13 @@ from dpaudit.trainer.engine.parameter_uses import (
 from dpaudit.trainer.engine.rules import RULES, Operation
 
 
-class _Differentiable(torch.autograd.Function):
-    """Identity that makes an output require a gradient if it depends on parameters alone.
+def _with_edge(output: Tensor) -> Tensor:
+    """Return an output on detached parameters as one with an edge, at which its gradient arrives.
 
     Not a view, so that the result may be changed in place as the output might have been.
     """
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
-        """Return ``output``, which now depends on the anchor.
-
-        Args:
-            ctx: Context of autograd.
-            output: Output of an operation on detached parameters.
-            anchor: A scalar that requires a gradient.
-
-        Returns:
-            The output itself.
-        """
-        ctx.mark_dirty(output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient for the output, and zero for the anchor.
-
-        Args:
-            ctx: Context of autograd.
-            *gradients: The gradient of the result.
-
-        Returns:
-            Gradients of both inputs.
-        """
-        (gradient,) = gradients
-        return gradient, gradient.new_zeros(())
+    found: Tensor = torch.ops.aten._unsafe_view.default(output.requires_grad_(), output.shape)
+    return found
 
 
 def _is_whole(view: Tensor) -> bool:
@@ -134,7 +107,6 @@ class Tape(DifferentiationWatch):
         self._of_records: dict[int, ref[Tensor]] = {}
         # Functions of parameters that no rule covers, with their versions.
         self._constants: dict[int, tuple[Tensor, int]] = {}
-        self._anchor = torch.zeros((), requires_grad=True)
         self._recording = True
 
     def holds_records(self, tensors: Iterable[Tensor]) -> None:
@@ -154,8 +126,8 @@ class Tape(DifferentiationWatch):
         if constant is not None and constant[1] == tensor._version:
             return False
         # The inputs of a recomputation may be leaves, which no parameter is.
-        if tensor.requires_grad and not (
-            tensor.is_leaf and (self._recording or isinstance(tensor, nn.Parameter))
+        if tensor.requires_grad and (
+            not tensor.is_leaf or not (self._recording or isinstance(tensor, nn.Parameter))
         ):
             return True
         known = self._of_records.get(id(tensor))
@@ -171,6 +143,8 @@ class Tape(DifferentiationWatch):
         kwargs = kwargs or {}
         if self._recording:
             self.watch(func, args, kwargs)
+        if func in DESCRIPTIONS:
+            return func(*args, **kwargs)
         # torch switches the mode off while this method runs. It is switched on again for the
         # parts of a composite operation, which have rules of their own.
         if (decomposition := DECOMPOSITIONS.get(func)) is not None:
@@ -182,9 +156,9 @@ class Tape(DifferentiationWatch):
                 output = func(*args, **kwargs)
                 self._rows.follow(func, args, kwargs, output)
             return output
-        sources, records = [], False
-        for tensor in tensors_in((*args, *kwargs.values())):
-            if self._functions.find(tensor) is not None:
+        sources, records, find = [], False, self._functions.find
+        for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
+            if find(tensor) is not None:
                 sources.append(tensor)
             else:
                 records = records or self._has_records(tensor)
@@ -211,7 +185,9 @@ class Tape(DifferentiationWatch):
 
     def _mark(self, output: Any) -> None:
         """Note results that need no gradient, but depend on records."""
-        self.holds_records(t for t in tensors_in([output]) if not t.requires_grad)
+        for tensor in tensors_in((output,)):
+            if not tensor.requires_grad:
+                self._of_records[id(tensor)] = ref(tensor)
 
     def _with_parameters(
         self,
@@ -224,7 +200,7 @@ class Tape(DifferentiationWatch):
     ) -> Any:
         """Run a call in which parameters, or functions of them, take part."""
         # One number chooses a part of a parameter, as the number of an expert does.
-        if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and not args[1].dim():
+        if func is GET_ITEM and isinstance(args[1], Tensor) and not args[1].dim():
             args, records = (args[0], args[1].item()), False
         if not records and not self._looks_like_records(func, args):
             if func is Tensor.repeat:
@@ -254,7 +230,7 @@ class Tape(DifferentiationWatch):
         if operation is not None and (functions := self._covered(operation)):
             plain = self._plain(functions)
             output = func(
-                *(map_arguments(value, plain) for value in args),
+                *[map_arguments(value, plain) for value in args],
                 **{key: map_arguments(value, plain) for key, value in kwargs.items()},
             )
             rows = self._rows.among((operation.input, *args), kwargs)
@@ -295,9 +271,14 @@ class Tape(DifferentiationWatch):
         """Return the trained parameters of a call; none unless all are covered by rules."""
         if self._functions.find(operation.input) is not None:
             return {}
-        trained = [p for p in operation.parameters if p is not None and p.requires_grad]
-        found = {id(p): f for p in trained if (f := self._functions.find(p)) is not None}
-        return found if len(found) == len({id(p) for p in trained}) else {}
+        found: dict[int, ParameterFunction] = {}
+        for parameter in operation.parameters:
+            if parameter is not None and parameter.requires_grad:
+                function = self._functions.find(parameter)
+                if function is None:
+                    return {}
+                found[id(parameter)] = function
+        return found
 
     @staticmethod
     def _plain(functions: Collection[int]) -> Callable[[Tensor], Tensor]:
@@ -315,13 +296,14 @@ class Tape(DifferentiationWatch):
         unequal: bool,
     ) -> Tensor:
         """Return the output of a call, with a graph edge, and record the use."""
-        if output._is_view() and not _is_whole(output):
-            output = output.clone()
+        is_view = output._is_view()
+        if is_view and not _is_whole(output):
+            output, is_view = output.clone(), False
         # If only parameters would need a gradient, the output is detached from the graph. It
         # needs an edge all the same, at which its gradient arrives.
         if not output.requires_grad:
-            output = output.clone() if output._is_view() else output
-            output = _Differentiable.apply(output, self._anchor)  # type: ignore[no-untyped-call]
+            output, is_view = output.clone() if is_view else output, False
+            output = _with_edge(output)
         hooks = active_saved_tensors_hooks()
         # The hooks of a recomputation count the tensors that they are given: both runs of a
         # checkpointed function give them the same.
@@ -329,13 +311,13 @@ class Tape(DifferentiationWatch):
         # A use that ran once for all records gets one copy of its row per record, so that
         # each record's loss reaches its own copy. Recomputed uses are never spread.
         if self._recording and len(self.uses) in self._spread and hooks is None:
-            output = output.expand(self._records, *output.shape[1:]).clone()
+            output, is_view = output.expand(self._records, *output.shape[1:]).clone(), False
             row = operation.input
-            operation = replace(operation, input=row.expand(self._records, *row.shape[1:]))
+            operation = operation._replace(input=row.expand(self._records, *row.shape[1:]))
         if self._recording:
-            name = getattr(func, "__name__", str(func))
+            name = getattr(func, "__name__", None) or str(func)
             # A view that is changed in place gets another edge; its base keeps this one.
-            source = output._base if output._is_view() else output
+            source = output._base if is_view else output
             assert source is not None
             edge = get_gradient_edge(source)
             use = ParameterUse(
@@ -344,8 +326,8 @@ class Tape(DifferentiationWatch):
             if hooks is not None:
                 recomputed, size = RecomputedInput(hooks[1], packed), operation.input.numel()
                 source.register_hook(recomputed.find)  # type: ignore[no-untyped-call]
-                operation = replace(operation, input=FREED)
-                use = replace(use, operation=operation, recomputed=recomputed, freed=size)
+                operation = operation._replace(input=FREED)
+                use = use._replace(operation=operation, recomputed=recomputed, freed=size)
             self.uses.append(use)
         return output
 
@@ -463,12 +445,13 @@ class Tape(DifferentiationWatch):
         wanted: list[Any] = [*(use.edge for use in self.uses), *others]
         if not wanted:
             return [], []
+        one = torch.ones_like(loss)
         with self._replayed():
             # torch.autograd.grad would run under no tape, as torch switches the mode off while
             # the mode handles a call. This is what it calls.
             found = run_backward(
                 (loss,),
-                (torch.ones_like(loss),),
+                (one,),
                 retain_graph,
                 False,  # create_graph
                 tuple(wanted),
@@ -476,7 +459,9 @@ class Tape(DifferentiationWatch):
                 accumulate_grad=False,
             )
         own: list[Tensor | None] = [
-            None if gradient is None else gradient.reshape(use.shape)
+            gradient
+            if gradient is None or gradient.shape == use.shape
+            else gradient.reshape(use.shape)
             for use, gradient in zip(self.uses, found, strict=False)
         ]
         self._put_recomputed_inputs()
@@ -486,8 +471,8 @@ class Tape(DifferentiationWatch):
         """Give the uses the inputs that the last backward pass has recomputed, if any."""
         for number, use in enumerate(self.uses):
             if use.recomputed is not None and use.recomputed.found:
-                operation = replace(use.operation, input=use.recomputed.found.pop())
-                self.uses[number] = replace(use, operation=operation)
+                operation = use.operation._replace(input=use.recomputed.found.pop())
+                self.uses[number] = use._replace(operation=operation)
 
     @contextmanager
     def _replayed(self) -> Iterator[None]:
@@ -507,6 +492,16 @@ run_backward: Callable[..., tuple[Tensor | None, ...]] = (
     torch.autograd.Variable._execution_engine.run_backward
 )
 """The backward pass of torch; with inputs, it returns their gradients."""
+
+DESCRIPTIONS = torch_functions((
+    "shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf", "is_nested",
+    "is_cpu", "is_cuda", "is_mps", "is_sparse", "is_quantized", "is_meta", "itemsize", "dim",
+    "size", "numel", "nelement", "stride", "is_floating_point", "is_complex", "is_contiguous",
+    "element_size", "storage_offset", "get_device", "__len__",
+))  # fmt: skip
+"""What describes a tensor without its numbers: no result holds records or parameters."""
+
+GET_ITEM = Tensor.__getitem__
 
 FREED = torch.empty(0)
 """Stands for an input that is freed until the backward pass."""

@@ -58,6 +58,11 @@ class UnequalRows:
         self._known: dict[int, ref[Tensor]] = {}
         self._lengths: set[int] = set()
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any tensor was noted."""
+        return bool(self._known)
+
     def holds(self, tensor: Tensor) -> bool:
         """Return whether records may have different numbers of rows in a tensor.
 

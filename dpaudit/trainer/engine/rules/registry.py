@@ -8,8 +8,7 @@ of those parameters. None means that the call has no rule.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,8 +22,7 @@ Forms = Callable[[Tensor, Tensor], ParameterGradients]
 """Function of (input, output gradient), both with records first, that returns the gradients."""
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """One call of an operation that has a rule.
 
     Attributes:
