@@ -57,7 +57,7 @@ def clip_factors(norms: Tensor, clip_norm: float) -> Tensor:
     Returns:
         Factors, shape ``(records,)``, float64. A norm that is not finite gives 0.
     """
-    factors = (clip_norm * ROUNDING_MARGIN / norms).clamp_(max=1.0)
+    factors = norms.reciprocal().mul_(clip_norm * ROUNDING_MARGIN).clamp_(max=1.0)
     return factors.nan_to_num_(nan=0.0)  # C / infinity is 0
 
 

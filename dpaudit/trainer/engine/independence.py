@@ -604,6 +604,9 @@ class SingleRecordCheck:
         """Return whether two losses are equal up to the rounding of their type and device."""
         low = losses.dtype in {torch.float16, torch.bfloat16} or losses.device.type != "cpu"
         low |= torch.is_autocast_enabled(losses.device.type)
+        tolerance = LOW_PRECISION_TOLERANCE if low else LOSS_TOLERANCE
+        gap, larger = abs(one - other), max(abs(one), abs(other))
+        if gap <= tolerance * larger:  # whatever the mean loss is
+            return True
         sizes = losses[torch.isfinite(losses)].double().abs()
-        scale = max(abs(one), abs(other), MIN_LOSS_SHARE * float(sizes.mean()))
-        return abs(one - other) <= (LOW_PRECISION_TOLERANCE if low else LOSS_TOLERANCE) * scale
+        return gap <= tolerance * max(larger, MIN_LOSS_SHARE * float(sizes.mean()))

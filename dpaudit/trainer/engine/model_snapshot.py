@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from dpaudit.trainer.engine.generators import HELD_GENERATORS, HeldGenerator
 
 SIMPLE_TYPES = frozenset({bool, int, float, complex, str, bytes, type(None)})
+CONTAINERS = frozenset({list, tuple, dict})
 SMALL_TENSOR = 16  # entries up to which a tensor is compared by value
 MAX_ENTRIES = 64  # entries of a container or object that are followed
 MAX_ITEMS = 5000  # values of a loss, which bounds the time of a snapshot
@@ -106,14 +108,18 @@ class _SnapshotBuilder:
             for hooks in (own.get("_forward_hooks"), own.get("_forward_pre_hooks")):
                 if hooks:
                     self.structure += hooks
-            self._parameters(module)
-            self._buffers(module)
+            if module._parameters:
+                self._parameters(module)
+            if module._buffers:
+                self._buffers(module)
             if len(own) > len(MODULE_ATTRIBUTES):
                 for name, value in own.items():
                     if name not in MODULE_ATTRIBUTES:
                         self._attribute(name, value)
-            self._class(type(module))
-            stack += module._modules.values()
+            if type(module) not in self._classes:
+                self._class(type(module))
+            if module._modules:
+                stack += module._modules.values()
 
     def _parameters(self, module: nn.Module) -> None:
         """Add parameters: shapes and training flags as structure, values of the frozen ones."""
@@ -163,9 +169,11 @@ class _SnapshotBuilder:
 
     def _class(self, kind: type) -> None:
         """Add attributes and methods of a user's class, with what the methods read."""
-        if kind in self._classes or not _is_user_class(kind):
+        if kind in self._classes:
             return
         self._classes.add(kind)
+        if not _is_user_class(kind):
+            return
         for base in kind.__mro__:
             if base is nn.Module:
                 break
@@ -188,8 +196,24 @@ class _SnapshotBuilder:
         if kind in SIMPLE_TYPES:
             self.values.append(value if value == value else "NaN")  # noqa: PLR0124
             return
-        if depth <= 0 or len(self.values) > self._most or self._known(value):
+        if depth <= 0 or len(self.values) > self._most:
             return
+        if kind in CONTAINERS:
+            self._collection(value, depth)
+        elif not self._known(value):
+            self._other(value, depth)
+
+    def _collection(self, value: Any, depth: int) -> None:
+        """Add a collection by its length and its first entries."""
+        self.values += (type(value), len(value))
+        if isinstance(value, Mapping):
+            self._entries(value.keys(), depth)
+            self._entries(value.values(), depth)
+        else:
+            self._entries(value, depth)
+
+    def _other(self, value: object, depth: int) -> None:
+        """Add an object that is neither simple nor one of the usual collections."""
         match value:
             case nn.Module():
                 self.module(value)
@@ -205,13 +229,8 @@ class _SnapshotBuilder:
             case functools.partial():
                 self.add(value.func, depth)
                 self._entries((*value.args, *value.keywords, *value.keywords.values()), depth)
-            case list() | tuple() | set() | frozenset():
-                self.values += (kind, len(value))
-                self._entries(value, depth)
-            case Mapping():
-                self.values += (kind, len(value))
-                self._entries(value.keys(), depth)
-                self._entries(value.values(), depth)
+            case list() | tuple() | set() | frozenset() | Mapping():
+                self._collection(value, depth)
             case ModuleType() | BuiltinFunctionType() | type():
                 pass
             case _:
@@ -232,7 +251,10 @@ class _SnapshotBuilder:
         for number, value in enumerate(values):  # type: ignore[arg-type, var-annotated]
             if number == MAX_ENTRIES:
                 break
-            self.add(value, depth - 1)
+            if type(value) in SIMPLE_TYPES:
+                self.values.append(value if value == value else "NaN")  # noqa: PLR0124
+            else:
+                self.add(value, depth - 1)
 
     def _array(self, array: np.ndarray) -> None:
         """Add an array: a small one by content, others by identity."""

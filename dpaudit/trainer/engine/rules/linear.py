@@ -20,7 +20,7 @@ def flatten_positions(tensor: Tensor) -> Tensor:
     Returns:
         A tensor of three dimensions; one position if there were two.
     """
-    return tensor[:, None] if tensor.dim() == 2 else tensor.flatten(1, -2)
+    return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor.flatten(1, -2)
 
 
 def _sum_of_positions(g: Tensor) -> DenseGradients:
@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operation |
         rows, columns = flatten_positions(g), flatten_positions(x)
         if rows.shape[1] != 1:
             return (weight, OuterProducts(rows, columns)), (bias, _sum_of_positions(rows))
-        single = rows.squeeze(1)
+        single = g if g.dim() == 2 else rows.squeeze(1)
         norms = RowNorms(single)
         return (weight, OuterProducts(rows, columns, norms)), (bias, DenseGradients(single, norms))
 
