@@ -104,8 +104,14 @@ def test_a_disagreement_ends_the_run_before_the_release(
     private = trainer(ledger=path)
     take(private, 2)
     before = [p.clone() for p in private.model.parameters()]
-    right = OuterProducts.square_norms
-    monkeypatch.setattr(OuterProducts, "square_norms", lambda form: right(form) / 9)
+    right = OuterProducts.norms_in_float32
+
+    def too_small(form: OuterProducts) -> torch.Tensor:
+        norms = right(form)
+        assert norms is not None
+        return norms / 3
+
+    monkeypatch.setattr(OuterProducts, "norms_in_float32", too_small)
     for _ in range(2):
         with pytest.raises(GradientsDisagree, match="a norm is"):
             take(private, 1)

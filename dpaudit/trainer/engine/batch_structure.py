@@ -70,10 +70,10 @@ def _is_tuple_of_tensors(batch: Batch) -> bool:
     """Return whether a batch is a plain tuple of plain tensors, at least one."""
     if type(batch) is not tuple or not batch:
         return False
-    return all(
-        type(part) is Tensor and part.layout is torch.strided and not part.is_nested
-        for part in batch
-    )
+    for part in batch:
+        if type(part) is not Tensor or part.layout is not torch.strided or part.is_nested:
+            return False
+    return True
 
 
 def map_tensors(
@@ -95,7 +95,7 @@ def map_tensors(
         InvalidArgument: If a part is neither a tensor, a column, a container nor None.
     """
     if _is_tuple_of_tensors(batch):  # the usual batch; the rest below gives the same
-        return tuple(map(change, batch))
+        return tuple([change(part) for part in batch])
     own = partial(map_tensors, change=change, change_column=change_column)
     match batch:
         case Tensor() if batch.layout is torch.strided and not batch.is_nested:
@@ -160,6 +160,8 @@ def copy_containers(batch: Batch) -> Batch:
     Returns:
         An equal batch that shares tensors and columns.
     """
+    if _is_tuple_of_tensors(batch):
+        return (*batch,)
     return map_tensors(batch, lambda tensor: tensor)
 
 

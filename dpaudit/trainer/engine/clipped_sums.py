@@ -31,7 +31,7 @@ from dpaudit.trainer.engine.checkpointing import checkpointing_without_reentry
 from dpaudit.trainer.engine.clipping import Clipping, finite_records
 from dpaudit.trainer.engine.freed_memory import keep_freed_memory
 from dpaudit.trainer.engine.generators import GeneratorStates
-from dpaudit.trainer.engine.gradient_forms import GradientForm
+from dpaudit.trainer.engine.gradient_forms import square_norms_of_all
 from dpaudit.trainer.engine.independence import (
     IndependenceProbe,
     SingleRecordCheck,
@@ -219,6 +219,7 @@ class Engine:
 
     def _verified_sum(self, batch: Batch, clipping: Clipping, chunk: int | None) -> ClippedSums:
         """Return the sum over a batch whose records are known to be independent."""
+        self._gradients.walk.refresh()  # for both guards; the inner one does so after the passes
         with (
             checkpointing_without_reentry(),
             self._one_pass(batch),
@@ -230,6 +231,8 @@ class Engine:
         if not parts:
             return self._nothing()
         first, *others = parts
+        if not others:
+            return first
         for other in others:
             for name in first.sums:
                 first.sums[name] += other.sums[name]
@@ -307,8 +310,10 @@ class Engine:
         Raises:
             InvalidArgument: If a parameter was written to; the error names it.
         """
-        guard = ParameterGuard(self._model)
+        walk = self._gradients.walk
+        guard = ParameterGuard(self._model, walk)
         yield
+        walk.refresh()
         if written := guard.moved():
             raise InvalidArgument(
                 "model",
@@ -414,6 +419,7 @@ class Engine:
     def _verify(self, batch: Batch) -> None:
         """Verify independence, state and differentiability in full."""
         sample = self._sample(batch, VERIFIED_RECORDS)
+        self._gradients.walk.refresh()
         with self._unwritten_parameters(), self._probe() as probe:
             probe.require_apart(sample)
             self._moving = probe.require_no_statistics(sample) if probe.writes else None
@@ -459,7 +465,7 @@ class Engine:
         Raises:
             InvalidArgument: If a buffer moved that did not move before, or to another value.
         """
-        moving, guard = self._moving, BufferGuard(self._model)
+        moving, guard = self._moving, BufferGuard(self._model, self._gradients.walk)
         # No pass moved anything when it was verified: only make sure that this stays so.
         if moving is None:
             yield
@@ -527,20 +533,22 @@ class Engine:
         """Return losses, gradients and clip factors of one chunk."""
         losses, forms = self._gradients.take(batch)
         with torch.no_grad(), without_autocast(losses.device.type):
-            squares = torch.stack([self._squares(form, losses) for form in forms.values()])
+            squares = square_norms_of_all([*forms.values()], losses)
             kept = finite_records(squares)
-            factors = clipping.factors(squares if bool(kept.all()) else squares[:, kept])
+            every = bool(kept.all())
+            factors = clipping.factors(squares if every else squares[:, kept])
         rules = self._gradients.taken_by_rule
-        taken = TakenGradients(forms, squares, factors, kept, rules, clipping.sensitivity)
+        taken = TakenGradients(forms, squares, factors, kept, rules, clipping.sensitivity, every)
         return losses.detach(), taken
 
     def _sum(self, losses: Tensor, taken: TakenGradients) -> ClippedSums:
         """Return sum_i c_i g_i for each parameter; the gradients are dropped one by one."""
         sums: dict[str, Tensor] = {}
-        left_out = len(taken.kept) - int(taken.kept.sum())
+        left_out = 0 if taken.every else len(taken.kept) - int(taken.kept.sum())
+        named = self.parameters
         with torch.no_grad(), without_autocast(losses.device.type):
-            rows = _rows_of(taken.factors, self.parameters.values())
-            for (name, p), row in zip(self.parameters.items(), rows, strict=True):
+            rows = _rows_of(taken.factors, named.values())
+            for (name, p), row in zip(named.items(), rows, strict=True):
                 form = taken.forms.pop(name)
                 # A factor of 0 is not enough: 0 times infinity is NaN, which would reveal the
                 # record. So records that are not finite are removed before the sum.
@@ -548,17 +556,11 @@ class Engine:
                     sums[name] = at_least_float32(torch.zeros_like(p))
                 else:
                     finite = form.only(taken.kept) if left_out else form
-                    sums[name] = finite.weighted(row).view_as(p)
+                    found = finite.weighted(row)
+                    sums[name] = found if found.shape == p.shape else found.view_as(p)
             # |g|^2 over all parameters is the sum of the parameters' squared norms.
             norms = taken.squares.sum(dim=0).sqrt()
         return ClippedSums(sums, norms, losses, left_out)
-
-    @staticmethod
-    def _squares(form: GradientForm | None, losses: Tensor) -> Tensor:
-        """Return squared norms of one parameter's gradients; zeros if no loss depends on it."""
-        if form is None:
-            return torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
-        return form.square_norms()
 
 
 def _rows_of(factors: Tensor, parameters: Iterable[Tensor]) -> Iterable[Tensor]:

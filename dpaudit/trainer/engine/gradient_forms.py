@@ -150,16 +150,26 @@ class DenseGradients:
     values: Tensor
     norms: RowNorms | None = None
 
+    def norms_in_float32(self) -> Tensor | None:
+        """Return norms of rows that another form takes, too; None for rows summed in parts."""
+        if self.norms is None or self.values.shape[1] >= COLUMNS_AT_ONCE:
+            return None
+        return self.norms.values
+
     def square_norms(self) -> Tensor:
         """Return squared norms of the rows."""
-        if self.norms is None or self.values.shape[1] >= COLUMNS_AT_ONCE:
+        norms = self.norms_in_float32()
+        if norms is None:
             return square_norms_of_rows(self.values)
-        return self.norms.values.double().square_().mul_(1 + FLOAT32_ROUNDING)
+        return norms.double().square_().mul_(1 + FLOAT32_ROUNDING)
 
     def weighted(self, factors: Tensor) -> Tensor:
         """Return the factors times the matrix of gradients."""
-        rows = self.values.reshape(len(self.values), math.prod(self.values.shape[1:]))
-        return (factors.to(self.values.dtype) @ rows).view(self.values.shape[1:])
+        values, factors = self.values, factors.to(self.values.dtype)
+        if values.dim() == 2:
+            return factors @ values
+        rows = values.reshape(len(values), math.prod(values.shape[1:]))
+        return (factors @ rows).view(values.shape[1:])
 
     def dense(self) -> Tensor:
         """Return the values as they are."""
@@ -235,16 +245,21 @@ class OuterProducts:
         """The gradients, shape ``(records, p, d)``; computed once."""
         return torch.bmm(self.rows.mT, self.columns)
 
+    def norms_in_float32(self) -> Tensor | None:
+        """Return |r c^T| = |r| |c| of gradients with one term; None for others."""
+        if self.rows.shape[1] != 1 or not self.by_inner_products:
+            return None
+        norms = self.norms or RowNorms(self.rows.squeeze(1))
+        lengths: Tensor = torch.linalg.vector_norm(self.columns.squeeze(1), dim=1)
+        return lengths * norms.values
+
     def square_norms(self) -> Tensor:
         """Return squared norms by the cheaper of the two ways."""
         if not self.by_inner_products:
             return square_norms_of_rows(self._written_out)
-        if self.rows.shape[1] == 1:  # |r c^T| = |r| |c|
-            norms = self.norms or RowNorms(self.rows.squeeze(1))
-            lengths: Tensor = norms.values * torch.linalg.vector_norm(
-                self.columns.squeeze(1), dim=1
-            )
-            return lengths.double().square() * (1 + FLOAT32_ROUNDING)
+        norms = self.norms_in_float32()
+        if norms is not None:
+            return norms.double().square_().mul_(1 + FLOAT32_ROUNDING)
         # products[s, t] = (r_s . r_t) (c_s . c_t); their sum is |g|^2.
         by_columns = self.shared or SharedInnerProducts(self.columns, sharers=1)
         products = torch.bmm(self.rows, self.rows.mT).mul_(by_columns.take())
@@ -258,12 +273,12 @@ class OuterProducts:
         if "_written_out" in self.__dict__:
             return DenseGradients(self._written_out).weighted(factors)
         rows, columns = self.rows, self.columns
-        each = factors.to(rows.dtype)[:, None, None]
+        each = factors.to(rows.dtype).view(-1, 1, 1)
         if rows.shape[2] <= columns.shape[2]:  # scale the smaller factor
             rows = rows * each
         else:
             columns = columns * each
-        return rows.flatten(0, 1).mT @ columns.flatten(0, 1)
+        return rows.flatten(0, 1).t().mm(columns.flatten(0, 1))
 
     def dense(self) -> Tensor:
         """Return the gradients written out."""
@@ -466,6 +481,42 @@ class TiedTable:
         )
 
 
+def square_norms_of_all(forms: Sequence[GradientForm | None], losses: Tensor) -> Tensor:
+    """Return the squared norms of the gradients of several parameters.
+
+    Norms that are known before they are squared are squared together, which saves calls.
+
+    Args:
+        forms: Gradients of each parameter; None where all are zero.
+        losses: One entry per record, on the device of the gradients.
+
+    Returns:
+        Shape ``(parameters, records)``, float64; each row as ``square_norms`` returns it.
+    """
+    known = [
+        form.norms_in_float32() if isinstance(form, OuterProducts | DenseGradients) else None
+        for form in forms
+    ]
+    norms = [each for each in known if each is not None]
+    if not norms:
+        return torch.stack([_square_norms(form, losses) for form in forms])
+    squares = torch.stack(norms).double().square_().mul_(1 + FLOAT32_ROUNDING)
+    if len(norms) == len(known):
+        return squares
+    rows = iter(squares)
+    return torch.stack([
+        _square_norms(form, losses) if each is None else next(rows)
+        for form, each in zip(forms, known, strict=True)
+    ])  # fmt: skip
+
+
+def _square_norms(form: GradientForm | None, losses: Tensor) -> Tensor:
+    """Return squared norms of the gradients of one parameter."""
+    if form is None:
+        return torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
+    return form.square_norms()
+
+
 def merge_forms(forms: Sequence[GradientForm]) -> GradientForm:
     """Return the sum of the gradients of several uses of one parameter.
 
@@ -478,6 +529,8 @@ def merge_forms(forms: Sequence[GradientForm]) -> GradientForm:
     Returns:
         One form of the per-record sums.
     """
+    if len(forms) == 1:
+        return forms[0]
     kinds: dict[type, list[GradientForm]] = {}
     for form in forms:
         kinds.setdefault(type(form), []).append(form)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from dpaudit.trainer.engine.model_snapshot import MODULE_ATTRIBUTES, SIMPLE_TYPES
-from dpaudit.trainer.engine.module_walk import unique_modules
+from dpaudit.trainer.engine.module_walk import ModuleWalk
 from dpaudit.vocabulary.errors import InvalidArgument
 
 # Equality of tensors, arrays, numbers and containers of them.
@@ -283,10 +283,12 @@ class ParameterGuard:
 
     Args:
         model: The model.
+        walk: A walk over the model, refreshed before each use of the guard; None makes one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._marks = model, _parameter_marks(model)
+    def __init__(self, model: nn.Module, walk: ModuleWalk | None = None) -> None:
+        self._walk, self._refreshes = walk or ModuleWalk(model), walk is None
+        self._marks = _parameter_marks(self._walk)
 
     def moved(self) -> list[str]:
         """Return the parameters that have changed.
@@ -294,7 +296,9 @@ class ParameterGuard:
         Returns:
             Names in the model; a module of another class or place is named for its parameters.
         """
-        now = _parameter_marks(self._model)
+        if self._refreshes:
+            self._walk.refresh()
+        now = _parameter_marks(self._walk)
         if now == self._marks:
             return []
         before = {mark[:2]: mark for mark in self._marks}
@@ -302,17 +306,18 @@ class ParameterGuard:
         changed = {key for key in {**before, **after} if before.get(key) != after.get(key)}
         names = {
             (id(module), name): _full_name(prefix, name)
-            for prefix, module in self._model.named_modules()
+            for prefix, module in self._walk.named_modules
             for name in module._parameters
         }
         return [names.get(key, key[1]) for key in sorted(changed, key=lambda key: key[1])]
 
 
-def _parameter_marks(model: nn.Module) -> list[tuple[int, str, int, int]]:
+def _parameter_marks(walk: ModuleWalk) -> list[tuple[int, str, int, int]]:
     """Return place, name, identity and version of each parameter, one entry per use of it."""
     return [
         (id(module), name, id(parameter), _version(parameter))
-        for module in unique_modules(model)
+        for module in walk.modules
+        if module._parameters
         for name, parameter in module._parameters.items()
         if parameter is not None
     ]
@@ -326,10 +331,11 @@ class BufferGuard:
 
     Args:
         model: The model.
+        walk: A walk over the model, refreshed before each use of the guard; None makes one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, walk: ModuleWalk | None = None) -> None:
+        self._walk, self._refreshes = walk or ModuleWalk(model), walk is None
         self._marks, self._small = self._now()
         self._copies = {name: each.detach().clone() for name, each in self._small.items()}
 
@@ -337,10 +343,10 @@ class BufferGuard:
         """Return identity and version of all buffers, and the small buffers themselves."""
         marks: dict[str, tuple[int, int]] = {}
         small: dict[str, Tensor] = {}
-        if not any(module._buffers for module in unique_modules(self._model)):
+        if not any(module._buffers for module in self._walk.modules):
             return marks, small
-        for prefix, module in self._model.named_modules():
-            for name, buffer in module._buffers.items():
+        for prefix, module in self._walk.named_modules:
+            for name, buffer in module._buffers.items() if module._buffers else ():
                 if buffer is not None:
                     full = _full_name(prefix, name)
                     marks[full] = (id(buffer), _version(buffer))
@@ -354,6 +360,8 @@ class BufferGuard:
         Returns:
             Full names. A buffer that was written to counts, even if its numbers are equal.
         """
+        if self._refreshes:
+            self._walk.refresh()
         marks, small = self._now()
         # First by identity and version, which needs no comparison of numbers.
         both = {**self._marks, **marks}

@@ -45,7 +45,7 @@ from dpaudit.trainer.engine.gradient_plan import (
     run_on_tape,
 )
 from dpaudit.trainer.engine.model_state import ModuleState
-from dpaudit.trainer.engine.module_walk import named_parameters
+from dpaudit.trainer.engine.module_walk import ModuleWalk
 from dpaudit.trainer.engine.parameter_functions import HALF, ParameterFunction
 from dpaudit.trainer.engine.parameter_uses import ParameterUse
 from dpaudit.trainer.engine.per_record_gradients import (
@@ -133,6 +133,7 @@ class PlannedGradients:
 
     Attributes:
         loss: The current loss function.
+        walk: A walk over the model.
         reset: Sets the model's state back; called before every pass.
         held: Random generators that the model or the loss holds.
         taken_by_rule: Names of the parameters whose last gradients came from rules.
@@ -144,7 +145,7 @@ class PlannedGradients:
     """
 
     def __init__(self, model: nn.Module, loss: PerSampleLoss) -> None:
-        self._model, self.loss = model, loss
+        self._model, self.loss, self.walk = model, loss, ModuleWalk(model)
         self._named: dict[str, nn.Parameter] | None = None
         self.held: Sequence[HeldGenerator] = ()
         self.taken_by_rule: tuple[str, ...] = ()
@@ -164,7 +165,8 @@ class PlannedGradients:
         """The trainable parameters with their names; a tied parameter appears once."""
         if self._named is not None:
             return self._named
-        named = named_parameters(self._model)
+        self.walk.refresh()
+        named = self.walk.named_parameters
         return {name: p for name, p in named.items() if p.requires_grad}
 
     @contextmanager
@@ -325,9 +327,10 @@ class PlannedGradients:
             self._plan(batch)
         if not self.plans:
             return records
-        numbers, freed = self.plans[0].numbers, self.plans[0].freed
-        most = max(MAX_KEPT_OF_FREED, sum(p.numel() for p in self.parameters.values()))
-        parts = math.ceil(max(records * numbers / MAX_KEPT_NUMBERS, records * freed / most))
+        parts = math.ceil(records * self.plans[0].numbers / MAX_KEPT_NUMBERS)
+        if freed := self.plans[0].freed:
+            most = max(MAX_KEPT_OF_FREED, sum(p.numel() for p in self.parameters.values()))
+            parts = max(parts, math.ceil(records * freed / most))
         return math.ceil(records / max(1, min(parts, records)))
 
     def _plan(self, batch: Batch) -> GradientPlan | None:
@@ -480,7 +483,9 @@ class PlannedGradients:
             (named[name] for name in newest.by_rule), newest.spread, records,
             dict(newest.broadcasts), None,
         )  # fmt: skip
-        losses = run_on_tape(tape, self.fresh_loss, self._model, batch)
+        # What prepares the pass runs before the tape is active, which would watch it.
+        self.reset()
+        losses = run_on_tape(tape, self.loss, self._model, copy_containers(batch))
         if losses is None:
             self.differentiates = True
             return None

@@ -124,6 +124,7 @@ class TakenGradients:
         kept: Mask of the records that have finite gradients, shape ``(records,)``.
         by_rule: Names of the parameters whose gradients come from rules.
         sensitivity: Largest norm of what one record adds to the sum.
+        every: Whether all records are kept.
     """
 
     forms: dict[str, GradientForm | None]
@@ -132,6 +133,7 @@ class TakenGradients:
     kept: Tensor
     by_rule: tuple[str, ...]
     sensitivity: float
+    every: bool
 
     @torch.no_grad()
     def fault(self, record: int, truth: Mapping[str, Tensor | None], least: float) -> str | None:

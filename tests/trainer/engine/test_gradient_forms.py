@@ -24,6 +24,7 @@ from dpaudit.trainer.engine.gradient_forms import (
     TiedTable,
     merge_forms,
     share_inner_products,
+    square_norms_of_all,
 )
 from dpaudit.trainer.engine.rules import RULES
 from dpaudit.trainer.engine.rules.convolution import ConvolutionGeometry, ConvolutionGradients
@@ -554,3 +555,24 @@ def test_shared_inner_products_are_dropped_after_their_last_use() -> None:
     found = ref(shared.take())
     assert found() is shared.take()
     assert found() is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e15, 1e25, float("inf"), float("nan")])
+@pytest.mark.parametrize("covered", [True, False])
+def test_norms_of_several_parameters_are_bit_for_bit_those_of_each(
+    scale: float, *, covered: bool
+) -> None:
+    torch.manual_seed(0)
+    forms: list[GradientForm | None] = []
+    for outputs, inputs in ((3, 5), (2, 3), (1100, 4)):
+        x, weight = torch.randn(6, inputs) * scale, torch.randn(outputs, inputs)
+        operation = RULES[functional.linear](x, weight, torch.randn(outputs))
+        assert operation is not None
+        forms += [form for _, form in operation.forms(x, torch.randn(6, outputs) * scale)]
+    if not covered:
+        forms += [None, DenseGradients(torch.randn(6, 7)), SumOfForms((forms[0], forms[0]))]
+    found = square_norms_of_all(forms, torch.zeros(6))
+    zeros = torch.zeros(6, dtype=torch.float64)
+    each = [zeros if form is None else form.square_norms() for form in forms]
+    assert found.dtype is torch.float64
+    assert torch.equal(found.nan_to_num(-1), torch.stack(each).nan_to_num(-1))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from dpaudit.trainer.engine.module_walk import named_parameters, unique_modules
+from dpaudit.trainer.engine.module_walk import ModuleWalk, named_parameters, unique_modules
 
 
 class Renamed(nn.Linear):
@@ -77,3 +77,64 @@ def test_each_module_is_listed_once(make: Callable[[], nn.Module]) -> None:
     found = unique_modules(model)
     assert len(found) == len({*found})
     assert {*found} == {*model.modules()}
+
+
+def require_as_torch(walk: ModuleWalk, model: nn.Module) -> None:
+    assert {*walk.modules} == {*unique_modules(model)}
+    assert walk.named_modules == [*model.named_modules()]
+    mine, theirs = walk.named_parameters, dict(model.named_parameters())
+    assert [*mine] == [*theirs]
+    assert all(mine[name] is theirs[name] for name in mine)
+
+
+def add_module(model: nn.Module) -> None:
+    model.further = nn.Linear(1, 1)
+
+
+def replace_parameter(model: nn.Module) -> None:
+    module = next(each for each in model.modules() if each._parameters)
+    name = next(iter(module._parameters))
+    module._parameters[name] = nn.Parameter(torch.zeros(1))
+
+
+def rename_parameter(model: nn.Module) -> None:
+    module = next(each for each in model.modules() if each._parameters)
+    name, parameter = module._parameters.popitem()
+    module._parameters[f"{name}_again"] = parameter
+
+
+def make_buffer_of_parameter(model: nn.Module) -> None:
+    module = next(each for each in model.modules() if each._parameters)
+    name, parameter = module._parameters.popitem()
+    module._buffers[name] = parameter
+
+
+CHANGES = (add_module, replace_parameter, rename_parameter, make_buffer_of_parameter)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("make", MODELS)
+def test_kept_walk_lists_what_torch_lists_after_a_change(
+    make: Callable[[], nn.Module], change: Callable[[nn.Module], None]
+) -> None:
+    model = make()
+    model.last = nn.Linear(1, 1)
+    walk = ModuleWalk(model)
+    if not any(isinstance(module, Renamed) for module in model.modules()):
+        require_as_torch(walk, model)
+        change(model)
+        walk.refresh()
+    require_as_torch(walk, model)
+    walk.refresh()
+    require_as_torch(walk, model)
+
+
+def test_kept_walk_does_not_walk_again_without_a_change() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+    walk = ModuleWalk(model)
+    before = walk.modules, walk.named_modules, walk.named_parameters
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    walk.refresh()
+    after = walk.modules, walk.named_modules, walk.named_parameters
+    assert all(one is other for one, other in zip(before, after, strict=True))
