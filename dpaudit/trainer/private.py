@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -531,10 +532,16 @@ class Private(NotCopyable):
         settings, step = self.step_settings, self.steps
         known = self._release
         if known is None or known[0] is not settings or known[1] != step:
-            noise = Gaussian(settings.noise_multiplier(step))
+            noise = _gaussian(settings.noise_multiplier(step))
             release = settings.sampler.release_at(noise, step, self._session.first)
             self._release = known = settings, step, release
         return known[2]
+
+
+@lru_cache(maxsize=1)
+def _gaussian(noise_multiplier: float) -> Gaussian:
+    """Return the Gaussian mechanism of a step, which usually is that of the step before."""
+    return Gaussian(noise_multiplier)
 
 
 WARNED_STEP = 4
