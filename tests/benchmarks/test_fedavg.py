@@ -13,7 +13,7 @@ from side_by_side.federated_models import linear_cnn
 from dpaudit.accountants import pld
 from dpaudit.vocabulary.settings import HYPERPARAMETER_TUNING
 
-RESULTS = ROOT / "benchmarks" / "results" / "fedavg-2026-11-30.json"
+RESULTS = ROOT / "benchmarks" / "results" / "fedavg-2026-12-01.json"
 
 
 @pytest.mark.parametrize("model", list(fedavg.TARGETS))
