@@ -155,7 +155,13 @@ class Independent:
         return noise_multiplier * norm
 
     def add_noise(
-        self, sums: GradientSums, context: NoiseContext, noise_multiplier: float, norm: float
+        self,
+        sums: GradientSums,
+        context: NoiseContext,
+        noise_multiplier: float,
+        norm: float,
+        *,
+        share: float = 1.0,
     ) -> GradientSums:
         """Add independent normals of deviation noise_multiplier * norm.
 
@@ -164,32 +170,10 @@ class Independent:
             context: Keystream and step; one pair gives one noise.
             noise_multiplier: Noise standard deviation over the sensitivity.
             norm: The sensitivity: largest L2 norm of what one record adds.
+            share: Factor on the noisy sums, in the same pass.
 
         Returns:
             The noisy sums by the same names, with the same shapes.
-        """
-        return self.add_noise_in_one_pass(sums, context, noise_multiplier, norm, share=1.0)
-
-    def add_noise_in_one_pass(
-        self,
-        sums: GradientSums,
-        context: NoiseContext,
-        noise_multiplier: float,
-        norm: float,
-        *,
-        share: float,
-    ) -> GradientSums:
-        """Add the same noise, and multiply the noisy sums.
-
-        Args:
-            sums: Clipped sums per parameter; they may be changed in place.
-            context: Keystream and step; one pair gives one noise.
-            noise_multiplier: Noise standard deviation over the sensitivity.
-            norm: The sensitivity: largest L2 norm of what one record adds.
-            share: Factor on the noisy sums.
-
-        Returns:
-            The products by the same names, with the same shapes.
         """
         if not all(map(_is_plain, sums.values())):
             return multiply(add_step_noise(self, sums, context, noise_multiplier, norm), share)
@@ -292,7 +276,13 @@ class OnGrid:
         return math.nextafter(sensitivity + math.nextafter(step, math.inf), math.inf)
 
     def add_noise(
-        self, sums: GradientSums, context: NoiseContext, noise_multiplier: float, norm: float
+        self,
+        sums: GradientSums,
+        context: NoiseContext,
+        noise_multiplier: float,
+        norm: float,
+        *,
+        share: float = 1.0,
     ) -> GradientSums:
         """Round the sums to the grid and add rounded normals.
 
@@ -301,32 +291,10 @@ class OnGrid:
             context: Keystream and step; one pair gives one noise.
             noise_multiplier: Noise standard deviation over the sensitivity.
             norm: The sensitivity: largest L2 norm of what one record adds.
+            share: Factor on the noisy sums, in the same pass.
 
         Returns:
             The noisy sums by the same names, with the same shapes.
-        """
-        return self.add_noise_in_one_pass(sums, context, noise_multiplier, norm, share=1.0)
-
-    def add_noise_in_one_pass(
-        self,
-        sums: GradientSums,
-        context: NoiseContext,
-        noise_multiplier: float,
-        norm: float,
-        *,
-        share: float,
-    ) -> GradientSums:
-        """Add the same noise, and multiply the noisy sums.
-
-        Args:
-            sums: Clipped sums per parameter; they may be changed in place.
-            context: Keystream and step; one pair gives one noise.
-            noise_multiplier: Noise standard deviation over the sensitivity.
-            norm: The sensitivity: largest L2 norm of what one record adds.
-            share: Factor on the noisy sums.
-
-        Returns:
-            The products by the same names, with the same shapes.
         """
         dimension = count_coordinates(sums)
         scale = self.scale(noise_multiplier, norm, dimension)
@@ -637,11 +605,9 @@ def noisy_means(
     Returns:
         The means by the same names, with the same shapes.
     """
-    # A class derived from these may add other noise.
-    if type(noise) in (Independent, OnGrid) and math.frexp(expected)[0] == HALF:
-        assert isinstance(noise, Independent | OnGrid)
-        share = 1 / expected
-        return noise.add_noise_in_one_pass(sums, context, noise_multiplier, norm, share=share)
+    # A class derived from these may add other noise, without this factor.
+    if math.frexp(expected)[0] == HALF and (type(noise) is Independent or type(noise) is OnGrid):
+        return noise.add_noise(sums, context, noise_multiplier, norm, share=1 / expected)
     return divide(noise.add_noise(sums, context, noise_multiplier, norm), expected)
 
 
